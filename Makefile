@@ -1,0 +1,35 @@
+# Everything runs in an environment of its own, .venv, that is made from constraints.txt on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint types bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/shrinkage demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest -n auto --dist loadgroup -m "not slow"
+
+test-all: $(VENV)/installed
+	$(BIN)/pytest -n auto --dist loadgroup
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.cost
+
+clean:
+	rm -rf $(VENV) runs
+
+# torch comes first and pinned, so that no other package pulls in a second build of it.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --constraint constraints.txt torch
+	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,dev]'
+	touch $@

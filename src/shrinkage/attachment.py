@@ -1,0 +1,269 @@
+"""One optimizer and the parameters charged in it: what happens around each of its steps.
+
+Order within one update: the user's loop unscales and clips; then penalty gradients, decoupled decay, the optimizer,
+and the proximal operators. What the hooks take care of:
+
+* a step with a closure computes its gradients inside, so the penalty's are added inside too, and its value to the loss
+  that the closure returns (a line search needs it);
+* a fused optimizer unscales and skips in its own kernel, so its gradients still carry the loss scale, and its hooks run
+  on an overflow too: thresholds are then multiplied by 0, on the device;
+* an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
+* a step that raised never reached its second hook: the next first hook starts afresh;
+* trainers replace parameters and parameter groups: both are looked up again when they changed.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from operator import is_
+from types import FrameType
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+from shrinkage.apply import Number, add_gradient_, decay_, prox_, wide
+from shrinkage.errors import ParameterError
+from shrinkage.metric import metric_of
+from shrinkage.penalties import Penalty
+from shrinkage.plan import How
+
+HookType = TypeVar("HookType", bound=Callable[..., Any])
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+
+
+class Charge(NamedTuple):
+    """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group."""
+
+    name: str
+    penalty: Penalty
+    how: How
+    parameter: nn.Parameter
+    group: int
+
+    @property
+    def before(self) -> bool:
+        """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
+        return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
+
+
+@dataclass
+class Updates:
+    """Counts the updates that happened: a fused optimizer that met an overflow took a step, but no update."""
+
+    steps: int = 0
+    skipped: Tensor | None = None
+
+    def record(self, overflow: Tensor | None) -> None:
+        """Count one step; `overflow` is 1 on the device if it did not update anything."""
+        self.steps += 1
+        if overflow is not None:
+            self.skipped = overflow.clone() if self.skipped is None else self.skipped + overflow
+
+    def count(self) -> int:
+        """Return the number of updates; waits for the device if loss scaling with a fused optimizer is in use."""
+        return self.steps - (0 if self.skipped is None else int(self.skipped.item()))
+
+
+class Attachment:
+    """Applies penalties around the steps of one optimizer.
+
+    Args:
+        resolve: returns what is charged in an optimizer; called again whenever the optimizer's parameters changed.
+    """
+
+    def __init__(self, resolve: Callable[[Optimizer], Sequence[Charge]]) -> None:
+        self.updates = Updates()
+        self._resolve = resolve
+        self._charges: Sequence[Charge] = ()
+        self._seen: list[Tensor] | None = None
+        self._depth = 0
+
+    def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
+        """Return what is charged in `optimizer` now."""
+        current = parameters_of(optimizer)
+        if self._seen is None or len(current) != len(self._seen) or not all(map(is_, current, self._seen)):
+            charges = self._resolve(optimizer)
+            for charge in charges:
+                check_metric(charge, optimizer)
+            self._charges, self._seen = charges, current
+        return self._charges
+
+    def forget(self) -> None:
+        """Look everything up again before the next step."""
+        self._charges, self._seen = (), None
+
+    def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
+        """Add gradients and decay, now or after the closure; the first hook of a step."""
+        if self._depth and runs_inside_own_step(optimizer):
+            self._depth += 1
+            return None
+        self._depth = 1
+        charges = self.charges(optimizer)
+        if not charges:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            check_gradients(charges)
+            self._apply_before(optimizer)
+            return None
+        charged = self._charged_closure(optimizer, closure)
+        if len(args) > 1:
+            return (args[0], charged, *args[2:]), kwargs
+        return args, {**kwargs, "closure": charged}
+
+    def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
+        """Apply proximal operators and count the update; the last hook of a step."""
+        self._depth = max(self._depth - 1, 0)
+        if self._depth or self._seen is None:
+            return
+        overflow = overflow_of(optimizer)
+        with without_autograd_or_autocast(self._charges):
+            for charge in self._charges:
+                if not charge.before and charge.parameter.grad is not None:
+                    step = step_of(charge, optimizer)
+                    prox_(self._penalty(charge), charge.parameter, unless(overflow, step))
+        self.updates.record(overflow)
+
+    def _charged_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
+        decayed = False
+
+        @functools.wraps(closure)
+        def charged() -> Any:
+            nonlocal decayed
+            loss = closure()
+            check_gradients(self._charges)
+            self._apply_before(optimizer, decay=not decayed)
+            decayed = True
+            return loss if loss is None else loss + self._value_in_loss()
+
+        return charged
+
+    def _apply_before(self, optimizer: Optimizer, *, decay: bool = True) -> None:
+        """Add the gradients, and decay, of the penalties that act before the step."""
+        scale = getattr(optimizer, "grad_scale", None)
+        overflow = overflow_of(optimizer)
+        with without_autograd_or_autocast(self._charges):
+            for charge in self._charges:
+                if not charge.before or charge.parameter.grad is None:
+                    continue
+                group = optimizer.param_groups[charge.group]
+                if charge.how == "gradient":
+                    sign = -1.0 if group.get("maximize") else 1.0
+                    add_gradient_(self._penalty(charge), charge.parameter, sign if scale is None else sign * scale)
+                elif decay:
+                    decay_(self._penalty(charge), charge.parameter, unless(overflow, group["lr"]))
+
+    def _value_in_loss(self) -> float | Tensor:
+        """Return the value of the penalties that act through the gradient."""
+        with without_autograd_or_autocast(self._charges):
+            values = [
+                self._penalty(charge).value(wide(charge.parameter.detach()))
+                for charge in self._charges
+                if charge.how == "gradient" and charge.parameter.grad is not None
+            ]
+        return torch.stack(values).sum() if values else 0.0
+
+    def _penalty(self, charge: Charge) -> Penalty:
+        """Return the penalty of `charge` with its strengths at this update."""
+        return charge.penalty.at(self.updates.count()) if charge.penalty.scheduled else charge.penalty
+
+
+def uncompiled(hook: HookType) -> HookType:
+    """Return `hook` in a form that `torch.compile` calls and does not trace: an update count would recompile it."""
+    disabled: HookType = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return disabled
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters of all groups of `optimizer`."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def group_indices(optimizer: Optimizer) -> Mapping[int, int]:
+    """Return the index of the parameter group of every parameter of `optimizer`, by id."""
+    return {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+
+
+def check_metric(charge: Charge, optimizer: Optimizer) -> None:
+    """Raise `MetricError` if `charge` needs a metric that is not known."""
+    if charge.how == "proximal":
+        metric_of(optimizer)
+
+
+def check_gradients(charges: Sequence[Charge]) -> None:
+    """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
+    for name, _, _, parameter, _ in charges:
+        if parameter.grad is not None and parameter.grad.layout != torch.strided:
+            raise ParameterError(
+                f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
+                "rows that a batch touched, while a penalty charges all of them; build the layer with sparse=False, "
+                f"or leave it alone with {{{name!r}: None}}"
+            )
+
+
+def step_of(charge: Charge, optimizer: Optimizer) -> Number:
+    """Return the step of the proximal operator: the optimizer's own metric, or its learning rate (decoupled)."""
+    group = optimizer.param_groups[charge.group]
+    if charge.how == "decoupled":
+        lr: Number = group["lr"]
+        return lr
+    return metric_of(optimizer)(group, optimizer.state[charge.parameter], charge.parameter)
+
+
+def overflow_of(optimizer: Optimizer) -> Tensor | None:
+    """Return 1 on the device if a fused optimizer skips this step because of an overflow; None outside of loss scaling.
+
+    `found_inf` is summed over devices, so it may exceed 1.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else found_inf.clamp(max=1)
+
+
+def unless(overflow: Tensor | None, step: Number) -> Number:
+    """Return `step`, or 0 if the update is skipped."""
+    return step if overflow is None else step * (1 - overflow)
+
+
+def without_autograd_or_autocast(charges: Sequence[Charge]) -> ExitStack:
+    """Return a context in which nothing is recorded and every operation runs in the type of its operands."""
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    for device_type in {charge.parameter.device.type for charge in charges}:
+        stack.enter_context(torch.autocast(device_type, enabled=False))
+    return stack
+
+
+def runs_inside_own_step(optimizer: Optimizer) -> bool:
+    """Return whether two steps of `optimizer` are under way: one that calls its parent's, which called this hook.
+
+    Only the stack can tell that from a step that raised and so never reached its second hook.
+    """
+    depth = 0
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and depth < 2:
+        code = frame.f_code
+        if code.co_name == "wrapper" and code.co_filename == torch_optimizer.__file__:
+            depth += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return depth == 2
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer that does the work, inside of wrappers that keep it as an attribute."""
+    for attribute in ("optimizer", "_optimizer", "base_optimizer"):
+        inner = getattr(optimizer, attribute, None)
+        if isinstance(inner, Optimizer):
+            return unwrapped(inner)
+    return optimizer
+
+
+# The attachments that a `Regularizer` made, so that a declaration on a layer never charges a parameter a second time.
+explicit_attachments: MutableMapping[Optimizer, list[Attachment]] = WeakKeyDictionary()

@@ -1,0 +1,1 @@
+"""The calling conventions of other packages, on top of this one."""

@@ -1,0 +1,224 @@
+"""Declarations that live on the layer: `regularize(layer, penalty)`, and no other line in the training loop.
+
+The layer keeps its declarations among its attributes, so that they travel with `deepcopy`, `pickle` and `model.to`, and
+stand in neither `state_dict` nor `parameters()`. All declarations that are alive are in a weak set; hooks that torch
+runs around the steps of every optimizer look there for the parameters that an optimizer holds.
+"""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from shrinkage.attachment import (
+    Arguments,
+    Attachment,
+    Charge,
+    Keywords,
+    explicit_attachments,
+    group_indices,
+    parameters_of,
+    uncompiled,
+    unwrapped,
+)
+from shrinkage.errors import SelectionError
+from shrinkage.penalties import Penalty
+from shrinkage.plan import How, Rule, resolve
+from shrinkage.select import named_parameters
+
+LayerType = TypeVar("LayerType", bound=nn.Module)
+ATTRIBUTE = "_shrinkage_declarations"
+
+
+def regularize(
+    layer: LayerType, penalty: Penalty | None, *, parameter: str = "weight", how: How = "proximal"
+) -> LayerType:
+    """Charge a layer's weight from now on, in whichever optimizer steps it, and return the layer.
+
+    minimizes loss + penalty(layer.weight), with nothing to add to the training loop. The layer stays what it was: its
+    type, its `state_dict` keys, and its behaviour under `deepcopy`, `pickle`, `to` and `torch.compile`.
+
+    Args:
+        layer: any module.
+        penalty: what is charged; None takes the declaration for `parameter` back.
+        parameter: name of the parameter in the layer; a glob such as "weight_*" or, for a whole block, "*.weight".
+        how: "proximal" (exact zeros), "gradient" or "decoupled"; see `Rule`.
+
+    Raises:
+        SelectionError: the layer has no such parameter, or charges it already.
+        GroupError: the parameter does not fall into the groups of the penalty.
+        ParameterError: the parameter is not floating point, or is computed by a parametrization.
+        ValueError: the strength is a schedule, which needs an update count that is saved: use `Regularizer`.
+        MetricError: at the first step, if `how="proximal"` and the optimizer's metric is not known.
+
+    A `Regularizer` that charges the same parameter takes the declaration's place while it is attached.
+
+    >>> import shrinkage, torch
+    >>> layer = regularize(torch.nn.Linear(4, 2), shrinkage.L1(0.1))
+    >>> layer
+    Linear(in_features=4, out_features=2, bias=True)
+    """
+    known = vars(layer).get(ATTRIBUTE)
+    rules: tuple[Rule, ...] = () if known is None else known.rules
+    if penalty is None:
+        rules = without(rules, parameter, layer)
+    else:
+        if isinstance(penalty, Penalty) and penalty.scheduled:
+            raise ValueError(
+                f"{penalty}: a schedule counts updates, and the count has to be saved with a checkpoint; "
+                f"use Regularizer(model, {{...}}), whose state_dict() holds it"
+            )
+        rules = (*rules, Rule(penalty, parameter, how))
+        check_declarations(layer, rules)
+    setattr(layer, ATTRIBUTE, Declarations(layer, rules))
+    return layer
+
+
+def without(rules: Sequence[Rule], parameter: str, layer: nn.Module) -> tuple[Rule, ...]:
+    """Return `rules` without the one for `parameter`."""
+    kept = tuple(rule for rule in rules if rule.parameters != parameter)
+    if len(kept) == len(rules):
+        declared = ", ".join(repr(rule.parameters) for rule in rules) or "nothing"
+        raise SelectionError(
+            f"{type(layer).__name__} declares no penalty for {parameter!r} to take back (it declares {declared})"
+        )
+    return kept
+
+
+def check_declarations(layer: nn.Module, rules: Sequence[Rule]) -> None:
+    """Raise if one of `rules` matches nothing, can not be applied, or charges what another one charges."""
+    charged: dict[str, Rule] = {}
+    for rule in rules:
+        for entry in resolve(layer, rule):
+            if entry.name in charged:
+                raise SelectionError(
+                    f"{entry.name!r} of this {type(layer).__name__} is charged {charged[entry.name].penalty} already; "
+                    f"take that back with regularize(layer, None, parameter={charged[entry.name].parameters!r}) first"
+                )
+            charged[entry.name] = rule
+
+
+class Declarations:
+    """The rules that one layer declares. Knows its layer by weak reference, so that it does not keep it alive."""
+
+    def __init__(self, layer: nn.Module, rules: tuple[Rule, ...]) -> None:
+        self._bind(layer, rules)
+
+    def _bind(self, layer: nn.Module, rules: tuple[Rule, ...]) -> None:
+        self._layer = weakref.ref(layer)
+        self.rules = rules
+        _registry.add(self)
+
+    def charges(self) -> list[tuple[nn.Parameter, Rule, str]]:
+        """Return every charged parameter as it is now, with its rule and its name in messages."""
+        layer = self._layer()
+        if layer is None or vars(layer).get(ATTRIBUTE) is not self:
+            return []
+        held = {candidate.name: candidate.parameter for candidate in named_parameters(layer)}
+        found = []
+        for rule in self.rules:
+            for entry in resolve(layer, rule):
+                parameter = held[entry.name]
+                if parameter is not None:
+                    found.append((parameter, rule, f"{entry.name} of {type(layer).__name__}"))
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Declarations":
+        """Return the declarations of the layer's copy, which is in `memo` before its attributes are copied."""
+        copied: nn.Module = memo[id(self._layer())]
+        return Declarations(copied, self.rules)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the layer beside its rules: it is being pickled already, so only a reference is written."""
+        return Declarations.__new__, (Declarations,), (self._layer(), self.rules)
+
+    def __setstate__(self, state: tuple[nn.Module, tuple[Rule, ...]]) -> None:
+        self._bind(*state)
+
+
+class Registry:
+    """All declarations that are alive, and the attachments that apply them."""
+
+    def __init__(self) -> None:
+        self.declarations: weakref.WeakSet[Declarations] = weakref.WeakSet()
+        self.attachments: weakref.WeakKeyDictionary[Optimizer, tuple[Attachment, object]] = weakref.WeakKeyDictionary()
+        self.additions = 0
+
+    def add(self, declarations: Declarations) -> None:
+        """Take in `declarations`; the first one installs the hooks."""
+        if not self.additions:
+            register_optimizer_step_pre_hook(uncompiled(self.before_step))
+            register_optimizer_step_post_hook(uncompiled(self.after_step))
+        self.additions += 1
+        self.declarations.add(declarations)
+
+    def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
+        """Run before every step of every optimizer."""
+        if not self.declarations or is_container(optimizer):
+            return None
+        state = (self.additions, [id(attachment) for attachment in explicit_attachments.get(optimizer, ())])
+        attachment, seen = self.attachments.get(optimizer, (None, None))
+        if attachment is None:
+            attachment = Attachment(self.resolve)
+        elif seen != state:
+            attachment.forget()
+        self.attachments[optimizer] = (attachment, state)
+        return attachment.before_step(optimizer, args, kwargs)
+
+    def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
+        """Run after every step of every optimizer."""
+        attachment, _ = self.attachments.get(optimizer, (None, None))
+        if attachment is not None:
+            attachment.after_step(optimizer, args, kwargs)
+
+    def resolve(self, optimizer: Optimizer) -> list[Charge]:
+        """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
+        declared: dict[int, tuple[Rule, str]] = {}
+        for declarations in list(self.declarations):
+            for parameter, rule, name in declarations.charges():
+                other, _ = declared.setdefault(id(parameter), (rule, name))
+                check_same_charge(name, other, rule.penalty, rule.how)
+        for attachment in explicit_attachments.get(optimizer, ()):
+            for charge in attachment.charges(optimizer):
+                if id(charge.parameter) in declared:
+                    rule, _ = declared.pop(id(charge.parameter))
+                    check_same_charge(charge.name, rule, charge.penalty, charge.how)
+        groups = group_indices(optimizer)
+        return [
+            Charge(name, rule.penalty, rule.how, parameter, groups[id(parameter)])
+            for parameter in dict.fromkeys(parameters_of(optimizer))
+            for rule, name in [declared.get(id(parameter), (None, ""))]
+            if rule is not None and rule.penalty is not None and isinstance(parameter, nn.Parameter)
+        ]
+
+
+def check_same_charge(name: str, declared: Rule, penalty: Penalty | None, how: How) -> None:
+    """Raise `SelectionError` unless a parameter that is charged in two places is charged the same in both."""
+    if (declared.penalty, declared.how) != (penalty, how):
+        raise SelectionError(
+            f"two rules clash on {name!r}: its layer declares {declared.penalty} ({declared.how}) with regularize(), "
+            f"another rule charges {penalty} ({how}); keep one of them"
+        )
+
+
+def is_container(optimizer: Optimizer) -> bool:
+    """Return whether `optimizer` hands its parameters to other optimizers, whose own steps run the hooks too."""
+    return unwrapped(optimizer) is not optimizer or any("lr" not in group for group in optimizer.param_groups)
+
+
+def declared_rules(model: nn.Module) -> dict[str, Rule]:
+    """Return what the layers of `model` declare, by the name of the parameter."""
+    names = {id(c.parameter): c.name for c in reversed(list(named_parameters(model))) if c.parameter is not None}
+    found: dict[str, Rule] = {}
+    for module in model.modules():
+        declarations = vars(module).get(ATTRIBUTE)
+        for parameter, rule, _ in () if declarations is None else declarations.charges():
+            name = names[id(parameter)]
+            check_same_charge(name, found.setdefault(name, rule), rule.penalty, rule.how)
+    return found
+
+
+_registry = Registry()

@@ -1,0 +1,25 @@
+"""What can go wrong, by kind. Every message says what was expected, what was found and what to do."""
+
+
+class ShrinkageError(Exception):
+    """Base of every error that this package raises on its own account."""
+
+
+class SelectionError(ShrinkageError, ValueError):
+    """A rule selects nothing, or two rules charge the same parameter differently."""
+
+
+class GroupError(ShrinkageError, ValueError):
+    """A tensor can not be divided into the groups that were asked for."""
+
+
+class ParameterError(ShrinkageError, TypeError):
+    """A parameter can not be charged: not floating point, a sparse gradient, behind a parametrization."""
+
+
+class MetricError(ShrinkageError, TypeError):
+    """The metric of an optimizer's step is not known."""
+
+
+class AttachmentError(ShrinkageError, RuntimeError):
+    """A regularizer and an optimizer do not fit together."""

@@ -1,0 +1,102 @@
+"""What a penalty is, and the factor conventions, once for all of them.
+
+Let R be the penalty, its strength included. Then
+
+* `value(w)` is R(w);
+* `gradient(w)` is the element of least norm of R's subdifferential at w: 0 at 0;
+* `prox(w, step)` is argmin over y of  1/2 sum (y - w)^2 / step + R(y);
+* `residual(w, grad)` is the distance from -grad to the subdifferential at w: 0 where L + R is stationary, if `grad`
+  is the gradient of L;
+* `strength_max(grad)` is the least strength at which 0 is stationary, if `grad` is the gradient of L at 0.
+
+Strengths are per mean loss: loss units per unit of |w| (L1) or of w^2 / 2 (L2). L2 is strength / 2 * ||w||^2, so that
+its gradient matches torch's `weight_decay`. A strength may be a schedule, a function of the update count; `at` gives
+the penalty of one update, and the five methods need that.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+from torch import Tensor
+
+
+class Description(NamedTuple):
+    """A penalty in words: its name, its strength, and the groups it charges."""
+
+    penalty: str
+    strength: str
+    groups: str
+
+
+class Penalty(ABC):
+    """A function of a tensor that is added to the loss. Concrete penalties are frozen dataclasses."""
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    @abstractmethod
+    def smooth(self) -> bool:
+        """Whether the penalty has a derivative everywhere, so that it gives no exact zeros."""
+
+    @abstractmethod
+    def value(self, w: Tensor) -> Tensor:
+        """Return R(w), a 0-dim tensor."""
+
+    @abstractmethod
+    def gradient(self, w: Tensor) -> Tensor:
+        """Return the subgradient of least norm at `w`, the shape of `w`."""
+
+    @abstractmethod
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return argmin over y of 1/2 sum (y - w)^2 / step + R(y), the shape of `w`.
+
+        Args:
+            w: where to start from.
+            step: >= 0; a number, a 0-dim tensor, or a tensor shaped like `w` (a diagonal metric). Where it is 0, the
+                element comes back as it is.
+        """
+
+    @abstractmethod
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return the distance from `-grad` to the subdifferential at `w`, one value per element or per group."""
+
+    @abstractmethod
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return the least strength at which 0 is stationary, a 0-dim tensor, given the gradient of the loss at 0."""
+
+    @abstractmethod
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `GroupError` if a tensor of `shape` can not be charged."""
+
+    @abstractmethod
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return what a printed plan says of this penalty on a tensor of `shape` (None: not yet known)."""
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a strength of this penalty is a schedule."""
+        return any(callable(value) or is_scheduled(value) for value in self._fields().values())
+
+    def at(self, iteration: int) -> Self:
+        """Return this penalty with the strengths of update number `iteration`, the first being 0."""
+        changes = {name: resolved(value, iteration) for name, value in self._fields().items()}
+        return dataclasses.replace(self, **changes)
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the arguments this penalty was made with."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def is_scheduled(value: object) -> bool:
+    """Return whether `value` is a penalty with a schedule in it."""
+    return isinstance(value, Penalty) and value.scheduled
+
+
+def resolved(value: Any, iteration: int) -> Any:
+    """Return one field of a penalty as it is at update `iteration`."""
+    if isinstance(value, Penalty):
+        return value.at(iteration)
+    return value(iteration) if callable(value) else value

@@ -1,0 +1,197 @@
+"""Rules, and the plan they resolve to: which parameter is charged what."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import nn
+
+from shrinkage.errors import GroupError, SelectionError
+from shrinkage.penalties.base import Penalty
+from shrinkage.select import (
+    NamedParameter,
+    Selector,
+    Weights,
+    check_not_computed,
+    check_parameter,
+    check_selector,
+    matches,
+    named_parameters,
+    selector_text,
+    unmatched,
+)
+from shrinkage.tables import shape_text, table
+
+How = Literal["proximal", "gradient", "decoupled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One penalty, the parameters it charges, and how it enters the optimizer's step.
+
+    Args:
+        penalty: what is charged; None leaves the parameters alone.
+        parameters: a selector; None selects every `weight` with two dimensions or more outside of norm and embedding
+            layers.
+        how: "proximal" (exact zeros, in the optimizer's own metric), "gradient" (adds the derivative to the gradient
+            before the step) or "decoupled" (times the learning rate only, in the units of AdamW's `weight_decay`).
+
+    Raises:
+        TypeError: the penalty is not a penalty, the selector not a selector.
+        ValueError: `how` is none of the three.
+
+    >>> from shrinkage import L1
+    >>> Rule(L1(1e-4), "*.weight")
+    Rule(penalty=L1(strength=0.0001), parameters='*.weight', how='proximal')
+    """
+
+    penalty: Penalty | None
+    parameters: Selector | None = None
+    how: How = "proximal"
+
+    def __post_init__(self) -> None:
+        check_penalty(self.penalty)
+        check_how(self.how)
+        if self.parameters is not None:
+            check_selector(self.parameters)
+
+
+Rules = Penalty | Rule | Mapping[Selector, Penalty | None] | Sequence[Rule]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One charged parameter: its name, its other names if it is tied, its shape (None while lazy), and its charge."""
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...] | None
+    penalty: Penalty
+    how: How
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The charged parameters of a model, in the model's order. Prints as a table."""
+
+    entries: tuple[Entry, ...]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __str__(self) -> str:
+        header = ["parameter", "shape", "groups", "penalty", "strength", "how"]
+        return table(header, [entry_cells(entry) for entry in self.entries])
+
+
+def entry_cells(entry: Entry) -> list[str]:
+    """Return the row of `entry` in the printed plan."""
+    name = " = ".join((entry.name, *entry.aliases))
+    penalty, strength, groups = entry.penalty.describe(entry.shape)
+    shape = "lazy" if entry.shape is None else shape_text(entry.shape)
+    return [name, shape, groups, penalty, strength, entry.how]
+
+
+def check_penalty(penalty: object) -> None:
+    """Raise `TypeError` unless `penalty` is a penalty or None."""
+    if not (penalty is None or isinstance(penalty, Penalty)):
+        raise TypeError(f"expected a penalty such as L1(1e-4), or None to leave parameters alone, got {penalty!r}")
+
+
+def check_how(how: str) -> None:
+    """Raise `ValueError` unless `how` is one of the three ways."""
+    if how not in get_args(How):
+        raise ValueError(f"how must be one of {', '.join(map(repr, get_args(How)))}, got {how!r}")
+
+
+def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
+    """Return `rules` as a tuple of `Rule`; penalties that come without one are applied as `how` says."""
+    check_how(how)
+    if isinstance(rules, Penalty):
+        return (Rule(rules, how=how),)
+    if isinstance(rules, Mapping):
+        found = [Rule(penalty, selector, how) for selector, penalty in rules.items()]
+    else:
+        found = [rules] if isinstance(rules, Rule) else list(rules) if isinstance(rules, Sequence) else []
+        if not all(isinstance(rule, Rule) for rule in found) or not isinstance(rules, Rule | Sequence):
+            raise TypeError(
+                "rules are a penalty, a mapping from selectors to penalties, a Rule or a sequence of Rule, "
+                f"got {rules!r}"
+            )
+    if not found:
+        raise SelectionError("there are no rules: give at least one, such as {'*.weight': L1(1e-4)}")
+    return tuple(found)
+
+
+def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
+    """Return which parameters of `model` the rules charge; the first rule that matches a name wins.
+
+    Raises:
+        SelectionError: a rule matches nothing or is never the first to match; a tied parameter meets two rules.
+        GroupError: a parameter does not fall into the groups of its penalty.
+        ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
+    """
+    candidates = list(named_parameters(model))
+    ordered = as_rules(rules, how)
+    selectors = [Weights.of(model) if rule.parameters is None else rule.parameters for rule in ordered]
+    winners = first_matches(selectors, candidates)
+
+    by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
+    for candidate, winner in zip(candidates, winners, strict=True):
+        if winner is None:
+            continue
+        rule = ordered[winner]
+        if rule.penalty is not None:
+            check_not_computed(candidate)
+        if candidate.parameter is not None:
+            by_parameter.setdefault(id(candidate.parameter), []).append((candidate, rule))
+    entries = (entry_of(names) for names in by_parameter.values())
+    return Plan(tuple(entry for entry in entries if entry is not None))
+
+
+def first_matches(selectors: Sequence[Selector | Weights], candidates: Sequence[NamedParameter]) -> list[int | None]:
+    """Return for each candidate the index of the first selector that matches it; raise for one that never wins."""
+    hits = [[matches(selector, candidate) for candidate in candidates] for selector in selectors]
+    columns = range(len(candidates))
+    winners = [next((i for i, row in enumerate(hits) if row[column]), None) for column in columns]
+    for i, selector in enumerate(selectors):
+        if not any(hits[i]):
+            raise unmatched(selector, candidates)
+        if i not in winners:
+            taken = next(j for j in range(i) if hits[j][hits[i].index(True)])
+            raise SelectionError(
+                f"the rule {selector_text(selector)} never applies: every parameter it matches is taken by an earlier "
+                f"rule such as {selector_text(selectors[taken])}; the first match wins, so put it before that one"
+            )
+    return winners
+
+
+def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
+    """Return the entry of one parameter from all its names and the rules they met; None if it is left alone."""
+    (first, rule), *others = names
+    for other, other_rule in others:
+        if (other_rule.penalty, other_rule.how) != (rule.penalty, rule.how):
+            raise SelectionError(
+                f"{first.name!r} and {other.name!r} are one tied parameter, but two rules clash on it: "
+                f"{rule.penalty} ({rule.how}) and {other_rule.penalty} ({other_rule.how}); give both names one rule"
+            )
+    if rule.penalty is None or first.parameter is None:
+        return None
+    check_parameter(first.name, first.parameter)
+    lazy = nn.parameter.is_lazy(first.parameter)
+    shape = None if lazy else tuple(first.parameter.shape)
+    if shape is not None:
+        check_shape(first.name, shape, rule.penalty)
+    aliases = tuple(other.name for other, _ in others)
+    return Entry(first.name, aliases, shape, rule.penalty, rule.how)
+
+
+def check_shape(name: str, shape: Sequence[int], penalty: Penalty) -> None:
+    """Raise `GroupError` with the parameter's name if `penalty` can not charge a tensor of `shape`."""
+    try:
+        penalty.check_shape(shape)
+    except GroupError as error:
+        raise GroupError(f"{name!r} of shape {tuple(shape)} can not be charged by {penalty}: {error}") from None

@@ -1,0 +1,189 @@
+"""`Regularizer`: rules for a model, attached to its optimizers."""
+
+import glob
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from shrinkage.apply import wide
+from shrinkage.attachment import (
+    Attachment,
+    Charge,
+    explicit_attachments,
+    group_indices,
+    uncompiled,
+    unwrapped,
+)
+from shrinkage.declare import check_same_charge, declared_rules
+from shrinkage.errors import AttachmentError, SelectionError
+from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
+from shrinkage.select import named_parameters
+
+
+class Regularizer:
+    """Charges parameters of a model that rules select, around the steps of the optimizers it is attached to.
+
+    minimizes  loss + sum over rules of  R(parameters)  in the optimizer's own steps, with no term in the loss.
+
+    Args:
+        model: the model whose parameters are charged.
+        rules: a penalty (charges every `weight` of two dimensions or more outside of norm and embedding layers), a
+            mapping from selectors to penalties (the first match wins, None leaves alone), a `Rule` or a sequence of
+            them; left out, what the layers of the model declare with `regularize`.
+        how: "proximal", "gradient" or "decoupled" for the penalties that come without a `Rule`.
+
+    Raises:
+        SelectionError: a rule matches nothing or never wins, or two rules clash on a parameter.
+        GroupError: a parameter does not fall into the groups of its penalty.
+        ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
+
+    Deep copies and pickles of an optimizer lose their hooks, as torch documents: attach again.
+
+    >>> import shrinkage, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> Regularizer(model, {"2.*": None, "*.weight": shrinkage.L1(1e-3)}).attach(optimizer)
+    Regularizer: 1 parameter, attached to Adam
+    parameter  shape  groups  penalty  strength  how
+    ---------  -----  ------  -------  --------  --------
+    0.weight   8x4    -       L1       0.001     proximal
+    """
+
+    def __init__(self, model: nn.Module, rules: Rules | None = None, *, how: How = "proximal") -> None:
+        self._model = model
+        declared = declared_rules(model)
+        self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
+        for entry in self.plan:
+            for name in {entry.name, *entry.aliases} & declared.keys():
+                check_same_charge(name, declared[name], entry.penalty, entry.how)
+        self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
+        self._resumed: list[int] = []
+
+    def attach(self, optimizer: Optimizer) -> "Regularizer":
+        """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
+
+        A wrapper that keeps an optimizer in itself (Accelerate's, SAM's) is attached to by that one. A model that is
+        trained by several optimizers attaches to each; an optimizer that is attached to already stays as it is.
+
+        Raises:
+            AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
+                them there.
+            MetricError: a rule is proximal, and the optimizer's metric is not known.
+        """
+        optimizer = unwrapped(optimizer)
+        if optimizer in self._optimizers():
+            return self
+        attachment = Attachment(self._charges)
+        mine = {id(charge.parameter): charge.name for charge in attachment.charges(optimizer)}
+        for other in explicit_attachments.get(optimizer, ()):
+            for charge in other.charges(optimizer):
+                if id(charge.parameter) in mine:
+                    raise AttachmentError(
+                        f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
+                        f"that is attached to this {type(optimizer).__name__}; detach() that one first"
+                    )
+        attachment.updates.steps = self._resumed.pop(0) if self._resumed else 0
+        handles = [
+            optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
+            optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
+        ]
+        explicit_attachments.setdefault(optimizer, []).append(attachment)
+        self._attachments.append((ref(optimizer), attachment, handles))
+        return self
+
+    def detach(self) -> None:
+        """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
+        self._resumed = [attachment.updates.count() for _, attachment, _ in self._attachments]
+        for optimizer_ref, attachment, handles in self._attachments:
+            for handle in handles:
+                handle.remove()
+            optimizer = optimizer_ref()
+            if optimizer is not None:
+                explicit_attachments[optimizer].remove(attachment)
+        self._attachments = []
+
+    def value(self) -> Tensor:
+        """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
+        held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
+        iteration = self._iterations()[0] if self._iterations() else 0
+        with torch.no_grad():
+            values = [
+                entry.penalty.at(iteration).value(wide(parameter))
+                for entry in self.plan
+                if (parameter := held.get(entry.name)) is not None
+            ]
+            return torch.stack([value.to(values[0].device) for value in values]).sum() if values else torch.zeros(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of updates made through each attached optimizer, in the order of attachment."""
+        return {"version": 1, "updates": self._iterations()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting updates where `state_dict` left off; before or after `attach`.
+
+        Raises:
+            ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached.
+        """
+        if state.get("version") != 1 or not all(isinstance(n, int) and n >= 0 for n in state.get("updates", [None])):
+            raise ValueError(f"expected {{'version': 1, 'updates': [...]}} as state_dict() returns it, got {state!r}")
+        updates = list(state["updates"])
+        if self._attachments and len(updates) != len(self._attachments):
+            raise ValueError(
+                f"the state counts updates of {len(updates)} optimizers, this regularizer is attached to "
+                f"{len(self._attachments)}; attach to the same optimizers in the same order"
+            )
+        for (_, attachment, _), count in zip(self._attachments, updates, strict=False):
+            attachment.updates.steps, attachment.updates.skipped = count, None
+        self._resumed = updates[len(self._attachments) :]
+
+    def __repr__(self) -> str:
+        count = len(self.plan)
+        optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
+        state = f"attached to {optimizers}" if optimizers else "not attached"
+        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}\n{self.plan}"
+
+    def _iterations(self) -> list[int]:
+        return [attachment.updates.count() for _, attachment, _ in self._attachments] + self._resumed
+
+    def _optimizers(self) -> list[Optimizer]:
+        return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
+
+    def _charges(self, optimizer: Optimizer) -> list[Charge]:
+        """Return the charged parameters that `optimizer` holds, found by their names in the model as it is now."""
+        held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
+        groups = group_indices(optimizer)
+        charges = []
+        for entry in self.plan:
+            parameter = held.get(entry.name)
+            if parameter is None:
+                raise AttachmentError(
+                    f"{entry.name!r} of shape {entry.shape} is not in the model any more; detach() this regularizer "
+                    "and make a new one for the model as it is now"
+                )
+            if id(parameter) in groups:
+                if not nn.parameter.is_lazy(parameter):
+                    check_shape(entry.name, parameter.shape, entry.penalty)
+                charges.append(Charge(entry.name, entry.penalty, entry.how, parameter, groups[id(parameter)]))
+        if not charges:
+            names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in self.plan.entries[:3])
+            raise AttachmentError(
+                f"this {type(optimizer).__name__} holds none of the {len(self.plan)} charged parameters ({names} ...); "
+                "make it from the parameters of the same model"
+            )
+        return charges
+
+
+def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
+    """Return the declarations of a model's layers as rules for the model."""
+    if not declared:
+        raise SelectionError(
+            "there are no rules, and no layer of the model declares any with regularize(); "
+            "give at least one, such as {'*.weight': L1(1e-4)}"
+        )
+    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]

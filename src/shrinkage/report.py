@@ -1,0 +1,179 @@
+"""How much of a model is zero: numbers as plain dataclasses that print as a table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.groups import Columns, Groups, Rows, at_least_float32
+from shrinkage.select import named_parameters
+from shrinkage.tables import shape_text, table
+
+Model = nn.Module | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """The zeros of one tensor.
+
+    `zeros` counts exact zeros, `small` the elements of size below the report's limit, exact zeros included;
+    `zero_rows` and `zero_columns` count groups that are zero as a whole, of all rows and columns (0 of 0 for a tensor
+    with fewer than two dimensions).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    zeros: int
+    small: int
+    rows: int
+    zero_rows: int
+    columns: int
+    zero_columns: int
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The zeros of a model, tensor by tensor and in all. Prints as a table."""
+
+    below: float
+    tensors: tuple[TensorReport, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def zeros(self) -> int:
+        """Number of elements that are exactly zero."""
+        return sum(tensor.zeros for tensor in self.tensors)
+
+    @property
+    def small(self) -> int:
+        """Number of elements of size below `below`, exact zeros included."""
+        return sum(tensor.small for tensor in self.tensors)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of elements that are exactly zero."""
+        return self.zeros / self.size if self.size else 0.0
+
+    def __iter__(self) -> Iterator[TensorReport]:
+        return iter(self.tensors)
+
+    def __getitem__(self, name: str) -> TensorReport:
+        """Return the report of the tensor called `name`."""
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(f"no tensor is called {name!r}; there are {', '.join(t.name for t in self.tensors)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as numbers, lists and dictionaries, ready for JSON."""
+        totals = {"size": self.size, "zeros": self.zeros, "small": self.small, "sparsity": self.sparsity}
+        return {"below": self.below, **totals, "tensors": [asdict(tensor) for tensor in self.tensors]}
+
+    def __str__(self) -> str:
+        header = [
+            "parameter",
+            "shape",
+            "zeros",
+            "",
+            f"below {self.below:g}",
+            "",
+            "zero rows",
+            "zero columns",
+            "norm",
+        ]
+        rows = [tensor_cells(tensor) for tensor in self.tensors]
+        total = ["all", str(self.size), str(self.zeros), share(self.zeros, self.size)]
+        rows.append([*total, str(self.small), share(self.small, self.size), "", "", ""])
+        return table(header, rows, right=range(2, 9))
+
+
+def report(model: Model, *, below: float = 1e-3) -> Report:
+    """Count the zeros of a model: exact ones, small weights, and rows and columns that are zero as a whole.
+
+    Args:
+        model: a module (its floating-point parameters, tied ones once) or a state_dict (its floating-point tensors,
+            shared ones once; running statistics are among them).
+        below: a weight counts as small if |w| < `below`, in units of the weights.
+
+    Raises:
+        TypeError: `model` is neither a module nor a mapping.
+
+    >>> layer = torch.nn.Linear(3, 2, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 1e-4]]))
+    >>> print(report(layer))
+    parameter  shape  zeros         below 0.001         zero rows  zero columns  norm
+    ---------  -----  -----  -----  -----------  -----  ---------  ------------  ----
+    weight     2x3        4  66.7%            5  83.3%     1 of 2        1 of 3     2
+    all        6          4  66.7%            5  83.3%
+    """
+    return Report(below, tuple(tensor_report(name, tensor, below) for name, tensor in named_tensors(model)))
+
+
+def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Yield the floating-point parameters of a module or tensors of a state_dict, each piece of memory once."""
+    if isinstance(model, nn.Module):
+        named: list[tuple[str, Any]] = [(candidate.name, candidate.parameter) for candidate in named_parameters(model)]
+    elif isinstance(model, Mapping):
+        named = list(model.items())
+    else:
+        raise TypeError(f"expected a module or a state_dict, got {type(model).__name__}")
+    seen: set[object] = set()
+    for name, tensor in named:
+        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor) or not tensor.is_floating_point():
+            continue
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else id(tensor)
+        if place not in seen:
+            seen.add(place)
+            yield name, tensor.detach()
+
+
+def tensor_report(name: str, tensor: Tensor, below: float) -> TensorReport:
+    """Return the report of one tensor."""
+    rows, zero_rows = zero_groups(tensor, Rows())
+    columns, zero_columns = zero_groups(tensor, Columns())
+    return TensorReport(
+        name=name,
+        shape=tuple(tensor.shape),
+        size=tensor.numel(),
+        zeros=int((tensor == 0).sum()),
+        small=int((tensor.abs() < below).sum()),
+        rows=rows,
+        zero_rows=zero_rows,
+        columns=columns,
+        zero_columns=zero_columns,
+        norm=float(torch.linalg.vector_norm(tensor, dtype=at_least_float32(tensor.dtype))),
+    )
+
+
+def zero_groups(tensor: Tensor, groups: Groups) -> tuple[int, int]:
+    """Return how many groups a tensor of two dimensions or more has, and how many of them are zero as a whole."""
+    if tensor.dim() < 2 or tensor.numel() == 0:
+        return 0, 0
+    zero = (groups.view(tensor) == 0).all(1)
+    return zero.numel(), int(zero.sum())
+
+
+def tensor_cells(tensor: TensorReport) -> Sequence[str]:
+    """Return the row of one tensor in the printed report."""
+    rows = f"{tensor.zero_rows} of {tensor.rows}" if tensor.rows else ""
+    columns = f"{tensor.zero_columns} of {tensor.columns}" if tensor.columns else ""
+    zeros = [str(tensor.zeros), share(tensor.zeros, tensor.size)]
+    small = [str(tensor.small), share(tensor.small, tensor.size)]
+    return [tensor.name, shape_text(tensor.shape), *zeros, *small, rows, columns, f"{tensor.norm:.4g}"]
+
+
+def share(part: int, whole: int) -> str:
+    """Return `part` of `whole` in per cent, as text.
+
+    >>> share(1, 3)
+    '33.3%'
+    """
+    return f"{part / whole:.1%}" if whole else ""

@@ -1,0 +1,33 @@
+"""Plain-text tables."""
+
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Return `rows` under `header` in aligned columns; the columns whose indices are in `right` end flush.
+
+    >>> print(table(["name", "zeros"], [["0.weight", "12"], ["2.weight", "7"]], right=[1]))
+    name      zeros
+    --------  -----
+    0.weight     12
+    2.weight      7
+    """
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = zip(line, widths, strict=True)
+        padded = (cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(cells))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(aligned, lines))
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return `shape` as text.
+
+    >>> shape_text((8, 3))
+    '8x3'
+    """
+    return "x".join(map(str, shape)) or "0-dim"
