@@ -72,6 +72,8 @@ def block_scale_in_metric(matrix: Tensor, thresholds: Tensor) -> Tensor:
     >>> block_scale_in_metric(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([[0.8000, 0.8000]])
     """
+    if matrix.numel() == 0:
+        return torch.ones_like(matrix)
     tiny = torch.finfo(matrix.dtype).tiny
     size = matrix.abs()
     dual_norm = torch.linalg.vector_norm(size / thresholds.clamp_min(tiny), dim=1, keepdim=True)

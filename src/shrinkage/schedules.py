@@ -17,11 +17,13 @@ def check_strength(owner: str, name: str, strength: Strength) -> None:
     """
     if callable(strength):
         return
-    if isinstance(strength, Real) and not isinstance(strength, bool) and 0 <= strength < math.inf:
-        return
-    message = f"{owner}: {name} must be a finite number >= 0 or a schedule (a function of the update count)"
-    error = ValueError if isinstance(strength, Real) else TypeError
-    raise error(f"{message}, got {strength!r}")
+    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not (is_number and 0 <= strength < math.inf):
+        error = ValueError if is_number else TypeError
+        raise error(
+            f"{owner}: {name} must be a finite number >= 0 or a schedule (a function of the update count), "
+            f"got {strength!r}"
+        )
 
 
 def fixed(strength: Strength) -> float:

@@ -84,6 +84,8 @@ class Grouped(Penalty):
         linear, quadratic = (self._weight(w) * part for part in self.penalty.radial())
         if quadratic:
             w, step = w / (1 + step * quadratic), step / (1 + step * quadratic)
+        if not linear:
+            return w.clone()
         if isinstance(step, Tensor) and step.dim():
             threshold = self.groups.view((step * linear).to(w.dtype).expand_as(w))
             scale = prox.block_scale_in_metric(self.groups.view(w), threshold)

@@ -1,0 +1,82 @@
+"""The pure functions at the bottom; the penalties built on them are checked against brute force in their own tests."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shrinkage import prox
+
+
+def bisected_scale(matrix: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """Solve the secular equation by bisection."""
+    low, high = torch.zeros_like(matrix[:, :1]), matrix.norm(dim=1, keepdim=True)
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = (matrix / (middle + thresholds)).square().sum(1, keepdim=True) > 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    zero = (matrix / thresholds).square().sum(1, keepdim=True) <= 1
+    return torch.where(zero, 0.0, low / (low + thresholds))
+
+
+@pytest.mark.parametrize("spread", [0, 6, 12, 20, 30])
+@pytest.mark.parametrize("size", [1, 2, 16, 200])
+@pytest.mark.parametrize("scatter", [0.0, 4.0])
+def test_secular_equation_is_solved_to_rounding_in_wide_metrics(spread, size, scatter):
+    normal = torch.randn(500, size, dtype=torch.float64)
+    matrix = normal * torch.exp(scatter * torch.randn_like(normal))
+    thresholds = torch.exp(spread * (torch.rand_like(normal) - 0.5) + 4 * torch.randn(500, 1, dtype=torch.float64))
+    expected = bisected_scale(matrix, thresholds)
+    norm = matrix.norm(dim=1, keepdim=True)
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
+        found = prox.block_scale_in_metric(matrix.to(dtype), thresholds.to(dtype)).double()
+        assert ((found - expected) * matrix / norm).abs().max() < tolerance
+    assert 0 < (expected > 0).double().mean()
+
+
+def test_equal_thresholds_give_the_closed_form():
+    matrix = torch.randn(50, 7, dtype=torch.float64)
+    closed = prox.block_scale(matrix.norm(dim=1), 2.0)
+    in_metric = prox.block_scale_in_metric(matrix, torch.full_like(matrix, 2.0))
+    torch.testing.assert_close(in_metric, closed[:, None].expand_as(matrix))
+
+
+def test_a_group_is_zero_exactly_when_its_dual_norm_is_at_most_1():
+    thresholds = torch.tensor([[0.5, 2.0]], dtype=torch.float64)
+    direction = torch.tensor([[0.3, 1.6]], dtype=torch.float64)
+    on_sphere = direction / (direction / thresholds).norm()
+    assert (prox.block_scale_in_metric(on_sphere * (1 - 1e-9), thresholds) == 0).all()
+    assert (prox.block_scale_in_metric(on_sphere * (1 + 1e-9), thresholds) > 0).all()
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, allow_subnormal=False, width=32), min_size=1, max_size=6),
+    st.integers(0, 63),
+)
+def test_zero_thresholds_keep_their_elements(values, mask):
+    w = torch.tensor(values)
+    thresholds = torch.tensor([0.7 if mask >> i & 1 else 0.0 for i in range(len(values))])
+    free = thresholds == 0
+    assert torch.equal(prox.soft_threshold(w, thresholds)[free], w[free])
+    scaled = w * prox.block_scale_in_metric(w[None], thresholds[None])[0]
+    assert not scaled.isnan().any()
+    assert torch.equal(scaled[free], w[free])
+    assert (scaled.abs() <= w.abs()).all()
+
+
+def test_soft_threshold_gives_positive_zeros():
+    zeros = prox.soft_threshold(torch.tensor([-0.5, 0.5, -0.0]), 1.0)
+    assert not zeros.signbit().any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_group_stays_bad_and_alone(bad):
+    matrix = torch.ones(3, 2)
+    matrix[1, 0] = bad
+    for scale in (
+        prox.block_scale(matrix.norm(dim=1), 0.5)[:, None].expand_as(matrix),
+        prox.block_scale_in_metric(matrix, torch.tensor([[0.5, 0.1]]).expand_as(matrix)),
+    ):
+        out = matrix * scale
+        assert torch.equal(out[1, 0].nan_to_num(7.0), torch.tensor(bad).nan_to_num(7.0))
+        assert out[[0, 2]].isfinite().all()
