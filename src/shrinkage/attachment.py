@@ -256,12 +256,14 @@ def runs_inside_own_step(optimizer: Optimizer) -> bool:
     return depth == 2
 
 
-def unwrapped(optimizer: Optimizer) -> Optimizer:
+def unwrapped(optimizer: Any) -> Optimizer:
     """Return the optimizer that does the work, inside of wrappers that keep it as an attribute."""
     for attribute in ("optimizer", "_optimizer", "base_optimizer"):
         inner = getattr(optimizer, attribute, None)
-        if isinstance(inner, Optimizer):
+        if getattr(inner, "param_groups", None) is not None:
             return unwrapped(inner)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return optimizer
 
 

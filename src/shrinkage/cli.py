@@ -21,9 +21,10 @@ def extras() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        sys.exit(f"shrinkage: the command line needs {error.name}; install it with: pip install 'shrinkage[cli]'")
+        sys.exit(f"shrinkage: the command line needs {package}; install it with: pip install 'shrinkage[cli]'")
 
 
 with extras():
@@ -148,7 +149,7 @@ def read_torch(file: Path) -> object:
             f"{str(file)!r} holds no state_dict: it is not a file of torch.save, or it has Python objects in it, which "
             "are not loaded because they can run code; save model.state_dict() instead"
         )
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:  # what torch raises at a damaged file
+    except Exception as error:  # a damaged file raises whatever torch and pickle stumble over
         fail(f"{str(file)!r} can not be read by torch.load: {first_line(error) or 'it ends too early'}")
     return content
 

@@ -72,6 +72,7 @@ class Regularizer:
         trained by several optimizers attaches to each; an optimizer that is attached to already stays as it is.
 
         Raises:
+            TypeError: there is no optimizer in `optimizer`.
             AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
                 them there.
             MetricError: a rule is proximal, and the optimizer's metric is not known.
@@ -88,6 +89,7 @@ class Regularizer:
                         f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
                         f"that is attached to this {type(optimizer).__name__}; detach() that one first"
                     )
+        self._attachments = [held for held in self._attachments if held[0]() is not None]
         attachment.updates.steps = self._resumed.pop(0) if self._resumed else 0
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),

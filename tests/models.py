@@ -1,0 +1,75 @@
+"""Small models and one reference loop: what the tests of the hooks have in common."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """Two linear layers, the same at each call."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+
+
+def batches(count: int, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+    """Random inputs and targets for `mlp`, the same at each call."""
+    generator = torch.Generator().manual_seed(2)
+    return [
+        (torch.randn(16, 6, generator=generator, dtype=dtype), torch.randn(16, 3, generator=generator, dtype=dtype))
+        for _ in range(count)
+    ]
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = batch
+    return (model(x) - y).square().mean()
+
+
+def train(model: nn.Module, optimizer: Optimizer, count: int = 5) -> None:
+    """Train in the plain way."""
+    for batch in batches(count, next(model.parameters()).dtype):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+
+
+def train_by_hand(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
+    count: int = 5,
+) -> None:
+    """Train with code of the test's own right before and after each optimizer step."""
+    for batch in batches(count, next(model.parameters()).dtype):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        with torch.no_grad():
+            before()
+        optimizer.step()
+        with torch.no_grad():
+            after()
+
+
+def weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of the linear layers."""
+    return [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+def soft_(w: Tensor, threshold: float | Tensor) -> None:
+    """Soft threshold in the textbook's form."""
+    w.copy_(w.sign() * (w.abs() - threshold).clamp_min(0))
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether all parameters agree, value for value."""
+    pairs: Sequence[tuple[Tensor, Tensor]] = list(zip(one.parameters(), other.parameters(), strict=True))
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def zeros(model: nn.Module) -> int:
+    """Exact zeros among the weights."""
+    return sum(int((w == 0).sum()) for w in weights(model))

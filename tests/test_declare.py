@@ -1,0 +1,337 @@
+import copy
+import gc
+import io
+import pickle
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam
+
+from models import batches, equal, loss_of, mlp, train, zeros
+from shrinkage import (
+    L1,
+    L2,
+    Columns,
+    GroupError,
+    GroupLasso,
+    MetricError,
+    ParameterError,
+    Regularizer,
+    Rule,
+    SelectionError,
+    regularize,
+)
+from shrinkage.declare import _registry
+
+STRENGTH = 0.05
+
+
+def declared():
+    model = mlp()
+    regularize(model[0], L1(STRENGTH))
+    regularize(model[2], L2(STRENGTH), parameter="bias", how="gradient")
+    return model
+
+
+def explicit():
+    """The same charges through a `Regularizer`, and the optimizer they are attached to."""
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    Regularizer(model, [Rule(L1(STRENGTH), "0.weight"), Rule(L2(STRENGTH), "2.bias", "gradient")]).attach(optimizer)
+    return model, optimizer
+
+
+def trained_explicitly(count=5):
+    model, optimizer = explicit()
+    train(model, optimizer, count)
+    assert zeros(model) > 0
+    return model
+
+
+def test_a_declaration_needs_no_other_line():
+    model = declared()
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert equal(model, trained_explicitly())
+
+
+def test_the_layer_stays_what_it_was():
+    layer = nn.Linear(6, 8)
+    assert regularize(layer, L1(STRENGTH)) is layer
+    assert type(layer) is nn.Linear
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert repr(layer) == repr(nn.Linear(6, 8))
+    assert [name for name, _ in layer.named_modules()] == [""]
+    assert not list(layer.named_buffers())
+    assert not layer._forward_hooks
+    assert not layer._backward_hooks
+    nn.Linear(6, 8).load_state_dict(layer.state_dict())
+
+
+@pytest.mark.parametrize("wrap", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: nn.Sequential(*m)])
+def test_copies_and_containers_keep_the_declarations(wrap):
+    model = wrap(declared())
+    gc.collect()
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert equal(model, trained_explicitly())
+
+
+def test_a_copy_and_its_original_are_charged_each_by_itself():
+    original = declared()
+    model = copy.deepcopy(original)
+    regularize(original[0], None)
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert equal(model, trained_explicitly())
+    train(original, SGD(original.parameters(), lr=0.1))
+    assert zeros(original) == 0
+
+
+def test_a_copy_of_one_layer_keeps_its_declaration():
+    layer = copy.deepcopy(declared()[0])
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 3))
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert zeros(model) > 0
+
+
+def test_torch_save_of_the_whole_model():
+    buffer = io.BytesIO()
+    torch.save(declared(), buffer)
+    buffer.seek(0)
+    model = torch.load(buffer, weights_only=False)
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert equal(model, trained_explicitly())
+
+
+def test_a_pickle_is_charged_in_a_process_that_never_calls_regularize(tmp_path):
+    path = tmp_path / "model.pickle"
+    model = nn.Sequential(regularize(nn.Linear(6, 8), L1(10.0)))
+    path.write_bytes(pickle.dumps(model))
+    code = f"""
+import pickle, torch
+model = pickle.load(open({str(path)!r}, "rb"))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model(torch.ones(6)).sum().backward()
+optimizer.step()
+print(int((model[0].weight == 0).sum()))
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "48"
+
+
+def test_to_another_type_and_load_state_dict_keep_it():
+    model = declared().to(torch.float64)
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert zeros(model) > 0
+    model = declared()
+    model.load_state_dict({name: value.clone() for name, value in mlp().state_dict().items()}, assign=True)
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert equal(model, trained_explicitly())
+
+
+def test_parameters_replaced_during_training_are_found():
+    model = declared()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, 1)
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    train(model, optimizer, 4)
+    reference, optimizer = explicit()
+    train(reference, optimizer, 1)
+    train(reference, optimizer, 4)
+    assert equal(model, reference)
+
+
+def test_a_compiled_model():
+    model = declared()
+    compiled = torch.compile(model, backend="eager")
+    train(compiled, SGD(compiled.parameters(), lr=0.1))
+    assert equal(model, trained_explicitly())
+
+
+def test_a_compiled_train_step():
+    model = declared()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    @torch.compile(backend="eager")
+    def step(batch):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+
+    for batch in batches(5):
+        step(batch)
+    reference = trained_explicitly()
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_two_optimizers_charge_each_their_own():
+    model = declared()
+    parts = [SGD(model[0].parameters(), lr=0.1), SGD(model[2].parameters(), lr=0.1)]
+    for batch in batches(5):
+        model.zero_grad()
+        loss_of(model, batch).backward()
+        for optimizer in parts:
+            optimizer.step()
+    assert equal(model, trained_explicitly())
+
+
+def test_a_step_of_another_optimizer_charges_nothing():
+    model, other = declared(), mlp()
+    before = copy.deepcopy(model)
+    loss_of(model, batches(1)[0]).backward()
+    train(other, SGD(other.parameters(), lr=0.1))
+    assert equal(model, before)
+
+
+def test_a_closure():
+    model = declared()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for batch in batches(5):
+
+        def closure(batch=batch):
+            optimizer.zero_grad()
+            loss = loss_of(model, batch)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    assert equal(model, trained_explicitly())
+
+
+def test_a_regularizer_attached_later_takes_over_and_gives_back():
+    model = declared()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, 2)
+    regularizer = Regularizer(model).attach(optimizer)
+    train(model, optimizer, 2)
+    regularizer.detach()
+    train(model, optimizer, 2)
+    reference, optimizer = explicit()
+    for _ in range(3):
+        train(reference, optimizer, 2)
+    assert equal(model, reference)
+
+
+def test_a_declaration_after_a_clashing_regularizer_is_refused_at_the_step():
+    model, optimizer = explicit()
+    regularize(model[0], L2(0.3))
+    before = copy.deepcopy(model)
+    loss_of(model, batches(1)[0]).backward()
+    with pytest.raises(SelectionError, match=r"two rules clash on '0\.weight': its layer declares L2.*another .* L1"):
+        optimizer.step()
+    assert equal(model, before)
+
+
+def test_tied_layers_declare_once_or_clash():
+    one, other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    other.weight = one.weight
+    model = nn.Sequential(regularize(one, L1(0.5)), regularize(other, L1(0.5)))
+    before = one.weight.detach().clone()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    one.weight.grad = torch.zeros_like(one.weight)
+    optimizer.step()
+    torch.testing.assert_close(one.weight.detach(), before - before.clamp(-0.05, 0.05))
+    regularize(regularize(other, None), L2(0.5))
+    with pytest.raises(SelectionError, match="two rules clash on 'weight of Linear'"):
+        optimizer.step()
+    with pytest.raises(SelectionError, match=r"two rules clash on '0\.weight'"):
+        Regularizer(model)
+
+
+def test_a_declaration_can_be_taken_back_and_made_again():
+    model = mlp()
+    layer = regularize(model[0], L1(STRENGTH))
+    with pytest.raises(SelectionError, match=r"'weight' of this Linear is charged L1.*regularize\(layer, None"):
+        regularize(layer, L1(2.0))
+    regularize(layer, None)
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert zeros(model) == 0
+    with pytest.raises(SelectionError, match="declares no penalty for 'weight' to take back"):
+        regularize(layer, None)
+    regularize(layer, L1(2.0))
+
+
+def test_a_block_declares_with_a_glob():
+    model = regularize(mlp(), L1(STRENGTH), parameter="*.weight")
+    train(model, SGD(model.parameters(), lr=0.1))
+    reference = mlp()
+    optimizer = SGD(reference.parameters(), lr=0.1)
+    Regularizer(reference, L1(STRENGTH)).attach(optimizer)
+    train(reference, optimizer)
+    assert equal(model, reference)
+
+
+def test_bad_declarations_are_refused_at_once():
+    with pytest.raises(SelectionError, match=r"'weight' matches no parameter.*nearest names: '0\.weight'"):
+        regularize(nn.Sequential(nn.Linear(3, 2)), L1(0.1))
+    with pytest.raises(SelectionError, match="'bias' matches no parameter"):
+        regularize(nn.Linear(3, 2, bias=False), L1(0.1), parameter="bias")
+    with pytest.raises(GroupError, match=r"'bias' of shape \(2,\)"):
+        regularize(nn.Linear(3, 2), GroupLasso(0.1, Columns()), parameter="bias")
+    with pytest.raises(ParameterError, match="'weight' is not a parameter"):
+        regularize(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), L1(0.1))
+    with pytest.raises(ValueError, match=r"use Regularizer\(model"):
+        regularize(nn.Linear(3, 2), L1(lambda iteration: 0.1))
+    with pytest.raises(TypeError, match="expected a penalty"):
+        regularize(nn.Linear(3, 2), 0.1)
+    with pytest.raises(ValueError, match="how must be one of"):
+        regularize(nn.Linear(3, 2), L1(0.1), how="prox")
+    assert not _registry.declarations
+
+
+def test_an_optimizer_without_a_metric_is_refused_at_its_first_step():
+    model = declared()
+    optimizer = torch.optim.Adamax(model.parameters())
+    before = copy.deepcopy(model)
+    loss_of(model, batches(1)[0]).backward()
+    with pytest.raises(MetricError, match="Adamax"):
+        optimizer.step()
+    assert equal(model, before)
+
+
+def test_a_layer_parametrized_after_its_declaration_is_refused():
+    model = declared()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(ParameterError, match="'weight' is not a parameter"):
+        optimizer.step()
+
+
+class Sharpness(torch.optim.Optimizer):
+    """The shape of SAM's published code: an optimizer around another one, on the same parameters."""
+
+    def __init__(self, params, base, **options):
+        super().__init__(params, options)
+        self.base_optimizer = base(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure=None):
+        self.base_optimizer.step()
+
+
+def test_an_optimizer_around_another_charges_once():
+    model = declared()
+    train(model, Sharpness(model.parameters(), SGD, lr=0.1))
+    assert equal(model, trained_explicitly())
+
+
+def test_declared_layers_are_not_kept_alive():
+    layer = regularize(nn.Linear(3, 2), L1(0.1))
+    optimizer = Adam(layer.parameters())
+    layer(torch.ones(3)).sum().backward()
+    optimizer.step()
+    held = weakref.ref(layer)
+    del layer
+    assert held() is None
+    assert not _registry.declarations
+    optimizer.step()
+
+
+def test_lazy_layers():
+    model = nn.Sequential(regularize(nn.LazyLinear(8), L1(STRENGTH)), nn.Tanh(), nn.Linear(8, 3))
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert zeros(model) > 0
