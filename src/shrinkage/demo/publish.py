@@ -1,0 +1,123 @@
+"""What the demo leaves in its folder: numbers, pictures and a page that shows them."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from shrinkage import Columns, html, plots
+from shrinkage.demo.choose import RULE
+from shrinkage.demo.data import CLASSES, PIXELS, SIDE, Digits
+from shrinkage.demo.results import BELOW, TABLE_HEADER, Results, findings, percent, table_rows
+from shrinkage.demo.run import Demo
+from shrinkage.demo.train import NEURONS, Run, weights_of
+
+LAYER_TITLES = {
+    "input": f"first layer ({PIXELS} pixels to {NEURONS} neurons)",
+    "hidden": f"second layer ({NEURONS} to {NEURONS} neurons)",
+    "output": f"third layer ({NEURONS} neurons to {CLASSES} digits)",
+}
+INTRODUCTION = (
+    "A small network learns to read scikit-learn's handwritten digits, five times over: without a penalty, with L1 as "
+    "a term of the loss, and with the penalties of shrinkage, which leave the loss alone.",
+    "Accuracies and counts are means over the seeds, ± the standard deviation. Exact zeros and weights "
+    f"below {BELOW:g} are shares of the weights of all three layers. A pixel counts as zero if all of its weights are, "
+    "a neuron (of the second hidden layer) likewise. The time is that of a whole training step; the penalty's share is "
+    "what the network without a penalty does not need.",
+)
+
+
+def publish(demo: Demo, digits: Digits, output: Path) -> list[Path]:
+    """Write results.json, the pictures and report.html into the folder `output`, and return their paths."""
+    pictures = draw(demo.runs, digits)
+    page = page_of(demo.results, pictures, output)
+    numbers = json.dumps(demo.results.to_dict(), indent=2) + "\n"
+    files = {"results.json": numbers.encode(), "report.html": html.render(page).encode()}
+    files |= {picture.file_name: picture.png for picture in pictures}
+    for name, content in files.items():
+        (output / name).write_bytes(content)
+    return [output / name for name in files]
+
+
+def draw(runs: Sequence[Sequence[Run]], digits: Digits) -> list[html.Picture]:
+    """Return the three pictures."""
+    return [draw_weights(runs), draw_zeros(runs), draw_pixels(runs, digits)]
+
+
+def draw_weights(runs: Sequence[Sequence[Run]]) -> html.Picture:
+    """Return the histograms of the weights of the first seed."""
+    weights = {
+        of_variant[0].variant.name: torch.cat([w.detach().flatten() for w in weights_of(of_variant[0].model).values()])
+        for of_variant in runs
+    }
+    caption = (
+        "Sizes of all weights after training, one seed, both axes logarithmic. Exact zeros have no place on such an "
+        f"axis: they are the bar on the left. The dashed line is at {BELOW:g}."
+    )
+    figure = plots.weight_histograms(weights, below=BELOW)
+    return html.Picture("weight_histograms.png", caption, plots.png(figure))
+
+
+def draw_zeros(runs: Sequence[Sequence[Run]]) -> html.Picture:
+    """Return how the zeros of each layer grow in training."""
+    zeros = {
+        title: {
+            of_variant[0].variant.name: [
+                mean(epoch.zeros[layer] for epoch in epochs)
+                for epochs in zip(*(run.history for run in of_variant), strict=True)
+            ]
+            for of_variant in runs
+        }
+        for layer, title in LAYER_TITLES.items()
+    }
+    caption = (
+        "Exact zeros in each layer after each epoch, mean over the seeds. "
+        "The group lasso charges the first layer and the second, not the third."
+    )
+    return html.Picture("zeros_per_layer.png", caption, plots.png(plots.zeros_over_epochs(zeros)))
+
+
+def draw_pixels(runs: Sequence[Sequence[Run]], digits: Digits) -> html.Picture:
+    """Return which pixels the networks of the first seed look at."""
+    norms = {
+        of_variant[0].variant.name: Columns()
+        .norms(weights_of(of_variant[0].model)["input"].detach())
+        .reshape(SIDE, SIDE)
+        for of_variant in (runs[0], runs[-1])
+    }
+    pixels = digits.train.pixels
+    blank = int((pixels == 0).all(0).sum())
+    caption = (
+        "Which pixels matter: the mean training image, and the norm of each pixel's weights in the first layer, one "
+        f"seed. A cross marks pixels whose {NEURONS} weights are all exactly zero: the network does not look at them. "
+        f"{blank} pixels are blank in every training image."
+    )
+    figure = plots.pixel_maps(pixels.mean(0).reshape(SIDE, SIDE), norms)
+    return html.Picture("pixels.png", caption, plots.png(figure))
+
+
+def page_of(results: Results, pictures: Sequence[html.Picture], output: Path) -> html.Page:
+    """Return the report as a page."""
+    seeds, epochs = len(results.variants[0].seeds), results.configuration["epochs"]
+    command = f"shrinkage demo --seeds {seeds} --epochs {epochs} --output {shlex.quote(str(output))}"
+    candidates = [
+        (c.variant, f"{c.strength:g}", percent(c.validation_accuracy), "chosen" if c.chosen else "")
+        for c in results.candidates
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    return html.Page(
+        title="Regularizing a small network in five ways",
+        paragraphs=INTRODUCTION,
+        findings=findings(results),
+        table=html.Table(TABLE_HEADER, table_rows(results)),
+        terms=[(variant.name, variant.about) for variant in results.variants],
+        pictures=pictures,
+        choice=html.Table(("penalty", "strength", "validation accuracy", ""), candidates),
+        choice_rule=f"Both strengths were chosen on validation images: {RULE}. Test images were looked at once, "
+        "after that.",
+        command=command,
+        versions=f"Same numbers at every run with the same versions ({versions}), except for times.",
+    )

@@ -1,0 +1,185 @@
+"""The numbers of one demo: plain dataclasses that turn into JSON, a table, and sentences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from shrinkage import Report, report
+from shrinkage.demo.choose import RULE, TOLERANCE, Candidate
+from shrinkage.demo.data import PIXELS, Images
+from shrinkage.demo.timing import StepTime
+from shrinkage.demo.train import LAYERS, NEURONS, Epoch, Run, accuracy, weights_of
+from shrinkage.demo.variants import STRENGTHS
+
+BELOW = 1e-3  # a weight of smaller size counts as small
+
+
+@dataclass(frozen=True, slots=True)
+class SeedResult:
+    """One trained network. Shares are of all weights of the three layers; biases are not among them."""
+
+    seed: int
+    test_accuracy: float
+    validation_accuracy: float
+    zeros: float
+    small: float
+    zero_pixels: int
+    zero_neurons: int
+    history: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VariantResult:
+    """One variant: a network per seed, and the time of its training steps."""
+
+    name: str
+    about: str
+    strength: float
+    seeds: tuple[SeedResult, ...]
+    time: StepTime
+
+    @property
+    def test_accuracy(self) -> float:
+        """Mean over the seeds."""
+        return mean(seed.test_accuracy for seed in self.seeds)
+
+    @property
+    def test_accuracy_deviation(self) -> float | None:
+        """Standard deviation over the seeds; None of a single one."""
+        return stdev(seed.test_accuracy for seed in self.seeds) if len(self.seeds) > 1 else None
+
+    @property
+    def zeros(self) -> float:
+        """Share of weights that are exactly zero, mean over the seeds."""
+        return mean(seed.zeros for seed in self.seeds)
+
+    @property
+    def small(self) -> float:
+        """Share of weights of size below `BELOW`, exact zeros included, mean over the seeds."""
+        return mean(seed.small for seed in self.seeds)
+
+    @property
+    def zero_pixels(self) -> float:
+        """Columns of the first layer that are zero as a whole, mean over the seeds."""
+        return mean(seed.zero_pixels for seed in self.seeds)
+
+    @property
+    def zero_neurons(self) -> float:
+        """Rows of the second layer that are zero as a whole, mean over the seeds."""
+        return mean(seed.zero_neurons for seed in self.seeds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the means, and the numbers of every seed."""
+        deviation = {"test_accuracy_deviation": self.test_accuracy_deviation}
+        words = ("test_accuracy", "zeros", "small", "zero_pixels", "zero_neurons")
+        return {**asdict(self), **{word: getattr(self, word) for word in words}, **deviation}
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All numbers of one demo. The first variant is the one without a penalty."""
+
+    configuration: Mapping[str, object]
+    versions: Mapping[str, str]
+    candidates: tuple[Candidate, ...]
+    variants: tuple[VariantResult, ...]
+
+    def __getitem__(self, name: str) -> VariantResult:
+        """Return the variant called `name`."""
+        return next(variant for variant in self.variants if variant.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as numbers, text, lists and dictionaries, ready for JSON."""
+        return {
+            "configuration": dict(self.configuration),
+            "versions": dict(self.versions),
+            "choice_of_strengths": {
+                "rule": RULE,
+                "strengths": STRENGTHS,
+                "tolerance": TOLERANCE,
+                "candidates": [asdict(candidate) for candidate in self.candidates],
+            },
+            "variants": [variant.to_dict() for variant in self.variants],
+        }
+
+
+def seed_result(run: Run, test: Images) -> SeedResult:
+    """Measure one trained network. Only here are test images looked at."""
+    weights: Report = report(weights_of(run.model), below=BELOW)
+    first, second, _ = LAYERS
+    return SeedResult(
+        seed=run.seed,
+        test_accuracy=accuracy(run.model, test),
+        validation_accuracy=run.validation_accuracy,
+        zeros=weights.sparsity,
+        small=weights.small / weights.size,
+        zero_pixels=weights[first].zero_columns,
+        zero_neurons=weights[second].zero_rows,
+        history=run.history,
+    )
+
+
+def variant_result(runs: Sequence[Run], test: Images, time: StepTime) -> VariantResult:
+    """Measure the networks of one variant."""
+    variant = runs[0].variant
+    seeds = tuple(seed_result(run, test) for run in runs)
+    return VariantResult(variant.name, variant.about, variant.strength, seeds, time)
+
+
+TABLE_HEADER = (
+    "variant",
+    "test\naccuracy",
+    "exact\nzeros",
+    f"below\n{BELOW:g}",
+    f"zero\npixels\nof {PIXELS}",
+    f"zero\nneurons\nof {NEURONS}",
+    "ms per\nstep",
+    "penalty\nshare",
+)
+
+
+def table_rows(results: Results) -> list[tuple[str, ...]]:
+    """Return one row of text per variant, under `TABLE_HEADER`."""
+    return [cells(variant, is_reference=index == 0) for index, variant in enumerate(results.variants)]
+
+
+def cells(variant: VariantResult, *, is_reference: bool) -> tuple[str, ...]:
+    """Return the row of one variant."""
+    deviation = variant.test_accuracy_deviation
+    return (
+        variant.name,
+        percent(variant.test_accuracy)
+        if deviation is None
+        else f"{100 * variant.test_accuracy:.1f} ± {100 * deviation:.1f}%",
+        percent(variant.zeros),
+        percent(variant.small),
+        f"{variant.zero_pixels:.1f}",
+        f"{variant.zero_neurons:.1f}",
+        f"{variant.time.milliseconds.median:.2f}",
+        "" if is_reference else f"{variant.time.share:.0%}",
+    )
+
+
+def percent(value: float) -> str:
+    """Return a share as text.
+
+    >>> percent(0.4637)
+    '46.4%'
+    """
+    return f"{value:.1%}"
+
+
+def findings(results: Results) -> list[str]:
+    """Return what the numbers of this run say, in two sentences."""
+    plain, in_loss, proximal = (results[name] for name in ("no penalty", "L1 in the loss", "L1 proximal"))
+    group = results["group lasso"]
+    return [
+        f"One objective, one strength ({proximal.strength:g}): as a term of the loss L1 makes "
+        f"{percent(in_loss.zeros)} of the weights exactly zero, proximal {percent(proximal.zeros)}; "
+        f"test accuracy is {percent(in_loss.test_accuracy)} and {percent(proximal.test_accuracy)}, "
+        f"{percent(plain.test_accuracy)} without a penalty.",
+        f"The group lasso (strength {group.strength:g}) does without {group.zero_pixels:.1f} of {PIXELS} pixels and "
+        f"{group.zero_neurons:.1f} of {NEURONS} neurons of the second hidden layer, at a test accuracy of "
+        f"{percent(group.test_accuracy)}.",
+    ]

@@ -1,0 +1,62 @@
+"""The five ways to regularize that the demo compares, and the strengths among which it chooses."""
+
+from dataclasses import dataclass
+
+from shrinkage import L1, Columns, GroupLasso, Rows
+from shrinkage.plan import How, Rules
+
+STRENGTHS = (1e-4, 3e-4, 1e-3)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to regularize the network.
+
+    Args:
+        name: what tables and pictures call it.
+        about: one sentence for the report.
+        strength: of its penalty, in units of the loss; 0 if there is none.
+        rules: what a `Regularizer` charges; None if there is none.
+        how: how the regularizer applies its penalties.
+        in_loss: the penalty is a term of the loss instead.
+    """
+
+    name: str
+    about: str
+    strength: float = 0.0
+    rules: Rules | None = None
+    how: How = "proximal"
+    in_loss: bool = False
+
+
+def no_penalty() -> Variant:
+    """Return the variant that the others are measured against."""
+    return Variant("no penalty", "The network as it is, trained with Adam.")
+
+
+def l1_in_loss(strength: float) -> Variant:
+    """Return what is usually done: strength * sum |w| is added to the loss, and autograd differentiates it."""
+    about = "What is usually done: loss = loss + strength * sum |w|, and autograd differentiates it."
+    return Variant("L1 in the loss", about, strength, in_loss=True)
+
+
+def l1_gradient(strength: float) -> Variant:
+    """Return the same objective with no graph: the penalty's derivative is added to the gradients."""
+    about = "The same objective with no term in the loss: the derivative is added to the gradients before the step."
+    return Variant("L1 gradient", about, strength, {"*.weight": L1(strength)}, how="gradient")
+
+
+def l1_proximal(strength: float) -> Variant:
+    """Return the same objective once more, with the penalty's proximal operator after each step."""
+    about = "The same objective once more: the proximal operator of L1, a soft threshold, is applied after the step."
+    return Variant("L1 proximal", about, strength, {"*.weight": L1(strength)})
+
+
+def group_lasso(strength: float) -> Variant:
+    """Return the group lasso: a pixel goes with its column of the first layer, a neuron with its row of the second."""
+    about = "All weights of a pixel, or of a neuron of the second hidden layer, are kept or set to zero together."
+    rules: Rules = {
+        "input.weight": GroupLasso(strength, Columns()),
+        "hidden.weight": GroupLasso(strength, Rows()),
+    }
+    return Variant("group lasso", about, strength, rules)

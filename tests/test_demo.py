@@ -1,0 +1,208 @@
+"""The demo, cut down to seconds: its numbers agree with each other, and its choices look at validation images only."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+import shrinkage
+from shrinkage.demo import data, timing, train, variants
+from shrinkage.demo.choose import TOLERANCE, choose
+from shrinkage.demo.publish import publish
+from shrinkage.demo.results import TABLE_HEADER, findings, table_rows
+from shrinkage.demo.run import Demo, Settings, run, train_variants
+
+SETTINGS = Settings(seeds=1, epochs=2, rounds=2, steps=1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Digits:
+    return data.load()
+
+
+@pytest.fixture(scope="module")
+def ticks() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def demo(digits: data.Digits, ticks: list[str]) -> Demo:
+    return run(digits, SETTINGS, ticks.append)
+
+
+@pytest.fixture(scope="module")
+def folder(demo: Demo, digits: data.Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("<b> & demo")
+    publish(demo, digits, folder)
+    return folder
+
+
+def trained(variant: variants.Variant, digits: data.Digits, epochs: int = 1) -> train.Run:
+    return train.train(variant, digits, seed=0, epochs=epochs, after_epoch=lambda: None)
+
+
+def test_sets_have_no_image_in_common_and_every_digit_its_share(digits: data.Digits) -> None:
+    sets = (digits.train, digits.validation, digits.test)
+    assert [len(images) for images in sets] == [1079, 359, 359]
+    known = [{tuple(image.tolist()) for image in images.pixels} for images in sets]
+    assert sum(map(len, known)) == len(set.union(*known)) == 1797
+    for images in sets:
+        shares = images.labels.bincount(minlength=10) / len(images)
+        assert shares.min() > 0.09
+        assert shares.max() < 0.11
+        assert (images.pixels.min(), images.pixels.max()) == (0, 1)
+
+
+def test_batches_go_through_every_image_once(digits: data.Digits) -> None:
+    pixels, labels = zip(*digits.train.batches(64, torch.Generator().manual_seed(0)), strict=True)
+    assert [len(batch) for batch in labels] == [64] * 16 + [55]
+    pairs = [
+        sorted((*image.tolist(), int(label)) for image, label in zip(*of, strict=True))
+        for of in ((torch.cat(pixels), torch.cat(labels)), (digits.train.pixels, digits.train.labels))
+    ]
+    assert pairs[0] == pairs[1]
+
+
+def test_progress_is_announced_exactly(demo: Demo, ticks: list[str]) -> None:
+    assert len(ticks) == SETTINGS.ticks
+
+
+def test_training_is_the_same_at_every_call(digits: data.Digits) -> None:
+    first, second = (trained(variants.group_lasso(1e-3), digits) for _ in range(2))
+    assert first.history == second.history
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+def test_gradient_takes_the_steps_of_the_term_in_the_loss(digits: data.Digits) -> None:
+    in_loss, gradient = (trained(make(3e-4), digits) for make in (variants.l1_in_loss, variants.l1_gradient))
+    for weight, other in zip(in_loss.model.parameters(), gradient.model.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4)
+
+
+def test_only_proximal_l1_has_exact_zeros_from_the_beginning(demo: Demo) -> None:
+    results = demo.results
+    assert results["L1 proximal"].zeros > 0.01
+    assert results["no penalty"].zeros == 0
+    assert results["L1 in the loss"].zeros < results["L1 proximal"].zeros
+    assert results["L1 gradient"].zeros < results["L1 proximal"].zeros
+
+
+def test_group_lasso_removes_what_is_strongly_charged(digits: data.Digits) -> None:
+    model = trained(variants.group_lasso(0.1), digits, epochs=5).model
+    zeros = shrinkage.report(model)
+    assert zeros["hidden.weight"].zero_rows > 0
+    assert zeros["output.weight"].zeros == 0
+
+
+def test_numbers_are_those_of_the_trained_networks(demo: Demo, digits: data.Digits) -> None:
+    for result, runs in zip(demo.results.variants, demo.runs, strict=True):
+        assert result.name == runs[0].variant.name
+        for seed, one in zip(result.seeds, runs, strict=True):
+            assert seed.test_accuracy == train.accuracy(one.model, digits.test)
+            assert seed.validation_accuracy == train.accuracy(one.model, digits.validation)
+            weights = list(train.weights_of(one.model).values())
+            assert seed.zeros == pytest.approx(sum(int((w == 0).sum()) for w in weights) / 17400)
+            assert seed.zeros <= seed.small
+            assert seed.zero_pixels == int((weights[0] == 0).all(0).sum())
+            assert seed.zero_neurons == int((weights[1] == 0).all(1).sum())
+            assert len(seed.history) == SETTINGS.epochs
+            assert seed.history[-1].zeros == train.zeros_per_layer(one.model)
+
+
+def test_timing_leaves_models_as_they_were(digits: data.Digits) -> None:
+    runs = [trained(make, digits) for make in (variants.no_penalty(), variants.l1_proximal(1e-3))]
+    before = [[p.clone() for p in one.model.parameters()] for one in runs]
+    times = timing.time_steps(runs, digits.train, rounds=3, steps=1, after_round=lambda: None)
+    for one, parameters in zip(runs, before, strict=True):
+        assert all(map(torch.equal, one.model.parameters(), parameters))
+    assert times[0].share == 0
+    assert times[0].extra == timing.Spread(0, 0, 0)
+    assert all(time.milliseconds.median > 0 for time in times)
+
+
+def test_step_time_pairs_the_measurements_of_one_round() -> None:
+    reference, times = [1.0, 10.0, 2.0], [2.0, 12.0, 5.0]
+    measured = timing.step_time(times, reference)
+    assert measured.milliseconds == timing.Spread(5.0, 3.5, 8.5)
+    assert measured.extra == timing.Spread(2.0, 1.5, 2.5)
+    assert measured.share == 0.4
+    assert timing.spread([3.0]) == timing.Spread(3.0, 3.0, 3.0)
+
+
+def fake_run(variant: variants.Variant, accuracy: float) -> train.Run:
+    model = train.network()
+    history = (train.Epoch(accuracy, {"input": 0.5}),)
+    return train.Run(variant, 0, model, torch.optim.Adam(model.parameters()), history)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [((0.97, 0.965, 0.90), 3e-4), ((0.97, 0.90, 0.965), 1e-3), ((0.90, 0.90, 0.80), 1e-4)],
+)
+def test_choice_is_the_largest_strength_that_costs_little(accuracies: tuple[float, ...], expected: float) -> None:
+    by_strength = dict(zip(variants.STRENGTHS, accuracies, strict=True))
+    reference = [fake_run(variants.no_penalty(), 0.97)]
+    choice = choose(
+        variants.l1_proximal, lambda variant: (fake_run(variant, by_strength[variant.strength]),), reference
+    )
+    assert choice.strength == expected
+    assert choice.runs[0].variant == variants.l1_proximal(expected)
+    assert [c.strength for c in choice.candidates if c.chosen] == [expected]
+    assert [c.validation_accuracy for c in choice.candidates] == list(accuracies)
+    assert TOLERANCE == 0.01
+
+
+def test_training_and_choice_do_without_test_images(digits: data.Digits) -> None:
+    blind = replace(digits, test=data.Images(torch.empty(0, data.PIXELS), torch.empty(0)))
+    with pytest.raises(ZeroDivisionError):
+        train.accuracy(train.network(), blind.test)
+    trained, candidates = train_variants(blind, Settings(seeds=1, epochs=1), lambda doing: None)
+    assert (len(trained), len(candidates)) == (5, 6)
+
+
+def test_one_thread_puts_the_number_of_threads_back() -> None:
+    threads = torch.get_num_threads()
+    with timing.one_thread():
+        assert torch.get_num_threads() == 1
+        assert torch.tensor(1e-40) * torch.tensor(1.0) == 0
+    assert torch.get_num_threads() == threads
+    assert torch.tensor(1e-40) * torch.tensor(1.0) != 0
+
+
+def test_json_holds_the_numbers(demo: Demo, folder: Path) -> None:
+    saved = json.loads((folder / "results.json").read_text())
+    assert saved == json.loads(json.dumps(demo.results.to_dict()))
+    assert saved["versions"].keys() == {"shrinkage", "torch", "python"}
+    assert saved["configuration"]["epochs"] == SETTINGS.epochs
+    assert len(saved["choice_of_strengths"]["candidates"]) == 2 * len(variants.STRENGTHS)
+    names = [variant["name"] for variant in saved["variants"]]
+    assert names == ["no penalty", "L1 in the loss", "L1 gradient", "L1 proximal", "group lasso"]
+    for variant in saved["variants"]:
+        (seed,) = variant["seeds"]
+        assert variant["test_accuracy"] == seed["test_accuracy"]
+        assert variant["test_accuracy_deviation"] is None
+        assert [epoch["zeros"].keys() for epoch in seed["history"]] == [set(train.LAYERS)] * SETTINGS.epochs
+        assert variant["time"]["milliseconds"].keys() == {"median", "lower_quartile", "upper_quartile"}
+
+
+def test_table_has_a_row_per_variant(demo: Demo) -> None:
+    rows = table_rows(demo.results)
+    assert [row[0] for row in rows] == [variant.name for variant in demo.results.variants]
+    assert {len(row) for row in rows} == {len(TABLE_HEADER)}
+    assert rows[0][-1] == ""
+    assert len(findings(demo.results)) == 2
+
+
+def test_folder_has_report_and_pictures(folder: Path) -> None:
+    names = {"results.json", "report.html", "weight_histograms.png", "zeros_per_layer.png", "pixels.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    for path in folder.glob("*.png"):
+        assert imread(path)[..., :3].std() > 0.05, f"{path.name} is blank"
+    page = (folder / "report.html").read_text()
+    assert "&lt;b&gt; &amp; demo" in page
+    assert "<b>" not in page
+    assert "://" not in page
