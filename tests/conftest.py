@@ -1,10 +1,18 @@
 """Every test starts from the same seed and with the registry of declared layers empty."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
 
+import shrinkage
 from shrinkage.declare import _registry
+
+expected = os.environ.get("SHRINKAGE_UNDER_TEST")
+if expected and Path(expected) != Path(shrinkage.__file__).parent:
+    pytest.exit(f"expected to test {expected}, found {shrinkage.__file__}", returncode=5)
 
 torch.set_num_threads(1)
 settings.register_profile("shrinkage", deadline=None, derandomize=True, max_examples=60)

@@ -140,6 +140,27 @@ def test_a_closure_gives_what_the_plain_loop_gives(how, penalty, keyword):
     assert equal(ours, plain)
 
 
+class CallsItsClosureThrice(SGD):
+    def step(self, closure):
+        losses = [closure() for _ in range(3)]
+        super().step()
+        return losses
+
+
+def test_a_closure_that_is_called_often_decays_once():
+    model = mlp()
+    optimizer = CallsItsClosureThrice(model.parameters(), lr=0.1)
+    Regularizer(model, L2(0.5), how="decoupled").attach(optimizer)
+    expected = [w.detach() * (1 - 0.1 * 0.5) for w in weights(model)]
+
+    def closure():
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    optimizer.step(closure)
+    assert all(torch.equal(w, e) for w, e in zip(weights(model), expected, strict=True))
+
+
 def test_the_loss_of_a_closure_includes_the_penalty_of_the_gradient_only():
     batch = batches(1)[0]
     for how, expected in (("gradient", True), ("proximal", False)):

@@ -3,7 +3,7 @@ import torch
 
 from shrinkage import Columns, GroupError, Heads, Kernels, Rows, Whole
 
-VIEWS = [Rows(), Columns(), Kernels(), Heads(2), Heads(3, dim=1), Whole()]
+VIEWS = [Rows(), Columns(), Kernels(), Heads(2), Heads(3, dim=1), Heads(2, dim=2), Whole()]
 
 
 @pytest.mark.parametrize("groups", VIEWS, ids=str)
@@ -36,14 +36,13 @@ def test_norms_of_half_precision_are_computed_in_float32():
     assert Rows().norms(w).item() == pytest.approx(120_000.0)
 
 
-def test_split_is_a_view():
-    w = torch.zeros(4, 6)
-    for groups in (Rows(), Columns(), Heads(2), Heads(3, dim=1), Whole()):
-        assert groups.split(w).data_ptr() == w.data_ptr()
-
-
 def test_rows_of_a_bias_are_its_elements():
     assert Rows().view(torch.arange(3)).tolist() == [[0], [1], [2]]
+
+
+def test_something_always_runs_within_a_group():
+    for groups, shape in ((Rows(), (3,)), (Whole(), ()), (Heads(3), (3,)), (Columns(), (2, 3)), (Kernels(), (2, 3, 4))):
+        assert groups.layout(shape).within
 
 
 def test_groups_of_an_empty_tensor():

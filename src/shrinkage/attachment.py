@@ -29,7 +29,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from shrinkage.apply import Number, add_gradient_, decay_, prox_, wide
 from shrinkage.errors import ParameterError
-from shrinkage.metric import metric_of
+from shrinkage.metric import Metric, metric_of
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How
 
@@ -82,6 +82,8 @@ class Attachment:
         self.updates = Updates()
         self._resolve = resolve
         self._charges: Sequence[Charge] = ()
+        self._scheduled = False
+        self._metric: Metric | None = None
         self._seen: list[Tensor] | None = None
         self._depth = 0
 
@@ -90,8 +92,9 @@ class Attachment:
         current = parameters_of(optimizer)
         if self._seen is None or len(current) != len(self._seen) or not all(map(is_, current, self._seen)):
             charges = self._resolve(optimizer)
-            for charge in charges:
-                check_metric(charge, optimizer)
+            proximal = any(charge.how == "proximal" for charge in charges)
+            self._metric = metric_of(optimizer) if proximal else None
+            self._scheduled = any(charge.penalty.scheduled for charge in charges)
             self._charges, self._seen = charges, current
         return self._charges
 
@@ -124,11 +127,11 @@ class Attachment:
         if self._depth or self._seen is None:
             return
         overflow = overflow_of(optimizer)
-        with without_autograd_or_autocast(self._charges):
-            for charge in self._charges:
-                if not charge.before and charge.parameter.grad is not None:
-                    step = step_of(charge, optimizer)
-                    prox_(self._penalty(charge), charge.parameter, unless(overflow, step))
+        acting = [charge for charge in self._charges if not charge.before and charge.parameter.grad is not None]
+        if acting:
+            with without_autograd_or_autocast(acting):
+                for charge in acting:
+                    prox_(self._penalty(charge), charge.parameter, unless(overflow, self._step(charge, optimizer)))
         self.updates.record(overflow)
 
     def _charged_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -148,12 +151,13 @@ class Attachment:
 
     def _apply_before(self, optimizer: Optimizer, *, decay: bool = True) -> None:
         """Add the gradients, and decay, of the penalties that act before the step."""
+        acting = [charge for charge in self._charges if charge.before and charge.parameter.grad is not None]
+        if not acting:
+            return
         scale = getattr(optimizer, "grad_scale", None)
         overflow = overflow_of(optimizer)
-        with without_autograd_or_autocast(self._charges):
-            for charge in self._charges:
-                if not charge.before or charge.parameter.grad is None:
-                    continue
+        with without_autograd_or_autocast(acting):
+            for charge in acting:
                 group = optimizer.param_groups[charge.group]
                 if charge.how == "gradient":
                     sign = -1.0 if group.get("maximize") else 1.0
@@ -163,23 +167,33 @@ class Attachment:
 
     def _value_in_loss(self) -> float | Tensor:
         """Return the value of the penalties that act through the gradient."""
-        with without_autograd_or_autocast(self._charges):
-            values = [
-                self._penalty(charge).value(wide(charge.parameter.detach()))
-                for charge in self._charges
-                if charge.how == "gradient" and charge.parameter.grad is not None
-            ]
-        return torch.stack(values).sum() if values else 0.0
+        acting = [charge for charge in self._charges if charge.how == "gradient" and charge.parameter.grad is not None]
+        with without_autograd_or_autocast(acting):
+            values = [self._penalty(charge).value(wide(charge.parameter.detach())) for charge in acting]
+        return sum_of(values) if values else 0.0
+
+    def _step(self, charge: Charge, optimizer: Optimizer) -> Number:
+        """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
+        group = optimizer.param_groups[charge.group]
+        if charge.how == "decoupled" or self._metric is None:
+            lr: Number = group["lr"]
+            return lr
+        return self._metric(group, optimizer.state[charge.parameter], charge.parameter)
 
     def _penalty(self, charge: Charge) -> Penalty:
         """Return the penalty of `charge` with its strengths at this update."""
-        return charge.penalty.at(self.updates.count()) if charge.penalty.scheduled else charge.penalty
+        return charge.penalty.at(self.updates.count()) if self._scheduled else charge.penalty
 
 
 def uncompiled(hook: HookType) -> HookType:
     """Return `hook` in a form that `torch.compile` calls and does not trace: an update count would recompile it."""
     disabled: HookType = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return disabled
+
+
+def sum_of(values: Sequence[Tensor]) -> Tensor:
+    """Return the sum of 0-dim tensors, on the device of the first."""
+    return torch.stack([value.to(values[0].device) for value in values]).sum()
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
@@ -192,12 +206,6 @@ def group_indices(optimizer: Optimizer) -> Mapping[int, int]:
     return {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
 
-def check_metric(charge: Charge, optimizer: Optimizer) -> None:
-    """Raise `MetricError` if `charge` needs a metric that is not known."""
-    if charge.how == "proximal":
-        metric_of(optimizer)
-
-
 def check_gradients(charges: Sequence[Charge]) -> None:
     """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
     for name, _, _, parameter, _ in charges:
@@ -207,15 +215,6 @@ def check_gradients(charges: Sequence[Charge]) -> None:
                 "rows that a batch touched, while a penalty charges all of them; build the layer with sparse=False, "
                 f"or leave it alone with {{{name!r}: None}}"
             )
-
-
-def step_of(charge: Charge, optimizer: Optimizer) -> Number:
-    """Return the step of the proximal operator: the optimizer's own metric, or its learning rate (decoupled)."""
-    group = optimizer.param_groups[charge.group]
-    if charge.how == "decoupled":
-        lr: Number = group["lr"]
-        return lr
-    return metric_of(optimizer)(group, optimizer.state[charge.parameter], charge.parameter)
 
 
 def overflow_of(optimizer: Optimizer) -> Tensor | None:
@@ -237,7 +236,8 @@ def without_autograd_or_autocast(charges: Sequence[Charge]) -> ExitStack:
     stack = ExitStack()
     stack.enter_context(torch.no_grad())
     for device_type in {charge.parameter.device.type for charge in charges}:
-        stack.enter_context(torch.autocast(device_type, enabled=False))
+        if torch.is_autocast_enabled(device_type):
+            stack.enter_context(torch.autocast(device_type, enabled=False))
     return stack
 
 

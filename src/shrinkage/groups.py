@@ -18,7 +18,10 @@ from shrinkage.errors import GroupError
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a tensor falls into groups: its shape with some dimensions split, and those that tell groups apart."""
+    """How a tensor falls into groups: its shape with some dimensions split, and those that tell groups apart.
+
+    At least one dimension of `shape` runs within a group.
+    """
 
     shape: tuple[int, ...]
     between: tuple[int, ...]
@@ -48,18 +51,14 @@ class Groups(ABC):
     def layout(self, shape: Sequence[int]) -> Layout:
         """Return how a tensor of `shape` falls into groups, or raise `GroupError`."""
 
-    def split(self, w: Tensor) -> Tensor:
-        """Return `w` as a view with the dimensions of its layout."""
-        return w.reshape(self.layout(w.shape).shape)
-
     def norms(self, w: Tensor) -> Tensor:
         """Return the Euclidean norm of each group, shape `(groups,)`, in float32 at least.
 
         >>> Rows().norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([5., 0.])
         """
-        norms: Tensor = torch.linalg.vector_norm(self.view(w), dim=1, dtype=at_least_float32(w.dtype))
-        return norms
+        layout = self.layout(w.shape)
+        return norms_within(w.reshape(layout.shape), layout.within).reshape(-1)
 
     def view(self, w: Tensor) -> Tensor:
         """Return the elements of `w` as `(groups, size)`: a view where strides allow it, else a copy.
@@ -94,7 +93,7 @@ class Rows(Groups):
     def layout(self, shape: Sequence[int]) -> Layout:
         """Needs one dimension or more."""
         require_dimensions(self, shape, 1)
-        return Layout(tuple(shape), (0,))
+        return Layout((*shape, 1) if len(shape) == 1 else tuple(shape), (0,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ class Whole(Groups):
 
     def layout(self, shape: Sequence[int]) -> Layout:
         """Takes any shape."""
-        return Layout(tuple(shape), ())
+        return Layout(tuple(shape) or (1,), ())
 
 
 def require_dimensions(groups: Groups, shape: Sequence[int], least: int) -> None:
@@ -178,6 +177,13 @@ def require_dimensions(groups: Groups, shape: Sequence[int], least: int) -> None
         raise GroupError(
             f"{groups} needs at least {least} dimension{'s' if least > 1 else ''}, got shape {tuple(shape)}"
         )
+
+
+def norms_within(w: Tensor, within: tuple[int, ...]) -> Tensor:
+    """Return the Euclidean norms over the dimensions `within`, which stay with size 1, in float32 at least."""
+    dtype = at_least_float32(w.dtype)
+    norms: Tensor = torch.linalg.vector_norm(w, dim=within, keepdim=True, dtype=dtype)
+    return norms
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -49,54 +49,55 @@ def block_scale(norms: Tensor, threshold: float | Tensor) -> Tensor:
     return 1 - (threshold / norms.clamp_min(tiny)).clamp(max=1)
 
 
-def block_scale_in_metric(matrix: Tensor, thresholds: Tensor) -> Tensor:
+def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]) -> Tensor:
     """Return the factor per element by which a group soft threshold in a diagonal metric scales it.
 
-    argmin over y of 1/2 sum_i (y_i - w_i)^2 / t_i + ||y|| for each row of `matrix`. The row is zero if and only if
+    argmin over y of 1/2 sum_i (y_i - w_i)^2 / t_i + ||y|| for each group. The group is zero if and only if
     sum (w_i / t_i)^2 <= 1; else y_i = w_i theta / (theta + t_i), where theta = ||y|| is the root of the secular
     equation  sum (w_i / (theta + t_i))^2 = 1.
 
     Newton's method on  S(theta)^(-1/2) - 1, which increases and is concave, rises to the root from any point below it
-    (Moré and Hebden), so a fixed number of iterations serves all rows and nothing is read back from the device.
+    (Moré and Hebden), so a fixed number of iterations serves all groups and nothing is read back from the device.
 
     Args:
-        matrix: `(groups, size)`.
-        thresholds: step times strength, >= 0, the shape of `matrix`.
+        w: any shape.
+        thresholds: step times strength, >= 0, the shape of `w`.
+        within: the dimensions of `w` that run inside a group, at least one; the others tell groups apart.
 
     Returns:
-        Factors in [0, 1], `(groups, size)`; exactly 0 in a row that is zero, exactly 1 where the threshold is 0.
+        Factors in [0, 1], the shape of `w`; exactly 0 in a group that is zero, exactly 1 where the threshold is 0.
 
     Reference: Deleu and Bengio (2021), "Structured sparsity inducing adaptive optimizers", theorem 1.
-    Subnormal elements with a zero threshold may be flushed to zero.
 
-    >>> block_scale_in_metric(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 1.0]]))
+    >>> block_scale_in_metric(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 1.0]]), within=(1,))
     tensor([[0.8000, 0.8000]])
     """
-    if matrix.numel() == 0:
-        return torch.ones_like(matrix)
-    tiny = torch.finfo(matrix.dtype).tiny
-    size = matrix.abs()
-    dual_norm = torch.linalg.vector_norm(size / thresholds.clamp_min(tiny), dim=1, keepdim=True)
-    start = secular_lower_bound(size, thresholds, dual_norm).clamp_min(tiny)
+    if w.numel() == 0:
+        return torch.ones_like(w)
+    tiny = torch.finfo(w.dtype).tiny
+    size = w.abs()
+    ratios = torch.where(size == 0, 0.0, size / thresholds)  # 0 / 0 is an element that is zero already
+    dual_norm = torch.linalg.vector_norm(ratios, dim=within, keepdim=True)
+    start = secular_lower_bound(size, thresholds, dual_norm, within).clamp_min(tiny)
     theta = start
     for _ in range(NEWTON_ITERATIONS):
-        ratio = size / (theta + thresholds)
-        total = ratio.square().sum(1, keepdim=True)
-        slope = (ratio.square() / (theta + thresholds)).sum(1, keepdim=True)
+        shifted = theta + thresholds
+        squares = (size / shifted).square()
+        total = squares.sum(within, keepdim=True)
+        slope = (squares / shifted).sum(within, keepdim=True)
         theta = theta + (total.sqrt() - 1) * total / slope
     theta = torch.where(start.isinf(), start, theta)
-    factor = 1 / (1 + thresholds / theta)
-    return factor.masked_fill(dual_norm <= 1, 0.0)
+    return (1 / (1 + thresholds / theta)).masked_fill(dual_norm <= 1, 0.0)
 
 
-def secular_lower_bound(size: Tensor, thresholds: Tensor, dual_norm: Tensor) -> Tensor:
-    """Return a point below the root of each row's secular equation, close enough for every ratio to be at most 1.
+def secular_lower_bound(size: Tensor, thresholds: Tensor, dual_norm: Tensor, within: tuple[int, ...]) -> Tensor:
+    """Return a point below the root of each group's secular equation, close enough for every ratio to be at most 1.
 
     Three bounds: the largest |w_i| - t_i (one term of the sum can not exceed 1), ||w|| - max t, and
     (||w / t|| - 1) min t.
     """
-    largest, smallest = thresholds.amax(1, keepdim=True), thresholds.amin(1, keepdim=True)
-    by_element = (size - thresholds).amax(1, keepdim=True)
-    by_norm = torch.linalg.vector_norm(size, dim=1, keepdim=True) - largest
+    largest, smallest = thresholds.amax(within, keepdim=True), thresholds.amin(within, keepdim=True)
+    by_element = (size - thresholds).amax(within, keepdim=True)
+    by_norm = torch.linalg.vector_norm(size, dim=within, keepdim=True) - largest
     by_dual_norm = torch.where(smallest > 0, (dual_norm - 1) * smallest, 0.0)
     return torch.maximum(by_element, torch.maximum(by_norm, by_dual_norm))

@@ -17,6 +17,7 @@ from shrinkage.attachment import (
     Charge,
     explicit_attachments,
     group_indices,
+    sum_of,
     uncompiled,
     unwrapped,
 )
@@ -120,7 +121,7 @@ class Regularizer:
                 for entry in self.plan
                 if (parameter := held.get(entry.name)) is not None
             ]
-            return torch.stack([value.to(values[0].device) for value in values]).sum() if values else torch.zeros(())
+        return sum_of(values) if values else torch.zeros(())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of updates made through each attached optimizer, in the order of attachment."""

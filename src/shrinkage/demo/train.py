@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from shrinkage import Regularizer
@@ -16,8 +16,9 @@ from shrinkage.demo.variants import Variant
 
 NEURONS = 100
 BATCH = 64
-LEARNING_RATE = 3e-3
-FINAL_LEARNING_RATE = 3e-5
+LEARNING_RATE = 0.1
+FINAL_LEARNING_RATE = 1e-3
+MOMENTUM = 0.9
 LAYERS = ("input", "hidden", "output")
 
 
@@ -62,7 +63,7 @@ def train(variant: Variant, digits: Digits, *, seed: int, epochs: int, after_epo
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     model = network()
-    optimizer = Adam(model.parameters(), lr=LEARNING_RATE)
+    optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     if variant.rules is not None:
         Regularizer(model, variant.rules, how=variant.how).attach(optimizer)
 

@@ -31,7 +31,7 @@ class Variant:
 
 def no_penalty() -> Variant:
     """Return the variant that the others are measured against."""
-    return Variant("no penalty", "The network as it is, trained with Adam.")
+    return Variant("no penalty", "The network as it is, trained by SGD with momentum.")
 
 
 def l1_in_loss(strength: float) -> Variant:

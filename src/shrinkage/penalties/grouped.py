@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shrinkage import prox
-from shrinkage.groups import Groups
+from shrinkage.groups import Groups, norms_within
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import L1, Elementwise
 from shrinkage.schedules import Strength
@@ -71,9 +71,11 @@ class Grouped(Penalty):
 
     def gradient(self, w: Tensor) -> Tensor:
         """weight * phi'(||w_g||) * w_g / ||w_g||, and 0 in a group that is zero."""
-        norms = self.groups.norms(w)
-        slopes = self._weight(w) * self.penalty.gradient(norms)
-        return self._scale(w, slopes / norms.clamp_min(torch.finfo(norms.dtype).tiny))
+        layout = self.groups.layout(w.shape)
+        split = w.reshape(layout.shape)
+        norms = norms_within(split, layout.within)
+        slopes = self._weight(w) * self.penalty.gradient(norms) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        return (split * slopes.to(w.dtype)).reshape(w.shape)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Scale each group by max(1 - step * weight * strength / ||w_g||, 0); in a diagonal metric, the exact root.
@@ -86,11 +88,14 @@ class Grouped(Penalty):
             w, step = w / (1 + step * quadratic), step / (1 + step * quadratic)
         if not linear:
             return w.clone()
+        layout = self.groups.layout(w.shape)
+        split = w.reshape(layout.shape)
         if isinstance(step, Tensor) and step.dim():
-            threshold = self.groups.view((step * linear).to(w.dtype).expand_as(w))
-            scale = prox.block_scale_in_metric(self.groups.view(w), threshold)
-            return w * self.groups.restore(scale, w.shape)
-        return self._scale(w, prox.block_scale(self.groups.norms(w), step * linear))
+            thresholds = (step * linear).to(w.dtype).expand_as(w).reshape(layout.shape)
+            scale = prox.block_scale_in_metric(split, thresholds, layout.within)
+        else:
+            scale = prox.block_scale(norms_within(split, layout.within), step * linear).to(w.dtype)
+        return (split * scale).reshape(w.shape)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the distance per group, shape `(groups,)`: to the ball of radius weight * strength where w_g is 0."""
@@ -105,13 +110,8 @@ class Grouped(Penalty):
         return self.penalty.strength_max(self.groups.norms(grad) / self._weight(grad))
 
     def _weight(self, w: Tensor) -> float:
+        """Return the weight of a group."""
         return math.sqrt(max(self.groups.layout(w.shape).size, 1)) if self.weigh_by_size else 1.0
-
-    def _scale(self, w: Tensor, factors: Tensor) -> Tensor:
-        """Multiply each group of `w` by its factor, broadcast over the group, with no copy of `w`."""
-        layout = self.groups.layout(w.shape)
-        shape = [size if dim in layout.between else 1 for dim, size in enumerate(layout.shape)]
-        return (self.groups.split(w) * factors.to(w.dtype).reshape(shape)).reshape(w.shape)
 
 
 def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True) -> Grouped:
