@@ -7,7 +7,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from catalog import PENALTIES
 from models import equal, mlp, train
-from shrinkage import L2, Regularizer
+from shrinkage import L1, L2, Regularizer
 from shrinkage.apply import add_gradient_, decay_, prox_
 
 DECAY = 0.03
@@ -58,7 +58,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(case, dtype):
     wide = parameter.detach().float()
     for step in (0.37, torch.rand(case.shape) + 0.1):
         found = nn.Parameter(parameter.detach().clone())
-        prox_(penalty, found, step)
+        prox_(penalty, found, {"step": step}, lambda state, w: state["step"])
         assert torch.equal(found, penalty.prox(wide, step).to(dtype))
     decayed = nn.Parameter(parameter.detach().clone())
     decay_(penalty, decayed, 0.37)
@@ -98,5 +98,36 @@ def test_transposed_and_sliced_parameters_are_written_in_place(case):
     parameter = nn.Parameter(base[::2])
     assert not parameter.is_contiguous()
     expected = case.make(0.3).prox(parameter.detach().contiguous(), 0.5)
-    prox_(case.make(0.3), parameter, 0.5)
+    prox_(case.make(0.3), parameter, {}, lambda state, w: 0.5)
     assert torch.equal(base[::2], expected)
+
+
+@pytest.mark.parametrize("case", PENALTIES, ids=str)
+@pytest.mark.parametrize("piece", [1, 7, 13])
+def test_pieces_give_what_the_whole_gives(monkeypatch, case, piece):
+    penalty, whole = case.make(0.2), torch.randn(case.shape)
+    steps, grad = torch.rand(case.shape) + 0.1, torch.randn(case.shape)
+    seen = []
+
+    def run():
+        parameter = nn.Parameter(whole.clone())
+        prox_(penalty, parameter, {"step": steps, "count": 3}, lambda state, w: seen.append(w.shape) or state["step"])
+        decay_(penalty, parameter, 0.1)
+        parameter.grad = grad.clone()
+        add_gradient_(penalty, parameter, 2.0)
+        return parameter.detach(), parameter.grad
+
+    expected = run()
+    assert seen == [whole.shape]
+    monkeypatch.setattr("shrinkage.apply.PIECE", piece)
+    for one, other in zip(run(), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(seen) > 2 or "whole" in case.name or "heads" in case.name
+
+
+def test_a_state_of_other_shapes_is_not_cut(monkeypatch):
+    monkeypatch.setattr("shrinkage.apply.PIECE", 4)
+    parameter, state = nn.Parameter(torch.randn(6, 4)), {"rows": torch.rand(6, 1), "columns": torch.rand(1, 4)}
+    expected = L1(1.0).prox(parameter.detach(), state["rows"] * state["columns"])
+    prox_(L1(1.0), parameter, state, lambda state, w: state["rows"] * state["columns"])
+    assert torch.equal(parameter, expected)

@@ -34,8 +34,8 @@ MUTANTS = [
         "prox.py", "1 - (threshold / norms.clamp_min(tiny)).clamp(max=1)", "(1 - threshold / norms).relu()", "penalties"
     ),
     Mutant("prox.py", "NEWTON_ITERATIONS = 10", "NEWTON_ITERATIONS = 3", "prox"),
-    Mutant("prox.py", "masked_fill(dual_norm <= 1, 0.0)", "masked_fill(dual_norm <= 0.99, 0.0)", "prox"),
-    Mutant("prox.py", "torch.where(size == 0, 0.0, size / thresholds)", "size / thresholds", "penalties"),
+    Mutant("prox.py", "zero = dual_norm <= 1", "zero = dual_norm <= 0.99", "prox"),
+    Mutant("prox.py", "size / thresholds.clamp_min(tiny)", "size / thresholds", "penalties"),
     Mutant("prox.py", "torch.where(start.isinf(), start, theta)", "theta", "penalties"),
     Mutant("penalties/elementwise.py", "step * fixed(self.strength))", "fixed(self.strength))", "penalties"),
     Mutant(
@@ -75,7 +75,7 @@ MUTANTS = [
     Mutant("metric.py", '(1 - group["dampening"]) / (1 - group["momentum"])', "1.0", "metric"),
     Mutant("metric.py", '(1 - group["dampening"]) /', "1 /", "solutions"),
     Mutant("metric.py", "(moment / correction).sqrt()", "moment.sqrt()", "metric"),
-    Mutant("metric.py", "torch.where(moment == 0, lr, step)", "step", "metric"),
+    Mutant("metric.py", "denominator.new_ones(()).lerp(denominator, moment.sign())", "denominator", "metric"),
     Mutant(
         "metric.py",
         'state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]',

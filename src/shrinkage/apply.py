@@ -3,10 +3,15 @@
 Everything is computed in float32 at least and written back in the type of the parameter. The plain form takes any
 penalty; a penalty that torch's own optimizers know is registered beside it with the very operation that they use, so
 that results agree with theirs bit for bit.
+
+Large tensors are charged piece by piece, each small enough that its temporaries stay in a processor's cache.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from functools import singledispatch
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from shrinkage.groups import at_least_float32
@@ -14,19 +19,30 @@ from shrinkage.penalties import L2, Penalty
 from shrinkage.schedules import fixed
 
 Number = float | Tensor
+State = Mapping[str, Any]
+PIECE = 1 << 18  # elements
+
+
+def pieces(penalty: Penalty, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield views of `tensors`, which have one shape, cut alike where `penalty` charges each piece by itself."""
+    first, *_ = tensors
+    dim = penalty.cut(first.shape) if first.numel() > PIECE and first.device.type == "cpu" else None
+    if dim is None:
+        yield tensors
+    else:
+        length = max(PIECE * first.shape[dim] // first.numel(), 1)
+        yield from zip(*(torch.split(tensor, length, dim) for tensor in tensors), strict=True)
 
 
 def add_gradient_(penalty: Penalty, parameter: nn.Parameter, factor: Number) -> None:
     """Add `factor` times the penalty's derivative to the gradient of `parameter`."""
-    grad = parameter.grad
-    if grad is None:
+    if parameter.grad is None:
         return
-    if grad.dtype == at_least_float32(grad.dtype) == parameter.dtype:
-        add_derivative_(penalty, grad, parameter.detach(), factor)
-    else:
+    for grad, w in pieces(penalty, parameter.grad, parameter.detach()):
         widened = wide(grad)
-        add_derivative_(penalty, widened, wide(parameter.detach()).to(widened.dtype), factor)
-        grad.copy_(widened)
+        add_derivative_(penalty, widened, wide(w).to(widened.dtype), factor)
+        if widened is not grad:
+            grad.copy_(widened)
 
 
 @singledispatch
@@ -45,11 +61,11 @@ def _(penalty: L2, grad: Tensor, w: Tensor, factor: Number) -> None:
 
 def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number) -> None:
     """Move `parameter` by -step * R'(w): the decoupled form of a smooth penalty."""
-    w = parameter.detach()
-    widened = wide(w)
-    decay_by_derivative_(penalty, widened, step)
-    if widened is not w:
-        w.copy_(widened)
+    for (w,) in pieces(penalty, parameter.detach()):
+        widened = wide(w)
+        decay_by_derivative_(penalty, widened, step)
+        if widened is not w:
+            w.copy_(widened)
 
 
 @singledispatch
@@ -63,10 +79,28 @@ def _(penalty: L2, w: Tensor, step: Number) -> None:
     w.mul_(1 - step * fixed(penalty.strength))
 
 
-def prox_(penalty: Penalty, parameter: nn.Parameter, step: Number) -> None:
-    """Move `parameter` to the penalty's proximal point, `step` a number, 0-dim or shaped like the parameter."""
+def prox_(penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Number]) -> None:
+    """Move `parameter` to the penalty's proximal point.
+
+    Args:
+        penalty: what is charged.
+        parameter: what is moved.
+        state: what the optimizer keeps of the parameter.
+        step: the step of the proximal operator, a number or shaped like its second argument, which is a piece of the
+            parameter; the first is the state of that piece.
+    """
     w = parameter.detach()
-    w.copy_(penalty.prox(wide(w), step))
+    if w.numel() <= PIECE or not cuts(state, w):
+        w.copy_(penalty.prox(wide(w), step(state, w)))
+        return
+    shaped = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == w.shape}
+    for piece, *cut in pieces(penalty, w, *shaped.values()):
+        piece.copy_(penalty.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece)))
+
+
+def cuts(state: State, w: Tensor) -> bool:
+    """Return whether `state` can be cut with `w`: whether its tensors are numbers or have the shape of `w`."""
+    return all(value.numel() == 1 or value.shape == w.shape for value in state.values() if isinstance(value, Tensor))
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from shrinkage.apply import Number, add_gradient_, decay_, prox_, wide
+from shrinkage.apply import Number, State, add_gradient_, decay_, prox_, wide
 from shrinkage.errors import ParameterError
 from shrinkage.metric import Metric, metric_of
 from shrinkage.penalties import Penalty
@@ -131,7 +131,8 @@ class Attachment:
         if acting:
             with without_autograd_or_autocast(acting):
                 for charge in acting:
-                    prox_(self._penalty(charge), charge.parameter, unless(overflow, self._step(charge, optimizer)))
+                    step = self._step(charge, optimizer, overflow)
+                    prox_(self._penalty(charge), charge.parameter, optimizer.state.get(charge.parameter, {}), step)
         self.updates.record(overflow)
 
     def _charged_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -172,13 +173,13 @@ class Attachment:
             values = [self._penalty(charge).value(wide(charge.parameter.detach())) for charge in acting]
         return sum_of(values) if values else 0.0
 
-    def _step(self, charge: Charge, optimizer: Optimizer) -> Number:
+    def _step(self, charge: Charge, optimizer: Optimizer, overflow: Tensor | None) -> Callable[[State, Tensor], Number]:
         """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
         group = optimizer.param_groups[charge.group]
-        if charge.how == "decoupled" or self._metric is None:
-            lr: Number = group["lr"]
-            return lr
-        return self._metric(group, optimizer.state[charge.parameter], charge.parameter)
+        metric = self._metric
+        if charge.how == "decoupled" or metric is None:
+            return lambda state, w: unless(overflow, group["lr"])
+        return lambda state, w: unless(overflow, metric(group, state, w))
 
     def _penalty(self, charge: Charge) -> Penalty:
         """Return the penalty of `charge` with its strengths at this update."""

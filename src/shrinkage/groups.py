@@ -182,6 +182,8 @@ def require_dimensions(groups: Groups, shape: Sequence[int], least: int) -> None
 def norms_within(w: Tensor, within: tuple[int, ...]) -> Tensor:
     """Return the Euclidean norms over the dimensions `within`, which stay with size 1, in float32 at least."""
     dtype = at_least_float32(w.dtype)
+    if within[-1] != w.dim() - 1:  # across rows of memory torch's norm is several times slower than its sum
+        return w.to(dtype).square().sum(within, keepdim=True).sqrt()
     norms: Tensor = torch.linalg.vector_norm(w, dim=within, keepdim=True, dtype=dtype)
     return norms
 

@@ -18,17 +18,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from shrinkage.errors import MetricError
 from shrinkage.groups import at_least_float32
 
 Number = float | Tensor
-Metric = Callable[[Mapping[str, Any], Mapping[str, Any], nn.Parameter], Number]
+Metric = Callable[[Mapping[str, Any], Mapping[str, Any], Tensor], Number]
 
 
-def sgd_metric(group: Mapping[str, Any], state: Mapping[str, Any], parameter: nn.Parameter) -> Number:
+def sgd_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor) -> Number:
     """lr (1 - dampening) / (1 - momentum); Nesterov's momentum rests at the same point."""
     lr: Number = group["lr"]
     if group["momentum"] == 0:
@@ -37,15 +37,15 @@ def sgd_metric(group: Mapping[str, Any], state: Mapping[str, Any], parameter: nn
     return lr * rest
 
 
-def adam_metric(group: Mapping[str, Any], state: Mapping[str, Any], parameter: nn.Parameter) -> Number:
+def adam_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor) -> Number:
     """lr / (sqrt(v_hat) + eps), v_hat the bias-corrected second moment, or its running maximum (amsgrad)."""
     second_moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     beta2 = group["betas"][1]
-    correction = 1 - beta2 ** on_device(state["step"], second_moment)
+    correction = 1 - beta2 ** updates(state["step"], second_moment)
     return adaptive_step(group["lr"], second_moment, group["eps"], correction)
 
 
-def rmsprop_metric(group: Mapping[str, Any], state: Mapping[str, Any], parameter: nn.Parameter) -> Number:
+def rmsprop_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor) -> Number:
     """lr / (1 - momentum) / (sqrt(v) + eps), v the second moment, or the variance (centered)."""
     second_moment = state["square_avg"]
     lr = group["lr"] / (1 - group["momentum"]) if group["momentum"] > 0 else group["lr"]
@@ -57,26 +57,30 @@ def rmsprop_metric(group: Mapping[str, Any], state: Mapping[str, Any], parameter
     return torch.where(second_moment == 0, step, centered)
 
 
-def adagrad_metric(group: Mapping[str, Any], state: Mapping[str, Any], parameter: nn.Parameter) -> Number:
+def adagrad_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor) -> Number:
     """lr / (1 + (t - 1) lr_decay) / (sqrt(sum of squared gradients) + eps)."""
     lr = group["lr"]
     if group["lr_decay"]:
-        lr = lr / (1 + (on_device(state["step"], state["sum"]) - 1) * group["lr_decay"])
+        lr = lr / (1 + (updates(state["step"], state["sum"]) - 1) * group["lr_decay"])
     return adaptive_step(lr, state["sum"], group["eps"])
 
 
 def adaptive_step(lr: Number, second_moment: Tensor, eps: float, correction: Number = 1.0) -> Tensor:
     """Return lr / (sqrt(second_moment / correction) + eps), and lr where the second moment is exactly 0."""
     moment = second_moment.to(at_least_float32(second_moment.dtype))
-    step: Tensor = lr / ((moment / correction).sqrt() + eps)
-    return torch.where(moment == 0, lr, step)
+    denominator = (moment / correction).sqrt_().add_(eps)
+    # Between 1, where the moment is 0, and the denominator, where it is positive: several times faster than a mask.
+    return denominator.new_ones(()).lerp(denominator, moment.sign()).reciprocal_().mul_(lr)
 
 
-def on_device(count: Number, like: Tensor) -> Number:
-    """Return an optimizer's update count: a number where it is at hand, a tensor where reading it would wait."""
-    if isinstance(count, Tensor):
-        return count.item() if count.device.type == "cpu" else count.to(like.device)
-    return count
+def updates(count: Number, like: Tensor) -> Number:
+    """Return an optimizer's update count: a number where it is at hand, a tensor where reading it would wait.
+
+    It is at least 1, though a fused optimizer whose first step met an overflow has made none.
+    """
+    if isinstance(count, Tensor) and count.device.type != "cpu":
+        return count.to(like.device).clamp_min(1)
+    return max(float(count), 1.0)
 
 
 _metrics: dict[type[Optimizer], Metric] = {
@@ -94,7 +98,8 @@ def register_metric(optimizer_class: type[Optimizer], metric: Metric) -> None:
     Args:
         optimizer_class: the optimizer; its subclasses are included as long as they do not override `step`.
         metric: a function of (parameter group, state of the parameter, parameter), called after a step, that returns
-            eta: the move per unit of constant gradient, a number or a tensor shaped like the parameter.
+            eta: the move per unit of constant gradient, a number or a tensor shaped like the parameter. A large
+            parameter comes in pieces, and what its state holds in the parameter's shape is cut alike.
 
     Raises:
         TypeError: `optimizer_class` is not an optimizer class.

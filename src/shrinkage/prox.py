@@ -7,8 +7,11 @@ product, a threshold in units of `w`.
 import torch
 from torch import Tensor
 
+from shrinkage.groups import norms_within
+
 # 3 iterations reach rounding where the steps of a group differ by e^1, 8 where they differ by e^30.
 NEWTON_ITERATIONS = 10
+ROUNDING = 16  # in units of the type's eps: below it a Newton step is noise
 
 
 def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
@@ -68,6 +71,7 @@ def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]
         Factors in [0, 1], the shape of `w`; exactly 0 in a group that is zero, exactly 1 where the threshold is 0.
 
     Reference: Deleu and Bengio (2021), "Structured sparsity inducing adaptive optimizers", theorem 1.
+    An element with a zero threshold that is no larger than the type's smallest normal number may become zero.
 
     >>> block_scale_in_metric(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 1.0]]), within=(1,))
     tensor([[0.8000, 0.8000]])
@@ -76,18 +80,21 @@ def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]
         return torch.ones_like(w)
     tiny = torch.finfo(w.dtype).tiny
     size = w.abs()
-    ratios = torch.where(size == 0, 0.0, size / thresholds)  # 0 / 0 is an element that is zero already
-    dual_norm = torch.linalg.vector_norm(ratios, dim=within, keepdim=True)
+    dual_norm = norms_within(size / thresholds.clamp_min(tiny), within)
+    zero = dual_norm <= 1
     start = secular_lower_bound(size, thresholds, dual_norm, within).clamp_min(tiny)
     theta = start
     for _ in range(NEWTON_ITERATIONS):
         shifted = theta + thresholds
-        squares = (size / shifted).square()
+        squares = (size / shifted).square_()
         total = squares.sum(within, keepdim=True)
-        slope = (squares / shifted).sum(within, keepdim=True)
-        theta = theta + (total.sqrt() - 1) * total / slope
-    theta = torch.where(start.isinf(), start, theta)
-    return (1 / (1 + thresholds / theta)).masked_fill(dual_norm <= 1, 0.0)
+        slope = squares.div_(shifted).sum(within, keepdim=True)
+        rise = (total.sqrt() - 1) * total / slope
+        theta = theta + rise
+        if theta.device.type == "cpu" and bool((rise <= ROUNDING * torch.finfo(w.dtype).eps * theta).all()):
+            break  # elsewhere reading the answer would wait for the device
+    theta = torch.where(start.isinf(), start, theta).masked_fill(zero, 1.0)
+    return (1 / (1 + thresholds / theta)).mul_((~zero).to(w.dtype))
 
 
 def secular_lower_bound(size: Tensor, thresholds: Tensor, dual_norm: Tensor, within: tuple[int, ...]) -> Tensor:
@@ -98,6 +105,6 @@ def secular_lower_bound(size: Tensor, thresholds: Tensor, dual_norm: Tensor, wit
     """
     largest, smallest = thresholds.amax(within, keepdim=True), thresholds.amin(within, keepdim=True)
     by_element = (size - thresholds).amax(within, keepdim=True)
-    by_norm = torch.linalg.vector_norm(size, dim=within, keepdim=True) - largest
+    by_norm = norms_within(size, within) - largest
     by_dual_norm = torch.where(smallest > 0, (dual_norm - 1) * smallest, 0.0)
     return torch.maximum(by_element, torch.maximum(by_norm, by_dual_norm))

@@ -72,6 +72,13 @@ class Penalty(ABC):
         """Raise `GroupError` if a tensor of `shape` can not be charged."""
 
     @abstractmethod
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Return along which dimension a tensor of `shape` may be cut into pieces that are charged each by itself.
+
+        None if it has to be charged as a whole.
+        """
+
+    @abstractmethod
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return what a printed plan says of this penalty on a tensor of `shape` (None: not yet known)."""
 

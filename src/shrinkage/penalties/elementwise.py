@@ -32,6 +32,10 @@ class Elementwise(Penalty):
     def check_shape(self, shape: Sequence[int]) -> None:
         """Take any shape."""
 
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Cut along the first dimension that is long enough for many pieces."""
+        return max(range(len(shape)), key=lambda dim: min(shape[dim], 64), default=None)
+
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class and its strengths."""
         strengths = ["schedule" if callable(value) else f"{value:g}" for value in self._fields().values()]

@@ -59,6 +59,11 @@ class Grouped(Penalty):
         """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
         self.groups.layout(shape)
 
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Cut between groups, unless they are counted as `Heads` are, which a piece has fewer of."""
+        layout = self.groups.layout(shape)
+        return layout.between[0] if layout.between and layout.shape == tuple(shape) else None
+
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the charge of a norm, and how many groups there are."""
         penalty, strength, _ = self.penalty.describe(shape)
