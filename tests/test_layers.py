@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "prox", "groups", "schedules", "tables"},
     {"penalties"},
     {"select", "plan"},
-    {"metric", "apply", "attachment", "declare", "regularizer"},
+    {"metric", "apply", "optimizers", "attachment", "declare", "regularizer"},
     {"threshold", "report"},
     {"compat", "plots", "html", "cli", "demo"},
 ]

@@ -26,7 +26,9 @@ PIECE = 1 << 18  # elements
 def pieces(penalty: Penalty, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield views of `tensors`, which have one shape, cut alike where `penalty` charges each piece by itself."""
     first, *_ = tensors
-    dim = penalty.cut(first.shape) if first.numel() > PIECE and first.device.type == "cpu" else None
+    # What is written into a slice of a distributed tensor is lost, and a device other than a CPU has no such cache.
+    may_cut = first.numel() > PIECE and type(first) is Tensor and first.device.type == "cpu"
+    dim = penalty.cut(first.shape) if may_cut else None
     if dim is None:
         yield tensors
     else:

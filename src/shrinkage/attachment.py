@@ -13,27 +13,24 @@ and the proximal operators. What the hooks take care of:
 """
 
 import functools
-import sys
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import is_
-from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 from shrinkage.apply import Number, State, add_gradient_, decay_, prox_, wide
-from shrinkage.errors import ParameterError
+from shrinkage.errors import AttachmentError, MetricError, ParameterError
 from shrinkage.metric import Metric, metric_of
+from shrinkage.optimizers import overflow_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How
 
-HookType = TypeVar("HookType", bound=Callable[..., Any])
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
@@ -82,21 +79,38 @@ class Attachment:
         self.updates = Updates()
         self._resolve = resolve
         self._charges: Sequence[Charge] = ()
-        self._scheduled = False
+        self._penalties: Sequence[Penalty] = ()  # those of the charges, with the strengths of this update
         self._metric: Metric | None = None
-        self._seen: list[Tensor] | None = None
+        self._seen: list[list[Tensor]] | None = None
         self._depth = 0
 
     def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
         """Return what is charged in `optimizer` now."""
-        current = parameters_of(optimizer)
-        if self._seen is None or len(current) != len(self._seen) or not all(map(is_, current, self._seen)):
+        current = [group["params"] for group in optimizer.param_groups]
+        if self._seen is None or not same_objects(current, self._seen):
             charges = self._resolve(optimizer)
+            self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else None
-            self._scheduled = any(charge.penalty.scheduled for charge in charges)
-            self._charges, self._seen = charges, current
+            self._charges, self._penalties = charges, [charge.penalty for charge in charges]
+            self._seen = [list(parameters) for parameters in current]
         return self._charges
+
+    def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
+        """Raise if another attachment charges one of the parameters, or a learning rate is needed and there is none."""
+        others = [other for other in explicit_attachments.get(optimizer, ()) if other is not self]
+        taken = {id(charge.parameter) for other in others for charge in other._charges}
+        for charge in charges:
+            if id(charge.parameter) in taken:
+                raise AttachmentError(
+                    f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
+                    f"that is attached to this {type(optimizer).__name__}; detach() that one first"
+                )
+            if charge.how == "decoupled" and "lr" not in optimizer.param_groups[charge.group]:
+                raise MetricError(
+                    f'how="decoupled" multiplies by the learning rate, but the group of {charge.name!r} in this '
+                    f"{type(optimizer).__name__} has no 'lr'; choose how=\"gradient\" or register_metric(...)"
+                )
 
     def forget(self) -> None:
         """Look everything up again before the next step."""
@@ -111,8 +125,9 @@ class Attachment:
         charges = self.charges(optimizer)
         if not charges:
             return None
+        self._set_strengths()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
+        if not callable(closure):
             check_gradients(charges)
             self._apply_before(optimizer)
             return None
@@ -127,13 +142,24 @@ class Attachment:
         if self._depth or self._seen is None:
             return
         overflow = overflow_of(optimizer)
-        acting = [charge for charge in self._charges if not charge.before and charge.parameter.grad is not None]
+        acting = self._acting(lambda charge: not charge.before)
         if acting:
-            with without_autograd_or_autocast(acting):
-                for charge in acting:
+            with without_autograd_or_autocast(self._charges):
+                for charge, penalty in acting:
                     step = self._step(charge, optimizer, overflow)
-                    prox_(self._penalty(charge), charge.parameter, optimizer.state.get(charge.parameter, {}), step)
+                    prox_(penalty, charge.parameter, optimizer.state.get(charge.parameter, {}), step)
         self.updates.record(overflow)
+
+    def _acting(self, chosen: Callable[[Charge], bool]) -> list[tuple[Charge, Penalty]]:
+        """Return the `chosen` charges whose parameters have a gradient, with their penalties at this update."""
+        pairs = zip(self._charges, self._penalties, strict=True)
+        return [(charge, penalty) for charge, penalty in pairs if chosen(charge) and charge.parameter.grad is not None]
+
+    def _set_strengths(self) -> None:
+        """Evaluate the schedules of this update, before anything is changed."""
+        if any(charge.penalty.scheduled for charge in self._charges):
+            update = self.updates.count()
+            self._penalties = [at_update(charge, update) for charge in self._charges]
 
     def _charged_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
@@ -146,32 +172,31 @@ class Attachment:
             check_gradients(self._charges)
             self._apply_before(optimizer, decay=not decayed)
             decayed = True
-            return loss if loss is None else loss + self._value_in_loss()
+            in_gradient = self._acting(lambda charge: charge.how == "gradient")
+            return loss + self._value(in_gradient) if loss is not None and in_gradient else loss
 
         return charged
 
     def _apply_before(self, optimizer: Optimizer, *, decay: bool = True) -> None:
         """Add the gradients, and decay, of the penalties that act before the step."""
-        acting = [charge for charge in self._charges if charge.before and charge.parameter.grad is not None]
+        acting = self._acting(lambda charge: charge.before)
         if not acting:
             return
         scale = getattr(optimizer, "grad_scale", None)
         overflow = overflow_of(optimizer)
-        with without_autograd_or_autocast(acting):
-            for charge in acting:
+        with without_autograd_or_autocast(self._charges):
+            for charge, penalty in acting:
                 group = optimizer.param_groups[charge.group]
                 if charge.how == "gradient":
                     sign = -1.0 if group.get("maximize") else 1.0
-                    add_gradient_(self._penalty(charge), charge.parameter, sign if scale is None else sign * scale)
+                    add_gradient_(penalty, charge.parameter, sign if scale is None else sign * scale)
                 elif decay:
-                    decay_(self._penalty(charge), charge.parameter, unless(overflow, group["lr"]))
+                    decay_(penalty, charge.parameter, unless(overflow, group["lr"]))
 
-    def _value_in_loss(self) -> float | Tensor:
-        """Return the value of the penalties that act through the gradient."""
-        acting = [charge for charge in self._charges if charge.how == "gradient" and charge.parameter.grad is not None]
-        with without_autograd_or_autocast(acting):
-            values = [self._penalty(charge).value(wide(charge.parameter.detach())) for charge in acting]
-        return sum_of(values) if values else 0.0
+    def _value(self, acting: Sequence[tuple[Charge, Penalty]]) -> Tensor:
+        """Return the value of the penalties that are `acting`, at least one."""
+        with without_autograd_or_autocast(self._charges):
+            return sum_of([penalty.value(wide(charge.parameter.detach())) for charge, penalty in acting])
 
     def _step(self, charge: Charge, optimizer: Optimizer, overflow: Tensor | None) -> Callable[[State, Tensor], Number]:
         """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
@@ -181,30 +206,24 @@ class Attachment:
             return lambda state, w: unless(overflow, group["lr"])
         return lambda state, w: unless(overflow, metric(group, state, w))
 
-    def _penalty(self, charge: Charge) -> Penalty:
-        """Return the penalty of `charge` with its strengths at this update."""
-        return charge.penalty.at(self.updates.count()) if self._scheduled else charge.penalty
+
+def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
+    """Return whether two lists of lists hold the very same tensors."""
+    lengths = list(map(len, one)) == list(map(len, other))
+    return lengths and all(all(map(is_, a, b)) for a, b in zip(one, other, strict=True))
 
 
-def uncompiled(hook: HookType) -> HookType:
-    """Return `hook` in a form that `torch.compile` calls and does not trace: an update count would recompile it."""
-    disabled: HookType = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return disabled
+def at_update(charge: Charge, update: int) -> Penalty:
+    """Return the penalty of `charge` at an update; an error of its schedule gets the parameter's name."""
+    try:
+        return charge.penalty.at(update)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the schedule of {charge.name!r} at update {update}: {error}") from error
 
 
 def sum_of(values: Sequence[Tensor]) -> Tensor:
     """Return the sum of 0-dim tensors, on the device of the first."""
     return torch.stack([value.to(values[0].device) for value in values]).sum()
-
-
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """Return the parameters of all groups of `optimizer`."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def group_indices(optimizer: Optimizer) -> Mapping[int, int]:
-    """Return the index of the parameter group of every parameter of `optimizer`, by id."""
-    return {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:
@@ -216,15 +235,6 @@ def check_gradients(charges: Sequence[Charge]) -> None:
                 "rows that a batch touched, while a penalty charges all of them; build the layer with sparse=False, "
                 f"or leave it alone with {{{name!r}: None}}"
             )
-
-
-def overflow_of(optimizer: Optimizer) -> Tensor | None:
-    """Return 1 on the device if a fused optimizer skips this step because of an overflow; None outside of loss scaling.
-
-    `found_inf` is summed over devices, so it may exceed 1.
-    """
-    found_inf = getattr(optimizer, "found_inf", None)
-    return None if found_inf is None else found_inf.clamp(max=1)
 
 
 def unless(overflow: Tensor | None, step: Number) -> Number:
@@ -240,32 +250,6 @@ def without_autograd_or_autocast(charges: Sequence[Charge]) -> ExitStack:
         if torch.is_autocast_enabled(device_type):
             stack.enter_context(torch.autocast(device_type, enabled=False))
     return stack
-
-
-def runs_inside_own_step(optimizer: Optimizer) -> bool:
-    """Return whether two steps of `optimizer` are under way: one that calls its parent's, which called this hook.
-
-    Only the stack can tell that from a step that raised and so never reached its second hook.
-    """
-    depth = 0
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and depth < 2:
-        code = frame.f_code
-        if code.co_name == "wrapper" and code.co_filename == torch_optimizer.__file__:
-            depth += frame.f_locals.get("self") is optimizer
-        frame = frame.f_back
-    return depth == 2
-
-
-def unwrapped(optimizer: Any) -> Optimizer:
-    """Return the optimizer that does the work, inside of wrappers that keep it as an attribute."""
-    for attribute in ("optimizer", "_optimizer", "base_optimizer"):
-        inner = getattr(optimizer, attribute, None)
-        if getattr(inner, "param_groups", None) is not None:
-            return unwrapped(inner)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
 
 
 # The attachments that a `Regularizer` made, so that a declaration on a layer never charges a parameter a second time.

@@ -6,25 +6,16 @@ runs around the steps of every optimizer look there for the parameters that an o
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from shrinkage.attachment import (
-    Arguments,
-    Attachment,
-    Charge,
-    Keywords,
-    explicit_attachments,
-    group_indices,
-    parameters_of,
-    uncompiled,
-    unwrapped,
-)
+from shrinkage.attachment import Arguments, Attachment, Charge, Keywords, check_gradients, explicit_attachments
 from shrinkage.errors import SelectionError
+from shrinkage.optimizers import group_indices, parameters_of, share_parameters, uncompiled
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How, Rule, resolve
 from shrinkage.select import named_parameters
@@ -54,17 +45,21 @@ def regularize(
         ValueError: the strength is a schedule, which needs an update count that is saved: use `Regularizer`.
         MetricError: at the first step, if `how="proximal"` and the optimizer's metric is not known.
 
-    A `Regularizer` that charges the same parameter takes the declaration's place while it is attached.
+    A `Regularizer` that charges the same parameter takes the declaration's place while it is attached; one that leaves
+    the parameter alone leaves the declaration in force.
 
     >>> import shrinkage, torch
     >>> layer = regularize(torch.nn.Linear(4, 2), shrinkage.L1(0.1))
     >>> layer
     Linear(in_features=4, out_features=2, bias=True)
     """
-    known = vars(layer).get(ATTRIBUTE)
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"expected a module such as nn.Linear(64, 10), got {type(layer).__name__}")
+    owner: nn.Module = getattr(layer, "_orig_mod", layer)  # what torch.compile wraps; its wrapper passes attributes on
+    known = vars(owner).get(ATTRIBUTE)
     rules: tuple[Rule, ...] = () if known is None else known.rules
     if penalty is None:
-        rules = without(rules, parameter, layer)
+        rules = without(rules, parameter, owner)
     else:
         if isinstance(penalty, Penalty) and penalty.scheduled:
             raise ValueError(
@@ -72,8 +67,8 @@ def regularize(
                 f"use Regularizer(model, {{...}}), whose state_dict() holds it"
             )
         rules = (*rules, Rule(penalty, parameter, how))
-        check_declarations(layer, rules)
-    setattr(layer, ATTRIBUTE, Declarations(layer, rules))
+        check_declarations(owner, rules)
+    vars(owner)[ATTRIBUTE] = Declarations(owner, rules)
     return layer
 
 
@@ -96,7 +91,8 @@ def check_declarations(layer: nn.Module, rules: Sequence[Rule]) -> None:
             if entry.name in charged:
                 raise SelectionError(
                     f"{entry.name!r} of this {type(layer).__name__} is charged {charged[entry.name].penalty} already; "
-                    f"take that back with regularize(layer, None, parameter={charged[entry.name].parameters!r}) first"
+                    f"take that back with regularize(layer, None, parameter={charged[entry.name].parameters!r}) first, "
+                    "or charge both at once with ElasticNet(l1, l2)"
                 )
             charged[entry.name] = rule
 
@@ -111,6 +107,11 @@ class Declarations:
         self._layer = weakref.ref(layer)
         self.rules = rules
         _registry.add(self)
+
+    def concern(self, held: Set[int]) -> bool:
+        """Return whether the layer has one of the parameters whose ids are `held`."""
+        layer = self._layer()
+        return layer is not None and not held.isdisjoint(id(parameter) for parameter in layer.parameters())
 
     def charges(self) -> list[tuple[nn.Parameter, Rule, str]]:
         """Return every charged parameter as it is now, with its rule and its name in messages."""
@@ -128,12 +129,17 @@ class Declarations:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declarations":
         """Return the declarations of the layer's copy, which is in `memo` before its attributes are copied."""
-        copied: nn.Module = memo[id(self._layer())]
-        return Declarations(copied, self.rules)
+        return Declarations(memo.get(id(self._layer())) or self._lost(), self.rules)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the layer beside its rules: it is being pickled already, so only a reference is written."""
-        return Declarations.__new__, (Declarations,), (self._layer(), self.rules)
+        return Declarations.__new__, (Declarations,), (self._layer() or self._lost(), self.rules)
+
+    def _lost(self) -> nn.Module:
+        raise SelectionError(
+            "this layer shares the declaration of another one, as copy.copy() makes it: it can not be copied with it; "
+            "declare the shallow copy by itself: vars(layer).pop('" + ATTRIBUTE + "'), then regularize(layer, ...)"
+        )
 
     def __setstate__(self, state: tuple[nn.Module, tuple[Rule, ...]]) -> None:
         self._bind(*state)
@@ -166,18 +172,22 @@ class Registry:
         elif seen != state:
             attachment.forget()
         self.attachments[optimizer] = (attachment, state)
+        if attachment.charges(optimizer):
+            for explicit in explicit_attachments.get(optimizer, ()):  # nothing is changed if they refuse this step
+                check_gradients(explicit.charges(optimizer))
         return attachment.before_step(optimizer, args, kwargs)
 
     def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
         """Run after every step of every optimizer."""
         attachment, _ = self.attachments.get(optimizer, (None, None))
-        if attachment is not None:
+        if attachment is not None and self.declarations:
             attachment.after_step(optimizer, args, kwargs)
 
     def resolve(self, optimizer: Optimizer) -> list[Charge]:
         """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
+        groups = group_indices(optimizer)
         declared: dict[int, tuple[Rule, str]] = {}
-        for declarations in list(self.declarations):
+        for declarations in [each for each in list(self.declarations) if each.concern(groups.keys())]:
             for parameter, rule, name in declarations.charges():
                 other, _ = declared.setdefault(id(parameter), (rule, name))
                 check_same_charge(name, other, rule.penalty, rule.how)
@@ -186,7 +196,6 @@ class Registry:
                 if id(charge.parameter) in declared:
                     rule, _ = declared.pop(id(charge.parameter))
                     check_same_charge(charge.name, rule, charge.penalty, charge.how)
-        groups = group_indices(optimizer)
         return [
             Charge(name, rule.penalty, rule.how, parameter, groups[id(parameter)])
             for parameter in dict.fromkeys(parameters_of(optimizer))
@@ -205,8 +214,10 @@ def check_same_charge(name: str, declared: Rule, penalty: Penalty | None, how: H
 
 
 def is_container(optimizer: Optimizer) -> bool:
-    """Return whether `optimizer` hands its parameters to other optimizers, whose own steps run the hooks too."""
-    return unwrapped(optimizer) is not optimizer or any("lr" not in group for group in optimizer.param_groups)
+    """Return whether `optimizer` hands parameters to optimizers that it keeps, whose own steps run the hooks too."""
+    kept = (value if isinstance(value, list | tuple) else (value,) for value in vars(optimizer).values())
+    inside = [each for values in kept for each in values if isinstance(each, Optimizer) and each is not optimizer]
+    return any(share_parameters(optimizer, each) for each in inside)
 
 
 def declared_rules(model: nn.Module) -> dict[str, Rule]:

@@ -140,10 +140,10 @@ class Heads(Groups):
     dim: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"Heads: count must be at least 1, got {self.count}")
-        if self.dim < 0:
-            raise ValueError(f"Heads: dim must be 0 or more, got {self.dim}")
+        if not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"Heads: count must be a whole number of at least 1, got {self.count!r}")
+        if not isinstance(self.dim, int) or self.dim < 0:
+            raise ValueError(f"Heads: dim must be a whole number of at least 0, got {self.dim!r}")
 
     def layout(self, shape: Sequence[int]) -> Layout:
         """Needs a dimension `dim` whose size is a multiple of `count`."""

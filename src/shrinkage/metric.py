@@ -68,7 +68,7 @@ def adagrad_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor
 def adaptive_step(lr: Number, second_moment: Tensor, eps: float, correction: Number = 1.0) -> Tensor:
     """Return lr / (sqrt(second_moment / correction) + eps), and lr where the second moment is exactly 0."""
     moment = second_moment.to(at_least_float32(second_moment.dtype))
-    denominator = (moment / correction).sqrt_().add_(eps)
+    denominator = (moment / correction).sqrt_().add_(eps).clamp_(max=torch.finfo(moment.dtype).max)
     # Between 1, where the moment is 0, and the denominator, where it is positive: several times faster than a mask.
     return denominator.new_ones(()).lerp(denominator, moment.sign()).reciprocal_().mul_(lr)
 

@@ -12,17 +12,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.apply import wide
-from shrinkage.attachment import (
-    Attachment,
-    Charge,
-    explicit_attachments,
-    group_indices,
-    sum_of,
-    uncompiled,
-    unwrapped,
-)
+from shrinkage.attachment import Attachment, Charge, explicit_attachments, sum_of
 from shrinkage.declare import check_same_charge, declared_rules
 from shrinkage.errors import AttachmentError, SelectionError
+from shrinkage.optimizers import group_indices, uncompiled, unwrapped
 from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
 from shrinkage.select import named_parameters
 
@@ -57,6 +50,8 @@ class Regularizer:
     """
 
     def __init__(self, model: nn.Module, rules: Rules | None = None, *, how: How = "proximal") -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
         self._model = model
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
@@ -82,15 +77,7 @@ class Regularizer:
         if optimizer in self._optimizers():
             return self
         attachment = Attachment(self._charges)
-        mine = {id(charge.parameter): charge.name for charge in attachment.charges(optimizer)}
-        for other in explicit_attachments.get(optimizer, ()):
-            for charge in other.charges(optimizer):
-                if id(charge.parameter) in mine:
-                    raise AttachmentError(
-                        f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
-                        f"that is attached to this {type(optimizer).__name__}; detach() that one first"
-                    )
-        self._attachments = [held for held in self._attachments if held[0]() is not None]
+        attachment.charges(optimizer)
         attachment.updates.steps = self._resumed.pop(0) if self._resumed else 0
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
@@ -102,7 +89,7 @@ class Regularizer:
 
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
-        self._resumed = [attachment.updates.count() for _, attachment, _ in self._attachments]
+        self._resumed = self._iterations()
         for optimizer_ref, attachment, handles in self._attachments:
             for handle in handles:
                 handle.remove()
@@ -133,9 +120,7 @@ class Regularizer:
         Raises:
             ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached.
         """
-        if state.get("version") != 1 or not all(isinstance(n, int) and n >= 0 for n in state.get("updates", [None])):
-            raise ValueError(f"expected {{'version': 1, 'updates': [...]}} as state_dict() returns it, got {state!r}")
-        updates = list(state["updates"])
+        updates = checked_updates(state)
         if self._attachments and len(updates) != len(self._attachments):
             raise ValueError(
                 f"the state counts updates of {len(updates)} optimizers, this regularizer is attached to "
@@ -145,6 +130,10 @@ class Regularizer:
             attachment.updates.steps, attachment.updates.skipped = count, None
         self._resumed = updates[len(self._attachments) :]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are not attached to anything, and go on counting when they are."""
+        return {**vars(self), "_attachments": [], "_resumed": self._iterations()}
+
     def __repr__(self) -> str:
         count = len(self.plan)
         optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
@@ -152,9 +141,12 @@ class Regularizer:
         return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}\n{self.plan}"
 
     def _iterations(self) -> list[int]:
+        self._optimizers()
         return [attachment.updates.count() for _, attachment, _ in self._attachments] + self._resumed
 
     def _optimizers(self) -> list[Optimizer]:
+        """Return the optimizers that are attached to, after forgetting those that are gone."""
+        self._attachments = [held for held in self._attachments if held[0]() is not None]
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 
     def _charges(self, optimizer: Optimizer) -> list[Charge]:
@@ -180,6 +172,14 @@ class Regularizer:
                 "make it from the parameters of the same model"
             )
         return charges
+
+
+def checked_updates(state: object) -> list[int]:
+    """Return the update counts in a state of `Regularizer.state_dict`, or raise `ValueError`."""
+    updates = state.get("updates") if isinstance(state, Mapping) and state.get("version") == 1 else None
+    if not isinstance(updates, list) or not all(isinstance(count, int) and count >= 0 for count in updates):
+        raise ValueError(f"expected {{'version': 1, 'updates': [...]}} as state_dict() returns it, got {state!r}")
+    return list(updates)
 
 
 def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:

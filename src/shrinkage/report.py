@@ -1,6 +1,6 @@
 """How much of a model is zero: numbers as plain dataclasses that print as a table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,25 +114,33 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
     weight     2x3        4  66.7%            5  83.3%     1 of 2        1 of 3     2
     all        6          4  66.7%            5  83.3%
     """
-    return Report(below, tuple(tensor_report(name, tensor, below) for name, tensor in named_tensors(model)))
+    tensors = distinct(named_tensors(model))
+    return Report(below, tuple(tensor_report(name, tensor, below) for name, tensor in tensors))
 
 
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Yield the floating-point parameters of a module or tensors of a state_dict, each piece of memory once."""
+    """Yield the floating-point parameters of a module or tensors of a state_dict under all of their names."""
     if isinstance(model, nn.Module):
         named: list[tuple[str, Any]] = [(candidate.name, candidate.parameter) for candidate in named_parameters(model)]
     elif isinstance(model, Mapping):
         named = list(model.items())
+        if named and not any(isinstance(value, Tensor) for _, value in named):
+            raise TypeError(f"expected a module or a state_dict, got a mapping without tensors: {', '.join(model)}")
     else:
         raise TypeError(f"expected a module or a state_dict, got {type(model).__name__}")
+    for name, tensor in named:
+        if isinstance(tensor, Tensor) and not nn.parameter.is_lazy(tensor) and tensor.is_floating_point():
+            yield name, tensor.detach()
+
+
+def distinct(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of `named` that are not one that came before under another name."""
     seen: set[object] = set()
     for name, tensor in named:
-        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor) or not tensor.is_floating_point():
-            continue
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else id(tensor)
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else name
         if place not in seen:
             seen.add(place)
-            yield name, tensor.detach()
+            yield name, tensor
 
 
 def tensor_report(name: str, tensor: Tensor, below: float) -> TensorReport:

@@ -37,4 +37,4 @@ def fixed(strength: Strength) -> float:
     """
     if callable(strength):
         raise TypeError("the strength is a schedule: take the penalty of one update with .at(iteration)")
-    return strength
+    return float(strength)

@@ -12,7 +12,7 @@ from shrinkage.errors import SelectionError
 from shrinkage.groups import at_least_float32
 from shrinkage.penalties import L1
 from shrinkage.plan import Rule, resolve
-from shrinkage.report import Model, named_tensors
+from shrinkage.report import Model, distinct, named_tensors
 from shrinkage.select import Selector, named_parameters, nearest
 
 
@@ -39,7 +39,7 @@ def threshold_(model: Model, magnitude: float, *, relative: bool = False, parame
     >>> threshold_(layer, 0.1, parameters="weight"), layer.weight.data
     (1, tensor([[0.5000, 0.0000, 0.0000]]))
     """
-    if not (isinstance(magnitude, Real) and 0 <= magnitude < math.inf):
+    if not (isinstance(magnitude, Real) and not isinstance(magnitude, bool) and 0 <= magnitude < math.inf):
         raise ValueError(f"magnitude must be a finite number >= 0, got {magnitude!r}")
     if isinstance(model, nn.Module):
         chosen = list(selected_parameters(model, parameters))
@@ -74,7 +74,8 @@ def selected_entries(state: Mapping[str, Tensor], selector: Selector | None) -> 
     if not (selector is None or isinstance(selector, str)):
         raise TypeError(f"a state_dict has names only: select by a glob, got {selector!r}")
     named = dict(named_tensors(state))
-    chosen = [tensor for name, tensor in named.items() if entry_matches(name, tensor, selector)]
+    matching = ((name, tensor) for name, tensor in named.items() if entry_matches(name, tensor, selector))
+    chosen = [tensor for _, tensor in distinct(matching)]
     if not chosen:
         sought = selector or "weight"
         raise SelectionError(f"{sought!r} selects no tensor; nearest names: {nearest(sought, named)}")
