@@ -8,7 +8,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from catalog import PENALTIES
 from models import equal, mlp, train
 from shrinkage import L1, L2, Regularizer
-from shrinkage.apply import add_gradient_, decay_, prox_
+from shrinkage.apply import add_gradient_, decay_, pieces, prox_
 
 DECAY = 0.03
 
@@ -131,3 +131,17 @@ def test_a_state_of_other_shapes_is_not_cut(monkeypatch):
     expected = L1(1.0).prox(parameter.detach(), state["rows"] * state["columns"])
     prox_(L1(1.0), parameter, state, lambda state, w: state["rows"] * state["columns"])
     assert torch.equal(parameter, expected)
+
+
+class Distributed(torch.Tensor):
+    """Stands for a tensor whose slices are copies: what is written into them is lost."""
+
+    def split(self, *args):
+        raise AssertionError("cut")
+
+
+def test_only_plain_tensors_are_cut(monkeypatch):
+    monkeypatch.setattr("shrinkage.apply.PIECE", 4)
+    w = torch.randn(6, 4)
+    assert len(list(pieces(L1(0.1), w))) == 6
+    assert len(list(pieces(L1(0.1), w.as_subclass(Distributed)))) == 1

@@ -13,6 +13,7 @@ from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, we
 from shrinkage import (
     L1,
     L2,
+    AttachmentError,
     ElasticNet,
     GroupLasso,
     MetricError,
@@ -527,3 +528,82 @@ def test_a_compiled_step_runs_the_hooks_each_time():
     assert regularizer.state_dict()["updates"] == [4]
     for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_closure_may_return_anything_if_nothing_is_added_to_the_loss():
+    model, optimizer, _ = attached(sgd, L1(STRENGTH))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, batches(1)[0])
+        loss.backward()
+        return {"loss": loss, "parts": (1, 2)}
+
+    assert optimizer.step(closure)["parts"] == (1, 2)
+
+
+class StepsByLoss(SGD):
+    """An optimizer whose step takes a number, as Polyak's does."""
+
+    def step(self, loss=None):
+        self.seen = loss
+        super().step()
+
+
+def test_an_argument_that_is_no_closure_is_passed_on():
+    model = mlp()
+    optimizer = StepsByLoss(model.parameters(), lr=0.1)
+    Regularizer(model, L1(STRENGTH), how="gradient").attach(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(0.5)
+    assert optimizer.seen == 0.5
+
+
+def test_parameters_that_move_between_groups_take_their_new_learning_rate():
+    model = mlp()
+    first, second = list(model[0].parameters()), list(model[2].parameters())
+    optimizer = SGD([{"params": first, "lr": 0.1}, {"params": second, "lr": 0.5}])
+    Regularizer(model, L1(STRENGTH)).attach(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = first[:0], first + second
+    expected = [w.detach().clone() for w in weights(model)]
+    optimizer.step()
+    for w, before in zip(weights(model), expected, strict=True):
+        soft_(before, 0.5 * STRENGTH)
+        assert torch.equal(w, before)
+
+
+def test_a_parameter_that_two_regularizers_come_to_share_is_refused():
+    model = mlp()
+    optimizer = SGD(model[0].parameters(), lr=0.1)
+    Regularizer(model, {"*.weight": L1(STRENGTH)}).attach(optimizer)
+    Regularizer(model, {"0.bias": L1(STRENGTH), "2.*": L1(STRENGTH)}).attach(optimizer)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    with pytest.raises(AttachmentError, match=r"'2\.weight' of shape \(3, 8\) is charged by another Regularizer"):
+        optimizer.step()
+
+
+def test_a_schedule_that_fails_changes_nothing_and_names_its_parameter():
+    model = mlp()
+    optimizer = sgd(model.parameters())
+    rules = {"0.weight": L2(0.5), "2.weight": L1(lambda update: 0.1 - update)}
+    regularizer = Regularizer(model, rules, how="decoupled").attach(optimizer)
+    train(model, optimizer, 1)
+    before = copy.deepcopy(model)
+    loss_of(model, batches(1)[0]).backward()
+    with pytest.raises(ValueError, match=r"the schedule of '2\.weight' at update 1: L1: strength .* got -0\.9"):
+        optimizer.step()
+    assert equal(model, before)
+    assert regularizer.state_dict()["updates"] == [1]
+
+
+@pytest.mark.parametrize("penalty", [L1(STRENGTH), GroupLasso(STRENGTH, Rows())])
+def test_a_second_moment_that_overflowed_leaves_the_weights_finite(penalty):
+    model, optimizer, _ = attached(adam, penalty)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e25)
+    optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -335,3 +335,139 @@ def test_lazy_layers():
     model = nn.Sequential(regularize(nn.LazyLinear(8), L1(STRENGTH)), nn.Tanh(), nn.Linear(8, 3))
     train(model, SGD(model.parameters(), lr=0.1))
     assert zeros(model) > 0
+
+
+@pytest.mark.parametrize("backend", ["eager"])
+def test_a_compiled_layer_declares_for_the_layer_inside(backend):
+    model = mlp()
+    regularize(model[2], L2(STRENGTH), parameter="bias", how="gradient")
+    model[0] = torch.compile(model[0], backend=backend)
+    compiled = regularize(model[0], L1(STRENGTH))
+    assert compiled is model[0]
+    with pytest.raises(SelectionError, match="charged L1"):
+        regularize(compiled, L1(2.0))
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert equal(model, trained_explicitly())
+    regularize(compiled, None)
+
+
+class PassesAttributesOn(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def __setattr__(self, name, value):
+        if name.startswith("_shrinkage"):
+            setattr(self.layer, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+def test_a_module_that_passes_attributes_on_declares_for_itself():
+    layer = regularize(nn.Linear(3, 2), L1(100.0))
+    model = regularize(PassesAttributesOn(layer), L1(100.0), parameter="layer.bias")
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert (layer.weight == 0).all()
+    assert (layer.bias == 0).all()
+
+
+class Container(torch.optim.Optimizer):
+    """An optimizer that leaves the work to others: in a list, or under a name that nobody knows."""
+
+    def __init__(self, params, *, in_list):
+        super().__init__(list(params), {})
+        inner = SGD([p for group in self.param_groups for p in group["params"]], lr=0.1)
+        self.inner = [inner] if in_list else inner
+
+    def step(self, closure=None):
+        (self.inner[0] if isinstance(self.inner, list) else self.inner).step()
+
+
+@pytest.mark.parametrize("in_list", [True, False])
+def test_an_optimizer_that_keeps_others_charges_once(in_list):
+    model = declared()
+    train(model, Container(model.parameters(), in_list=in_list))
+    assert equal(model, trained_explicitly())
+
+
+class WithAuxiliary(SGD):
+    """An optimizer that keeps another one for parameters of its own."""
+
+    def __init__(self, params, others, **options):
+        super().__init__(params, **options)
+        self.optimizer = SGD(others, **options)
+
+
+def test_an_optimizer_that_keeps_one_for_other_parameters_charges_its_own():
+    model = declared()
+    optimizer = WithAuxiliary(model.parameters(), mlp().parameters(), lr=0.1)
+    train(model, optimizer)
+    assert equal(model, trained_explicitly())
+    plain = mlp()
+    optimizer = WithAuxiliary(plain.parameters(), mlp().parameters(), lr=0.1)
+    Regularizer(plain, [Rule(L1(STRENGTH), "0.weight"), Rule(L2(STRENGTH), "2.bias", "gradient")]).attach(optimizer)
+    train(plain, optimizer)
+    assert equal(plain, trained_explicitly())
+
+
+class WithoutLearningRate(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= 0.1 * parameter.grad
+
+
+def test_an_optimizer_without_a_learning_rate_takes_gradients_and_refuses_decay():
+    layer = regularize(nn.Linear(2, 2), L2(1.0), how="gradient")
+    before = layer.weight.detach().clone()
+    optimizer = WithoutLearningRate(layer.parameters())
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), 0.9 * before)
+    with pytest.raises(MetricError, match=r"the group of 'bias' in this WithoutLearningRate has no 'lr'"):
+        Regularizer(layer, {"bias": L1(1.0)}, how="decoupled").attach(optimizer)
+
+
+def test_a_broken_declaration_elsewhere_stops_nobody_else():
+    broken = declared()
+    nn.utils.parametrizations.weight_norm(broken[0])
+    train(mlp(), SGD(mlp().parameters(), lr=0.1), 1)
+    model = declared()
+    train(model, SGD(model.parameters(), lr=0.1))
+    assert equal(model, trained_explicitly())
+
+
+def test_a_shallow_copy_is_not_copied_silently_without_its_declaration():
+    shallow = copy.copy(regularize(nn.Linear(3, 2), L1(0.1)))
+    gc.collect()
+    with pytest.raises(SelectionError, match=r"copy\.copy\(\)"):
+        copy.deepcopy(shallow)
+    with pytest.raises(SelectionError, match=r"copy\.copy\(\)"):
+        pickle.dumps(shallow)
+
+
+def test_a_sparse_gradient_elsewhere_is_refused_before_a_declaration_acts():
+    model = nn.Sequential(regularize(nn.Linear(3, 3), L2(0.5), how="decoupled"), nn.Embedding(5, 3, sparse=True))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    Regularizer(model, {"1.weight": L2(0.1)}).attach(optimizer)
+    (model[0](torch.ones(3)).sum() + model[1](torch.tensor([1])).sum()).backward()
+    before = copy.deepcopy(model)
+    with pytest.raises(ParameterError, match=r"gradient of '1\.weight'"):
+        optimizer.step()
+    assert equal(model, before)
+
+
+@pytest.mark.parametrize("thing", [nn.Parameter(torch.ones(2, 2)), [nn.Linear(2, 2)], nn.Linear])
+def test_what_is_no_module_is_refused(thing):
+    with pytest.raises(TypeError, match="expected a module"):
+        regularize(thing, L1(0.1))
+    with pytest.raises(TypeError, match="expected a module"):
+        Regularizer(thing, L1(0.1))

@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("plan.py", "check_parameter(first.name, first.parameter)", "pass", "select"),
     Mutant("metric.py", '(1 - group["dampening"]) / (1 - group["momentum"])', "1.0", "metric"),
     Mutant("metric.py", '(1 - group["dampening"]) /', "1 /", "solutions"),
-    Mutant("metric.py", "(moment / correction).sqrt()", "moment.sqrt()", "metric"),
+    Mutant("metric.py", "(moment / correction).sqrt_()", "moment.sqrt()", "metric"),
     Mutant("metric.py", "denominator.new_ones(()).lerp(denominator, moment.sign())", "denominator", "metric"),
     Mutant(
         "metric.py",
@@ -99,7 +99,12 @@ MUTANTS = [
     Mutant("attachment.py", "sign if scale is None else sign * scale", "sign", "attachment"),
     Mutant("attachment.py", "return step if overflow is None else step * (1 - overflow)", "return step", "attachment"),
     Mutant("attachment.py", "decay=not decayed", "decay=True", "attachment"),
-    Mutant("attachment.py", "loss if loss is None else loss + self._value_in_loss()", "loss", "attachment"),
+    Mutant(
+        "attachment.py",
+        "loss + self._value(in_gradient) if loss is not None and in_gradient else loss",
+        "loss",
+        "attachment",
+    ),
     Mutant("attachment.py", "charged = self._charged_closure(optimizer, closure)", "charged = closure", "attachment"),
     Mutant("attachment.py", "self.updates.record(overflow)", "self.updates.record(None)", "attachment"),
     Mutant("attachment.py", "not all(map(is_, current, self._seen))", "False", "attachment"),

@@ -1,5 +1,6 @@
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -260,3 +261,30 @@ def test_lazy_parameters_are_charged_once_they_exist():
     Regularizer(model, GroupLasso(3.0, Rows())).attach(optimizer)
     train(model, optimizer)
     assert zeros(model) > 0
+
+
+def test_copies_and_pickles_are_not_attached_and_go_on_counting():
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, L1(STRENGTH)).attach(optimizer)
+    train(model, optimizer, 3)
+    for twin in (copy.deepcopy(regularizer), pickle.loads(pickle.dumps(regularizer))):
+        assert "not attached" in repr(twin)
+        assert twin.state_dict() == {"version": 1, "updates": [3]}
+        assert twin.plan == regularizer.plan
+    assert "attached to SGD" in repr(regularizer)
+    regularizer.detach()
+
+
+def test_optimizers_that_are_gone_are_forgotten():
+    model = mlp()
+    regularizer = Regularizer(model, L1(STRENGTH))
+    gone = SGD(model.parameters(), lr=0.1)
+    regularizer.attach(gone)
+    train(model, gone, 3)
+    del gone
+    gc.collect()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regularizer.attach(optimizer)
+    train(model, optimizer, 1)
+    assert regularizer.state_dict()["updates"] == [1]

@@ -78,3 +78,8 @@ def test_odd_shapes():
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match="expected a module or a state_dict, got list"):
         report([torch.zeros(3)])
+
+
+def test_a_checkpoint_that_holds_a_state_dict_is_refused():
+    with pytest.raises(TypeError, match="got a mapping without tensors: model, epoch"):
+        report({"model": model().state_dict(), "epoch": 3})

@@ -105,3 +105,9 @@ def test_selections_that_can_not_be_made_are_refused():
         threshold_(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), 0.1)
     with pytest.raises(TypeError, match="expected a module or a state_dict"):
         threshold_([1], 0.1)
+
+
+def test_tied_entries_are_selected_by_each_of_their_names():
+    weight = torch.full((2, 2), 0.1)
+    assert threshold_({"embed.weight": weight, "head.weight": weight}, 1.0, parameters="head.*") == 4
+    assert (weight == 0).all()
