@@ -452,6 +452,8 @@ def test_a_shallow_copy_is_not_copied_silently_without_its_declaration():
         copy.deepcopy(shallow)
     with pytest.raises(SelectionError, match=r"copy\.copy\(\)"):
         pickle.dumps(shallow)
+    regularize(regularize(shallow, None), L1(0.1))
+    pickle.dumps(copy.deepcopy(shallow))
 
 
 def test_a_sparse_gradient_elsewhere_is_refused_before_a_declaration_acts():

@@ -129,20 +129,24 @@ class Declarations:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declarations":
         """Return the declarations of the layer's copy, which is in `memo` before its attributes are copied."""
-        return Declarations(memo.get(id(self._layer())) or self._lost(), self.rules)
+        return Declarations(present(memo.get(id(self._layer()))), self.rules)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the layer beside its rules: it is being pickled already, so only a reference is written."""
-        return Declarations.__new__, (Declarations,), (self._layer() or self._lost(), self.rules)
-
-    def _lost(self) -> nn.Module:
-        raise SelectionError(
-            "this layer shares the declaration of another one, as copy.copy() makes it: it can not be copied with it; "
-            "declare the shallow copy by itself: vars(layer).pop('" + ATTRIBUTE + "'), then regularize(layer, ...)"
-        )
+        return Declarations.__new__, (Declarations,), (present(self._layer()), self.rules)
 
     def __setstate__(self, state: tuple[nn.Module, tuple[Rule, ...]]) -> None:
         self._bind(*state)
+
+
+def present(layer: nn.Module | None) -> nn.Module:
+    """Return `layer`; raise if a declaration is copied without the layer that it is about."""
+    if layer is None:
+        raise SelectionError(
+            "this layer shares the declaration of another one, as copy.copy() makes it, and can not be copied with it; "
+            "declare it anew before: regularize(layer, None), then regularize(layer, penalty)"
+        )
+    return layer
 
 
 class Registry:
