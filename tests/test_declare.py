@@ -266,9 +266,9 @@ def test_a_block_declares_with_a_glob():
 
 
 def test_bad_declarations_are_refused_at_once():
-    with pytest.raises(SelectionError, match=r"'weight' matches no parameter.*nearest names: '0\.weight'"):
+    with pytest.raises(SelectionError, match=r"this Sequential has no parameter 'weight'; nearest names: '0\.weight'"):
         regularize(nn.Sequential(nn.Linear(3, 2)), L1(0.1))
-    with pytest.raises(SelectionError, match="'bias' matches no parameter"):
+    with pytest.raises(SelectionError, match="this Linear has no parameter 'bias'"):
         regularize(nn.Linear(3, 2, bias=False), L1(0.1), parameter="bias")
     with pytest.raises(GroupError, match=r"'bias' of shape \(2,\)"):
         regularize(nn.Linear(3, 2), GroupLasso(0.1, Columns()), parameter="bias")
@@ -281,6 +281,12 @@ def test_bad_declarations_are_refused_at_once():
     with pytest.raises(ValueError, match="how must be one of"):
         regularize(nn.Linear(3, 2), L1(0.1), how="prox")
     assert not _registry.declarations
+
+
+def test_a_block_around_a_layer_that_declares_is_refused_at_once():
+    model = nn.Sequential(regularize(nn.Linear(3, 2), L1(0.1)), nn.Linear(2, 2))
+    with pytest.raises(SelectionError, match=r"'0\.weight' of this Sequential is charged L1.*already"):
+        regularize(model, L2(0.1), parameter="*.weight")
 
 
 def test_an_optimizer_without_a_metric_is_refused_at_its_first_step():

@@ -194,7 +194,7 @@ def test_table_has_a_row_per_variant(demo: Demo) -> None:
     assert [row[0] for row in rows] == [variant.name for variant in demo.results.variants]
     assert {len(row) for row in rows} == {len(TABLE_HEADER)}
     assert rows[0][-1] == ""
-    assert len(findings(demo.results)) == 2
+    assert len(findings(demo.results)) == 3
 
 
 def test_folder_has_report_and_pictures(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The code in the README runs, its links lead somewhere, and the map of the house names the files there are."""
 
+import io
 import re
 from pathlib import Path
 
@@ -26,7 +27,10 @@ class Network(nn.Module):
 
 def namespace():
     model = Network()
-    return {"nn": nn, "model": model, "optimizer": torch.optim.Adam(model.parameters(), lr=0.01)}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    regularizer = shrinkage.Regularizer(model, shrinkage.L1(0.1))
+    names = {"torch": torch, "nn": nn, "path": io.BytesIO()}
+    return {**names, "model": model, "optimizer": optimizer, "regularizer": regularizer}
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[-1][:40])

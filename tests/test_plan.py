@@ -22,7 +22,7 @@ def test_a_plan_prints_as_a_table():
     assert str(plan).splitlines() == [
         "parameter  shape    groups          penalty     strength          how",
         "---------  -------  --------------  ----------  ----------------  ---------",
-        "0.weight   8x3x3x3  24 x Kernels()  Grouped L1  0.001             proximal",
+        "0.weight   8x3x3x3  24 x Kernels()  GroupLasso  0.001             proximal",
         "0.bias     8        -               L2          0.01              decoupled",
         "1.weight   4x8      -               ElasticNet  0.0001, schedule  gradient",
         "1.bias     4        -               L2          0.01              decoupled",

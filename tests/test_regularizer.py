@@ -131,6 +131,17 @@ def test_one_regularizer_for_several_optimizers():
     assert regularizer.state_dict()["updates"] == [5, 5]
 
 
+def test_parameters_that_no_attached_optimizer_holds_are_named():
+    model = mlp()
+    first, second = SGD(model[2].parameters(), lr=0.1), SGD(model[0].parameters(), lr=0.1)
+    regularizer = Regularizer(model, L1(0.1))
+    assert "not charged" not in repr(regularizer)
+    regularizer.attach(first)
+    assert repr(regularizer).endswith("\nnot in an attached optimizer, so not charged: '0.weight'")
+    regularizer.attach(second)
+    assert "not charged" not in repr(regularizer)
+
+
 def test_an_optimizer_that_holds_no_charged_parameter_is_refused():
     model = mlp()
     with pytest.raises(AttachmentError, match=r"SGD holds none of the 2 charged parameters \('0\.weight' \(8, 6\)"):

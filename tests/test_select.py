@@ -75,6 +75,11 @@ def test_other_selectors_that_match_nothing(selector):
         resolve(Model(), {selector: L1(0.1)})
 
 
+def test_the_name_of_a_module_is_met_with_a_hint():
+    with pytest.raises(SelectionError, match=r"'blocks\.0' is a module: write 'blocks\.0\.\*' for its parameters"):
+        resolve(Model(), {"blocks.0": L1(0.1)})
+
+
 def test_none_has_to_match_too():
     with pytest.raises(SelectionError, match=r"rule 'haed\.\*' matches no parameter"):
         resolve(Model(), {"haed.*": None, "*.weight": L1(0.1)})
@@ -104,7 +109,7 @@ def test_what_are_no_rules_are_refused(rules):
 
 
 def test_what_is_no_penalty_is_refused():
-    with pytest.raises(TypeError, match=r"expected a penalty such as L1.*got 0\.1"):
+    with pytest.raises(TypeError, match=r"rule '\*\.weight': expected a penalty such as L1.*got 0\.1"):
         resolve(Model(), {"*.weight": 0.1})
     with pytest.raises(ValueError, match="how must be one of 'proximal', 'gradient', 'decoupled', got 'prox'"):
         resolve(Model(), L1(0.1), "prox")

@@ -7,6 +7,7 @@ runs around the steps of every optimizer look there for the parameters that an o
 
 import weakref
 from collections.abc import Sequence, Set
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from torch import nn
@@ -18,7 +19,7 @@ from shrinkage.errors import SelectionError
 from shrinkage.optimizers import group_indices, parameters_of, share_parameters, uncompiled
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How, Rule, resolve
-from shrinkage.select import named_parameters
+from shrinkage.select import named_parameters, nearest
 
 LayerType = TypeVar("LayerType", bound=nn.Module)
 ATTRIBUTE = "_shrinkage_declarations"
@@ -66,8 +67,10 @@ def regularize(
                 f"{penalty}: a schedule counts updates, and the count has to be saved with a checkpoint; "
                 f"use Regularizer(model, {{...}}), whose state_dict() holds it"
             )
-        rules = (*rules, Rule(penalty, parameter, how))
-        check_declarations(owner, rules)
+        rule = Rule(penalty, parameter, how)
+        check_matches(owner, rule)
+        check_declarations(owner, rule)
+        rules = (*rules, rule)
     vars(owner)[ATTRIBUTE] = Declarations(owner, rules)
     return layer
 
@@ -83,18 +86,28 @@ def without(rules: Sequence[Rule], parameter: str, layer: nn.Module) -> tuple[Ru
     return kept
 
 
-def check_declarations(layer: nn.Module, rules: Sequence[Rule]) -> None:
-    """Raise if one of `rules` matches nothing, can not be applied, or charges what another one charges."""
-    charged: dict[str, Rule] = {}
-    for rule in rules:
-        for entry in resolve(layer, rule):
-            if entry.name in charged:
-                raise SelectionError(
-                    f"{entry.name!r} of this {type(layer).__name__} is charged {charged[entry.name].penalty} already; "
-                    f"take that back with regularize(layer, None, parameter={charged[entry.name].parameters!r}) first, "
-                    "or charge both at once with ElasticNet(l1, l2)"
-                )
-            charged[entry.name] = rule
+def check_matches(layer: nn.Module, rule: Rule) -> None:
+    """Raise `SelectionError` if `layer` has no parameter that `rule` selects."""
+    names = [candidate.name for candidate in named_parameters(layer)]
+    if not any(fnmatchcase(name, str(rule.parameters)) for name in names):
+        raise SelectionError(
+            f"this {type(layer).__name__} has no parameter {rule.parameters!r}; nearest names: "
+            f"{nearest(str(rule.parameters), names)}; regularize a layer inside of it, or name parameters with a glob "
+            'such as parameter="*.weight"'
+        )
+
+
+def check_declarations(layer: nn.Module, rule: Rule) -> None:
+    """Raise if `rule` can not be applied, or charges what `layer` or a layer inside of it charges already."""
+    declared = declared_rules(layer)
+    for entry in resolve(layer, rule):
+        other = declared.get(entry.name)
+        if other is not None:
+            raise SelectionError(
+                f"{entry.name!r} of this {type(layer).__name__} is charged {other.penalty} ({other.how}) already; take "
+                f"that back with regularize(layer, None, parameter={other.parameters!r}) first, or charge both at once "
+                "with ElasticNet(l1, l2)"
+            )
 
 
 class Declarations:

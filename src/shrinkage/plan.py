@@ -31,8 +31,10 @@ class Rule:
 
     Args:
         penalty: what is charged; None leaves the parameters alone.
-        parameters: a selector; None selects every `weight` with two dimensions or more outside of norm and embedding
-            layers.
+        parameters: a selector: a glob on the dotted name ("blocks.*.weight", which takes norms and embeddings too), a
+            module class (its `weight`), a pair such as `(nn.Linear, "bias")`, or a function of (name, module,
+            parameter) that returns a bool. None selects every `weight` with two dimensions or more outside of norm and
+            embedding layers.
         how: "proximal" (exact zeros, in the optimizer's own metric), "gradient" (adds the derivative to the gradient
             before the step) or "decoupled" (times the learning rate only, in the units of AdamW's `weight_decay`).
 
@@ -95,10 +97,10 @@ def entry_cells(entry: Entry) -> list[str]:
     return [name, shape, groups, penalty, strength, entry.how]
 
 
-def check_penalty(penalty: object) -> None:
-    """Raise `TypeError` unless `penalty` is a penalty or None."""
+def check_penalty(penalty: object, where: str = "") -> None:
+    """Raise `TypeError` unless `penalty` is a penalty or None; `where` begins the message."""
     if not (penalty is None or isinstance(penalty, Penalty)):
-        raise TypeError(f"expected a penalty such as L1(1e-4), or None to leave parameters alone, got {penalty!r}")
+        raise TypeError(f"{where}expected a penalty such as L1(1e-4), or None to leave alone, got {penalty!r}")
 
 
 def check_how(how: str) -> None:
@@ -113,6 +115,8 @@ def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
     if isinstance(rules, Penalty):
         return (Rule(rules, how=how),)
     if isinstance(rules, Mapping):
+        for selector, penalty in rules.items():
+            check_penalty(penalty, f"rule {selector_text(selector)}: ")
         found = [Rule(penalty, selector, how) for selector, penalty in rules.items()]
     else:
         found = [rules] if isinstance(rules, Rule) else list(rules) if isinstance(rules, Sequence) else []

@@ -28,8 +28,8 @@ class Regularizer:
     Args:
         model: the model whose parameters are charged.
         rules: a penalty (charges every `weight` of two dimensions or more outside of norm and embedding layers), a
-            mapping from selectors to penalties (the first match wins, None leaves alone), a `Rule` or a sequence of
-            them; left out, what the layers of the model declare with `regularize`.
+            mapping from selectors to penalties (the first match wins, None leaves alone; see `Rule` for selectors), a
+            `Rule` or a sequence of them; left out, what the layers of the model declare with `regularize`.
         how: "proximal", "gradient" or "decoupled" for the penalties that come without a `Rule`.
 
     Raises:
@@ -37,7 +37,10 @@ class Regularizer:
         GroupError: a parameter does not fall into the groups of its penalty.
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
 
-    Deep copies and pickles of an optimizer lose their hooks, as torch documents: attach again.
+    Attributes:
+        plan: the charged parameters, with shape, groups, penalty, strength and how; prints as a table.
+
+    Without `attach` nothing is charged. Deep copies and pickles of an optimizer lose their hooks: attach again.
 
     >>> import shrinkage, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -138,7 +141,14 @@ class Regularizer:
         count = len(self.plan)
         optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
         state = f"attached to {optimizers}" if optimizers else "not attached"
-        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}\n{self.plan}"
+        missed = ", ".join(repr(entry.name) for entry in self.plan if optimizers and entry.name not in self._held())
+        note = f"\nnot in an attached optimizer, so not charged: {missed}" if missed else ""
+        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}\n{self.plan}{note}"
+
+    def _held(self) -> set[str]:
+        """Return the names of the parameters that the attached optimizers hold."""
+        pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
+        return {charge.name for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
 
     def _iterations(self) -> list[int]:
         self._optimizers()
@@ -178,7 +188,8 @@ def checked_updates(state: object) -> list[int]:
     """Return the update counts in a state of `Regularizer.state_dict`, or raise `ValueError`."""
     updates = state.get("updates") if isinstance(state, Mapping) and state.get("version") == 1 else None
     if not isinstance(updates, list) or not all(isinstance(count, int) and count >= 0 for count in updates):
-        raise ValueError(f"expected {{'version': 1, 'updates': [...]}} as state_dict() returns it, got {state!r}")
+        found = f"a mapping with the keys {list(state)}" if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"expected {{'version': 1, 'updates': [...]}} of Regularizer.state_dict(), got {found}")
     return list(updates)
 
 

@@ -129,7 +129,7 @@ def check_selector(selector: object) -> None:
         )
 
 
-def selector_text(selector: Selector | Weights) -> str:
+def selector_text(selector: object) -> str:
     """Return `selector` as a user would write it.
 
     >>> selector_text((nn.Linear, "bias"))
@@ -138,14 +138,14 @@ def selector_text(selector: Selector | Weights) -> str:
     if isinstance(selector, Weights):
         return "every weight"
     if isinstance(selector, tuple):
-        return f"({selector[0].__name__}, {selector[1]!r})"
-    return repr(selector) if isinstance(selector, str) else getattr(selector, "__name__", repr(selector))
+        return f"({', '.join(map(selector_text, selector))})"
+    return repr(selector) if isinstance(selector, str) else str(getattr(selector, "__name__", repr(selector)))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return the three of `names` nearest to `name`, as text for an error message."""
     close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.0)
-    return ", ".join(map(repr, close)) or "none: the model has no parameters"
+    return ", ".join(map(repr, close)) or "none, there are no parameters"
 
 
 def unmatched(selector: Selector | Weights, candidates: Sequence[NamedParameter]) -> SelectionError:
@@ -155,8 +155,10 @@ def unmatched(selector: Selector | Weights, candidates: Sequence[NamedParameter]
         sought = f"{module_class.__name__}.{attribute}"
     else:
         sought = selector if isinstance(selector, str) else "weight"
+    inside = [c.name for c in candidates if isinstance(selector, str) and c.name.startswith(f"{selector}.")]
+    hint = f"; {selector!r} is a module: write '{selector}.*' for its parameters" if inside else ""
     return SelectionError(
-        f"the rule {selector_text(selector)} matches no parameter of the model; "
+        f"the rule {selector_text(selector)} matches no parameter of the model{hint}; "
         f"nearest names: {nearest(sought, (c.name for c in candidates))}"
     )
 

@@ -3,7 +3,7 @@
 They keep the calling convention, and act as that package's documentation says: the derivative of the penalty is added
 to the gradient, for any layer of the model and not only the first, once per update whatever the number of accumulated
 batches, and not divided by a loss scale. The module comes back itself instead of in a wrapper, so `state_dict` keys
-stay as they are.
+stay as they are. A parameter takes one penalty: nesting `L1` in `L2` is an error; use `shrinkage.ElasticNet`.
 """
 
 import glob

@@ -1,11 +1,12 @@
 """The numbers of one demo: plain dataclasses that turn into JSON, a table, and sentences."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from shrinkage import Report, report
+from shrinkage import Report, report, threshold_
 from shrinkage.demo.choose import RULE, TOLERANCE, Candidate
 from shrinkage.demo.data import PIXELS, Images
 from shrinkage.demo.timing import StepTime
@@ -17,7 +18,10 @@ BELOW = 1e-3  # a weight of smaller size counts as small
 
 @dataclass(frozen=True, slots=True)
 class SeedResult:
-    """One trained network. Shares are of all weights of the three layers; biases are not among them."""
+    """One trained network. Shares are of all weights of the three layers; biases are not among them.
+
+    `thresholded_test_accuracy` is that of the network after all weights below `BELOW` are set to zero.
+    """
 
     seed: int
     test_accuracy: float
@@ -26,6 +30,7 @@ class SeedResult:
     small: float
     zero_pixels: int
     zero_neurons: int
+    thresholded_test_accuracy: float
     history: tuple[Epoch, ...]
 
 
@@ -50,6 +55,11 @@ class VariantResult:
         return stdev(seed.test_accuracy for seed in self.seeds) if len(self.seeds) > 1 else None
 
     @property
+    def thresholded_test_accuracy(self) -> float:
+        """Mean over the seeds, of networks whose weights below `BELOW` were set to zero after training."""
+        return mean(seed.thresholded_test_accuracy for seed in self.seeds)
+
+    @property
     def zeros(self) -> float:
         """Share of weights that are exactly zero, mean over the seeds."""
         return mean(seed.zeros for seed in self.seeds)
@@ -72,7 +82,7 @@ class VariantResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the means, and the numbers of every seed."""
         deviation = {"test_accuracy_deviation": self.test_accuracy_deviation}
-        words = ("test_accuracy", "zeros", "small", "zero_pixels", "zero_neurons")
+        words = ("test_accuracy", "zeros", "small", "zero_pixels", "zero_neurons", "thresholded_test_accuracy")
         return {**asdict(self), **{word: getattr(self, word) for word in words}, **deviation}
 
 
@@ -108,6 +118,8 @@ def seed_result(run: Run, test: Images) -> SeedResult:
     """Measure one trained network. Only here are test images looked at."""
     weights: Report = report(weights_of(run.model), below=BELOW)
     first, second, _ = LAYERS
+    thresholded = copy.deepcopy(run.model)
+    threshold_(thresholded, BELOW)
     return SeedResult(
         seed=run.seed,
         test_accuracy=accuracy(run.model, test),
@@ -116,6 +128,7 @@ def seed_result(run: Run, test: Images) -> SeedResult:
         small=weights.small / weights.size,
         zero_pixels=weights[first].zero_columns,
         zero_neurons=weights[second].zero_rows,
+        thresholded_test_accuracy=accuracy(thresholded, test),
         history=run.history,
     )
 
@@ -171,7 +184,7 @@ def percent(value: float) -> str:
 
 
 def findings(results: Results) -> list[str]:
-    """Return what the numbers of this run say, in two sentences."""
+    """Return what the numbers of this run say, in three sentences."""
     plain, in_loss, proximal = (results[name] for name in ("no penalty", "L1 in the loss", "L1 proximal"))
     group = results["group lasso"]
     return [
@@ -179,6 +192,9 @@ def findings(results: Results) -> list[str]:
         f"{percent(in_loss.zeros)} of the weights exactly zero, proximal {percent(proximal.zeros)}; "
         f"test accuracy is {percent(in_loss.test_accuracy)} and {percent(proximal.test_accuracy)}, "
         f"{percent(plain.test_accuracy)} without a penalty.",
+        f"Setting all weights below {BELOW:g} to zero after training would give the network with L1 in the loss "
+        f"{percent(in_loss.small)} zeros at {percent(in_loss.thresholded_test_accuracy)}, but somebody has to choose "
+        f"the {BELOW:g}.",
         f"The group lasso (strength {group.strength:g}) does without {group.zero_pixels:.1f} of {PIXELS} pixels and "
         f"{group.zero_neurons:.1f} of {NEURONS} neurons of the second hidden layer, at a test accuracy of "
         f"{percent(group.test_accuracy)}.",

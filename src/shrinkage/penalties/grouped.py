@@ -48,7 +48,7 @@ class Grouped(Penalty):
         if not isinstance(self.penalty, Elementwise):
             raise TypeError(f"Grouped: penalty must be elementwise (L1, L2, ElasticNet), got {self.penalty!r}")
         if not isinstance(self.groups, Groups):
-            raise TypeError(f"Grouped: groups must be a group view such as Rows(), got {self.groups!r}")
+            raise TypeError(f"the groups must be a group view, an instance such as Rows(), got {self.groups!r}")
 
     @property
     def smooth(self) -> bool:
@@ -68,7 +68,8 @@ class Grouped(Penalty):
         """Return the charge of a norm, and how many groups there are."""
         penalty, strength, _ = self.penalty.describe(shape)
         count = "" if shape is None else f"{self.groups.layout(shape).count} x "
-        return Description(f"Grouped {penalty}", strength, f"{count}{self.groups}")
+        name = "GroupLasso" if isinstance(self.penalty, L1) else f"Grouped {penalty}"
+        return Description(name, strength, f"{count}{self.groups}")
 
     def value(self, w: Tensor) -> Tensor:
         """sum of weight * phi(||w_g||)."""
@@ -122,15 +123,18 @@ class Grouped(Penalty):
 def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True) -> Grouped:
     """Charge the norm of each group, which makes whole groups exactly zero: `Grouped(L1(strength), groups)`.
 
-    R(w) = strength * sum over groups g of  sqrt(size of g) * ||w_g||
+    R(w) = strength * sum over groups g of  sqrt(size of g) * ||w_g||,  without the root if `weigh_by_size` is False
 
     Args:
         strength: >= 0, loss units per unit of norm; or a schedule of the update count.
         groups: which elements belong together: `Rows()`, `Columns()`, `Kernels()`, `Heads(count)`, `Whole()`.
-        weigh_by_size: multiply the cost of a group by the square root of its size.
+        weigh_by_size: multiply the cost of a group by the square root of its size, so that one strength suits layers
+            of any width.
 
     Raises:
         ValueError: the strength is negative or not finite.
+        TypeError: the strength is not a number, or `groups` is not a group view.
+        GroupError: from any method, if the tensor can not be divided into these groups.
 
     Reference: Yuan and Lin (2006), "Model selection and estimation in regression with grouped variables", eq. 2.1.
 
