@@ -182,7 +182,7 @@ class Registry:
         """Run before every step of every optimizer."""
         if not self.declarations or is_container(optimizer):
             return None
-        state = (self.additions, [id(attachment) for attachment in explicit_attachments.get(optimizer, ())])
+        state = (self.additions, list(explicit_attachments.get(optimizer, ())))
         attachment, seen = self.attachments.get(optimizer, (None, None))
         if attachment is None:
             attachment = Attachment(self.resolve)
