@@ -126,7 +126,7 @@ def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
                 f"got {rules!r}"
             )
     if not found:
-        raise SelectionError("there are no rules: give at least one, such as {'*.weight': L1(1e-4)}")
+        raise SelectionError("there are no rules: give at least one, such as {nn.Linear: L1(1e-4)}")
     return tuple(found)
 
 

@@ -198,6 +198,6 @@ def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
     if not declared:
         raise SelectionError(
             "there are no rules, and no layer of the model declares any with regularize(); "
-            "give at least one, such as {'*.weight': L1(1e-4)}"
+            "give at least one, such as {nn.Linear: L1(1e-4)}"
         )
     return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]
