@@ -80,3 +80,18 @@ def test_a_bad_group_stays_bad_and_alone(bad):
         out = matrix * scale
         assert torch.equal(out[1, 0].nan_to_num(7.0), torch.tensor(bad).nan_to_num(7.0))
         assert out[[0, 2]].isfinite().all()
+
+
+def test_groups_that_are_zero_do_not_keep_the_others_from_stopping(monkeypatch):
+    """On a CPU the iteration ends when no group moves; a zero group, 0 / 0 if careless, must not look as if it did."""
+    calls = []
+    original = torch.Tensor.square_
+    monkeypatch.setattr(torch.Tensor, "square_", lambda self: calls.append(1) or original(self))
+    matrix, thresholds = torch.randn(50, 8, dtype=torch.float64), torch.rand(50, 8, dtype=torch.float64) + 0.1
+    expected = prox.block_scale_in_metric(matrix, thresholds, (1,))
+    alone, _ = len(calls), calls.clear()
+    mixed = torch.cat([matrix, torch.zeros(5, 8), 1e-3 * matrix])
+    found = prox.block_scale_in_metric(mixed, torch.cat([thresholds, thresholds[:5], thresholds]), (1,))
+    assert torch.equal(found[:50], expected)
+    assert (found[50:] == 0).all()
+    assert len(calls) <= alone < prox.NEWTON_ITERATIONS

@@ -36,7 +36,7 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
 def block_scale(norms: Tensor, threshold: float | Tensor) -> Tensor:
     """Return the factor per group by which a group soft threshold scales it.
 
-    prox of t ||y||:  max(1 - t / ||w||, 0) w. A zero group and a zero threshold give factor 1, so that nothing is
+    prox of t ||y||:  max(1 - t / ||w||, 0) w. A zero threshold gives factor 1, to a zero group too, and nothing is
     divided by zero; NaN stays NaN.
 
     Args:
@@ -88,8 +88,8 @@ def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]
         shifted = theta + thresholds
         squares = (size / shifted).square_()
         total = squares.sum(within, keepdim=True)
-        slope = squares.div_(shifted).sum(within, keepdim=True)
-        rise = (total.sqrt() - 1) * total / slope
+        slope = squares.div_(shifted).sum(within, keepdim=True).clamp_min(tiny)
+        rise = ((total.sqrt() - 1) * total / slope).clamp_min(0)  # a group that is zero has no root above
         theta = theta + rise
         if theta.device.type == "cpu" and bool((rise <= ROUNDING * torch.finfo(w.dtype).eps * theta).all()):
             break  # elsewhere reading the answer would wait for the device

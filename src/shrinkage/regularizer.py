@@ -141,7 +141,8 @@ class Regularizer:
         count = len(self.plan)
         optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
         state = f"attached to {optimizers}" if optimizers else "not attached"
-        missed = ", ".join(repr(entry.name) for entry in self.plan if optimizers and entry.name not in self._held())
+        held = self._held()
+        missed = ", ".join(repr(entry.name) for entry in self.plan if optimizers and entry.name not in held)
         note = f"\nnot in an attached optimizer, so not charged: {missed}" if missed else ""
         return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}\n{self.plan}{note}"
 
