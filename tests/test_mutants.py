@@ -36,7 +36,7 @@ MUTANTS = [
     Mutant("prox.py", "NEWTON_ITERATIONS = 10", "NEWTON_ITERATIONS = 3", "prox"),
     Mutant("prox.py", "sum(within, keepdim=True).clamp_min(tiny)", "sum(within, keepdim=True)", "prox"),
     Mutant("prox.py", "zero = dual_norm <= 1", "zero = dual_norm <= 0.99", "prox"),
-    Mutant("prox.py", "size / thresholds.clamp_min(tiny)", "size / thresholds", "penalties"),
+    Mutant("prox.py", "size / thresholds.clamp_min(tiny)", "size / thresholds", "prox"),
     Mutant("prox.py", "torch.where(start.isinf(), start, theta)", "theta", "penalties"),
     Mutant("penalties/elementwise.py", "step * fixed(self.strength))", "fixed(self.strength))", "penalties"),
     Mutant(

@@ -95,3 +95,8 @@ def test_groups_that_are_zero_do_not_keep_the_others_from_stopping(monkeypatch):
     assert torch.equal(found[:50], expected)
     assert (found[50:] == 0).all()
     assert len(calls) <= alone < prox.NEWTON_ITERATIONS
+
+
+def test_a_zero_element_with_a_zero_threshold_does_not_keep_its_group():
+    scale = prox.block_scale_in_metric(torch.tensor([[0.0, 0.1]]), torch.tensor([[0.0, 1.0]]), (1,))
+    assert scale[0, 1] == 0
