@@ -12,19 +12,20 @@ def objectives(penalty: Penalty, candidates: Tensor, w: Tensor, step: Tensor) ->
     return distances + torch.func.vmap(penalty.value)(candidates)
 
 
-def minimiser_on_grid(penalty: Penalty, w: Tensor, step: Tensor, *, rounds: int = 16) -> Tensor:
-    """Return the minimiser over a tensor of one to three elements: a grid, refined around its best point.
+def minimiser_on_grid(penalty: Penalty, w: Tensor, step: Tensor) -> Tensor:
+    """Return the minimiser over a tensor of one to four elements: a grid, refined around its best point.
 
-    Zero is always among the candidates. The objective has to be convex.
+    Zero is always among the candidates. Where the objective is not convex, the minimum has to be wider than a cell of
+    the first grid: at least 1/100 of the largest element.
     """
-    points = {1: 4001, 2: 61, 3: 21}[w.numel()]
+    points = {1: 4001, 2: 201, 3: 41, 4: 15}[w.numel()]
     best, radius = torch.zeros_like(w), float(w.abs().max()) + 1
-    for _ in range(rounds):
+    while radius > 1e-10:
         axis = torch.linspace(-radius, radius, points, dtype=w.dtype)
         offsets = torch.cartesian_prod(*[axis] * w.numel()).reshape(-1, *w.shape)
         candidates = torch.cat([torch.zeros_like(w)[None], best[None], best + offsets])
         best = candidates[objectives(penalty, candidates, w, step).argmin()]
-        radius = max(radius * 4 / points, 1e-12)
+        radius *= 4 / points
     return best
 
 

@@ -14,7 +14,17 @@ from shrinkage.compat import torchlayers
 
 SOURCE = Path(shrinkage.__file__).parent
 FLOORS = [
-    {"errors", "prox", "groups", "schedules", "tables"},
+    {
+        "errors",
+        "prox",
+        "groups",
+        "schedules",
+        "tables",
+        "radial",
+        "projections",
+        "total_variation",
+        "proximal_gradient",
+    },
     {"penalties"},
     {"select", "plan"},
     {"metric", "apply", "optimizers", "attachment", "declare", "regularizer"},

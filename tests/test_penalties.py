@@ -10,10 +10,12 @@ import torch
 
 import shrinkage
 from catalog import PENALTIES, SMOOTH_PENALTIES, SPARSE_PENALTIES, PenaltyCase
-from oracle import best_improvement, minimiser_on_grid
+from oracle import best_improvement, minimiser_on_grid, objectives
 from shrinkage import L1, L2, Columns, ElasticNet, Grouped, GroupError, GroupLasso, Heads, Rows
 
 every_penalty = pytest.mark.parametrize("case", PENALTIES, ids=str)
+CLOSED = [case for case in PENALTIES if case.closed]
+SIGNED = [case for case in PENALTIES if "NonNegative" not in case.name]
 GRID = {"atol": 1e-6, "rtol": 1e-6}  # values that differ by rounding, 1e-16, place a minimum to about its root
 STEPS = [0.02, 0.5, 1.0, 3.0, 8.0]
 
@@ -26,28 +28,32 @@ def steps_like(w: torch.Tensor) -> torch.Tensor:
     return torch.exp(2 * torch.randn_like(w))
 
 
-@every_penalty
+@pytest.mark.parametrize("case", CLOSED, ids=str)
 @pytest.mark.parametrize("step", [*STEPS, "metric"])
 def test_prox_is_the_minimiser_on_a_grid(case: PenaltyCase, step):
     for strength in (0.1, 0.3, 1.0, 2.5):
         w = tensor(case.small, scale=3)
         steps = steps_like(w) if step == "metric" else torch.full_like(w, step)
-        penalty = case.make(strength)
-        expected = minimiser_on_grid(penalty, w, steps)
-        torch.testing.assert_close(penalty.prox(w, steps), expected, **GRID)
-        if step != "metric":
-            torch.testing.assert_close(penalty.prox(w, step), expected, **GRID)
+        penalty = case.make(strength, case.small)
+        best = minimiser_on_grid(penalty, w, steps)
+        for y in [penalty.prox(w, steps)] + ([] if step == "metric" else [penalty.prox(w, step)]):
+            found, least = objectives(penalty, torch.stack([y, best]), w, steps)
+            assert found <= least + 1e-9 * (1 + least)
+            if case.convex:
+                torch.testing.assert_close(y, best, **GRID)
 
 
-@every_penalty
+@pytest.mark.parametrize("case", CLOSED, ids=str)
 @pytest.mark.parametrize("step", [*STEPS, "metric"])
 def test_nothing_improves_on_prox_in_any_direction(case: PenaltyCase, step):
     for strength in (0.05, 0.4):
         w = tensor(case.shape)
         steps = steps_like(w) if step == "metric" else torch.full_like(w, step)
-        y = case.make(strength).prox(w, steps)
-        assert best_improvement(case.make(strength), y, w, steps) <= 1e-12
-        assert best_improvement(case.make(strength), 1.01 * y + 1e-3, w, steps) > 1e-7
+        penalty = case.make(strength)
+        y = penalty.prox(w, steps)
+        # Iterations that solve for singular values in a metric stop at rounding of y, which is 1e-16 of a slope of 1e2.
+        assert best_improvement(penalty, y, w, steps) <= (1e-10 if "Nuclear" in case.name else 1e-12)
+        assert best_improvement(penalty, 1.01 * y + 1e-3, w, steps) > 1e-7
 
 
 @every_penalty
@@ -56,13 +62,15 @@ def test_a_number_a_0_dim_tensor_and_a_constant_metric_agree(case: PenaltyCase, 
     w, penalty = tensor(case.shape), case.make(0.4)
     expected = penalty.prox(w, step)
     torch.testing.assert_close(penalty.prox(w, torch.tensor(step, dtype=torch.float64)), expected)
-    torch.testing.assert_close(penalty.prox(w, torch.full_like(w, step)), expected)
+    torch.testing.assert_close(penalty.prox(w, torch.full_like(w, step)), expected, rtol=1e-7, atol=1e-9)
 
 
 @every_penalty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_zero_steps_and_zero_strengths_give_the_input_back(case: PenaltyCase, dtype):
     w = tensor(case.shape).to(dtype)
+    if "NonNegative" in case.name:
+        w = w.abs()  # a projection does not depend on the strength
     w[0] = 0
     for step in (0.0, torch.tensor(0.0), torch.zeros_like(w)):
         assert torch.equal(case.make(0.7).prox(w, step), w)
@@ -71,17 +79,50 @@ def test_zero_steps_and_zero_strengths_give_the_input_back(case: PenaltyCase, dt
 
 
 @every_penalty
-def test_zero_stays_zero(case: PenaltyCase):
-    w = torch.zeros(case.shape)
+def test_the_origin_stays_where_it_is(case: PenaltyCase):
+    penalty = case.make(1.0)
+    origin = penalty.origin(torch.zeros(case.shape))
     for step in (0.0, 1.0, torch.rand(case.shape)):
-        assert torch.equal(case.make(1.0).prox(w, step), w)
-    assert torch.equal(case.make(1.0).gradient(w), w)
-    assert case.make(1.0).value(w) == 0
+        assert torch.equal(penalty.prox(origin, step), origin)
+    assert torch.equal(penalty.gradient(origin), torch.zeros(case.shape))
+    assert penalty.value(origin) == (1.0 if "spectral" in case.name else 0.0)  # all singular values are 0, not 1
+
+
+@every_penalty
+def test_every_element_is_computed_once_and_kept_in_shape(case: PenaltyCase):
+    w, step = tensor(case.shape), torch.rand(case.shape).double()
+    penalty = case.make(0.3)
+    before = w.clone(), step.clone()
+    expected = penalty.prox(w, step)
+    assert torch.equal(w, before[0])
+    assert torch.equal(step, before[1])
+    strided = torch.empty(*case.shape, 2, dtype=torch.float64)[..., 0].copy_(w)
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(penalty.prox(strided, step), expected)
+    torch.testing.assert_close(penalty.value(strided), penalty.value(w))
+    torch.testing.assert_close(penalty.gradient(strided), penalty.gradient(w))
+    assert expected.shape == w.shape
+    assert penalty.gradient(w).shape == w.shape
+
+
+@every_penalty
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_narrow_types_are_computed_in_float32_and_rounded_once(case: PenaltyCase, dtype):
+    w = tensor(case.shape).to(dtype)
+    if dtype == torch.float32:
+        torch.testing.assert_close(case.make(0.3).prox(w, 0.7), case.make(0.3).prox(w.double(), 0.7).float())
+        return
+    for step in (0.7, torch.rand(case.shape)):
+        found = case.make(0.3).prox(w, step)
+        assert found.dtype == dtype
+        assert torch.equal(found, case.make(0.3).prox(w.float(), step).to(dtype))
 
 
 @pytest.mark.parametrize("case", SPARSE_PENALTIES, ids=str)
 def test_a_huge_step_gives_exact_zeros(case: PenaltyCase):
     w = tensor(case.shape)
+    if "Weighted" in case.name:
+        w.view(-1)[0] = 0  # the first weight is 0
     for step in (1e4, torch.full_like(w, 1e4)):
         assert (case.make(1.0).prox(w, step) == 0).all()
 
@@ -95,30 +136,37 @@ def test_smooth_penalties_give_no_zeros(case: PenaltyCase):
 @every_penalty
 def test_gradient_is_that_of_the_value(case: PenaltyCase):
     w = tensor(case.shape).requires_grad_()
+    if "NonNegative" in case.name:
+        w = w.detach().abs().requires_grad_()
     penalty = case.make(0.7)
     (expected,) = torch.autograd.grad(penalty.value(w), w)
     torch.testing.assert_close(penalty.gradient(w.detach()), expected)
 
 
 @every_penalty
-def test_value_and_gradient_are_linear_in_the_strength(case: PenaltyCase):
-    w = tensor(case.shape)
-    torch.testing.assert_close(case.make(3.0).value(w), 3 * case.make(1.0).value(w))
-    torch.testing.assert_close(case.make(3.0).gradient(w), 3 * case.make(1.0).gradient(w))
+def test_value_and_gradient_are_proportional_to_the_strength(case: PenaltyCase):
+    w = tensor(case.shape).abs()
     assert case.make(1.0).value(w).dim() == 0
     assert case.make(1.0).value(w) > 0
+    if case.proportional:
+        torch.testing.assert_close(case.make(3.0).value(w), 3 * case.make(1.0).value(w))
+        torch.testing.assert_close(case.make(3.0).gradient(w), 3 * case.make(1.0).gradient(w))
+    else:
+        assert case.make(3.0).value(w) > case.make(1.0).value(w)
 
 
-@every_penalty
+@pytest.mark.parametrize("case", CLOSED, ids=str)
 def test_prox_points_are_stationary(case: PenaltyCase):
     w, penalty = tensor(case.shape), case.make(0.5)
     for step in (torch.tensor(1.3, dtype=torch.float64), steps_like(w)):
         y = penalty.prox(w, step)
-        assert penalty.residual(y, (y - w) / step).abs().max() < 1e-10
-        assert penalty.residual(y, (y - w) / step + 0.1).abs().max() > 1e-3
+        tolerance = 1e-6 if "Nuclear" in case.name and step.dim() else 1e-9
+        assert penalty.residual(y, (y - w) / step).abs().max() < tolerance
+        if case.unit:  # at a zero of a penalty that counts, every gradient is stationary
+            assert penalty.residual(y, (y - w) / step - 0.1).abs().max() > 1e-3
 
 
-@every_penalty
+@pytest.mark.parametrize("case", SIGNED, ids=str)
 def test_residual_is_the_distance_to_the_subdifferential(case: PenaltyCase):
     """|residual| = min over subgradients s of |grad + s|; away from zero there is only the gradient."""
     w, grad, penalty = tensor(case.shape), tensor(case.shape), case.make(0.5)
@@ -126,35 +174,80 @@ def test_residual_is_the_distance_to_the_subdifferential(case: PenaltyCase):
     torch.testing.assert_close(squares, (grad + penalty.gradient(w)).square().sum())
 
 
-@pytest.mark.parametrize("case", [case for case in SPARSE_PENALTIES if "ElasticNet" not in case.name], ids=str)
-def test_residual_at_zero_is_the_distance_that_one_prox_step_moves(case: PenaltyCase):
+HOMOGENEOUS = ("L1", "GroupLasso", "SparseGroupLasso", "GroupLInf", "Nuclear", "FusedLasso", "Toward L1")
+
+
+@pytest.mark.parametrize("case", [case for case in PENALTIES if case.name.startswith(HOMOGENEOUS)], ids=str)
+def test_residual_at_the_origin_is_the_distance_that_one_prox_step_moves(case: PenaltyCase):
     """The subdifferential C of a norm at 0 is its dual ball, and prox_R(-grad) = -grad - projection of -grad onto C."""
     penalty, grad = case.make(0.5), tensor(case.shape, scale=0.7)
-    moved = penalty.prox(-grad, 1.0)
-    residual = penalty.residual(torch.zeros_like(grad), grad)
+    origin = penalty.origin(grad)
+    moved = penalty.prox(origin - grad, 1.0) - origin
+    residual = penalty.residual(origin, grad)
     torch.testing.assert_close(residual.square().sum(), moved.square().sum())
 
 
 @every_penalty
-def test_strength_max_is_where_zero_becomes_stationary(case: PenaltyCase):
+def test_strength_max_is_where_the_origin_becomes_stationary(case: PenaltyCase):
     grad = tensor(case.shape)
-    zero = torch.zeros_like(grad)
+    if case.name.startswith("FusedLasso"):
+        grad -= grad.mean(dim=case.make(1.0).dim, keepdim=True)  # else a constant is better at every strength
+    origin = case.make(1.0).origin(grad)
     strength = case.make(1.0).strength_max(grad).item()
     if case.make(1.0).smooth:
         assert strength == math.inf
-        assert case.make(1.0).strength_max(zero) == 0
+        assert case.make(1.0).strength_max(torch.zeros_like(grad)) == 0
+    elif not case.unit:
+        assert strength == 0
+        assert case.make(1e-9).residual(origin, grad).max() == 0
+    else:
+        free = case.name == "Weighted L1" or case.name == "Weighted MCP"
+        charged = grad.clone()
+        charged.view(-1)[0] *= not free  # the first weight is 0
+        above, below = (strength / case.unit * (1 + change) for change in (1e-9, -1e-6))
+        assert case.make(above).residual(origin, charged).max() <= 1e-9
+        assert case.make(below).residual(origin, charged).max() > 1e-8
+        if case.convex:
+            assert torch.allclose(case.make(above).prox(origin - charged, 1.0), origin, atol=1e-8)
+            assert not torch.allclose(case.make(below).prox(origin - charged, 1.0), origin, atol=1e-8)
+
+
+@every_penalty
+def test_slope_is_the_gradient_that_the_origin_withstands(case: PenaltyCase):
+    """Along one element, the derivative of the value beside the origin; a group's is shared out among its elements."""
+    penalty = case.make(0.5)
+    slope = penalty.slope(case.shape)
+    if not case.name.startswith(HOMOGENEOUS + ("MCP", "SCAD", "LogSum")):
         return
-    assert case.make(strength * (1 + 1e-9)).residual(zero, grad).max() == 0
-    assert case.make(strength * (1 - 1e-6)).residual(zero, grad).max() > 0
-    assert (case.make(strength * (1 + 1e-9)).prox(-grad, 1.0) == 0).all()
-    assert (case.make(strength * (1 - 1e-6)).prox(-grad, 1.0) != 0).any()
+    origin = penalty.origin(torch.zeros(case.shape, dtype=torch.float64))
+    beside = origin.clone()
+    beside.view(-1)[0] += 1e-7
+    rise = (penalty.value(beside) - penalty.value(origin)) / 1e-7
+    torch.testing.assert_close(rise.item(), slope, rtol=1e-5, atol=0.0)
+
+
+@every_penalty
+def test_zeros_stay_where_the_average_gradient_holds_them(case: PenaltyCase):
+    penalty, average = case.make(0.5), tensor(case.shape, scale=0.7)
+    if not penalty.holds_zeros:
+        return
+    origin = penalty.origin(average)
+    held = penalty.stays(origin, average)
+    assert held.shape == average.shape
+    assert held.any()
+    assert not held.all()
+    inside = torch.where(held, average, 0.0)
+    assert penalty.residual(origin, inside).max() == 0
+    assert not penalty.stays(origin + 1, 0 * average).any()
 
 
 @every_penalty
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("in_metric", [False, True])
 def test_bad_weights_propagate_and_do_not_spread(case: PenaltyCase, bad, in_metric):
-    penalty, w = case.make(0.1), tensor(case.shape)
+    penalty, w = case.make(0.1), tensor(case.shape).abs()
+    if "Nuclear" in case.name or "Orthogonal" in case.name or "FusedLasso" in case.name or "Toward" in case.name:
+        return  # see test_matrix.py, test_fused.py
     step = steps_like(w) if in_metric else 1.0
 
     def with_first(value: float) -> torch.Tensor:
@@ -173,7 +266,7 @@ def test_bad_weights_propagate_and_do_not_spread(case: PenaltyCase, bad, in_metr
 @every_penalty
 def test_empty_tensors(case: PenaltyCase):
     w = torch.zeros(0, *case.shape[1:])
-    penalty = case.make(1.0)
+    penalty = case.make(1.0, tuple(w.shape))
     assert penalty.prox(w, 1.0).shape == w.shape
     assert penalty.prox(w, torch.zeros_like(w)).shape == w.shape
     assert penalty.value(w) == 0
@@ -186,7 +279,8 @@ def test_penalties_are_values(case: PenaltyCase):
     assert penalty == case.make(0.5)
     assert penalty != case.make(0.25)
     assert hash(penalty) == hash(case.make(0.5))
-    assert eval(repr(penalty), vars(shrinkage)) == penalty
+    if case.round_trip:
+        assert eval(repr(penalty), vars(shrinkage)) == penalty
     assert pickle.loads(pickle.dumps(penalty)) == penalty
     assert copy.deepcopy(penalty) == penalty
     with pytest.raises(AttributeError):

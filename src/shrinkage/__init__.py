@@ -9,6 +9,7 @@ from shrinkage.errors import MetricError as MetricError
 from shrinkage.errors import ParameterError as ParameterError
 from shrinkage.errors import SelectionError as SelectionError
 from shrinkage.errors import ShrinkageError as ShrinkageError
+from shrinkage.groups import Blocks as Blocks
 from shrinkage.groups import Columns as Columns
 from shrinkage.groups import Groups as Groups
 from shrinkage.groups import Heads as Heads
@@ -16,12 +17,34 @@ from shrinkage.groups import Kernels as Kernels
 from shrinkage.groups import Rows as Rows
 from shrinkage.groups import Whole as Whole
 from shrinkage.metric import register_metric as register_metric
+from shrinkage.penalties import L0 as L0
 from shrinkage.penalties import L1 as L1
 from shrinkage.penalties import L2 as L2
+from shrinkage.penalties import MCP as MCP
+from shrinkage.penalties import SCAD as SCAD
+from shrinkage.penalties import Box as Box
 from shrinkage.penalties import ElasticNet as ElasticNet
+from shrinkage.penalties import FusedLasso as FusedLasso
 from shrinkage.penalties import Grouped as Grouped
 from shrinkage.penalties import GroupLasso as GroupLasso
+from shrinkage.penalties import GroupLInf as GroupLInf
+from shrinkage.penalties import Huber as Huber
+from shrinkage.penalties import L1Ball as L1Ball
+from shrinkage.penalties import LogSum as LogSum
+from shrinkage.penalties import Lp as Lp
+from shrinkage.penalties import MaxNorm as MaxNorm
+from shrinkage.penalties import NofM as NofM
+from shrinkage.penalties import NonNegative as NonNegative
+from shrinkage.penalties import Nuclear as Nuclear
+from shrinkage.penalties import Orthogonal as Orthogonal
 from shrinkage.penalties import Penalty as Penalty
+from shrinkage.penalties import Simplex as Simplex
+from shrinkage.penalties import SparseGroupLasso as SparseGroupLasso
+from shrinkage.penalties import SpectralBall as SpectralBall
+from shrinkage.penalties import TopK as TopK
+from shrinkage.penalties import Toward as Toward
+from shrinkage.penalties import UnitNorm as UnitNorm
+from shrinkage.penalties import Weighted as Weighted
 from shrinkage.plan import Plan as Plan
 from shrinkage.plan import Rule as Rule
 from shrinkage.regularizer import Regularizer as Regularizer
@@ -30,18 +53,34 @@ from shrinkage.report import report as report
 from shrinkage.threshold import threshold_ as threshold_
 
 __all__ = [
+    "L0",
     "L1",
     "L2",
+    "MCP",
+    "SCAD",
     "AttachmentError",
+    "Blocks",
+    "Box",
     "Columns",
     "ElasticNet",
+    "FusedLasso",
     "GroupError",
+    "GroupLInf",
     "GroupLasso",
     "Grouped",
     "Groups",
     "Heads",
+    "Huber",
     "Kernels",
+    "L1Ball",
+    "LogSum",
+    "Lp",
+    "MaxNorm",
     "MetricError",
+    "NofM",
+    "NonNegative",
+    "Nuclear",
+    "Orthogonal",
     "ParameterError",
     "Penalty",
     "Plan",
@@ -51,6 +90,13 @@ __all__ = [
     "Rule",
     "SelectionError",
     "ShrinkageError",
+    "Simplex",
+    "SparseGroupLasso",
+    "SpectralBall",
+    "TopK",
+    "Toward",
+    "UnitNorm",
+    "Weighted",
     "Whole",
     "register_metric",
     "regularize",

@@ -79,6 +79,17 @@ class Groups(ABC):
         permuted = matrix.reshape(tuple(layout.shape[dim] for dim in order))
         return permuted.permute(back).reshape(tuple(shape))
 
+    def spread(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return one value per group, shape `(groups,)`, as a tensor of `shape` that holds it in each element.
+
+        >>> Rows().spread(torch.tensor([1, 2]), (2, 3))
+        tensor([[1, 1, 1],
+                [2, 2, 2]])
+        """
+        layout = self.layout(shape)
+        kept = [size if dim in layout.between else 1 for dim, size in enumerate(layout.shape)]
+        return values.reshape(kept).expand(layout.shape).reshape(tuple(shape))
+
 
 @dataclass(frozen=True, slots=True)
 class Rows(Groups):
@@ -156,6 +167,41 @@ class Heads(Groups):
             )
         split = (*shape[: self.dim], self.count, size // self.count, *shape[self.dim + 1 :])
         return Layout(split, (self.dim,))
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks(Groups):
+    """Rectangles of `rows` x `columns` consecutive indices of dimensions 0 and 1: what block-sparse kernels skip.
+
+    Of a convolution, a block holds whole kernels.
+
+    Args:
+        rows: height; it has to divide the size of dimension 0.
+        columns: width; it has to divide the size of dimension 1.
+
+    >>> Blocks(4, 4).view(torch.zeros(8, 12)).shape
+    torch.Size([6, 16])
+    """
+
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        for name, size in (("rows", self.rows), ("columns", self.columns)):
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"Blocks: {name} must be a whole number of at least 1, got {size!r}")
+
+    def layout(self, shape: Sequence[int]) -> Layout:
+        """Needs two dimensions whose sizes are multiples of `rows` and `columns`."""
+        require_dimensions(self, shape, 2)
+        height, width, *rest = shape
+        if height % self.rows or width % self.columns:
+            raise GroupError(
+                f"{self} needs dimensions 0 and 1 to be multiples of {self.rows} and {self.columns}, "
+                f"got shape {tuple(shape)}"
+            )
+        split = (height // self.rows, self.rows, width // self.columns, self.columns, *rest)
+        return Layout(split, (0, 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,39 @@
-"""Proximal operators as functions of tensors: out of place, no state, no penalty, no optimizer.
+"""Proximal operators of single elements as functions of tensors: out of place, no state, no penalty, no optimizer.
 
-Each solves argmin over y of 1/2 sum (y - w)^2 / step + R(y). What R and `step` contribute arrives here as their
-product, a threshold in units of `w`.
+Each solves argmin over y of 1/2 (y - w)^2 / step + R(y) for every element. Where R is a multiple of a fixed function,
+R and `step` contribute only their product, a `threshold`. A penalty that is not convex has textbook formulas for small
+steps only; these hold for every step, because an adaptive optimizer takes large ones as a matter of course. Where two
+points are equally good, zero is chosen.
+
+Where the step or the strength is 0 the element comes back bit for bit. NaN and infinities stay where they are.
+Everything is computed in float32 at least and returned in the type of `w`.
 """
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 
-from shrinkage.groups import norms_within
+from shrinkage.groups import at_least_float32
 
-# 3 iterations reach rounding where the steps of a group differ by e^1, 8 where they differ by e^30.
-NEWTON_ITERATIONS = 10
-ROUNDING = 16  # in units of the type's eps: below it a Newton step is noise
+Arguments = ParamSpec("Arguments")
+Operator = Callable[Concatenate[Tensor, Arguments], Tensor]
 
 
+def computed_in_float32(operator: Operator[Arguments]) -> Operator[Arguments]:
+    """Return `operator` with its tensor widened to float32 at least, and its result in the type of that tensor."""
+
+    @functools.wraps(operator)
+    def widened(w: Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        return operator(wide(w), *args, **kwargs).to(w.dtype)
+
+    return widened
+
+
+@computed_in_float32
 def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     """Move every element towards zero by `threshold`, and to exactly zero within it.
 
@@ -33,78 +53,188 @@ def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     return w - w.clamp(-threshold, threshold)
 
 
-def block_scale(norms: Tensor, threshold: float | Tensor) -> Tensor:
-    """Return the factor per group by which a group soft threshold scales it.
+@computed_in_float32
+def scale_down(w: Tensor, threshold: float | Tensor) -> Tensor:
+    """Divide every element by 1 + `threshold`: the prox of t / 2 y^2.
 
-    prox of t ||y||:  max(1 - t / ||w||, 0) w. A zero threshold gives factor 1, to a zero group too, and nothing is
-    divided by zero; NaN stays NaN.
+    Reference: Parikh and Boyd (2014), "Proximal algorithms", section 6.1.1.
 
-    Args:
-        norms: Euclidean norm of each group, >= 0.
-        threshold: >= 0; a number or a tensor that broadcasts against `norms`.
-
-    Reference: Yuan and Lin (2006), "Model selection and estimation in regression with grouped variables", eq. 2.4.
-
-    >>> block_scale(torch.tensor([4.0, 1.0, 0.0]), 2.0)
-    tensor([0.5000, 0.0000, 0.0000])
+    >>> scale_down(torch.tensor([-3.0, 0.5]), 2.0)
+    tensor([-1.0000,  0.1667])
     """
-    tiny = torch.finfo(norms.dtype).tiny
-    return 1 - (threshold / norms.clamp_min(tiny)).clamp(max=1)
+    return w / (1 + threshold)
 
 
-def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]) -> Tensor:
-    """Return the factor per element by which a group soft threshold in a diagonal metric scales it.
+@computed_in_float32
+def hard_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    """Set every element of size `threshold` or less to zero, and leave the others as they are.
 
-    argmin over y of 1/2 sum_i (y_i - w_i)^2 / t_i + ||y|| for each group. The group is zero if and only if
-    sum (w_i / t_i)^2 <= 1; else y_i = w_i theta / (theta + t_i), where theta = ||y|| is the root of the secular
-    equation  sum (w_i / (theta + t_i))^2 = 1.
+    prox of u [y != 0] at the threshold sqrt(2 u).
 
-    Newton's method on  S(theta)^(-1/2) - 1, which increases and is concave, rises to the root from any point below it
-    (Moré and Hebden), so a fixed number of iterations serves all groups and nothing is read back from the device.
+    Reference: Blumensath and Davies (2009), "Iterative hard thresholding for compressed sensing", eq. 10.
+
+    >>> hard_threshold(torch.tensor([-3.0, 0.5, 1.0]), 1.0)
+    tensor([-3.,  0.,  0.])
+    """
+    return torch.where(w.abs() <= threshold, 0.0, w)
+
+
+@computed_in_float32
+def firm_threshold(w: Tensor, step: float | Tensor, strength: float, gamma: float) -> Tensor:
+    """Return the prox of the minimax concave penalty: zero, a steeper line, and the identity beyond gamma * strength.
+
+    step < gamma:  0 up to step * strength;  (|w| - step * strength) / (1 - step / gamma) up to gamma * strength.
+    step >= gamma: the penalty is more concave than the distance is convex, and a hard threshold at
+    strength * sqrt(step * gamma) is left.
 
     Args:
         w: any shape.
-        thresholds: step times strength, >= 0, the shape of `w`.
-        within: the dimensions of `w` that run inside a group, at least one; the others tell groups apart.
+        step: >= 0; a number or a tensor that broadcasts against `w`.
+        strength: >= 0, the slope beside 0.
+        gamma: > 0, concavity: the penalty is constant beyond gamma * strength.
 
-    Returns:
-        Factors in [0, 1], the shape of `w`; exactly 0 in a group that is zero, exactly 1 where the threshold is 0.
+    Reference: Zhang (2010), "Nearly unbiased variable selection under minimax concave penalty", eq. 2.8, for step 1;
+    Gong et al. (2013), "A general iterative shrinkage and thresholding algorithm", table 1, for every step.
 
-    Reference: Deleu and Bengio (2021), "Structured sparsity inducing adaptive optimizers", theorem 1.
-    An element with a zero threshold that is no larger than the type's smallest normal number may become zero.
-
-    >>> block_scale_in_metric(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 1.0]]), within=(1,))
-    tensor([[0.8000, 0.8000]])
+    >>> firm_threshold(torch.tensor([0.5, 2.0, 4.0]), 1.0, 1.0, 3.0)
+    tensor([0.0000, 1.5000, 4.0000])
     """
-    if w.numel() == 0:
-        return torch.ones_like(w)
-    tiny = torch.finfo(w.dtype).tiny
+    step = as_tensor(step, w)
+    convex = step < gamma
     size = w.abs()
-    dual_norm = norms_within(size / thresholds.clamp_min(tiny), within)
-    zero = dual_norm <= 1
-    start = secular_lower_bound(size, thresholds, dual_norm, within).clamp_min(tiny)
-    theta = start
-    for _ in range(NEWTON_ITERATIONS):
-        shifted = theta + thresholds
-        squares = (size / shifted).square_()
-        total = squares.sum(within, keepdim=True)
-        slope = squares.div_(shifted).sum(within, keepdim=True).clamp_min(tiny)
-        rise = ((total.sqrt() - 1) * total / slope).clamp_min(0)  # a group that is zero has no root above
-        theta = theta + rise
-        if theta.device.type == "cpu" and bool((rise <= ROUNDING * torch.finfo(w.dtype).eps * theta).all()):
-            break  # elsewhere reading the answer would wait for the device
-    theta = torch.where(start.isinf(), start, theta).masked_fill(zero, 1.0)
-    return (1 / (1 + thresholds / theta)).mul_((~zero).to(w.dtype))
+    line = w - w.sign() * step * (gamma * strength - size) / torch.where(convex, gamma - step, 1.0)
+    threshold = strength * torch.where(convex, step, (step * gamma).sqrt())
+    y = torch.where(convex & (size <= gamma * strength), line, w)
+    return torch.where(size <= threshold, 0.0, y)
 
 
-def secular_lower_bound(size: Tensor, thresholds: Tensor, dual_norm: Tensor, within: tuple[int, ...]) -> Tensor:
-    """Return a point below the root of each group's secular equation, close enough for every ratio to be at most 1.
+@computed_in_float32
+def clipped_threshold(w: Tensor, step: float | Tensor, strength: float, a: float) -> Tensor:
+    """Return the prox of the smoothly clipped absolute deviation penalty, for every step.
 
-    Three bounds: the largest |w_i| - t_i (one term of the sum can not exceed 1), ||w|| - max t, and
-    (||w / t|| - 1) min t.
+    step < a - 1:  soft threshold up to strength * (1 + step);  |w| - step * (a * strength - |w|) / (a - 1 - step) up to
+    a * strength;  the identity beyond.
+    a - 1 <= step <= a + 1:  soft threshold up to strength * (a + 1 + step) / 2, the identity beyond.
+    step > a + 1:  hard threshold at strength * sqrt(step * (a + 1)).
+
+    Args:
+        w: any shape.
+        step: >= 0; a number or a tensor that broadcasts against `w`.
+        strength: >= 0, the slope beside 0.
+        a: > 2; the penalty is constant beyond a * strength.
+
+    Reference: Fan and Li (2001), "Variable selection via nonconcave penalized likelihood", eq. 2.8, for step 1; Gong et
+    al. (2013), "A general iterative shrinkage and thresholding algorithm", table 1, for every step.
+
+    >>> clipped_threshold(torch.tensor([1.5, 3.0, 4.0]), 1.0, 1.0, 3.7)
+    tensor([0.5000, 2.5882, 4.0000])
     """
-    largest, smallest = thresholds.amax(within, keepdim=True), thresholds.amin(within, keepdim=True)
-    by_element = (size - thresholds).amax(within, keepdim=True)
-    by_norm = norms_within(size, within) - largest
-    by_dual_norm = torch.where(smallest > 0, (dual_norm - 1) * smallest, 0.0)
-    return torch.maximum(by_element, torch.maximum(by_norm, by_dual_norm))
+    step = as_tensor(step, w)
+    size = w.abs()
+    convex, hard = step < a - 1, step > a + 1
+    line = w - w.sign() * step * (a * strength - size) / torch.where(convex, a - 1 - step, 1.0)
+    y = torch.where(convex & (size <= a * strength), line, w)
+    end_of_soft = strength * torch.where(convex, 1 + step, (a + 1 + step) / 2)
+    y = torch.where(size <= end_of_soft, soft_threshold(w, step * strength), y)
+    return torch.where(hard, hard_threshold(w, strength * (step * (a + 1)).sqrt()), y)
+
+
+@computed_in_float32
+def half_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return the prox of u |y|^(1/2): zero up to 3/2 u^(2/3), else the largest root of a cubic in sqrt(|y|).
+
+    2/3 |w| (1 + cos(2 pi / 3 - 2 phi / 3)),  cos(phi) = u / 4 (|w| / 3)^(-3/2)
+
+    Args:
+        w: any shape.
+        threshold: u >= 0, a number or a tensor that broadcasts against `w`.
+
+    Reference: Xu et al. (2012), "L1/2 regularization: a thresholding representation theory and a fast solver", eq. 11,
+    there with |y - w|^2 in place of its half.
+
+    >>> half_threshold(torch.tensor([1.0, 4.0]), 1.0)
+    tensor([0.0000, 3.7415])
+    """
+    size, u = w.abs(), as_tensor(threshold, w)
+    angle = torch.acos((u / 4 * (size / 3) ** -1.5).clamp(max=1))
+    y = 2 / 3 * size * (1 + torch.cos(2 / 3 * (math.pi - angle)))
+    return placed(w, y, zero=size <= 1.5 * u ** (2 / 3), unchanged=u == 0)
+
+
+@computed_in_float32
+def two_thirds_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return the prox of u |y|^(2/3): zero up to 2 (2 u / 3)^(3/4), else the root of a quartic in |y|^(1/3).
+
+    ((A + sqrt(2 |w| / A - A^2)) / 2)^3,  A = 2 / sqrt(3) (2 u)^(1/4) sqrt(cosh(phi / 3)),
+    cosh(phi) = 27 / 16 w^2 (2 u)^(-3/2)
+
+    Args:
+        w: any shape.
+        threshold: u >= 0, a number or a tensor that broadcasts against `w`.
+
+    Reference: Cao, Sun and Xu (2013), "Fast image deconvolution using closed-form thresholding formulas of Lq
+    (q = 1/2, 2/3) regularization", eq. 11, there with |y - w|^2 in place of its half.
+
+    >>> two_thirds_threshold(torch.tensor([1.0, 4.0]), 1.0)
+    tensor([0.0000, 3.5635])
+    """
+    size, u = w.abs(), as_tensor(threshold, w)
+    doubled = 2 * u
+    angle = torch.acosh((27 / 16 * size.square() * doubled**-1.5).clamp(min=1))
+    root = 2 / math.sqrt(3) * doubled**0.25 * torch.cosh(angle / 3).sqrt()
+    y = ((root + (2 * size / root - root.square()).clamp_min(0).sqrt()) / 2) ** 3
+    return placed(w, y, zero=size <= 2 * (2 / 3 * u) ** 0.75, unchanged=u == 0)
+
+
+@computed_in_float32
+def log_threshold(w: Tensor, threshold: float | Tensor, epsilon: float) -> Tensor:
+    """Return the prox of u log(1 + |y| / epsilon): the larger root of a quadratic, if it is better than zero.
+
+    (|w| - epsilon + sqrt((|w| + epsilon)^2 - 4 u)) / 2
+
+    Args:
+        w: any shape.
+        threshold: u >= 0, a number or a tensor that broadcasts against `w`.
+        epsilon: > 0, in units of `w`.
+
+    Reference: Prater-Bennette, Shen and Tripp (2022), "The proximity operator of the log-sum penalty", theorem 1.
+
+    >>> log_threshold(torch.tensor([0.5, 4.0]), 1.0, 0.5)
+    tensor([0.0000, 3.7656])
+    """
+    size, u = w.abs(), as_tensor(threshold, w)
+    discriminant = (size + epsilon).square() - 4 * u
+    y = ((size - epsilon + discriminant.clamp_min(0).sqrt()) / 2).clamp_min(0)
+    gain = 0.5 * y * (2 * size - y) - u * torch.log1p(y / epsilon)
+    return placed(w, y, zero=(discriminant < 0) | (gain <= 0), unchanged=u == 0)
+
+
+@computed_in_float32
+def huber_scale(w: Tensor, step: float | Tensor, strength: float, delta: float) -> Tensor:
+    """Return the prox of Huber's function: shrink by a factor near zero, by a constant beyond.
+
+    (1 - u / max(|w|, u + delta)) w,  u = step * strength
+
+    Reference: Parikh and Boyd (2014), "Proximal algorithms", section 6.5.1, by the Moreau envelope of |y|.
+
+    >>> huber_scale(torch.tensor([0.4, 4.0]), 1.0, 1.0, 1.0)
+    tensor([0.2000, 3.0000])
+    """
+    u = as_tensor(step, w) * strength
+    return w * (1 - u / torch.maximum(w.abs(), u + delta))
+
+
+def as_tensor(number: float | Tensor, like: Tensor) -> Tensor:
+    """Return `number` as a tensor of the type and device of `like`; a number is written there without a wait."""
+    return number.to(like.dtype) if isinstance(number, Tensor) else like.new_full((), number)
+
+
+def wide(w: Tensor) -> Tensor:
+    """Return `w` itself, or a copy in float32 if it is narrower."""
+    return w.to(at_least_float32(w.dtype))
+
+
+def placed(w: Tensor, size: Tensor, *, zero: Tensor, unchanged: Tensor) -> Tensor:
+    """Return `size` with the signs of `w`: 0 where `zero`, `w` itself where `unchanged` or not finite."""
+    y = torch.where(zero, 0.0, size.copysign(w))
+    return torch.where(unchanged | ~w.isfinite(), w, y)

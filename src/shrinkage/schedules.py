@@ -26,6 +26,19 @@ def check_strength(owner: str, name: str, strength: Strength) -> None:
         )
 
 
+def check_positive(owner: str, name: str, number: float, *, above: float = 0.0) -> None:
+    """Raise unless `number` is a finite number greater than `above`.
+
+    >>> check_positive("MCP", "gamma", 0.0)
+    Traceback (most recent call last):
+    ValueError: MCP: gamma must be a finite number > 0, got 0.0
+    """
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if not (is_number and above < number < math.inf):
+        error = ValueError if is_number else TypeError
+        raise error(f"{owner}: {name} must be a finite number > {above:g}, got {number!r}")
+
+
 def fixed(strength: Strength) -> float:
     """Return the number that `strength` is.
 
@@ -38,3 +51,19 @@ def fixed(strength: Strength) -> float:
     if callable(strength):
         raise TypeError("the strength is a schedule: take the penalty of one update with .at(iteration)")
     return float(strength)
+
+
+def total(one: Strength, other: Strength) -> Strength:
+    """Return the sum of two strengths, a schedule if one of them is.
+
+    >>> total(0.5, lambda iteration: 0.25 * iteration)(2)
+    1.0
+    """
+    if callable(one) or callable(other):
+        return lambda iteration: at(one, iteration) + at(other, iteration)
+    return one + other
+
+
+def at(strength: Strength, iteration: int) -> float:
+    """Return `strength` at one update."""
+    return strength(iteration) if callable(strength) else strength

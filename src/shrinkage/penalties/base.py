@@ -12,6 +12,9 @@ Let R be the penalty, its strength included. Then
 Strengths are per mean loss: loss units per unit of |w| (L1) or of w^2 / 2 (L2). L2 is strength / 2 * ||w||^2, so that
 its gradient matches torch's `weight_decay`. A strength may be a schedule, a function of the update count; `at` gives
 the penalty of one update, and the five methods need that.
+
+A constraint is a penalty that is 0 on a set and infinite outside: its prox is the projection onto the set, and its
+strength plays no part.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 
@@ -83,18 +87,71 @@ class Penalty(ABC):
         """Return what a printed plan says of this penalty on a tensor of `shape` (None: not yet known)."""
 
     @property
+    def explicit(self) -> bool:
+        """Whether the penalty can act through its derivative, with `how="gradient"`."""
+        return True
+
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether 0 is stationary for small gradients and for no others, so that an averaged gradient can hold it."""
+        return False
+
+    def slope(self, shape: Sequence[int]) -> float:
+        """Return the derivative beside 0, of an element or a group's norm: the size of gradient that 0 withstands.
+
+        0 if there is no kink at 0, infinity if 0 withstands every gradient.
+        """
+        return 0.0
+
+    def origin(self, w: Tensor) -> Tensor:
+        """Return the point that the penalty draws `w` to."""
+        return torch.zeros_like(w)
+
+    def stays(self, w: Tensor, average: Tensor) -> Tensor:
+        """Return where `w` is 0 and stationary for the gradient `average`, a mask shaped like `w`."""
+        return (w == 0) & (self.residual(torch.zeros_like(w), average) == 0)
+
+    def bound(self, name: str, parameter: Tensor) -> "Penalty":
+        """Return the penalty as it charges `parameter`, which the model calls `name`."""
+        return self
+
+    def combined(self, other: "Penalty") -> "Penalty | None":
+        """Return the one penalty that charges both this and `other` with an exact prox; None if this knows of none."""
+        return None
+
+    def __add__(self, other: object) -> "Penalty":
+        """Return the one penalty that charges both.
+
+        >>> from shrinkage import L1, L2
+        >>> L1(0.1) + L2(0.2)
+        ElasticNet(l1=0.1, l2=0.2)
+        """
+        if not isinstance(other, Penalty):
+            return NotImplemented
+        both = self.combined(other) or other.combined(self)
+        if both is None:
+            raise TypeError(
+                f"{self} and {other} can not be charged together: the prox of their sum is not known exactly, and one "
+                "prox after the other solves another problem. Sums that are known: ElasticNet(l1, l2) for L1 and L2, "
+                "SparseGroupLasso(l1, group, groups) for L1 and GroupLasso, NonNegative(penalty) for a sign constraint"
+            )
+        return both
+
+    @property
     def scheduled(self) -> bool:
         """Whether a strength of this penalty is a schedule."""
         return any(callable(value) or is_scheduled(value) for value in self._fields().values())
 
     def at(self, iteration: int) -> Self:
         """Return this penalty with the strengths of update number `iteration`, the first being 0."""
+        if not self.scheduled:
+            return self
         changes = {name: resolved(value, iteration) for name, value in self._fields().items()}
         return dataclasses.replace(self, **changes)
 
     def _fields(self) -> dict[str, Any]:
         """Return the arguments this penalty was made with."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
 
 
 def is_scheduled(value: object) -> bool:

@@ -1,0 +1,224 @@
+"""Constraints on norms: balls, spheres and the simplex, of groups or of the whole tensor."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shrinkage import projections
+from shrinkage.groups import Groups, Rows, Whole
+from shrinkage.penalties.base import Description
+from shrinkage.penalties.constraints import Constraint
+from shrinkage.penalties.grouped import check_groups
+from shrinkage.penalties.matrix import as_matrix, matrix_shape
+from shrinkage.proximal_gradient import is_metric, prox_in_metric
+from shrinkage.schedules import check_positive
+
+
+class ConstraintOnGroups(Constraint):
+    """A set for each group; exact in a diagonal metric."""
+
+    __slots__ = ()
+
+    groups: Groups
+
+    @abstractmethod
+    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """Return the nearest point of the set for each row of a matrix `(groups, size)`."""
+
+    def project(self, w: Tensor, step: Tensor) -> Tensor:
+        """Project each group."""
+        rows = self.groups.view(w)
+        if not rows.numel():
+            return w
+        steps = self.groups.view(step.expand_as(w)) if step.dim() else torch.ones_like(rows)
+        return self.groups.restore(self.project_rows(rows, steps), w.shape)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
+        self.groups.layout(shape)
+
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Cut between groups."""
+        layout = self.groups.layout(shape)
+        return layout.between[0] if layout.between and layout.shape == tuple(shape) else None
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return the class, its number and the groups."""
+        name, numbers, _ = Constraint.describe(self, shape)
+        count = "" if shape is None else f"{self.groups.layout(shape).count} x "
+        return Description(name, numbers, f"{count}{self.groups}")
+
+
+@dataclass(frozen=True, slots=True)
+class MaxNorm(ConstraintOnGroups):
+    """Keep the Euclidean norm of each group below a limit.
+
+    ||w_g|| <= limit
+
+    Args:
+        limit: > 0, in units of w.
+        groups: whose norms: `Rows()`, the neurons, if left out.
+
+    Raises:
+        ValueError: `limit` is not a finite number > 0.
+        GroupError: from any method, if the tensor can not be divided into these groups.
+
+    Reference: Srivastava et al. (2014), "Dropout", section 5.1.
+
+    >>> MaxNorm(1.0).prox(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), step=1.0)
+    tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]])
+    """
+
+    limit: float
+    groups: Groups = Rows()
+
+    def __post_init__(self) -> None:
+        check_positive("MaxNorm", "limit", self.limit)
+        check_groups(self.groups)
+
+    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """Project onto balls."""
+        return projections.l2_ball(rows, steps, self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitNorm(ConstraintOnGroups):
+    """Keep the Euclidean norm of each group at 1.
+
+    ||w_g|| = 1
+
+    A group of zeros has no nearest point, and stays as it is.
+
+    Args:
+        groups: whose norms: `Rows()`, the neurons, if left out.
+
+    Raises:
+        GroupError: from any method, if the tensor can not be divided into these groups.
+
+    Reference: Salimans and Kingma (2016), "Weight normalization", eq. 2, with a fixed scale.
+    In a diagonal metric a group shorter than 1 whose element with the largest step is exactly 0 is scaled instead of
+    projected.
+
+    >>> UnitNorm().prox(torch.tensor([[3.0, 4.0]]), step=1.0)
+    tensor([[0.6000, 0.8000]])
+    """
+
+    groups: Groups = Rows()
+
+    def __post_init__(self) -> None:
+        check_groups(self.groups)
+
+    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """Project onto spheres."""
+        return projections.l2_sphere(rows, steps, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class L1Ball(ConstraintOnGroups):
+    """Keep the sum of absolute values below a radius, which makes weights exactly zero.
+
+    sum |w| <= radius
+
+    Args:
+        radius: > 0, in units of w.
+        groups: whose sums: that of the whole tensor, if left out.
+
+    Raises:
+        ValueError: `radius` is not a finite number > 0.
+        GroupError: from any method, if the tensor can not be divided into these groups.
+
+    Reference: Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", eq. 2.
+
+    >>> L1Ball(2.0).prox(torch.tensor([3.0, -1.0]), step=1.0)
+    tensor([2., 0.])
+    """
+
+    radius: float
+    groups: Groups = Whole()
+
+    def __post_init__(self) -> None:
+        check_positive("L1Ball", "radius", self.radius)
+        check_groups(self.groups)
+
+    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """Project onto balls."""
+        return projections.l1_ball(rows, steps, self.radius)
+
+
+@dataclass(frozen=True, slots=True)
+class Simplex(ConstraintOnGroups):
+    """Keep weights from becoming negative, and their sum at a total: a mixture.
+
+    w >= 0,  sum w = total
+
+    Args:
+        total: > 0, in units of w.
+        groups: whose sums: that of the whole tensor, if left out; `Rows()` makes each row a mixture.
+
+    Raises:
+        ValueError: `total` is not a finite number > 0.
+        GroupError: from any method, if the tensor can not be divided into these groups.
+
+    Reference: Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", eq. 3.
+
+    >>> Simplex().prox(torch.tensor([3.0, 2.5, -1.0]), step=1.0)
+    tensor([0.7500, 0.2500, 0.0000])
+    """
+
+    total: float = 1.0
+    groups: Groups = Whole()
+
+    def __post_init__(self) -> None:
+        check_positive("Simplex", "total", self.total)
+        check_groups(self.groups)
+
+    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """Project onto simplices."""
+        return projections.simplex(rows, steps, self.total)
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralBall(Constraint):
+    """Keep the largest singular value below a limit: a bound on how much a layer can amplify.
+
+    sigma_1(W) <= limit,  W of shape (out, rest): a convolution is flattened, so that this bounds the matrix, not the
+    convolution as an operator
+
+    Args:
+        limit: > 0, in units of w.
+
+    Raises:
+        ValueError: `limit` is not a finite number > 0.
+        GroupError: from any method, if the tensor has fewer than two dimensions.
+
+    Reference: Sedghi, Gupta and Long (2019), "The singular values of convolutional layers", section 3.
+    In a diagonal metric there is no closed form; accelerated gradient steps are taken until they no longer move, at one
+    singular value decomposition each.
+
+    >>> SpectralBall(1.0).prox(torch.diag(torch.tensor([3.0, 0.5])), step=1.0)
+    tensor([[1.0000, 0.0000],
+            [0.0000, 0.5000]])
+    """
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        check_positive("SpectralBall", "limit", self.limit)
+
+    def project(self, w: Tensor, step: Tensor) -> Tensor:
+        """Clip singular values."""
+        matrix = as_matrix(self, w)
+        if not matrix.numel():
+            return w
+        if not is_metric(step):
+            return projections.spectral_ball(matrix, self.limit).reshape(w.shape)
+        steps = step.expand_as(w).reshape(matrix.shape)
+        return prox_in_metric(matrix, steps, lambda y, _: projections.spectral_ball(y, self.limit)).reshape(w.shape)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `GroupError` unless there are two dimensions or more."""
+        matrix_shape(self, shape)

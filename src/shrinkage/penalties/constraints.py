@@ -1,0 +1,221 @@
+"""Constraints: penalties that are 0 on a set and infinite outside, so that the prox is the projection onto the set.
+
+How far a constraint moves a weight does not depend on the step; that a diagonal metric decides which point is nearest
+does. An element whose step is 0 comes back as it is, so that an update that an overflow skips leaves everything alone.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shrinkage import projections, prox
+from shrinkage.errors import GroupError
+from shrinkage.groups import Groups, Whole, at_least_float32
+from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.elementwise import infinite_unless_zero, longest_dimension
+from shrinkage.penalties.grouped import check_groups
+from shrinkage.schedules import Strength, check_strength, fixed
+
+TOLERANCE = 64  # in units of the type's eps: a point that is outside by rounding counts as inside
+
+
+class Constraint(Penalty):
+    """A set that the weights have to stay in."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def project(self, w: Tensor, step: Tensor) -> Tensor:
+        """Return the nearest point of the set, in float32 at least; `step` is 0-dim or shaped like `w`."""
+
+    @property
+    def smooth(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def explicit(self) -> bool:
+        """False: there is no derivative that leads into the set."""
+        return False
+
+    def value(self, w: Tensor) -> Tensor:
+        """Return 0 in the set, to rounding, and infinity outside."""
+        distance = (w - self.prox(w, 1.0)).abs()
+        size = w.abs().amax().clamp_min(1e-30) if w.numel() else w.new_ones(())
+        inside = (distance <= TOLERANCE * torch.finfo(w.dtype).eps * size).all()
+        return torch.where(inside, 0.0, torch.inf).to(at_least_float32(w.dtype))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """Return 0, the normal of least norm."""
+        return torch.zeros_like(w)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return the nearest point of the set."""
+        wide = w.to(at_least_float32(w.dtype))
+        steps = prox.as_tensor(step, wide)
+        return torch.where(steps > 0, self.project(wide, steps), wide).to(w.dtype)
+
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return |w - projection of (w - grad)|, per element: how far a projected gradient step of size 1 moves.
+
+        It is 0 where `w` is stationary on the set, and the distance that other penalties return in the interior.
+        """
+        return (w - self.prox(w - grad, 1.0)).abs()
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return infinity unless the gradient is 0: a constraint has no strength."""
+        return infinite_unless_zero(grad)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Take any shape."""
+
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Return None: the elements share the constraint."""
+        return None
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return the class and its numbers."""
+        numbers = [f"{name} {value:g}" for name, value in self._fields().items() if isinstance(value, int | float)]
+        return Description(type(self).__name__, ", ".join(numbers) or "-", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Box(Constraint):
+    """Keep every weight between two bounds.
+
+    low <= w <= high
+
+    Args:
+        low: smallest weight allowed, -infinity for none.
+        high: largest weight allowed, infinity for none.
+
+    Raises:
+        ValueError: `low` is greater than `high`, or one of them is NaN.
+
+    Reference: Parikh and Boyd (2014), "Proximal algorithms", section 6.2.3.
+
+    >>> Box(-1.0, 1.0).prox(torch.tensor([-3.0, 0.5]), step=1.0)
+    tensor([-1.0000,  0.5000])
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"Box: low must not be greater than high, got low={self.low!r}, high={self.high!r}")
+
+    def project(self, w: Tensor, step: Tensor) -> Tensor:
+        """Clamp."""
+        return w.clamp(self.low, self.high)
+
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Cut anywhere."""
+        return longest_dimension(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TopK(Constraint):
+    """Keep the largest weights of the tensor, or of each group, and set the others to zero.
+
+    at most k = round(density * size) elements of a group are not zero
+
+    In a diagonal metric those with the largest w^2 / step stay, which is the exact projection. Ties go to the lowest
+    index.
+
+    Args:
+        density: share of elements that may differ from zero, 0 to 1; or a schedule of the update count.
+        groups: in which groups to count; left out, in the whole tensor.
+
+    Raises:
+        ValueError: the density is not between 0 and 1.
+        GroupError: from any method, if the tensor can not be divided into these groups.
+
+    Reference: Blumensath and Davies (2009), "Iterative hard thresholding for compressed sensing", eq. 8.
+
+    >>> TopK(0.5).prox(torch.tensor([-3.0, 0.5, 1.0, 2.0]), step=1.0)
+    tensor([-3.,  0.,  0.,  2.])
+    """
+
+    density: Strength
+    groups: Groups = Whole()
+
+    def __post_init__(self) -> None:
+        check_strength("TopK", "density", self.density)
+        if not callable(self.density) and self.density > 1:
+            raise ValueError(f"TopK: density must be between 0 and 1, got {self.density!r}")
+        check_groups(self.groups)
+
+    def project(self, w: Tensor, step: Tensor) -> Tensor:
+        """Keep the k largest of each group."""
+        rows = self.groups.view(w)
+        steps = self.groups.view(step.expand_as(w))
+        kept = projections.keep_largest(rows, steps, round(fixed(self.density) * rows.shape[1]))
+        return self.groups.restore(kept, w.shape)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
+        self.groups.layout(shape)
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return the density and the groups."""
+        density = "schedule" if callable(self.density) else f"density {self.density:g}"
+        return Description("TopK", density, str(self.groups))
+
+
+@dataclass(frozen=True, slots=True)
+class NofM(Constraint):
+    """Keep the n largest of every m consecutive weights along dimension 1: 2 of 4 is what sparse tensor cores run.
+
+    at most n of m neighbours along the input features (input channels of a convolution) are not zero
+
+    In a diagonal metric those with the largest w^2 / step stay, which is the exact projection. Ties go to the lowest
+    index.
+
+    Args:
+        n: how many stay, 0 to m.
+        m: length of a block; it has to divide the size of dimension 1.
+
+    Raises:
+        ValueError: n and m are not whole numbers with 0 <= n <= m and m >= 1.
+        GroupError: from any method, if dimension 1 is missing or not a multiple of m.
+
+    Reference: Zhou et al. (2021), "Learning N:M fine-grained structured sparse neural networks from scratch", eq. 2.
+
+    >>> NofM(2, 4).prox(torch.tensor([[-3.0, 0.5, 1.0, 2.0]]), step=1.0)
+    tensor([[-3.,  0.,  0.,  2.]])
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (self.n, self.m))
+        if not (whole and 0 <= self.n <= self.m and self.m >= 1):
+            raise ValueError(f"NofM: expected whole numbers 0 <= n <= m, m >= 1, got n={self.n!r}, m={self.m!r}")
+
+    def project(self, w: Tensor, step: Tensor) -> Tensor:
+        """Keep the n largest of each block."""
+        self.check_shape(w.shape)
+
+        def blocks(tensor: Tensor) -> Tensor:
+            return tensor.movedim(1, -1).reshape(-1, self.m)
+
+        kept = projections.keep_largest(blocks(w), blocks(step.expand_as(w)), self.n)
+        return kept.reshape(w.movedim(1, -1).shape).movedim(-1, 1)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `GroupError` unless dimension 1 is a multiple of m."""
+        if len(shape) < 2 or shape[1] % self.m:
+            raise GroupError(f"{self} needs a dimension 1 that is a multiple of {self.m}, got shape {tuple(shape)}")
+
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Cut along dimension 0."""
+        return 0
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return n of m."""
+        return Description("NofM", f"{self.n} of {self.m}", "-")

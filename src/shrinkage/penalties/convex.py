@@ -1,0 +1,257 @@
+"""Convex penalties of elements: absolute values, squares, and both."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from shrinkage import prox
+from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.elementwise import Elementwise, Radial, infinite_unless_zero, largest
+from shrinkage.schedules import Strength, check_positive, check_strength, fixed, total
+
+
+@dataclass(frozen=True, slots=True)
+class L1(Elementwise):
+    """Charge the sum of absolute values, which makes weights exactly zero.
+
+    R(w) = strength * sum |w|
+
+    Args:
+        strength: >= 0, loss units per unit of |w|; or a schedule of the update count.
+
+    Raises:
+        ValueError: the strength is negative or not finite.
+
+    Reference: Tibshirani (1996), "Regression shrinkage and selection via the lasso", eq. 1.
+
+    >>> import torch
+    >>> L1(1.0).prox(torch.tensor([-3.0, 0.5]), step=2.0)
+    tensor([-1.,  0.])
+    """
+
+    strength: Strength
+
+    def __post_init__(self) -> None:
+        check_strength("L1", "strength", self.strength)
+
+    @property
+    def smooth(self) -> bool:
+        """False: |w| has a kink at 0."""
+        return False
+
+    @property
+    def slope_at_zero(self) -> float:
+        """strength."""
+        return fixed(self.strength)
+
+    def cost(self, w: Tensor) -> Tensor:
+        """strength * |w|."""
+        return fixed(self.strength) * w.abs()
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """strength * sign(w)."""
+        return fixed(self.strength) * w.sign()
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold at step * strength."""
+        return prox.soft_threshold(w, step * fixed(self.strength))
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """max |grad|."""
+        return largest(grad.abs())
+
+    def radial(self) -> Radial:
+        """strength * r."""
+        return Radial(fixed(self.strength), 0.0)
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """L1 + L1 is L1, L1 + L2 is ElasticNet."""
+        if isinstance(other, L1):
+            return L1(total(self.strength, other.strength))
+        return ElasticNet(self.strength, other.strength) if isinstance(other, L2) else None
+
+
+@dataclass(frozen=True, slots=True)
+class L2(Elementwise):
+    """Charge half the sum of squares: weight decay. It makes weights small, never zero.
+
+    R(w) = strength / 2 * sum w^2
+
+    With `how="gradient"` the strength is that of `weight_decay` in `SGD` and `Adam`, with `how="decoupled"` that of
+    `AdamW`, bit for bit.
+
+    Args:
+        strength: >= 0, loss units per unit of w^2 / 2; or a schedule of the update count.
+
+    Raises:
+        ValueError: the strength is negative or not finite.
+
+    Reference: Hoerl and Kennard (1970), "Ridge regression", eq. 2.1.
+
+    >>> import torch
+    >>> L2(1.0).prox(torch.tensor([-3.0, 0.5]), step=2.0)
+    tensor([-1.0000,  0.1667])
+    """
+
+    strength: Strength
+
+    def __post_init__(self) -> None:
+        check_strength("L2", "strength", self.strength)
+
+    @property
+    def smooth(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def slope_at_zero(self) -> float:
+        """0."""
+        return 0.0
+
+    def cost(self, w: Tensor) -> Tensor:
+        """strength / 2 * w^2."""
+        return 0.5 * fixed(self.strength) * w.square()
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """strength * w."""
+        return fixed(self.strength) * w
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """w / (1 + step * strength)."""
+        return prox.scale_down(w, step * fixed(self.strength))
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return infinity: no finite strength makes 0 stationary, unless the gradient is 0."""
+        return infinite_unless_zero(grad)
+
+    def radial(self) -> Radial:
+        """strength / 2 * r^2."""
+        return Radial(0.0, fixed(self.strength))
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """L2 + L2 is L2."""
+        return L2(total(self.strength, other.strength)) if isinstance(other, L2) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ElasticNet(Elementwise):
+    """Charge absolute values and half squares together: exact zeros, and correlated weights are kept together.
+
+    R(w) = l1 * sum |w| + l2 / 2 * sum w^2
+
+    Args:
+        l1: >= 0, strength of the absolute values; or a schedule of the update count.
+        l2: >= 0, strength of the squares, as in `L2`; or a schedule of the update count.
+
+    Raises:
+        ValueError: a strength is negative or not finite.
+
+    Reference: Zou and Hastie (2005), "Regularization and variable selection via the elastic net", eq. 3 (there
+    without the factor 1/2).
+
+    >>> import torch
+    >>> ElasticNet(1.0, 0.5).prox(torch.tensor([-3.0, 0.5]), step=2.0)
+    tensor([-0.5000,  0.0000])
+    """
+
+    l1: Strength
+    l2: Strength
+
+    def __post_init__(self) -> None:
+        check_strength("ElasticNet", "l1", self.l1)
+        check_strength("ElasticNet", "l2", self.l2)
+
+    @property
+    def smooth(self) -> bool:
+        """False: |w| has a kink at 0."""
+        return False
+
+    @property
+    def slope_at_zero(self) -> float:
+        """l1."""
+        return fixed(self.l1)
+
+    def cost(self, w: Tensor) -> Tensor:
+        """l1 * |w| + l2 / 2 * w^2."""
+        return fixed(self.l1) * w.abs() + 0.5 * fixed(self.l2) * w.square()
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """l1 * sign(w) + l2 * w."""
+        return fixed(self.l1) * w.sign() + fixed(self.l2) * w
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold at step * l1, then division by 1 + step * l2."""
+        return prox.scale_down(prox.soft_threshold(w, step * fixed(self.l1)), step * fixed(self.l2))
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """max |grad|, a value of `l1`: `l2` has no part in whether 0 is stationary."""
+        return largest(grad.abs())
+
+    def radial(self) -> Radial:
+        """l1 * r + l2 / 2 * r^2."""
+        return Radial(fixed(self.l1), fixed(self.l2))
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """Add L1 or L2 to its part, and another ElasticNet to both."""
+        if isinstance(other, L1):
+            return ElasticNet(total(self.l1, other.strength), self.l2)
+        if isinstance(other, L2):
+            return ElasticNet(self.l1, total(self.l2, other.strength))
+        if isinstance(other, ElasticNet):
+            return ElasticNet(total(self.l1, other.l1), total(self.l2, other.l2))
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Huber(Elementwise):
+    """Charge squares of small weights and absolute values of large ones: robust decay, with no zeros.
+
+    R(w) = strength * sum of  w^2 / (2 delta) if |w| <= delta, else |w| - delta / 2
+
+    Args:
+        strength: >= 0, loss units per unit of |w|, for large w; or a schedule of the update count.
+        delta: > 0, in units of w: where the square ends.
+
+    Raises:
+        ValueError: the strength is negative or not finite, or `delta` is not a finite number > 0.
+
+    Reference: Huber (1964), "Robust estimation of a location parameter", eq. 1.8, divided by delta.
+
+    >>> import torch
+    >>> Huber(1.0, delta=1.0).prox(torch.tensor([-4.0, 0.4]), step=1.0)
+    tensor([-3.0000,  0.2000])
+    """
+
+    strength: Strength
+    delta: float
+
+    def __post_init__(self) -> None:
+        check_strength("Huber", "strength", self.strength)
+        check_positive("Huber", "delta", self.delta)
+
+    @property
+    def smooth(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def slope_at_zero(self) -> float:
+        """0."""
+        return 0.0
+
+    def cost(self, w: Tensor) -> Tensor:
+        """strength * (w^2 / (2 delta) up to delta, |w| - delta / 2 beyond)."""
+        inside = w.abs().clamp(max=self.delta)
+        return fixed(self.strength) * (inside.square() / (2 * self.delta) + (w.abs() - inside))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """strength * clamp(w / delta, -1, 1)."""
+        return fixed(self.strength) * (w / self.delta).clamp(-1, 1)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """(1 - u / max(|w|, u + delta)) * w,  u = step * strength."""
+        return prox.huber_scale(w, step, fixed(self.strength), self.delta)
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return infinity: no finite strength makes 0 stationary, unless the gradient is 0."""
+        return infinite_unless_zero(grad)

@@ -1,0 +1,148 @@
+"""Penalties that count weights, or nearly so: every zero is stationary, whatever the gradient."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shrinkage import prox
+from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.schedules import Strength, check_strength, fixed
+
+
+@dataclass(frozen=True, slots=True)
+class L0(Elementwise):
+    """Charge the number of weights that are not zero.
+
+    R(w) = strength * #{w != 0}
+
+    Every zero is stationary, whatever the gradient; so whether a weight leaves zero depends on the optimizer's step:
+    it has to reach sqrt(2 * step * strength) in one.
+
+    Args:
+        strength: >= 0, loss units per weight; or a schedule of the update count.
+
+    Raises:
+        ValueError: the strength is negative or not finite.
+
+    Reference: Blumensath and Davies (2009), "Iterative hard thresholding for compressed sensing", eq. 10.
+
+    >>> L0(1.0).prox(torch.tensor([-3.0, 1.0]), step=2.0)
+    tensor([-3.,  0.])
+    """
+
+    strength: Strength
+
+    def __post_init__(self) -> None:
+        check_strength("L0", "strength", self.strength)
+
+    @property
+    def smooth(self) -> bool:
+        """False: there is a jump at 0."""
+        return False
+
+    @property
+    def explicit(self) -> bool:
+        """False: the derivative is 0 wherever there is one."""
+        return False
+
+    @property
+    def holds_zeros(self) -> bool:
+        """False: 0 is always stationary."""
+        return False
+
+    @property
+    def slope_at_zero(self) -> float:
+        """Infinity: the value jumps."""
+        return math.inf
+
+    def cost(self, w: Tensor) -> Tensor:
+        """strength where w is not 0."""
+        return fixed(self.strength) * (w != 0)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(w)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Hard threshold at sqrt(2 * step * strength)."""
+        return prox.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return 0: 0 is stationary at every strength."""
+        return grad.new_zeros(())
+
+
+@dataclass(frozen=True, slots=True)
+class Lp(Elementwise):
+    """Charge a root of each weight: between counting weights and summing their sizes.
+
+    R(w) = strength * sum |w|^p
+
+    Every zero is stationary, whatever the gradient, as for `L0`.
+
+    Args:
+        strength: >= 0, loss units per unit of |w|^p; or a schedule of the update count.
+        p: 1/2 or 2/3, the exponents whose prox has a closed form.
+
+    Raises:
+        ValueError: the strength is negative or not finite, or `p` is another number.
+
+    Reference: Xu et al. (2012), "L1/2 regularization", eq. 2; Cao, Sun and Xu (2013), "Fast image deconvolution using
+    closed-form thresholding formulas of Lq (q = 1/2, 2/3) regularization".
+
+    >>> Lp(1.0, p=1 / 2).prox(torch.tensor([-4.0, 1.0]), step=1.0)
+    tensor([-3.7415,  0.0000])
+    """
+
+    strength: Strength
+    p: float
+
+    def __post_init__(self) -> None:
+        check_strength("Lp", "strength", self.strength)
+        if not (isinstance(self.p, float) and (self.p == 0.5 or math.isclose(self.p, 2 / 3, abs_tol=1e-3))):
+            raise ValueError(f"Lp: p must be 1/2 or 2/3, whose prox has a closed form, got {self.p!r}; see also L0, L1")
+
+    @property
+    def smooth(self) -> bool:
+        """False: the derivative grows without bound towards 0."""
+        return False
+
+    @property
+    def explicit(self) -> bool:
+        """False: a step along an unbounded derivative goes anywhere."""
+        return False
+
+    @property
+    def holds_zeros(self) -> bool:
+        """False: 0 is always stationary."""
+        return False
+
+    @property
+    def slope_at_zero(self) -> float:
+        """Infinity."""
+        return math.inf
+
+    def cost(self, w: Tensor) -> Tensor:
+        """strength * |w|^p."""
+        return fixed(self.strength) * w.abs() ** self.exponent
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """strength * p * sign(w) * |w|^(p - 1), and 0 at 0."""
+        slope = fixed(self.strength) * self.exponent * w.abs() ** (self.exponent - 1)
+        return torch.where(w == 0, 0.0, slope.copysign(w))
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return the root of a cubic (p = 1/2) or a quartic (p = 2/3), or 0 below a threshold."""
+        operator = prox.half_threshold if self.p == 0.5 else prox.two_thirds_threshold
+        return operator(w, step * fixed(self.strength))
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return 0: 0 is stationary at every strength."""
+        return grad.new_zeros(())
+
+    @property
+    def exponent(self) -> float:
+        """Exactly 1/2 or 2/3."""
+        return 0.5 if self.p == 0.5 else 2 / 3

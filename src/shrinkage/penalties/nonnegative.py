@@ -1,0 +1,112 @@
+"""Signs: weights that may not become negative, with or without another penalty on top."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.constraints import Constraint
+from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero, longest_dimension
+from shrinkage.penalties.grouped import PerGroup
+
+
+@dataclass(frozen=True, slots=True)
+class NonNegative(Constraint):
+    """Keep weights from becoming negative, and charge them besides if a penalty is given.
+
+    R(w) = penalty(w) if w >= 0, else infinity
+
+    Args:
+        penalty: what non-negative weights are charged: a penalty of elements, or one of groups that does not look at
+            signs; None charges nothing.
+
+    Raises:
+        TypeError: `penalty` looks at signs, so that the prox is not known exactly.
+
+    Reference: Parikh and Boyd (2014), "Proximal algorithms", section 6.2.3.
+
+    >>> from shrinkage import L1
+    >>> NonNegative().prox(torch.tensor([-1.0, 2.0]), step=1.0)
+    tensor([0., 2.])
+    >>> NonNegative(L1(0.5)).prox(torch.tensor([-1.0, 2.0]), step=1.0)
+    tensor([0.0000, 1.5000])
+    """
+
+    penalty: Elementwise | PerGroup | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.penalty is None or isinstance(self.penalty, Elementwise | PerGroup)):
+            raise TypeError(
+                "NonNegative: penalty must be one of elements or groups (L1, MCP, GroupLasso ...), "
+                f"got {self.penalty!r}"
+            )
+
+    def project(self, w: Tensor, step: Tensor) -> Tensor:
+        """max(w, 0), then the penalty's prox: elements below 0 have no part in it."""
+        positive = w.clamp_min(0)
+        return positive if self.penalty is None else self.penalty.prox(positive, step)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Return the penalty's value if nothing is negative."""
+        charged = w.new_zeros(()) if self.penalty is None else self.penalty.value(w)
+        return torch.where((w < 0).any(), torch.inf, charged)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """Return the penalty's."""
+        return torch.zeros_like(w) if self.penalty is None else self.penalty.gradient(w)
+
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return the penalty's for the gradient without the part that would push zeros below 0."""
+        inward = torch.where(w == 0, grad.clamp_max(0), grad)
+        inside = inward.abs() if self.penalty is None else self.penalty.residual(w, inward)
+        return inside.masked_fill((w < 0).any(), torch.inf)
+
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether the penalty's zeros can be held."""
+        return self.penalty is not None and self.penalty.holds_zeros
+
+    def stays(self, w: Tensor, average: Tensor) -> Tensor:
+        """Return the penalty's for the part of `average` that pushes upwards."""
+        if self.penalty is None:
+            return torch.zeros_like(w, dtype=torch.bool)
+        return self.penalty.stays(w, average.clamp_max(0))
+
+    def slope(self, shape: Sequence[int]) -> float:
+        """Return the penalty's."""
+        return 0.0 if self.penalty is None else self.penalty.slope(shape)
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return the penalty's for the part of the gradient that pushes upwards."""
+        upwards = grad.clamp_max(0)
+        return infinite_unless_zero(upwards) if self.penalty is None else self.penalty.strength_max(upwards)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Take what the penalty takes."""
+        if self.penalty is not None:
+            self.penalty.check_shape(shape)
+
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Cut as the penalty does."""
+        if self.penalty is not None:
+            return self.penalty.cut(shape)
+        return longest_dimension(shape)
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return the penalty, as not negative."""
+        if self.penalty is None:
+            return Description("NonNegative", "-", "-")
+        penalty, strength, groups = self.penalty.describe(shape)
+        return Description(f"NonNegative {penalty}", strength, groups)
+
+    def bound(self, name: str, parameter: Tensor) -> Penalty:
+        """Return the same with the penalty bound."""
+        inner = None if self.penalty is None else self.penalty.bound(name, parameter)
+        return NonNegative(inner) if isinstance(inner, Elementwise | PerGroup) else self
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """Charge `other` on top."""
+        both = other if self.penalty is None else self.penalty.combined(other) or other.combined(self.penalty)
+        return NonNegative(both) if isinstance(both, Elementwise | PerGroup) else None

@@ -1,0 +1,148 @@
+"""Penalties of the distance to a reference, such as the weights a model was pretrained with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shrinkage.errors import GroupError, SelectionError
+from shrinkage.penalties.base import Description, Penalty
+
+Reference = Tensor | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Toward(Penalty):
+    """Charge the distance to a reference: fine-tuning that stays near the pretrained weights, or returns to them.
+
+    R(w) = penalty(w - reference)
+
+    `Toward(L2(strength))` is L2-SP. `Toward(L1(strength))` lets a weight move only if the data asks for it; all
+    others are exactly the reference.
+
+    Args:
+        penalty: what the difference is charged.
+        reference: a tensor of the parameter's shape; a state_dict, in which the parameter is found by its name; None
+            for the parameters as they are when the `Regularizer` is made, which saves them in its `state_dict`.
+
+    Raises:
+        TypeError: `penalty` is not a penalty, or `reference` is something else.
+        SelectionError: when resolved, if the state_dict lacks the parameter.
+        GroupError: when resolved, if the reference has another shape.
+
+    Reference: Li, Grandvalet and Davoine (2018), "Explicit inductive bias for transfer learning with convolutional
+    networks", eq. 2.
+
+    >>> from shrinkage import L1
+    >>> Toward(L1(1.0), torch.tensor([2.0, 2.0])).prox(torch.tensor([5.0, 2.5]), step=1.0)
+    tensor([4., 2.])
+    """
+
+    penalty: Penalty
+    reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.penalty, Penalty):
+            raise TypeError(f"Toward: expected a penalty such as L2(1e-3), got {self.penalty!r}")
+        if not (self.reference is None or isinstance(self.reference, Tensor | Mapping)):
+            raise TypeError(f"Toward: reference must be a tensor, a state_dict or None, got {self.reference!r}")
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the penalty is."""
+        return self.penalty.smooth
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the penalty is."""
+        return self.penalty.explicit
+
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether the penalty holds zeros: here, weights at the reference."""
+        return self.penalty.holds_zeros
+
+    def slope(self, shape: Sequence[int]) -> float:
+        """Return the penalty's."""
+        return self.penalty.slope(shape)
+
+    def origin(self, w: Tensor) -> Tensor:
+        """Return the reference, moved by where the penalty itself draws to."""
+        reference = self._reference(w)
+        return reference + self.penalty.origin(w)
+
+    def value(self, w: Tensor) -> Tensor:
+        """Return the penalty of the difference."""
+        return self.penalty.value(w - self._reference(w))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """Return the penalty's at the difference."""
+        return self.penalty.gradient(w - self._reference(w))
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return the reference plus the penalty's prox of the difference; what does not move comes back bit for bit."""
+        reference = self._reference(w)
+        difference = w - reference
+        moved = self.penalty.prox(difference, step)
+        return torch.where(moved == difference, w, reference + moved)
+
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return the penalty's at the difference."""
+        return self.penalty.residual(w - self._reference(w), grad)
+
+    def stays(self, w: Tensor, average: Tensor) -> Tensor:
+        """Return where the difference is 0 and stationary."""
+        return self.penalty.stays(w - self._reference(w), average)
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return the penalty's: the least strength at which the reference is stationary."""
+        return self.penalty.strength_max(grad)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `GroupError` unless the penalty and the reference take `shape`."""
+        self.penalty.check_shape(shape)
+        if isinstance(self.reference, Tensor) and tuple(self.reference.shape) != tuple(shape):
+            raise GroupError(f"the reference has shape {tuple(self.reference.shape)}, the parameter {tuple(shape)}")
+
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Return None: the reference belongs to the whole."""
+        return None
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return the penalty, and that it is toward a reference."""
+        penalty, strength, groups = self.penalty.describe(shape)
+        return Description(f"{penalty} toward reference", strength, groups)
+
+    def bound(self, name: str, parameter: Tensor) -> "Toward":
+        """Return the same with the reference of one parameter, on its device and in its type."""
+        reference = self.reference
+        if isinstance(reference, Mapping):
+            if name not in reference:
+                held = ", ".join(list(reference)[:3])
+                raise SelectionError(f"the reference of {self} has no {name!r} of the model; it has {held} ...")
+            reference = reference[name]
+        source = parameter if reference is None else reference
+        copy = source.detach().to(parameter.device, parameter.dtype, copy=True)
+        return Toward(self.penalty.bound(name, parameter), copy)
+
+    def _reference(self, w: Tensor) -> Tensor:
+        """Return the reference of a parameter."""
+        if not isinstance(self.reference, Tensor):
+            raise TypeError(f"{self} has no reference tensor yet: a Regularizer looks it up for each parameter")
+        return self.reference.to(w.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether penalty and reference are equal."""
+        if not isinstance(other, Toward):
+            return NotImplemented
+        one, two = self.reference, other.reference
+        same = torch.equal(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else one is two
+        return self.penalty == other.penalty and same
+
+    def __hash__(self) -> int:
+        return hash((Toward, self.penalty))
+
+    def __repr__(self) -> str:
+        reference = "the model as it is" if self.reference is None else f"<{type(self.reference).__name__}>"
+        return f"Toward({self.penalty!r}, {reference})"

@@ -1,0 +1,130 @@
+"""A weight for every element, or for every group, on top of a penalty's strength."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from shrinkage.errors import GroupError
+from shrinkage.penalties.base import Description
+from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.tables import shape_text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weighted(Elementwise):
+    """Charge each element its own multiple of a penalty: the adaptive lasso, or elements that are left free.
+
+    R(w) = sum over elements j of  weights_j * phi(w_j),  where phi is `penalty` of one element
+
+    Inside of `Grouped` there is one weight per group.
+
+    Args:
+        penalty: what an element costs: any penalty of single elements.
+        weights: >= 0, the shape of the parameter (of its groups, inside of `Grouped`). 0 leaves an element free,
+            infinity sets it to zero. The adaptive lasso takes 1 / |w|^gamma of an earlier estimate.
+
+    Raises:
+        TypeError: `penalty` is not elementwise, or `weights` is not a floating point tensor.
+        ValueError: a weight is negative or NaN.
+        GroupError: when resolved, if `weights` has not the shape of the parameter.
+
+    Reference: Zou (2006), "The adaptive lasso and its oracle properties", eq. 4.
+
+    >>> from shrinkage import L1
+    >>> weights = torch.tensor([0.0, 1.0, torch.inf])
+    >>> Weighted(L1(1.0), weights).prox(torch.tensor([3.0, 3.0, 3.0]), step=1.0)
+    tensor([3., 2., 0.])
+    """
+
+    penalty: Elementwise
+    weights: Tensor
+    forces_zeros: bool = field(init=False, repr=False)  # asked at every step, where reading a tensor would wait
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.penalty, Elementwise):
+            raise TypeError(f"Weighted: penalty must be one of single elements such as L1(1e-3), got {self.penalty!r}")
+        if not (isinstance(self.weights, Tensor) and self.weights.is_floating_point()):
+            raise TypeError(f"Weighted: weights must be a floating point tensor, got {self.weights!r}")
+        if not bool((self.weights >= 0).all()):
+            raise ValueError(f"Weighted: weights must be >= 0 and not NaN, the least is {float(self.weights.min())}")
+        object.__setattr__(self, "weights", self.weights.detach().clone())
+        object.__setattr__(self, "forces_zeros", bool(self.weights.isinf().any()))
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the penalty is smooth, and no weight is infinite."""
+        return self.penalty.smooth and not self.forces_zeros
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the penalty can act through its derivative, and no weight is infinite."""
+        return self.penalty.explicit and not self.forces_zeros
+
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether the penalty's zeros can be held."""
+        return self.penalty.holds_zeros
+
+    @property
+    def slope_at_zero(self) -> Tensor:
+        """weights * slope."""
+        return times(self.weights, torch.as_tensor(self.penalty.slope_at_zero).to(self.weights))
+
+    def slope(self, shape: Sequence[int]) -> float:
+        """Return the penalty's own, that of an element with weight 1."""
+        return self.penalty.slope(shape)
+
+    def cost(self, w: Tensor) -> Tensor:
+        """weights * phi(w)."""
+        return times(self.weights, self.penalty.cost(w))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """weights * phi'(w)."""
+        return times(self.weights, self.penalty.gradient(w))
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return the penalty's prox with step * weights, and 0 where the weight is infinite."""
+        forced = self.weights.isinf()
+        y = self.penalty.prox(w, step * self.weights.masked_fill(forced, 0.0))
+        return torch.where(forced & (torch.as_tensor(step) != 0), 0.0, y)
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return the penalty's for grad / weights; elements that are free have no part in it."""
+        return self.penalty.strength_max((grad / self.weights).masked_fill(self.weights == 0, 0.0))
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `GroupError` unless `weights` has this shape."""
+        if tuple(shape) != tuple(self.weights.shape):
+            raise GroupError(f"weights of shape {tuple(self.weights.shape)} can not charge shape {tuple(shape)}")
+
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Return None: the weights belong to the whole."""
+        return None
+
+    def bound(self, name: str, parameter: Tensor) -> "Weighted":
+        """Return the same with weights on the parameter's device."""
+        return Weighted(self.penalty, self.weights.to(parameter.device))
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return the penalty, as weighted."""
+        penalty, strength, groups = self.penalty.describe(shape)
+        return Description(f"Weighted {penalty}", strength, groups)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether penalty and weights are equal."""
+        if not isinstance(other, Weighted):
+            return NotImplemented
+        return self.penalty == other.penalty and torch.equal(self.weights, other.weights)
+
+    def __hash__(self) -> int:
+        return hash((Weighted, self.penalty, self.weights.shape))
+
+    def __repr__(self) -> str:
+        return f"Weighted({self.penalty!r}, <{shape_text(self.weights.shape)} weights>)"
+
+
+def times(weights: Tensor, values: Tensor) -> Tensor:
+    """Return weights * values, and 0 where a value is 0, whatever its weight."""
+    return (weights * values).masked_fill(values == 0, 0.0)
