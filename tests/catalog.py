@@ -1,4 +1,4 @@
-"""One catalogue of cases. A new penalty, constraint or optimizer is one line here, and every property is checked for it."""
+"""One catalogue of cases. A new penalty, constraint or optimizer is one line here, and has to pass every property."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

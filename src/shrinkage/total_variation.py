@@ -69,11 +69,12 @@ class Knots:
     def clip_right(self, slope: Tensor, offset: Tensor, value: Tensor) -> Tensor:
         """Cut the function off above `value`, and return where it reaches it.
 
-        `slope` and `offset` are those of the line right of all knots.
+        `slope` and `offset` are those of the line right of all knots. The first, where
+        it was cut off below, stays.
         """
         while True:
             place, bend, shift = self._at(self.last)
-            passed = (self.first <= self.last)[:, 0] & (slope * place + offset >= value)
+            passed = (self.first < self.last)[:, 0] & (slope * place + offset >= value)
             if not passed.any():
                 break
             slope, offset = slope - bend * passed, offset - shift * passed

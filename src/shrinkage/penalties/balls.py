@@ -212,8 +212,8 @@ class SpectralBall(Constraint):
     def project(self, w: Tensor, step: Tensor) -> Tensor:
         """Clip singular values."""
         matrix = as_matrix(self, w)
-        if not matrix.numel():
-            return w
+        if not matrix.numel() or not matrix.isfinite().all():
+            return w  # decompositions of matrices that are not finite raise
         if not is_metric(step):
             return projections.spectral_ball(matrix, self.limit).reshape(w.shape)
         steps = step.expand_as(w).reshape(matrix.shape)

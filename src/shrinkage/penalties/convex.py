@@ -181,7 +181,8 @@ class ElasticNet(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * l1, then division by 1 + step * l2."""
-        return prox.scale_down(prox.soft_threshold(w, step * fixed(self.l1)), step * fixed(self.l2))
+        shrunk = prox.soft_threshold(prox.wide(w), step * fixed(self.l1))
+        return prox.scale_down(shrunk, step * fixed(self.l2)).to(w.dtype)
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """max |grad|, a value of `l1`: `l2` has no part in whether 0 is stationary."""

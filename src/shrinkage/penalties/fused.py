@@ -85,8 +85,8 @@ class FusedLasso(Penalty):
         if not w.numel():
             return torch.zeros_like(w)
         left = self._rows(-(grad + self.gradient(w)))
-        free = fixed(self.strength) * (self._rows(w).diff(dim=1) == 0)
-        return self._restored(total_variation(left, torch.ones_like(left), free.to(left.dtype)), w).abs()
+        free = fixed(self.strength) * (self._rows(w).diff(dim=1) == 0).to(left.dtype)
+        return self._restored(total_variation(left, torch.ones_like(left), free), w).abs()
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return the largest |partial sum| of the gradient; infinity if a row of it does not sum to 0.

@@ -86,8 +86,8 @@ class Nuclear(OfMatrix):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold of the singular values at step * strength."""
         matrix, step = as_matrix(self, wide(w)), prox.as_tensor(step, wide(w))
-        if not matrix.numel() or not fixed(self.strength):
-            return w.clone()
+        if not matrix.numel() or not fixed(self.strength) or not matrix.isfinite().all():
+            return w.clone()  # decompositions of matrices that are not finite raise
         if is_metric(step):
             y = prox_in_metric(matrix, step.expand_as(w).reshape(matrix.shape), self._threshold)
         else:
@@ -171,8 +171,8 @@ class Orthogonal(OfMatrix):
     def gradient(self, w: Tensor) -> Tensor:
         """Return the derivative; a row of zeros has none, and gets 0."""
         matrix = as_matrix(self, wide(w))
-        if not matrix.numel():
-            return torch.zeros_like(w)
+        if not matrix.numel() or not matrix.isfinite().all():
+            return torch.zeros_like(w)  # decompositions of matrices that are not finite raise
         if self.form == "spectral":
             left, values, right = torch.linalg.svd(matrix, full_matrices=False)
             deviation = values.square() - 1

@@ -81,7 +81,7 @@ class SparseGroupLasso(PerGroup):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold, then the group lasso's prox."""
-        return self.of_groups.prox(L1(self.l1).prox(w, step), step)
+        return self.of_groups.prox(L1(self.l1).prox(prox.wide(w), step), step).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the distance per group, shape `(groups,)`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shrinkage import prox
 from shrinkage.errors import GroupError, SelectionError
 from shrinkage.penalties.base import Description, Penalty
 
@@ -82,10 +83,11 @@ class Toward(Penalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the reference plus the penalty's prox of the difference; what does not move comes back bit for bit."""
-        reference = self._reference(w)
-        difference = w - reference
+        wide = prox.wide(w)
+        reference = self._reference(wide)
+        difference = wide - reference
         moved = self.penalty.prox(difference, step)
-        return torch.where(moved == difference, w, reference + moved)
+        return torch.where(moved == difference, wide, reference + moved).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the penalty's at the difference."""

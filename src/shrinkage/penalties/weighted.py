@@ -70,7 +70,8 @@ class Weighted(Elementwise):
     @property
     def slope_at_zero(self) -> Tensor:
         """weights * slope."""
-        return times(self.weights, torch.as_tensor(self.penalty.slope_at_zero).to(self.weights))
+        slope = self.penalty.slope_at_zero
+        return times(self.weights, slope if isinstance(slope, Tensor) else torch.full_like(self.weights, slope))
 
     def slope(self, shape: Sequence[int]) -> float:
         """Return the penalty's own, that of an element with weight 1."""
