@@ -177,17 +177,21 @@ EXPLICIT_PENALTIES = [case for case in PENALTIES if case.make(1.0).explicit]
 
 @dataclass(frozen=True)
 class ConstraintCase:
-    """A constraint, and points of its set that are made without it.
+    """A constraint, and its set told without it.
 
     Args:
-        points: turns random tensors, stacked along dimension 0, into points of the set, many of them on its boundary.
+        contains: whether a point is in the set, to 1e-9.
+        points: turns random tensors, stacked along dimension 0, and the tensor that is projected into points of the
+            set: points all around, or all that could be nearest.
+        convex: whether the set is.
         small: a shape in which random points come close to every point of the set.
-        exact: how far from the nearest point a projection may be, relative to the distance.
     """
 
     name: str
     make: Callable[[], Penalty]
-    points: Callable[[Tensor], Tensor]
+    contains: Callable[[Tensor], Tensor]
+    points: Callable[[Tensor, Tensor], Tensor]
+    convex: bool = True
     shape: Shape = (4, 6)
     small: Shape = (1, 2)
 
@@ -195,51 +199,100 @@ class ConstraintCase:
         return self.name
 
 
-def some_kept(points: Tensor, count: int) -> Tensor:
-    """Set all but `count` elements of each row to zero, at random."""
-    rows = points.reshape(len(points), -1)
-    kept = torch.rand_like(rows).argsort(1)[:, :count]
-    return (rows * torch.zeros_like(rows).scatter(1, kept, 1.0)).reshape(points.shape)
+SLACK = 1 + 1e-9
+
+
+def some_kept(random: Tensor, w: Tensor, count: int) -> Tensor:
+    """Return `w` with all but `count` elements of each row set to zero, in many ways."""
+    kept = random.argsort(-1)[..., :count]
+    return w * torch.zeros_like(random).scatter(-1, kept, 1.0)
+
+
+def some_kept_of_all(random: Tensor, w: Tensor, count: int) -> Tensor:
+    """Return `w` with all but `count` elements set to zero, in many ways."""
+    return some_kept(random.flatten(1), w.flatten(), count).reshape(random.shape)
 
 
 def unit_rows(points: Tensor) -> Tensor:
     return points / points.norm(dim=-1, keepdim=True)
 
 
-def in_l1_ball(points: Tensor, radius: float) -> Tensor:
-    sizes = points.abs().flatten(1).sum(1).reshape(-1, *[1] * (points.dim() - 1))
-    return radius * points / sizes * torch.rand_like(sizes).round().clamp_min(0.8)
+def on_the_simplex(random: Tensor) -> Tensor:
+    """Points whose elements are not negative and sum to 1, corners among them."""
+    sizes = random.abs().flatten(1)
+    sizes[:: len(sizes) // 50, 1:] = 0
+    sizes[1 :: len(sizes) // 50, :-1] = 0
+    return (sizes / sizes.sum(1, keepdim=True)).reshape(random.shape)
 
 
-def simplex_points(points: Tensor) -> Tensor:
-    """Return points whose elements are not negative and sum to 2, some of them corners."""
-    positive = points.abs().flatten(1)
-    corners = torch.eye(positive.shape[1], dtype=points.dtype)[torch.randint(positive.shape[1], (len(points),))]
-    shares = torch.where(torch.rand(len(points), 1) < 0.1, corners, positive / positive.sum(1, keepdim=True))
-    return 2 * shares.reshape(points.shape)
-
-
-def with_singular_values_up_to(points: Tensor, limit: float) -> Tensor:
-    left, values, right = torch.linalg.svd(points, full_matrices=False)
-    return (left * (0.3 * values).clamp(max=limit)[:, None]) @ right
+def with_singular_values_up_to(random: Tensor, limit: float) -> Tensor:
+    left, values, right = torch.linalg.svd(random, full_matrices=False)
+    return (left * (2 * values).clamp(max=limit)[:, None]) @ right
 
 
 CONSTRAINTS = [
-    ConstraintCase("NonNegative", NonNegative, lambda p: p.abs() * torch.rand_like(p).round()),
-    ConstraintCase("Box", lambda: Box(-0.5, 1.5), lambda p: (2 * p).clamp(-0.5, 1.5)),
+    ConstraintCase("NonNegative", NonNegative, lambda y: (y >= 0).all(), lambda r, w: r.clamp_min(0)),
     ConstraintCase(
-        "MaxNorm", lambda: MaxNorm(1.3), lambda p: 1.3 * unit_rows(p) * torch.rand(len(p), 1, 1).clamp_min(0.8)
+        "Box",
+        lambda: Box(-0.5, 1.5),
+        lambda y: ((y >= -0.5) & (y <= 1.5)).all(),
+        lambda r, w: (2 * r).clamp(-0.5, 1.5),
     ),
-    ConstraintCase("UnitNorm", UnitNorm, unit_rows),
     ConstraintCase(
-        "L1Ball", lambda: L1Ball(1.7), lambda p: in_l1_ball(some_kept(p, 1 + int(torch.randint(2, ()))), 1.7)
+        "MaxNorm",
+        lambda: MaxNorm(1.3),
+        lambda y: (y.norm(dim=1) <= 1.3 * SLACK).all(),
+        lambda r, w: 1.3 * unit_rows(r),
     ),
-    ConstraintCase("Simplex", lambda: Simplex(2.0), simplex_points),
-    ConstraintCase("TopK", lambda: TopK(0.5), lambda p: some_kept(p, 2), small=(2, 2)),
-    ConstraintCase("TopK of rows", lambda: TopK(0.5, Rows()), lambda p: some_kept(p, 1)),
-    ConstraintCase("NofM", lambda: NofM(1, 2), lambda p: some_kept(p, 1)),
     ConstraintCase(
-        "SpectralBall", lambda: SpectralBall(1.1), lambda p: with_singular_values_up_to(p, 1.1), small=(2, 2)
+        "UnitNorm",
+        UnitNorm,
+        lambda y: ((y.norm(dim=1) - 1).abs() < 1e-9).all(),
+        lambda r, w: unit_rows(r),
+        convex=False,
+    ),
+    ConstraintCase(
+        "L1Ball",
+        lambda: L1Ball(1.7),
+        lambda y: y.abs().sum() <= 1.7 * SLACK,
+        lambda r, w: 1.7 * on_the_simplex(r) * r.sign(),
+    ),
+    ConstraintCase(
+        "Simplex",
+        lambda: Simplex(2.0),
+        lambda y: ((y >= 0).all()) & ((y.sum() - 2).abs() < 1e-9),
+        lambda r, w: 2 * on_the_simplex(r),
+    ),
+    ConstraintCase(
+        "TopK",
+        lambda: TopK(0.5),
+        lambda y: (y != 0).sum() <= y.numel() / 2,
+        lambda r, w: some_kept_of_all(r, w, r[0].numel() // 2),
+        convex=False,
+        small=(2, 4),
+    ),
+    ConstraintCase(
+        "TopK of rows",
+        lambda: TopK(0.5, Rows()),
+        lambda y: ((y != 0).sum(1) <= y.shape[1] / 2).all(),
+        lambda r, w: some_kept(r, w, r.shape[-1] // 2),
+        convex=False,
+        small=(2, 4),
+    ),
+    ConstraintCase(
+        "NofM",
+        lambda: NofM(2, 3),
+        lambda y: ((y != 0).reshape(len(y), -1, 3).sum(2) <= 2).all(),
+        lambda r, w: some_kept(r.unflatten(-1, (-1, 3)), w.unflatten(-1, (-1, 3)), 2).flatten(-2),
+        convex=False,
+        small=(2, 3),
+    ),
+    ConstraintCase(
+        "SpectralBall",
+        lambda: SpectralBall(1.1),
+        lambda y: torch.linalg.matrix_norm(y, 2) <= 1.1 * SLACK,
+        lambda r, w: with_singular_values_up_to(r, 1.1),
+        small=(2, 2),
     ),
 ]
 

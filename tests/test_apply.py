@@ -11,6 +11,7 @@ from shrinkage import L1, L2, Regularizer
 from shrinkage.apply import add_gradient_, decay_, pieces, prox_
 
 DECAY = 0.03
+CHARGED_AS_A_WHOLE = ("whole", "heads", "blocks", "Weighted", "Toward", "Orthogonal", "Nuclear")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_transposed_and_sliced_parameters_are_written_in_place(case):
     assert not parameter.is_contiguous()
     expected = case.make(0.3).prox(parameter.detach().contiguous(), 0.5)
     prox_(case.make(0.3), parameter, {}, lambda state, w: 0.5)
-    assert torch.equal(base[::2], expected)
+    torch.testing.assert_close(base[::2], expected)  # sums over other strides round differently
 
 
 @pytest.mark.parametrize("case", PENALTIES, ids=str)
@@ -122,7 +123,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, case, piece):
     monkeypatch.setattr("shrinkage.apply.PIECE", piece)
     for one, other in zip(run(), expected, strict=True):
         torch.testing.assert_close(one, other)
-    assert len(seen) > 2 or "whole" in case.name or "heads" in case.name
+    assert len(seen) > 2 or any(word in case.name for word in CHARGED_AS_A_WHOLE)
 
 
 def test_a_state_of_other_shapes_is_not_cut(monkeypatch):

@@ -464,7 +464,7 @@ def test_nothing_is_recorded_and_autocast_is_off():
         def value(self, w):
             raise AssertionError
 
-        gradient = residual = strength_max = radial = describe = value
+        gradient = residual = strength_max = slope_at_zero = cost = describe = value
         scheduled = False
         seen = None
 

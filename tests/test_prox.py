@@ -1,52 +1,26 @@
-"""The pure functions at the bottom; the penalties built on them are checked against brute force in their own tests."""
+"""Proximal operators of single elements; test_penalties.py checks the penalties built on them by brute force."""
+
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shrinkage import prox
+from shrinkage import prox, radial
 
-
-def bisected_scale(matrix: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    """Solve the secular equation by bisection."""
-    low, high = torch.zeros_like(matrix[:, :1]), matrix.norm(dim=1, keepdim=True)
-    for _ in range(200):
-        middle = (low + high) / 2
-        above = (matrix / (middle + thresholds)).square().sum(1, keepdim=True) > 1
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    zero = (matrix / thresholds).square().sum(1, keepdim=True) <= 1
-    return torch.where(zero, 0.0, low / (low + thresholds))
-
-
-@pytest.mark.parametrize("spread", [0, 6, 12, 20, 30])
-@pytest.mark.parametrize("size", [1, 2, 16, 200])
-@pytest.mark.parametrize("scatter", [0.0, 4.0])
-def test_secular_equation_is_solved_to_rounding_in_wide_metrics(spread, size, scatter):
-    normal = torch.randn(500, size, dtype=torch.float64)
-    matrix = normal * torch.exp(scatter * torch.randn_like(normal))
-    thresholds = torch.exp(spread * (torch.rand_like(normal) - 0.5) + 4 * torch.randn(500, 1, dtype=torch.float64))
-    expected = bisected_scale(matrix, thresholds)
-    norm = matrix.norm(dim=1, keepdim=True)
-    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
-        found = prox.block_scale_in_metric(matrix.to(dtype), thresholds.to(dtype), (1,)).double()
-        assert ((found - expected) * matrix / norm).abs().max() < tolerance
-    assert 0 < (expected > 0).double().mean()
-
-
-def test_equal_thresholds_give_the_closed_form():
-    matrix = torch.randn(50, 7, dtype=torch.float64)
-    closed = prox.block_scale(matrix.norm(dim=1), 2.0)
-    in_metric = prox.block_scale_in_metric(matrix, torch.full_like(matrix, 2.0), (1,))
-    torch.testing.assert_close(in_metric, closed[:, None].expand_as(matrix))
-
-
-def test_a_group_is_zero_exactly_when_its_dual_norm_is_at_most_1():
-    thresholds = torch.tensor([[0.5, 2.0]], dtype=torch.float64)
-    direction = torch.tensor([[0.3, 1.6]], dtype=torch.float64)
-    on_sphere = direction / (direction / thresholds).norm()
-    assert (prox.block_scale_in_metric(on_sphere * (1 - 1e-9), thresholds, (1,)) == 0).all()
-    assert (prox.block_scale_in_metric(on_sphere * (1 + 1e-9), thresholds, (1,)) > 0).all()
+OPERATORS = {
+    "soft": lambda w, step: prox.soft_threshold(w, 0.7 * step),
+    "hard": lambda w, step: prox.hard_threshold(w, (1.4 * step) ** 0.5),
+    "firm": lambda w, step: prox.firm_threshold(w, step, 0.7, 3.0),
+    "clipped": lambda w, step: prox.clipped_threshold(w, step, 0.7, 3.7),
+    "half": lambda w, step: prox.half_threshold(w, 0.7 * step),
+    "two thirds": lambda w, step: prox.two_thirds_threshold(w, 0.7 * step),
+    "log": lambda w, step: prox.log_threshold(w, 0.7 * step, 0.4),
+    "huber": lambda w, step: prox.huber_scale(w, step, 0.7, 0.6),
+    "scale": lambda w, step: prox.scale_down(w, 0.7 * step),
+}
+every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 
 
 @given(
@@ -58,7 +32,7 @@ def test_zero_thresholds_keep_their_elements(values, mask):
     thresholds = torch.tensor([0.7 if mask >> i & 1 else 0.0 for i in range(len(values))])
     free = thresholds == 0
     assert torch.equal(prox.soft_threshold(w, thresholds)[free], w[free])
-    scaled = w * prox.block_scale_in_metric(w, thresholds, (0,))
+    scaled = w * radial.block_scale_in_metric(w, thresholds, (0,))
     assert not scaled.isnan().any()
     assert torch.equal(scaled[free], w[free])
     assert (scaled.abs() <= w.abs()).all()
@@ -69,34 +43,40 @@ def test_soft_threshold_gives_positive_zeros():
     assert not zeros.signbit().any()
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_bad_group_stays_bad_and_alone(bad):
-    matrix = torch.ones(3, 2)
-    matrix[1, 0] = bad
-    for scale in (
-        prox.block_scale(matrix.norm(dim=1), 0.5)[:, None].expand_as(matrix),
-        prox.block_scale_in_metric(matrix, torch.tensor([[0.5, 0.1]]).expand_as(matrix), (1,)),
-    ):
-        out = matrix * scale
-        assert torch.equal(out[1, 0].nan_to_num(7.0), torch.tensor(bad).nan_to_num(7.0))
-        assert out[[0, 2]].isfinite().all()
+@every_operator
+@given(w=st.floats(-1e4, 1e4, width=32), step=st.floats(0, 1e4, width=32))
+def test_operators_shrink_keep_signs_and_order(operator, w, step):
+    y = operator(torch.tensor([w, 1.01 * w + 1e-3 * math.copysign(1, w)], dtype=torch.float64), step)
+    assert y[0].abs() <= abs(w)
+    assert y[0] * w >= 0
+    assert y[1].abs() >= y[0].abs() * (1 - 1e-12)  # a proximal operator is monotone
 
 
-def test_groups_that_are_zero_do_not_keep_the_others_from_stopping(monkeypatch):
-    """On a CPU the iteration ends when no group moves; a zero group, 0 / 0 if careless, must not look as if it did."""
-    calls = []
-    original = torch.Tensor.square_
-    monkeypatch.setattr(torch.Tensor, "square_", lambda self: calls.append(1) or original(self))
-    matrix, thresholds = torch.randn(50, 8, dtype=torch.float64), torch.rand(50, 8, dtype=torch.float64) + 0.1
-    expected = prox.block_scale_in_metric(matrix, thresholds, (1,))
-    alone, _ = len(calls), calls.clear()
-    mixed = torch.cat([matrix, torch.zeros(5, 8), 1e-3 * matrix])
-    found = prox.block_scale_in_metric(mixed, torch.cat([thresholds, thresholds[:5], thresholds]), (1,))
-    assert torch.equal(found[:50], expected)
-    assert (found[50:] == 0).all()
-    assert len(calls) <= alone < prox.NEWTON_ITERATIONS
+@every_operator
+def test_the_odd_corners(operator):
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])
+    for step in (0.0, 0.5, 1e4, torch.tensor(0.5), torch.full((5,), 0.5)):
+        y = operator(special, step)
+        assert (y[:2] == 0).all()
+        assert y[2] == math.inf
+        assert y[3] == -math.inf
+        assert y[4].isnan()
 
 
-def test_a_zero_element_with_a_zero_threshold_does_not_keep_its_group():
-    scale = prox.block_scale_in_metric(torch.tensor([[0.0, 0.1]]), torch.tensor([[0.0, 1.0]]), (1,))
-    assert scale[0, 1] == 0
+@pytest.mark.parametrize(("name", "jump"), [("firm", 0.7 * 3), ("clipped", 0.7 * math.sqrt(4.7 * 6))])
+def test_beyond_the_textbook_a_hard_threshold_is_left(name, jump):
+    """MCP at step 3 = gamma, SCAD at step 6 > a + 1: at the jump both points are equally good, and zero is taken."""
+    step = 3.0 if name == "firm" else 6.0
+    w = torch.tensor([jump * (1 - 1e-6), jump * (1 + 1e-6)], dtype=torch.float64)
+    y = OPERATORS[name](w, step)
+    assert y[0] == 0
+    assert y[1] == w[1]
+
+
+@pytest.mark.parametrize("step", [2.7 - 1e-9, 2.7, 2.7 + 1e-9, 4.7 - 1e-9, 4.7, 4.7 + 1e-9])
+def test_scads_three_regimes_meet(step):
+    w = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    beside = OPERATORS["clipped"](w, step + 1e-7)
+    found = OPERATORS["clipped"](w, step)
+    jumps = (found - beside).abs() > 1e-5
+    assert jumps.sum() <= 4  # only where the two of them jump between grid points

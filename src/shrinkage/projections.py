@@ -48,7 +48,8 @@ def l1_ball(w: Tensor, steps: Tensor, radius: float) -> Tensor:
     within = size.sum(1, keepdim=True) <= radius * (1 + rounding(w))
     # sum max(|w| - level * t, 0) = radius
     level = water_level(size / steps, steps, w.new_full((len(w), 1), radius))
-    y = (size - level * steps).clamp_min(0).copysign(w) + 0.0
+    y = (size - level * steps).clamp_min(0)
+    y = (y * (radius / y.sum(1, keepdim=True))).copysign(w) + 0.0
     return torch.where(within | ~w.isfinite().all(1, keepdim=True), w, y)
 
 
@@ -65,6 +66,7 @@ def simplex(w: Tensor, steps: Tensor, total: float) -> Tensor:
     steps = positive(steps)
     level = water_level(w / steps, steps, w.new_full((len(w), 1), total))
     y = (w - level * steps).clamp_min(0)
+    y = y * (total / y.sum(1, keepdim=True))
     on = (w >= 0).all(1, keepdim=True) & ((w.sum(1, keepdim=True) - total).abs() <= rounding(w) * total)
     return torch.where(on | ~w.isfinite().all(1, keepdim=True), w, y)
 
@@ -131,6 +133,8 @@ def keep_largest(w: Tensor, steps: Tensor, count: int) -> Tensor:
     >>> keep_largest(torch.tensor([[3.0, -4.0, 3.0]]), torch.ones(1, 3), 2)
     tensor([[ 3., -4.,  0.]])
     """
+    if w.shape[1] == 0:
+        return w
     scores = w.abs() / positive(steps).sqrt()
     kept = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.where(torch.zeros_like(w, dtype=torch.bool).scatter_(1, kept, True), w, 0.0)

@@ -127,5 +127,5 @@ class Weighted(Elementwise):
 
 
 def times(weights: Tensor, values: Tensor) -> Tensor:
-    """Return weights * values, and 0 where a value is 0, whatever its weight."""
-    return (weights * values).masked_fill(values == 0, 0.0)
+    """Return weights * values in the type of `values`, and 0 where a value is 0, whatever its weight."""
+    return (weights * values).masked_fill(values == 0, 0.0).to(values.dtype)

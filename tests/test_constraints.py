@@ -1,0 +1,163 @@
+"""Every property of a constraint over the whole catalogue, against points of the set that are made without it."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+import shrinkage
+from catalog import CONSTRAINTS, ConstraintCase
+from shrinkage import Box, GroupError, L1Ball, MaxNorm, NofM, Rows, Simplex, SpectralBall, TopK, UnitNorm
+
+every_constraint = pytest.mark.parametrize("case", CONSTRAINTS, ids=str)
+
+
+def tensor(shape, scale=2.0) -> torch.Tensor:
+    return scale * torch.randn(shape, dtype=torch.float64)
+
+
+@every_constraint
+@pytest.mark.parametrize("in_metric", [False, True])
+def test_no_point_of_the_set_is_nearer(case: ConstraintCase, in_metric):
+    random = torch.randn(40_000, *case.small, dtype=torch.float64)
+    constraint = case.make()
+    for _ in range(10):
+        w = tensor(case.small)
+        steps = torch.exp(torch.randn_like(w)) if in_metric else torch.ones_like(w)
+        points = case.points(random, w)
+        assert all(map(case.contains, points[:50]))
+        y = constraint.prox(w, steps if in_metric else 1.0)
+        assert case.contains(y)
+        found, *others = ((torch.cat([y[None], points]) - w).square() / steps).flatten(1).sum(1)
+        assert found <= min(others) * (1 + 1e-8)
+        if case.convex:  # no point lies on the far side of the plane through y, square to where w lies
+            beyond = ((points - y) * (w - y) / steps).flatten(1).sum(1)
+            assert beyond.max() <= 1e-8
+
+
+@every_constraint
+@pytest.mark.parametrize("in_metric", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projections_are_in_the_set_and_stay_there(case: ConstraintCase, in_metric, dtype):
+    constraint, w = case.make(), tensor(case.shape).to(dtype)
+    step = torch.exp(torch.randn_like(w)) if in_metric else 0.1
+    y = constraint.prox(w, step)
+    assert constraint.value(w) == math.inf
+    assert constraint.value(y) == 0
+    assert case.contains(y) or dtype == torch.float32
+    assert y.dtype == dtype
+    if not (in_metric and isinstance(constraint, SpectralBall)):  # found by iteration there
+        assert torch.equal(constraint.prox(y, step), y)
+
+
+@every_constraint
+def test_the_size_of_a_constant_step_plays_no_part(case: ConstraintCase):
+    constraint, w = case.make(), tensor(case.shape)
+    expected = constraint.prox(w, 1.0)
+    assert torch.equal(constraint.prox(w, 1e-6), expected)
+    assert torch.equal(constraint.prox(w, torch.tensor(30.0)), expected)
+    torch.testing.assert_close(constraint.prox(w, torch.full_like(w, 7.0)), expected, rtol=1e-6, atol=1e-8)
+
+
+@every_constraint
+def test_steps_of_0_leave_everything_alone(case: ConstraintCase):
+    """A fused optimizer that met an overflow multiplies its steps by 0, and then nothing may change."""
+    constraint, w = case.make(), tensor(case.shape)
+    for step in (0.0, torch.tensor(0.0), torch.zeros_like(w)):
+        assert torch.equal(constraint.prox(w, step), w)
+
+
+@every_constraint
+def test_residual_is_0_where_descent_is_blocked(case: ConstraintCase):
+    constraint, w = case.make(), tensor(case.shape)
+    y = constraint.prox(w, 1.0)
+    assert constraint.residual(y, y - w).abs().max() <= 1e-9  # -grad points from y to w, out of the set
+    assert constraint.residual(y, w - y + 1).abs().max() > 1e-3
+    assert constraint.gradient(y).abs().max() == 0
+    assert not constraint.explicit
+    assert not constraint.holds_zeros
+
+
+@every_constraint
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_weights_stay_and_nothing_raises(case: ConstraintCase, bad):
+    w = tensor(case.shape)
+    w[0, 0] = bad
+    found = case.make().prox(w, 1.0)
+    clamped = isinstance(case.make(), Box) and bad == math.inf
+    assert clamped or torch.equal(found[0, :1].nan_to_num(9.0), w[0, :1].nan_to_num(9.0))
+
+
+@every_constraint
+def test_narrow_types_strides_and_empty_tensors(case: ConstraintCase):
+    constraint, w = case.make(), tensor(case.shape)
+    strided = torch.empty(*case.shape, 2, dtype=torch.float64)[..., 0].copy_(w)
+    assert torch.equal(constraint.prox(strided, 1.0), constraint.prox(w, 1.0))
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow = w.to(dtype)
+        assert torch.equal(constraint.prox(narrow, 1.0), constraint.prox(narrow.float(), 1.0).to(dtype))
+    empty = torch.zeros(0, case.shape[1])
+    assert constraint.prox(empty, 1.0).shape == empty.shape
+    assert constraint.value(empty) == 0
+
+
+@every_constraint
+def test_constraints_are_values(case: ConstraintCase):
+    constraint = case.make()
+    assert constraint == case.make()
+    assert hash(constraint) == hash(case.make())
+    assert eval(repr(constraint), vars(shrinkage)) == constraint
+    assert pickle.loads(pickle.dumps(constraint)) == constraint
+    assert copy.deepcopy(constraint) == constraint
+    assert constraint.strength_max(-torch.ones(2)) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Box(1.0, 0.0), "low must not be greater than high, got low=1.0, high=0.0"),
+        (lambda: Box(math.nan, 0.0), "low must not be greater"),
+        (lambda: MaxNorm(0.0), "MaxNorm: limit must be a finite number > 0, got 0.0"),
+        (lambda: L1Ball(-1.0), "L1Ball: radius must be a finite number > 0"),
+        (lambda: Simplex(math.inf), "Simplex: total must be"),
+        (lambda: SpectralBall(0.0), "SpectralBall: limit must be"),
+        (lambda: TopK(1.5), "TopK: density must be between 0 and 1, got 1.5"),
+        (lambda: TopK(-0.1), "TopK: density must be"),
+        (lambda: NofM(5, 4), "0 <= n <= m, m >= 1, got n=5, m=4"),
+        (lambda: NofM(0, 0), "0 <= n <= m"),
+        (lambda: NofM(2.0, 4), "whole numbers"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("make", [lambda: MaxNorm(1.0, Rows), lambda: UnitNorm("rows"), lambda: TopK(0.5, None)])
+def test_groups_have_to_be_instances(make):
+    with pytest.raises(TypeError, match="group view"):
+        make()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(GroupError, match=r"multiple of 4, got shape \(3, 6\)"):
+        NofM(2, 4).prox(torch.zeros(3, 6), 1.0)
+    with pytest.raises(GroupError, match="two dimensions or more"):
+        SpectralBall(1.0).prox(torch.zeros(3), 1.0)
+
+
+def test_two_of_four_along_the_input_channels_of_a_convolution():
+    w = torch.randn(5, 8, 3, 3)
+    y = NofM(2, 4).prox(w, 1.0)
+    assert ((y != 0).reshape(5, 2, 4, 3, 3).sum(2) == 2).all()
+    assert torch.equal(y[y != 0], w[y != 0])
+
+
+def test_a_density_can_follow_a_schedule():
+    constraint = TopK(lambda update: 1 - 0.1 * update)
+    assert constraint.scheduled
+    assert constraint.at(5) == TopK(0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        TopK(lambda update: 2.0).at(0)
