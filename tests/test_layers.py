@@ -27,7 +27,7 @@ FLOORS = [
     },
     {"penalties"},
     {"select", "plan"},
-    {"metric", "apply", "optimizers", "attachment", "declare", "regularizer"},
+    {"metric", "apply", "optimizers", "averages", "attachment", "declare", "progress", "stationarity", "regularizer"},
     {"threshold", "report"},
     {"compat", "plots", "html", "cli", "demo"},
 ]
@@ -101,7 +101,7 @@ def test_names_are_exported_in_order():
 
 PUBLIC = [(name, getattr(shrinkage, name)) for name in shrinkage.__all__]
 PUBLIC += [("torchlayers.L1", torchlayers.L1), ("torchlayers.L2", torchlayers.L2)]
-RESULTS = {"Report", "Plan", "Penalty", "Groups"}  # what functions return, and what users derive from
+RESULTS = {"Report", "Residuals", "Plan", "Penalty", "Groups"}  # what functions return, and what users derive from
 
 
 @pytest.mark.parametrize(("name", "thing"), PUBLIC, ids=[name for name, _ in PUBLIC])

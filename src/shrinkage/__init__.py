@@ -50,6 +50,8 @@ from shrinkage.plan import Rule as Rule
 from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
+from shrinkage.stationarity import Residuals as Residuals
+from shrinkage.stationarity import strength_max as strength_max
 from shrinkage.threshold import threshold_ as threshold_
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "Plan",
     "Regularizer",
     "Report",
+    "Residuals",
     "Rows",
     "Rule",
     "SelectionError",
@@ -101,6 +104,7 @@ __all__ = [
     "register_metric",
     "regularize",
     "report",
+    "strength_max",
     "threshold_",
 ]
 

@@ -7,15 +7,16 @@ that results agree with theirs bit for bit.
 Large tensors are charged piece by piece, each small enough that its temporaries stay in a processor's cache.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shrinkage.groups import at_least_float32
 from shrinkage.penalties import L2, Penalty
+from shrinkage.prox import wide
 from shrinkage.schedules import fixed
 
 Number = float | Tensor
@@ -100,11 +101,25 @@ def prox_(penalty: Penalty, parameter: nn.Parameter, state: State, step: Callabl
         piece.copy_(penalty.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece)))
 
 
+def restore_(parameter: nn.Parameter, mask: Tensor, penalty: Penalty) -> None:
+    """Set `parameter` to the penalty's origin where `mask` is true."""
+    w = parameter.detach()
+    w.copy_(torch.where(mask, penalty.origin(w), w))
+
+
+@contextmanager
+def at_origin(charged: Sequence[tuple[Penalty, nn.Parameter]]) -> Iterator[None]:
+    """Hold parameters where their penalties draw them to, and give them their values back afterwards."""
+    kept = [parameter.detach().clone() for _, parameter in charged]
+    try:
+        for penalty, parameter in charged:
+            parameter.detach().copy_(penalty.origin(parameter.detach()))
+        yield
+    finally:
+        for value, (_, parameter) in zip(kept, charged, strict=True):
+            parameter.detach().copy_(value)
+
+
 def cuts(state: State, w: Tensor) -> bool:
     """Return whether `state` can be cut with `w`: whether its tensors are numbers or have the shape of `w`."""
     return all(value.numel() == 1 or value.shape == w.shape for value in state.values() if isinstance(value, Tensor))
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return `tensor` itself, or a copy in float32 if it is narrower."""
-    return tensor.to(at_least_float32(tensor.dtype))

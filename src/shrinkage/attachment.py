@@ -14,7 +14,7 @@ and the proximal operators. What the hooks take care of:
 
 import functools
 from collections.abc import Callable, MutableMapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from operator import is_
 from typing import Any, NamedTuple
@@ -24,12 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shrinkage.apply import Number, State, add_gradient_, decay_, prox_, wide
+from shrinkage.apply import Number, State, add_gradient_, decay_, prox_, restore_
+from shrinkage.averages import Averages, decides
 from shrinkage.errors import AttachmentError, MetricError, ParameterError
 from shrinkage.metric import Metric, metric_of
 from shrinkage.optimizers import overflow_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How
+from shrinkage.prox import wide
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -73,14 +75,17 @@ class Attachment:
 
     Args:
         resolve: returns what is charged in an optimizer; called again whenever the optimizer's parameters changed.
+        averages: the averaged gradients that hold zeros; None lets every gradient move them.
     """
 
-    def __init__(self, resolve: Callable[[Optimizer], Sequence[Charge]]) -> None:
+    def __init__(self, resolve: Callable[[Optimizer], Sequence[Charge]], averages: Averages | None = None) -> None:
         self.updates = Updates()
+        self.averages = averages
         self._resolve = resolve
         self._charges: Sequence[Charge] = ()
         self._penalties: Sequence[Penalty] = ()  # those of the charges, with the strengths of this update
         self._metric: Metric | None = None
+        self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so in this step
         self._seen: list[list[Tensor]] | None = None
         self._depth = 0
 
@@ -122,6 +127,7 @@ class Attachment:
             self._depth += 1
             return None
         self._depth = 1
+        self._held = {}
         charges = self.charges(optimizer)
         if not charges:
             return None
@@ -148,6 +154,8 @@ class Attachment:
                 for charge, penalty in acting:
                     step = self._step(charge, optimizer, overflow)
                     prox_(penalty, charge.parameter, optimizer.state.get(charge.parameter, {}), step)
+                    if charge.name in self._held:
+                        restore_(charge.parameter, self._held.pop(charge.name), penalty)
         self.updates.record(overflow)
 
     def _acting(self, chosen: Callable[[Charge], bool]) -> list[tuple[Charge, Penalty]]:
@@ -163,22 +171,24 @@ class Attachment:
 
     def _charged_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
-        decayed = False
+        first = True
 
         @functools.wraps(closure)
         def charged() -> Any:
-            nonlocal decayed
+            nonlocal first
             loss = closure()
             check_gradients(self._charges)
-            self._apply_before(optimizer, decay=not decayed)
-            decayed = True
+            self._apply_before(optimizer, first=first)
+            first = False
             in_gradient = self._acting(lambda charge: charge.how == "gradient")
             return loss + self._value(in_gradient) if loss is not None and in_gradient else loss
 
         return charged
 
-    def _apply_before(self, optimizer: Optimizer, *, decay: bool = True) -> None:
-        """Add the gradients, and decay, of the penalties that act before the step."""
+    def _apply_before(self, optimizer: Optimizer, *, first: bool = True) -> None:
+        """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
+        if first and self.averages is not None:
+            self._hold_zeros(optimizer, self.averages)
         acting = self._acting(lambda charge: charge.before)
         if not acting:
             return
@@ -190,8 +200,29 @@ class Attachment:
                 if charge.how == "gradient":
                     sign = -1.0 if group.get("maximize") else 1.0
                     add_gradient_(penalty, charge.parameter, sign if scale is None else sign * scale)
-                elif decay:
+                elif first:
                     decay_(penalty, charge.parameter, unless(overflow, group["lr"]))
+
+    def _hold_zeros(self, optimizer: Optimizer, averages: Averages) -> None:
+        """Average the gradients of the data, and note the zeros for which the average is stationary."""
+        scale, overflow = getattr(optimizer, "grad_scale", None), overflow_of(optimizer)
+        with without_autograd_or_autocast(self._charges):
+            for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
+                sign = -1.0 if optimizer.param_groups[charge.group].get("maximize") else 1.0
+                grad = charge.parameter.grad
+                if grad is not None:
+                    unscaled = wide(grad) * (sign if scale is None else sign / scale)
+                    average = averages.update(charge.name, unscaled, overflow)
+                    self._held[charge.name] = penalty.stays(wide(charge.parameter.detach()), average)
+
+    def steps(self, optimizer: Optimizer) -> dict[str, Number]:
+        """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
+        found: dict[str, Number] = {}
+        for charge in self.charges(optimizer) if self.updates.steps else ():
+            state = optimizer.state.get(charge.parameter, {})
+            with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
+                found[charge.name] = self._step(charge, optimizer, None)(state, charge.parameter.detach())
+        return found
 
     def _value(self, acting: Sequence[tuple[Charge, Penalty]]) -> Tensor:
         """Return the value of the penalties that are `acting`, at least one."""

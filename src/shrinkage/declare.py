@@ -7,6 +7,7 @@ runs around the steps of every optimizer look there for the parameters that an o
 
 import weakref
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -15,9 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from shrinkage.attachment import Arguments, Attachment, Charge, Keywords, check_gradients, explicit_attachments
-from shrinkage.errors import SelectionError
+from shrinkage.errors import GroupError, SelectionError
 from shrinkage.optimizers import group_indices, parameters_of, share_parameters, uncompiled
-from shrinkage.penalties import Penalty
+from shrinkage.penalties import Penalty, Toward
 from shrinkage.plan import How, Rule, resolve
 from shrinkage.select import named_parameters, nearest
 
@@ -43,7 +44,8 @@ def regularize(
         SelectionError: the layer has no such parameter, or charges it already.
         GroupError: the parameter does not fall into the groups of the penalty.
         ParameterError: the parameter is not floating point, or is computed by a parametrization.
-        ValueError: the strength is a schedule, which needs an update count that is saved: use `Regularizer`.
+        ValueError: the strength is a schedule, which needs an update count that is saved, or a reference is to be
+            taken from the model, which has to be saved too: use `Regularizer`.
         MetricError: at the first step, if `how="proximal"` and the optimizer's metric is not known.
 
     A `Regularizer` that charges the same parameter takes the declaration's place while it is attached; one that leaves
@@ -66,6 +68,11 @@ def regularize(
             raise ValueError(
                 f"{penalty}: a schedule counts updates, and the count has to be saved with a checkpoint; "
                 f"use Regularizer(model, {{...}}), whose state_dict() holds it"
+            )
+        if isinstance(penalty, Toward) and penalty.reference is None:
+            raise ValueError(
+                f"{penalty}: a reference that is taken from the model has to be saved with a checkpoint; use "
+                "Regularizer(model, {...}), whose state_dict() holds it, or give a tensor or a state_dict as reference"
             )
         rule = Rule(penalty, parameter, how)
         check_matches(owner, rule)
@@ -105,9 +112,17 @@ def check_declarations(layer: nn.Module, rule: Rule) -> None:
         if other is not None:
             raise SelectionError(
                 f"{entry.name!r} of this {type(layer).__name__} is charged {other.penalty} ({other.how}) already; take "
-                f"that back with regularize(layer, None, parameter={other.parameters!r}) first, or charge both at once "
-                "with ElasticNet(l1, l2)"
+                f"that back with regularize(layer, None, parameter={other.parameters!r}) first"
+                f"{together(other.penalty, rule.penalty)}"
             )
+
+
+def together(one: Penalty | None, other: Penalty | None) -> str:
+    """Return the end of a message about two penalties on one parameter: how to charge both, if that can be done."""
+    try:
+        return f", or charge both at once with {one + other}" if one and other else ""
+    except (TypeError, GroupError) as reason:
+        return f". {reason}"
 
 
 class Declarations:
@@ -137,7 +152,8 @@ class Declarations:
             for entry in resolve(layer, rule):
                 parameter = held[entry.name]
                 if parameter is not None:
-                    found.append((parameter, rule, f"{entry.name} of {type(layer).__name__}"))
+                    bound = replace(rule, penalty=entry.penalty)
+                    found.append((parameter, bound, f"{entry.name} of {type(layer).__name__}"))
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declarations":

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Literal, get_args
 
 from torch import nn
@@ -40,7 +42,7 @@ class Rule:
 
     Raises:
         TypeError: the penalty is not a penalty, the selector not a selector.
-        ValueError: `how` is none of the three.
+        ValueError: `how` is none of the three, or "gradient" for a penalty that has no derivative to follow.
 
     >>> from shrinkage import L1
     >>> Rule(L1(1e-4), "*.weight")
@@ -54,6 +56,7 @@ class Rule:
     def __post_init__(self) -> None:
         check_penalty(self.penalty)
         check_how(self.how)
+        check_explicit(self.penalty, self.how)
         if self.parameters is not None:
             check_selector(self.parameters)
 
@@ -63,7 +66,10 @@ Rules = Penalty | Rule | Mapping[Selector, Penalty | None] | Sequence[Rule]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One charged parameter: its name, its other names if it is tied, its shape (None while lazy), and its charge."""
+    """One charged parameter: its name, its other names if it is tied, its shape (None while lazy), and its charge.
+
+    The penalty is bound to the parameter: what it keeps for each element is on the parameter's device.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -99,8 +105,20 @@ def entry_cells(entry: Entry) -> list[str]:
 
 def check_penalty(penalty: object, where: str = "") -> None:
     """Raise `TypeError` unless `penalty` is a penalty or None; `where` begins the message."""
+    if isinstance(penalty, list | tuple) and penalty and all(isinstance(each, Penalty) for each in penalty):
+        both = reduce(add, penalty)  # raises, and says why, if there is no such penalty
+        raise TypeError(f"{where}several penalties on one parameter are charged as their sum: write {both}")
     if not (penalty is None or isinstance(penalty, Penalty)):
         raise TypeError(f"{where}expected a penalty such as L1(1e-4), or None to leave alone, got {penalty!r}")
+
+
+def check_explicit(penalty: Penalty | None, how: str) -> None:
+    """Raise `ValueError` if `penalty` is to act through a derivative that it does not have."""
+    if penalty is not None and how == "gradient" and not penalty.explicit:
+        raise ValueError(
+            f'{penalty} can not be applied with how="gradient": it has no derivative that leads where its prox leads; '
+            'choose how="proximal" or how="decoupled"'
+        )
 
 
 def check_how(how: str) -> None:
@@ -187,10 +205,11 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     check_parameter(first.name, first.parameter)
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
+    penalty = rule.penalty.bound(first.name, first.parameter)
     if shape is not None:
-        check_shape(first.name, shape, rule.penalty)
+        check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)
-    return Entry(first.name, aliases, shape, rule.penalty, rule.how)
+    return Entry(first.name, aliases, shape, penalty, rule.how)
 
 
 def check_shape(name: str, shape: Sequence[int], penalty: Penalty) -> None:

@@ -1,7 +1,7 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 from weakref import ref
@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from shrinkage.apply import wide
+from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, Charge, explicit_attachments, sum_of
+from shrinkage.averages import Averages, check_decay
 from shrinkage.declare import check_same_charge, declared_rules
 from shrinkage.errors import AttachmentError, SelectionError
 from shrinkage.optimizers import group_indices, uncompiled, unwrapped
 from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
+from shrinkage.progress import Progress, checked_progress, state_of, with_references
+from shrinkage.prox import wide
 from shrinkage.select import named_parameters
+from shrinkage.stationarity import Closure, Residuals, residuals
 
 
 class Regularizer:
@@ -31,8 +35,13 @@ class Regularizer:
             mapping from selectors to penalties (the first match wins, None leaves alone; see `Rule` for selectors), a
             `Rule` or a sequence of them; left out, what the layers of the model declare with `regularize`.
         how: "proximal", "gradient" or "decoupled" for the penalties that come without a `Rule`.
+        entry: keep exact zeros from leaving with the noise of minibatches: a weight or group that is zero stays so
+            while the running average of its gradient, with this decay, is too small to move it; 0.99 averages over
+            about 100 updates. Keeps one tensor of each parameter's size. None, the default, lets every gradient move
+            it. For proximal rules; constraints, and penalties whose zeros withstand every gradient, are not concerned.
 
     Raises:
+        ValueError: `entry` is not between 0 and 1.
         SelectionError: a rule matches nothing or never wins, or two rules clash on a parameter.
         GroupError: a parameter does not fall into the groups of its penalty.
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
@@ -52,17 +61,21 @@ class Regularizer:
     0.weight   8x4    -       L1       0.001     proximal
     """
 
-    def __init__(self, model: nn.Module, rules: Rules | None = None, *, how: How = "proximal") -> None:
+    def __init__(
+        self, model: nn.Module, rules: Rules | None = None, *, how: How = "proximal", entry: float | None = None
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
+        check_decay(entry)
         self._model = model
+        self._entry = entry
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
-        for entry in self.plan:
-            for name in {entry.name, *entry.aliases} & declared.keys():
-                check_same_charge(name, declared[name], entry.penalty, entry.how)
+        for charged in self.plan:
+            for name in {charged.name, *charged.aliases} & declared.keys():
+                check_same_charge(name, declared[name], charged.penalty, charged.how)
         self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
-        self._resumed: list[int] = []
+        self._resumed: list[Progress] = []
 
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
@@ -79,9 +92,10 @@ class Regularizer:
         optimizer = unwrapped(optimizer)
         if optimizer in self._optimizers():
             return self
-        attachment = Attachment(self._charges)
+        attachment = Attachment(self._charges, None if self._entry is None else Averages(self._entry))
         attachment.charges(optimizer)
-        attachment.updates.steps = self._resumed.pop(0) if self._resumed else 0
+        if self._resumed:
+            self._resumed.pop(0).restore(attachment)
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
@@ -92,7 +106,7 @@ class Regularizer:
 
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
-        self._resumed = self._iterations()
+        self._resumed = self._progress()
         for optimizer_ref, attachment, handles in self._attachments:
             for handle in handles:
                 handle.remove()
@@ -104,7 +118,7 @@ class Regularizer:
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
         held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
-        iteration = self._iterations()[0] if self._iterations() else 0
+        iteration = next((progress.updates for progress in self._progress()), 0)
         with torch.no_grad():
             values = [
                 entry.penalty.at(iteration).value(wide(parameter))
@@ -113,29 +127,70 @@ class Regularizer:
             ]
         return sum_of(values) if values else torch.zeros(())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates made through each attached optimizer, in the order of attachment."""
-        return {"version": 1, "updates": self._iterations()}
+    def residuals(self, closure: Closure, data: Iterable[Any] | None = None, *, tolerance: float = 1e-3) -> Residuals:
+        """Tell how far the model is from solving the stated problem: the residual of every parameter, and in words.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting updates where `state_dict` left off; before or after `attach`.
+        A residual is the distance from the negative gradient of the loss to the subdifferential of the penalty; it is 0
+        at a solution. For `L0` and `Lp`, whose zeros withstand every gradient, it is how far one more step and prox
+        would move the weights, per unit of the optimizer's own step.
+
+        Args:
+            closure: returns the loss of all training data, or of one batch of `data`; a mean over its examples, and
+                deterministic: call `model.eval()` first if there is dropout or batch normalisation.
+            data: batches; their losses are averaged, each weighed by the length of its first tensor.
+            tolerance: largest residual that counts as solved, relative to the strength.
 
         Raises:
-            ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached.
+            TypeError: the closure does not return a loss that can be differentiated.
+            ValueError: `data` is empty.
+
+        `.grad` is neither read nor written.
+
+        >>> import shrinkage, torch
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(layer.weight)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
+        >>> print(Regularizer(layer, shrinkage.L1(1.0)).residuals(lambda: layer(x).mean()))
+        parameter  penalty  strength  measure  max  mean  of the strength  zeros
+        ---------  -------  --------  -------  ---  ----  ---------------  -----
+        weight     L1       1         KKT        0     0                0   100%
+        Solved: the weights are stationary for the loss plus the penalties, to 0.001 of the strength.
         """
-        updates = checked_updates(state)
-        if self._attachments and len(updates) != len(self._attachments):
+        steps: dict[str, Number] = {}
+        for optimizer, attachment in zip(self._optimizers(), (held[1] for held in self._attachments), strict=True):
+            steps |= attachment.steps(optimizer)
+        iteration = next((progress.updates for progress in self._progress()), 0)
+        return residuals(self._model, self.plan, iteration, steps, closure, data, tolerance)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the updates made through each attached optimizer, in the order of attachment, and what they need.
+
+        That is averaged gradients if `entry` is on, and references that `Toward` took from the model.
+        """
+        return state_of(self._progress(), self.plan)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` left off; before or after `attach`.
+
+        Raises:
+            ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached, or its
+                references are not those of this model.
+        """
+        progress = checked_progress(state)
+        if self._attachments and len(progress) != len(self._attachments):
             raise ValueError(
-                f"the state counts updates of {len(updates)} optimizers, this regularizer is attached to "
+                f"the state counts updates of {len(progress)} optimizers, this regularizer is attached to "
                 f"{len(self._attachments)}; attach to the same optimizers in the same order"
             )
-        for (_, attachment, _), count in zip(self._attachments, updates, strict=False):
-            attachment.updates.steps, attachment.updates.skipped = count, None
-        self._resumed = updates[len(self._attachments) :]
+        self.plan = with_references(self.plan, state.get("references", {}))
+        for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
+            each.restore(attachment)
+            attachment.forget()
+        self._resumed = progress[len(self._attachments) :]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not attached to anything, and go on counting when they are."""
-        return {**vars(self), "_attachments": [], "_resumed": self._iterations()}
+        return {**vars(self), "_attachments": [], "_resumed": self._progress()}
 
     def __repr__(self) -> str:
         count = len(self.plan)
@@ -144,16 +199,17 @@ class Regularizer:
         held = self._held()
         missed = ", ".join(repr(entry.name) for entry in self.plan if optimizers and entry.name not in held)
         note = f"\nnot in an attached optimizer, so not charged: {missed}" if missed else ""
-        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}\n{self.plan}{note}"
+        entry = "" if self._entry is None else f", zeros held by gradients averaged with decay {self._entry:g}"
+        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{entry}\n{self.plan}{note}"
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
         pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
         return {charge.name for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
 
-    def _iterations(self) -> list[int]:
+    def _progress(self) -> list[Progress]:
         self._optimizers()
-        return [attachment.updates.count() for _, attachment, _ in self._attachments] + self._resumed
+        return [Progress.of(attachment) for _, attachment, _ in self._attachments] + self._resumed
 
     def _optimizers(self) -> list[Optimizer]:
         """Return the optimizers that are attached to, after forgetting those that are gone."""
@@ -183,15 +239,6 @@ class Regularizer:
                 "make it from the parameters of the same model"
             )
         return charges
-
-
-def checked_updates(state: object) -> list[int]:
-    """Return the update counts in a state of `Regularizer.state_dict`, or raise `ValueError`."""
-    updates = state.get("updates") if isinstance(state, Mapping) and state.get("version") == 1 else None
-    if not isinstance(updates, list) or not all(isinstance(count, int) and count >= 0 for count in updates):
-        found = f"a mapping with the keys {list(state)}" if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(f"expected {{'version': 1, 'updates': [...]}} of Regularizer.state_dict(), got {found}")
-    return list(updates)
 
 
 def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:

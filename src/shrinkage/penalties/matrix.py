@@ -52,8 +52,9 @@ class Nuclear(OfMatrix):
 
     Reference: Cai, Candes and Shen (2010), "A singular value thresholding algorithm for matrix completion", th. 2.1.
     Every prox takes a singular value decomposition. In a diagonal metric there is no closed form; accelerated gradient
-    steps are taken until they no longer move (at most 500), at one decomposition each: with Adam, prefer
-    `how="decoupled"`, which solves the problem in the plain metric, or SGD.
+    steps are taken until they no longer move, at one decomposition each: some hundreds to 2000 of them, exact while the
+    steps of a matrix differ by less than a factor of 10000, approximate beyond. With Adam that is slow; prefer SGD, or
+    `how="decoupled"`, whose strength is in units of weight decay.
 
     >>> Nuclear(1.0).prox(torch.diag(torch.tensor([3.0, 0.5])), step=1.0)
     tensor([[2., 0.],

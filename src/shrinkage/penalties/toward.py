@@ -1,13 +1,14 @@
 """Penalties of the distance to a reference, such as the weights a model was pretrained with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from shrinkage import prox
-from shrinkage.errors import GroupError, SelectionError
+from shrinkage.errors import GroupError, ParameterError, SelectionError
 from shrinkage.penalties.base import Description, Penalty
 
 Reference = Tensor | Mapping[str, Tensor]
@@ -25,11 +26,13 @@ class Toward(Penalty):
     Args:
         penalty: what the difference is charged.
         reference: a tensor of the parameter's shape; a state_dict, in which the parameter is found by its name; None
-            for the parameters as they are when the `Regularizer` is made, which saves them in its `state_dict`.
+            for the parameters as they are when the `Regularizer` is made.
+        saved: keep the reference in `Regularizer.state_dict()`, as is done with one that was taken from the model.
 
     Raises:
         TypeError: `penalty` is not a penalty, or `reference` is something else.
         SelectionError: when resolved, if the state_dict lacks the parameter.
+        ParameterError: when resolved, if the parameter is lazy and the reference is to be taken from it.
         GroupError: when resolved, if the reference has another shape.
 
     Reference: Li, Grandvalet and Davoine (2018), "Explicit inductive bias for transfer learning with convolutional
@@ -42,6 +45,8 @@ class Toward(Penalty):
 
     penalty: Penalty
     reference: Reference | None = None
+    _: KW_ONLY
+    saved: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
@@ -124,9 +129,17 @@ class Toward(Penalty):
                 held = ", ".join(list(reference)[:3])
                 raise SelectionError(f"the reference of {self} has no {name!r} of the model; it has {held} ...")
             reference = reference[name]
+        if is_lazy(parameter):
+            if reference is None:
+                raise ParameterError(
+                    f"{name!r} is lazy, so it has no value yet that {self} could take as its reference; run one "
+                    "forward pass first"
+                )
+            return self
         source = parameter if reference is None else reference
-        copy = source.detach().to(parameter.device, parameter.dtype, copy=True)
-        return Toward(self.penalty.bound(name, parameter), copy)
+        kept = source.detach().to(parameter.device, parameter.dtype, copy=reference is None)
+        saved = self.saved or self.reference is None
+        return Toward(self.penalty.bound(name, parameter), kept, saved=saved)
 
     def _reference(self, w: Tensor) -> Tensor:
         """Return the reference of a parameter."""

@@ -106,6 +106,8 @@ class Weighted(Elementwise):
 
     def bound(self, name: str, parameter: Tensor) -> "Weighted":
         """Return the same with weights on the parameter's device."""
+        if self.weights.device == parameter.device:
+            return self
         return Weighted(self.penalty, self.weights.to(parameter.device))
 
     def describe(self, shape: Sequence[int] | None) -> Description:

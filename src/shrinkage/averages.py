@@ -1,0 +1,75 @@
+"""Averaged gradients, which decide whether a weight that is exactly zero may leave zero.
+
+The gradient of one batch is noisy: it pushes weights out of zero that the gradient of all data would hold there, and
+the next proximal step brings back only some of them. A weight, or group, that is zero before a step is set back to zero
+after it as long as 0 is stationary for the running average of its gradient. Solutions stay solutions: at one, the
+average is the gradient, and holds exactly the zeros that belong there.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shrinkage.groups import at_least_float32
+from shrinkage.penalties import Penalty
+
+
+class Average(NamedTuple):
+    """A running sum of gradients with decaying weights, and the sum of the weights, 0-dim."""
+
+    total: Tensor
+    weight: Tensor
+
+
+class Averages:
+    """The averaged gradient of each charged parameter, by name.
+
+    Args:
+        decay: how much of the average stays at each update, 0 to 1: 0.99 averages over about 100 updates.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self._averages: dict[str, Average] = {}
+
+    def update(self, name: str, grad: Tensor, overflow: Tensor | None = None) -> Tensor:
+        """Take in one gradient, unless `overflow` is 1, and return the average: the sum over the sum of weights.
+
+        It is 0 before the first gradient that counts.
+        """
+        grad = grad.to(at_least_float32(grad.dtype))
+        if name not in self._averages:
+            self._averages[name] = Average(torch.zeros_like(grad), grad.new_zeros(()))
+        total, weight = self._averages[name]
+        total, weight = total.to(grad.device), weight.to(grad.device)
+        next_total = total.lerp(grad, 1 - self.decay)
+        next_weight = weight.lerp(torch.ones_like(weight), 1 - self.decay)
+        if overflow is not None:  # the gradient is then infinite or NaN
+            next_total = torch.where(overflow > 0, total, next_total)
+            next_weight = torch.where(overflow > 0, weight, next_weight)
+        self._averages[name] = Average(next_total, next_weight)
+        return next_total / next_weight.clamp_min(torch.finfo(next_weight.dtype).tiny)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return the averages as tensors."""
+        return {name: average._asdict() for name, average in self._averages.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on from `state_dict`."""
+        self._averages = {name: Average(**average) for name, average in state.items()}
+
+
+def check_decay(entry: float | None) -> None:
+    """Raise `ValueError` unless `entry` is None or a number between 0 and 1."""
+    if entry is not None and not (isinstance(entry, float) and 0 < entry < 1):
+        raise ValueError(f"entry must be a decay between 0 and 1 such as 0.99, or None, got {entry!r}")
+
+
+def decides(penalty: Penalty, how: str) -> bool:
+    """Return whether averaged gradients decide about the zeros of `penalty`.
+
+    It has to give exact zeros that withstand some gradients and not all, in units of the loss.
+    """
+    return how == "proximal" and penalty.holds_zeros

@@ -1,0 +1,230 @@
+"""Does a training run solve the problem that was stated? Residuals, and the strength at which a rule leaves nothing.
+
+minimize L(w) + R(w) is solved, to first order, where -grad L(w) lies in the subdifferential of R at w.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.apply import Number, at_origin
+from shrinkage.penalties import Penalty
+from shrinkage.plan import Plan, Rules, resolve
+from shrinkage.prox import wide
+from shrinkage.select import named_parameters
+from shrinkage.tables import table
+
+Closure = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterResidual:
+    """How far one parameter is from stationary.
+
+    Args:
+        name: the parameter.
+        penalty: what it is charged, in words; "none" if it is not.
+        strength: of the penalty, in words.
+        measure: "KKT", the distance of the negative gradient to the subdifferential; "fixed point", how far a step and
+            a prox move, per unit of step; "gradient", where nothing is charged.
+        max: largest residual of an element or group.
+        mean: mean over elements or groups.
+        relative: the largest relative to the strength, as a gradient: to the least that moves a zero weight or group.
+        zeros: share of exact zeros.
+    """
+
+    name: str
+    penalty: str
+    strength: str
+    measure: str
+    max: float
+    mean: float
+    relative: float
+    zeros: float
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """The residuals of all charged parameters, and of the others. Prints as a table, and in words."""
+
+    charged: tuple[ParameterResidual, ...]
+    others: tuple[ParameterResidual, ...]
+    tolerance: float
+
+    @property
+    def worst(self) -> ParameterResidual:
+        """The parameter with the largest residual relative to the strength, charged or not."""
+        return max((*self.charged, *self.others), key=lambda each: (math.isnan(each.relative), each.relative))
+
+    @property
+    def solved(self) -> bool:
+        """Whether no residual is larger than the tolerance."""
+        return self.worst.relative <= self.tolerance
+
+    def __str__(self) -> str:
+        header = ["parameter", "penalty", "strength", "measure", "max", "mean", "of the strength", "zeros"]
+        rows = [residual_cells(each) for each in (*self.charged, *self.others)]
+        return f"{table(header, rows, right=range(4, 8))}\n{self.verdict()}"
+
+    def verdict(self) -> str:
+        """Return in words whether the stated problem is solved."""
+        if self.solved:
+            return (
+                "Solved: the weights are stationary for the loss plus the penalties, "
+                f"to {self.tolerance:g} of the strength."
+            )
+        worst = self.worst
+        return (
+            f"Not solved: the residual of {worst.name} is {worst.relative:.2g} of the strength, the tolerance is "
+            f"{self.tolerance:g}. Train longer, lower the learning rate, or hold zeros against the noise of "
+            "minibatches with entry=0.99."
+        )
+
+
+def residual_cells(each: ParameterResidual) -> list[str]:
+    """Return the row of one parameter in the printed table."""
+    numbers = [f"{number:.2g}" for number in (each.max, each.mean, each.relative)]
+    return [each.name, each.penalty, each.strength, each.measure, *numbers, f"{100 * each.zeros:.0f}%"]
+
+
+def residuals(
+    model: nn.Module,
+    plan: Plan,
+    iteration: int,
+    steps: Mapping[str, Number],
+    closure: Closure,
+    data: Iterable[Any] | None,
+    tolerance: float,
+) -> Residuals:
+    """Return the residuals of `model`; see `Regularizer.residuals`.
+
+    Args:
+        model: whose parameters are charged.
+        plan: what they are charged.
+        iteration: the update at which strengths are taken.
+        steps: the optimizer's step of each parameter, for penalties that need one; 1 where it is missing.
+        closure: returns the loss, of one batch of `data` or of everything.
+        data: batches.
+        tolerance: see `Residuals`.
+    """
+    held = {name: parameter for name, parameter in trained(model)}
+    gradients = dict(zip(held, mean_gradients(list(held.values()), closure, data), strict=True))
+    penalties = {entry.name: entry.penalty.at(iteration) for entry in plan if entry.name in held}
+    slopes = [slope for name, penalty in penalties.items() if 0 < (slope := penalty.slope(held[name].shape)) < math.inf]
+    largest = max((float(grad.abs().max()) for grad in gradients.values() if grad.numel()), default=0.0)
+    unit = max(slopes, default=largest) or 1.0
+    charged, others = [], []
+    with torch.no_grad():
+        for name, parameter in held.items():
+            penalty, w, grad = penalties.get(name), wide(parameter.detach()), wide(gradients[name])
+            if penalty is None:
+                others.append(summary(name, None, "gradient", w, grad.abs(), unit))
+            else:
+                measure, values = residual_of(penalty, w, grad, steps.get(name, 1.0))
+                charged.append(summary(name, penalty, measure, w, values, unit))
+    return Residuals(tuple(charged), tuple(others), tolerance)
+
+
+def residual_of(penalty: Penalty, w: Tensor, grad: Tensor, step: Number) -> tuple[str, Tensor]:
+    """Return the residual of one parameter, and what it measures."""
+    if penalty.slope(w.shape) < math.inf:
+        return "KKT", penalty.residual(w, grad)
+    return "fixed point", (w - penalty.prox(w - step * grad, step)).abs() / step
+
+
+def summary(
+    name: str, penalty: Penalty | None, measure: str, w: Tensor, values: Tensor, unit: float
+) -> ParameterResidual:
+    """Return the largest and the mean of residuals, in the penalty's own unit or else in `unit`."""
+    text, strength, _ = ("none", "-", "-") if penalty is None else penalty.describe(tuple(w.shape))
+    slope = 0.0 if penalty is None else penalty.slope(w.shape)
+    largest = float(values.max()) if values.numel() else 0.0
+    mean = float(values.mean()) if values.numel() else 0.0
+    zeros = float((w == 0).double().mean()) if w.numel() else 0.0
+    relative = largest / (slope if 0 < slope < math.inf else unit)
+    return ParameterResidual(name, text, strength, measure, largest, mean, relative, zeros)
+
+
+def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterable[Any] | None = None) -> float:
+    """Return the least strength at which all parameters of a rule are exactly zero, the rest of the model held fixed.
+
+    max over the rule's parameters of the penalty's dual norm of their gradient, where they are all zero
+
+    Search for a strength below it: at 1 there is nothing left, at 0.1 or 0.01 of it there usually is enough. For a
+    penalty that is not convex, zero is stationary from there on, but not the only solution.
+
+    Args:
+        model: its parameters are as they were when this returns.
+        closure: returns the loss of all training data, or of one batch of `data`, as in `Regularizer.residuals`.
+        rules: a penalty, whose strength plays no part, or a `Rule` or mapping that says which parameters.
+        data: batches.
+
+    Raises:
+        SelectionError, GroupError, ParameterError: as in `Regularizer`.
+        ValueError: a penalty has no such strength: it is smooth, or a constraint.
+
+    Reference: Ndiaye et al. (2017), "Gap safe screening rules for sparsity enforcing penalties", eq. 10.
+    Setting hidden layers of a network to zero blocks the gradients of what lies behind them, which are not asked here.
+
+    >>> import shrinkage
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
+    >>> strength_max(layer, lambda: layer(x).sum(), shrinkage.L1(1.0))
+    1.0
+    """
+    held = {candidate.name: candidate.parameter for candidate in named_parameters(model)}
+    pairs = [(entry.penalty.at(0), held[entry.name]) for entry in resolve(model, rules)]
+    charged = [(penalty, parameter) for penalty, parameter in pairs if parameter is not None]
+    with at_origin(charged):
+        gradients = mean_gradients([parameter for _, parameter in charged], closure, data)
+    pairs_of = zip((penalty for penalty, _ in charged), gradients, strict=True)
+    strengths = [(penalty, float(penalty.strength_max(wide(grad)))) for penalty, grad in pairs_of]
+    for penalty, strength in strengths:
+        if math.isinf(strength):
+            raise ValueError(f"no strength of {penalty} makes all parameters zero: it is smooth, or a constraint")
+    return max(strength for _, strength in strengths)
+
+
+def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every parameter of `model` that takes a gradient, once, under the name that a plan gives it."""
+    seen: set[int] = set()
+    for candidate in named_parameters(model):
+        parameter = candidate.parameter
+        if parameter is not None and parameter.requires_grad and id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield candidate.name, parameter
+
+
+def mean_gradients(parameters: list[nn.Parameter], closure: Closure, data: Iterable[Any] | None) -> list[Tensor]:
+    """Return the gradient of the mean loss for each parameter, without touching `.grad`."""
+    batches: Iterable[tuple[Any, ...]] = [()] if data is None else ((batch,) for batch in data)
+    totals, count = [torch.zeros_like(parameter) for parameter in parameters], 0
+    for arguments in batches:
+        size = length(arguments[0]) if arguments else 1
+        with torch.enable_grad():
+            loss = closure(*arguments)
+        if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
+            raise TypeError(
+                f"the closure has to return the loss, one number with a graph, and no backward(); got {loss!r}"
+            )
+        gradients = torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
+        for total, grad in zip(totals, gradients, strict=True):
+            if grad is not None:
+                total.add_(grad, alpha=size)
+        count += size
+    if not count:
+        raise ValueError("there are no batches in the data; an iterator can be used once only")
+    return [total / count for total in totals]
+
+
+def length(batch: Any) -> int:
+    """Return the length of the first tensor in a batch, 1 if there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 1
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    return length(batch[0]) if isinstance(batch, list | tuple) and batch else 1
