@@ -26,7 +26,7 @@ from shrinkage import (
     Toward,
 )
 from shrinkage.penalties import Elementwise
-from shrinkage.penalties.grouped import PerGroup
+from shrinkage.penalties.per_group import PerGroup
 
 every_penalty = pytest.mark.parametrize("case", PENALTIES, ids=str)
 CLOSED = [case for case in PENALTIES if case.closed]

@@ -32,6 +32,11 @@ class Layout:
         return tuple(dim for dim in range(len(self.shape)) if dim not in self.between)
 
     @property
+    def kept(self) -> tuple[int, ...]:
+        """The shape of one value per group that broadcasts against `shape`."""
+        return tuple(size if dim in self.between else 1 for dim, size in enumerate(self.shape))
+
+    @property
     def count(self) -> int:
         """Number of groups."""
         return math.prod(self.shape[dim] for dim in self.between)
@@ -87,8 +92,7 @@ class Groups(ABC):
                 [2, 2, 2]])
         """
         layout = self.layout(shape)
-        kept = [size if dim in layout.between else 1 for dim, size in enumerate(layout.shape)]
-        return values.reshape(kept).expand(layout.shape).reshape(tuple(shape))
+        return values.reshape(layout.kept).expand(layout.shape).reshape(tuple(shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def with_references(plan: Plan, references: Mapping[str, Tensor]) -> Plan:
             reference = references[entry.name]
             if tuple(reference.shape) != entry.shape:
                 raise ValueError(
-                    f"the reference of {entry.name!r} has shape {tuple(reference.shape)}, not {entry.shape}"
+                    f"the reference of {entry.name!r} has shape {tuple(reference.shape)}, the parameter {entry.shape}"
                 )
             now = entry.penalty.reference
             moved = reference.to(now.device, now.dtype) if isinstance(now, Tensor) else reference

@@ -76,6 +76,7 @@ class Regularizer:
                 check_same_charge(name, declared[name], charged.penalty, charged.how)
         self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
         self._resumed: list[Progress] = []
+        self._iteration = 0  # reached by an optimizer that may be gone
 
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
@@ -118,7 +119,7 @@ class Regularizer:
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
         held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
-        iteration = next((progress.updates for progress in self._progress()), 0)
+        iteration = self._reached()
         with torch.no_grad():
             values = [
                 entry.penalty.at(iteration).value(wide(parameter))
@@ -159,8 +160,7 @@ class Regularizer:
         steps: dict[str, Number] = {}
         for optimizer, attachment in zip(self._optimizers(), (held[1] for held in self._attachments), strict=True):
             steps |= attachment.steps(optimizer)
-        iteration = next((progress.updates for progress in self._progress()), 0)
-        return residuals(self._model, self.plan, iteration, steps, closure, data, tolerance)
+        return residuals(self._model, self.plan, self._reached(), steps, closure, data, tolerance)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the updates made through each attached optimizer, in the order of attachment, and what they need.
@@ -211,8 +211,14 @@ class Regularizer:
         self._optimizers()
         return [Progress.of(attachment) for _, attachment, _ in self._attachments] + self._resumed
 
+    def _reached(self) -> int:
+        """Return the number of updates at which strengths are taken outside of a step."""
+        return next((progress.updates for progress in self._progress()), self._iteration)
+
     def _optimizers(self) -> list[Optimizer]:
         """Return the optimizers that are attached to, after forgetting those that are gone."""
+        for _, attachment, _ in self._attachments:
+            self._iteration = attachment.updates.count()
         self._attachments = [held for held in self._attachments if held[0]() is not None]
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 

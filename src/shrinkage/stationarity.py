@@ -208,9 +208,7 @@ def mean_gradients(parameters: list[nn.Parameter], closure: Closure, data: Itera
         with torch.enable_grad():
             loss = closure(*arguments)
         if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
-            raise TypeError(
-                f"the closure has to return the loss, one number with a graph, and no backward(); got {loss!r}"
-            )
+            raise TypeError(f"the closure has to return the loss, one number that can be differentiated, got {loss!r}")
         gradients = torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
         for total, grad in zip(totals, gradients, strict=True):
             if grad is not None:

@@ -11,8 +11,8 @@ from shrinkage import projections
 from shrinkage.groups import Groups, Rows, Whole
 from shrinkage.penalties.base import Description
 from shrinkage.penalties.constraints import Constraint
-from shrinkage.penalties.grouped import check_groups
 from shrinkage.penalties.matrix import as_matrix, matrix_shape
+from shrinkage.penalties.per_group import check_groups
 from shrinkage.proximal_gradient import is_metric, prox_in_metric
 from shrinkage.schedules import check_positive
 

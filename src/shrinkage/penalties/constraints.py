@@ -16,7 +16,7 @@ from shrinkage.errors import GroupError
 from shrinkage.groups import Groups, Whole, at_least_float32
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero, longest_dimension
-from shrinkage.penalties.grouped import check_groups
+from shrinkage.penalties.per_group import check_groups
 from shrinkage.schedules import Strength, check_strength, fixed
 
 TOLERANCE = 64  # in units of the type's eps: a point that is outside by rounding counts as inside

@@ -1,66 +1,21 @@
 """Penalties of the norms of groups: a whole row, column or head becomes zero at once."""
 
-import math
-from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from shrinkage import radial
+from shrinkage import prox, radial
 from shrinkage.errors import GroupError
-from shrinkage.groups import Groups, at_least_float32, norms_within
-from shrinkage.penalties.base import Description, Penalty
+from shrinkage.groups import Groups, Layout, at_least_float32, norms_within
+from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.schedules import Strength
+from shrinkage.penalties.per_group import PerGroup, check_groups
+from shrinkage.schedules import Strength, check_strength, fixed, total
 
-
-class PerGroup(Penalty):
-    """A sum over groups, which share nothing: each has its own prox and its own residual."""
-
-    __slots__ = ()
-
-    groups: Groups
-    weigh_by_size: bool
-
-    @property
-    def smooth(self) -> bool:
-        """False: there is a kink where a group is zero."""
-        return False
-
-    @property
-    def holds_zeros(self) -> bool:
-        """True: a group that is zero withstands gradients up to the slope."""
-        return True
-
-    @abstractmethod
-    def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        """Return the name and the strength that a printed plan shows."""
-
-    def check_shape(self, shape: Sequence[int]) -> None:
-        """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
-        self.groups.layout(shape)
-
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Cut between groups, unless they are counted as `Heads` are, which a piece has fewer of."""
-        layout = self.groups.layout(shape)
-        return layout.between[0] if layout.between and layout.shape == tuple(shape) else None
-
-    def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the charge of a group, and how many groups there are."""
-        count = "" if shape is None else f"{self.groups.layout(shape).count} x "
-        return Description(*self.charge_text(shape), f"{count}{self.groups}")
-
-    def stays(self, w: Tensor, average: Tensor) -> Tensor:
-        """Return the elements of groups that are zero and stationary for the gradient `average`."""
-        still = (self.groups.norms(w) == 0) & (self.residual(torch.zeros_like(w), average) == 0)
-        return self.groups.spread(still, w.shape)
-
-    def weight(self, shape: Sequence[int]) -> float:
-        """Return what a group's charge is multiplied by: the square root of its size, or 1."""
-        return math.sqrt(max(self.groups.layout(shape).size, 1)) if self.weigh_by_size else 1.0
+BISECTIONS = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +110,7 @@ class Grouped(PerGroup):
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
         if isinstance(step, Tensor) and step.dim():
             steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
-            scaled = self._prox_in_metric(split, steps, layout.within, self.weight(w.shape))
+            scaled = self._prox_in_metric(split, steps, layout, self.weight(w.shape))
         else:
             norms = norms_within(split, layout.within)
             shrunk = self.penalty.prox(norms.reshape(-1), step * self.weight(w.shape)).reshape(norms.shape)
@@ -163,26 +118,25 @@ class Grouped(PerGroup):
             scaled = split * scale
         return scaled.reshape(w.shape).to(w.dtype)
 
-    def _prox_in_metric(self, w: Tensor, steps: Tensor, within: tuple[int, ...], weight: float) -> Tensor:
+    def _prox_in_metric(self, w: Tensor, steps: Tensor, layout: Layout, weight: float) -> Tensor:
         """Solve for all groups at once; the quadratic part of phi is taken in first.
 
         The prox of R + q/2 ||.||^2 with step s at w is that of R with step s / (1 + s q) at w / (1 + s q).
         """
-        between = norms_shape(w, within)
         parts = self.penalty.radial()
         if parts is None:
             charge = radial.Charge(
-                cost=lambda norms: weight * self.penalty.cost(norms.reshape(-1)).reshape(between),
-                slope=lambda norms: weight * self.penalty.gradient(norms.reshape(-1)).reshape(between),
-                slope_at_zero=weight * as_column(self.penalty.slope_at_zero, between),
+                cost=lambda norms: weight * self.penalty.cost(norms.reshape(-1)).reshape(layout.kept),
+                slope=lambda norms: weight * self.penalty.gradient(norms.reshape(-1)).reshape(layout.kept),
+                slope_at_zero=weight * as_column(self.penalty.slope_at_zero, layout.kept),
             )
-            return w * radial.radial_scale_in_metric(w, steps, within, charge)
-        linear, quadratic = (weight * as_column(part, between) for part in parts)
+            return w * radial.radial_scale_in_metric(w, steps, layout.within, charge)
+        linear, quadratic = (weight * as_column(part, layout.kept) for part in parts)
         if isinstance(quadratic, Tensor) or quadratic:
             w, steps = w / (1 + steps * quadratic), steps / (1 + steps * quadratic)
         if not isinstance(linear, Tensor) and not linear:
             return w.clone()
-        return w * radial.block_scale_in_metric(w, steps * linear, within)
+        return w * radial.block_scale_in_metric(w, steps * linear, layout.within)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the distance per group, shape `(groups,)`: to the ball of radius weight * slope where w_g is 0."""
@@ -197,7 +151,10 @@ class Grouped(PerGroup):
         return self.penalty.strength_max(self.groups.norms(grad) / self.weight(grad.shape))
 
     def combined(self, other: Penalty) -> Penalty | None:
-        """GroupLasso + GroupLasso of the same groups is GroupLasso; groups that overlap are refused."""
+        """L1 + GroupLasso is SparseGroupLasso; two of the same groups are one; groups that overlap are refused."""
+        if isinstance(other, L1) and isinstance(self.penalty, L1):
+            strength = self.penalty.strength
+            return SparseGroupLasso(other.strength, strength, self.groups, weigh_by_size=self.weigh_by_size)
         if not isinstance(other, Grouped):
             return None
         if (other.groups, other.weigh_by_size) != (self.groups, self.weigh_by_size):
@@ -236,15 +193,107 @@ def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True
     return Grouped(L1(strength), groups, weigh_by_size=weigh_by_size)
 
 
-def check_groups(groups: object) -> None:
-    """Raise `TypeError` unless `groups` is a group view."""
-    if not isinstance(groups, Groups):
-        raise TypeError(f"the groups must be a group view, an instance such as Rows(), got {groups!r}")
+@dataclass(frozen=True, slots=True)
+class SparseGroupLasso(PerGroup):
+    """Charge weights and norms of groups together: zero groups, and zeros inside the others.
 
+    R(w) = l1 * sum |w| + group * sum over groups g of  sqrt(size of g) * ||w_g||,  without the root if `weigh_by_size`
+    is False
 
-def norms_shape(w: Tensor, within: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the norms of `w` over the dimensions `within`, which stay with size 1."""
-    return tuple(1 if dim in within else size for dim, size in enumerate(w.shape))
+    The prox is exact in every diagonal metric: soft threshold first, then `GroupLasso`'s.
+
+    Args:
+        l1: >= 0, strength of the absolute values, loss units per unit of |w|; or a schedule of the update count.
+        group: >= 0, strength of the norms, as in `GroupLasso`; or a schedule of the update count.
+        groups: which elements belong together, such as `Rows()`.
+        weigh_by_size: multiply the cost of a group by the square root of its size.
+
+    Raises:
+        ValueError: a strength is negative or not finite.
+        TypeError: `groups` is not a group view.
+        GroupError: from any method, if the tensor can not be divided into these groups.
+
+    Reference: Simon et al. (2013), "A sparse-group lasso", eq. 3.
+
+    >>> from shrinkage import Rows
+    >>> penalty = SparseGroupLasso(1.0, 1.0, Rows(), weigh_by_size=False)
+    >>> penalty.prox(torch.tensor([[4.0, 5.0, 0.5], [1.5, 1.5, 0.0]]), step=1.0)
+    tensor([[2.4000, 3.2000, 0.0000],
+            [0.0000, 0.0000, 0.0000]])
+    """
+
+    l1: Strength
+    group: Strength
+    groups: Groups
+    _: KW_ONLY
+    weigh_by_size: bool = True
+
+    def __post_init__(self) -> None:
+        check_strength("SparseGroupLasso", "l1", self.l1)
+        check_strength("SparseGroupLasso", "group", self.group)
+        check_groups(self.groups)
+
+    @property
+    def of_groups(self) -> Grouped:
+        """The part that charges norms."""
+        return GroupLasso(self.group, self.groups, weigh_by_size=self.weigh_by_size)
+
+    def slope(self, shape: Sequence[int]) -> float:
+        """Return the norm of gradient that a zero group withstands beyond `l1`, plus `l1`."""
+        return fixed(self.l1) + self.of_groups.slope(shape)
+
+    def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
+        """Return both strengths."""
+        texts = ["schedule" if callable(strength) else f"{strength:g}" for strength in (self.l1, self.group)]
+        return "SparseGroupLasso", ", ".join(texts)
+
+    def value(self, w: Tensor) -> Tensor:
+        """l1 * sum |w| plus the group lasso's value."""
+        return L1(self.l1).value(w) + self.of_groups.value(w)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """l1 * sign(w) plus the group lasso's gradient."""
+        return L1(self.l1).gradient(w) + self.of_groups.gradient(w)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Soft threshold, then the group lasso's prox."""
+        return self.of_groups.prox(L1(self.l1).prox(prox.wide(w), step), step).to(w.dtype)
+
+    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
+        """Return the distance per group, shape `(groups,)`."""
+        norms = self.groups.norms(w)
+        beyond = prox.soft_threshold(grad, fixed(self.l1))
+        at_zero = self.of_groups.residual(torch.zeros_like(w), beyond)
+        inside = torch.where(w == 0, beyond, grad + self.gradient(w))
+        return torch.where(norms == 0, at_zero, self.groups.norms(inside))
+
+    def stays(self, w: Tensor, average: Tensor) -> Tensor:
+        """Return the elements of zero groups that are stationary, and zeros inside the others that `l1` holds."""
+        group_stays = PerGroup.stays(self, w, average)
+        alive = self.groups.spread(self.groups.norms(w) > 0, w.shape)
+        return group_stays | (alive & L1(self.l1).stays(w, average))
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return the least l1 + group at which 0 is stationary, in the proportion that they have now."""
+        l1, group = fixed(self.l1), fixed(self.group)
+        if l1 + group == 0:
+            return infinite_unless_zero(grad)
+        zero, low, high = torch.zeros_like(grad), 0.0, float(grad.abs().sum())
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            scaled = replace(self, l1=middle * l1 / (l1 + group), group=middle * group / (l1 + group))
+            low, high = (low, middle) if bool((scaled.residual(zero, grad) == 0).all()) else (middle, high)
+        return grad.new_tensor(high)
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """Add L1, or GroupLasso of the same groups, to its part."""
+        if isinstance(other, L1):
+            return replace(self, l1=total(self.l1, other.strength))
+        if isinstance(other, Grouped) and isinstance(other.penalty, L1):
+            both = self.of_groups.combined(other)
+            if isinstance(both, Grouped) and isinstance(both.penalty, L1):
+                return replace(self, group=both.penalty.strength)
+        return None
 
 
 def as_column(part: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero, longest_dimension
-from shrinkage.penalties.grouped import PerGroup
+from shrinkage.penalties.per_group import PerGroup
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,63 @@
+"""What penalties have in common that are a sum over groups."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shrinkage.groups import Groups
+from shrinkage.penalties.base import Description, Penalty
+
+
+class PerGroup(Penalty):
+    """A sum over groups, which share nothing: each has its own prox and its own residual."""
+
+    __slots__ = ()
+
+    groups: Groups
+    weigh_by_size: bool
+
+    @property
+    def smooth(self) -> bool:
+        """False: there is a kink where a group is zero."""
+        return False
+
+    @property
+    def holds_zeros(self) -> bool:
+        """True: a group that is zero withstands gradients up to the slope."""
+        return True
+
+    @abstractmethod
+    def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
+        """Return the name and the strength that a printed plan shows."""
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
+        self.groups.layout(shape)
+
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Cut between groups, unless they are counted as `Heads` are, which a piece has fewer of."""
+        layout = self.groups.layout(shape)
+        return layout.between[0] if layout.between and layout.shape == tuple(shape) else None
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return the charge of a group, and how many groups there are."""
+        count = "" if shape is None else f"{self.groups.layout(shape).count} x "
+        return Description(*self.charge_text(shape), f"{count}{self.groups}")
+
+    def stays(self, w: Tensor, average: Tensor) -> Tensor:
+        """Return the elements of groups that are zero and stationary for the gradient `average`."""
+        still = (self.groups.norms(w) == 0) & (self.residual(torch.zeros_like(w), average) == 0)
+        return self.groups.spread(still, w.shape)
+
+    def weight(self, shape: Sequence[int]) -> float:
+        """Return what a group's charge is multiplied by: the square root of its size, or 1."""
+        return math.sqrt(max(self.groups.layout(shape).size, 1)) if self.weigh_by_size else 1.0
+
+
+def check_groups(groups: object) -> None:
+    """Raise `TypeError` unless `groups` is a group view."""
+    if not isinstance(groups, Groups):
+        raise TypeError(f"the groups must be a group view, an instance such as Rows(), got {groups!r}")

@@ -1,0 +1,228 @@
+"""Residuals and the largest strength, against gradients computed by hand and solutions that are known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam
+
+from models import batches, loss_of, mlp, train
+from problems import diabetes_lasso, digits_group_lasso
+from shrinkage import (
+    L0,
+    L1,
+    L2,
+    MCP,
+    Columns,
+    ElasticNet,
+    GroupLasso,
+    Lp,
+    MaxNorm,
+    Nuclear,
+    Regularizer,
+    Rows,
+    SelectionError,
+    Toward,
+    strength_max,
+)
+
+
+def solved(problem, penalty, iterations=1500):
+    model = problem.model()
+    optimizer = Adam(model.parameters(), lr=0.01)
+    regularizer = Regularizer(model, penalty).attach(optimizer)
+    for _ in range(iterations):
+        optimizer.zero_grad()
+        problem.loss(model).backward()
+        optimizer.step()
+    return model, regularizer, optimizer
+
+
+def test_a_solved_lasso_is_certified_and_an_unsolved_one_is_not():
+    problem = diabetes_lasso()
+    model, regularizer, _optimizer = solved(problem, L1(problem.strength))
+    found = regularizer.residuals(lambda: problem.loss(model))
+    assert found.solved
+    assert found.charged[0].max <= 1e-12
+    assert found.charged[0].zeros == 0.4
+    assert "Solved: the weights are stationary" in str(found)
+
+    other = Regularizer(model, L1(1.01 * problem.strength)).residuals(lambda: problem.loss(model))
+    assert not other.solved
+    assert other.worst.relative == pytest.approx(0.01 / 1.01)
+    assert "Not solved: the residual of weight is 0.0099 of the strength, the tolerance is 0.001." in str(other)
+    assert Regularizer(model, L1(1.01 * problem.strength)).residuals(lambda: problem.loss(model), tolerance=0.02).solved
+
+
+def test_a_group_residual_is_relative_to_what_a_group_withstands():
+    problem = digits_group_lasso()
+    model = problem.model()
+    model.weight.data.copy_(problem.solution)
+    penalty = GroupLasso(problem.strength, Columns(), weigh_by_size=False)
+    (found,) = Regularizer(model, penalty).residuals(lambda: problem.loss(model)).charged
+    assert found.max <= 1e-8
+    assert found.zeros == 33 / 64
+    half = GroupLasso(problem.strength / 2 / math.sqrt(10), Columns())  # sqrt(10) is the weight of a column
+    (found,) = Regularizer(model, half).residuals(lambda: problem.loss(model)).charged
+    assert found.relative == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_residual_is_the_formula_on_the_full_gradient():
+    model = mlp()
+    train(model, SGD(model.parameters(), lr=0.1), 5)
+    (x, y), *_ = batches(1)
+    model.zero_grad()
+    loss_of(model, (x, y)).backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    regularizer = Regularizer(model, {"0.weight": L1(0.1), "2.weight": ElasticNet(0.1, 0.3)})
+    found = regularizer.residuals(lambda: loss_of(model, (x, y)))
+    assert all(p.grad is None for p in model.parameters())
+    for each, penalty in zip(found.charged, (L1(0.1), ElasticNet(0.1, 0.3)), strict=True):
+        expected = penalty.residual(model.get_parameter(each.name).detach(), grads[each.name])
+        assert each.max == pytest.approx(float(expected.max()))
+        assert each.mean == pytest.approx(float(expected.mean()))
+        assert each.relative == pytest.approx(each.max / 0.1)
+    assert [(each.name, each.measure) for each in found.others] == [("0.bias", "gradient"), ("2.bias", "gradient")]
+    assert found.others[0].max == pytest.approx(float(grads["0.bias"].abs().max()))
+    assert found.others[0].relative == pytest.approx(found.others[0].max / 0.1)
+
+
+def test_batches_are_averaged_by_their_length():
+    model = mlp()
+    (x, y), *_ = batches(1)
+    regularizer = Regularizer(model, L1(0.1))
+    whole = regularizer.residuals(lambda: loss_of(model, (x, y)))
+    parts = [(x[:10], y[:10]), (x[10:], y[10:])]
+    for data in (parts, [{"x": a, "y": b} for a, b in parts]):
+        split = regularizer.residuals(
+            lambda batch: loss_of(model, batch if isinstance(batch, tuple) else (batch["x"], batch["y"])), data
+        )
+        for one, other in zip(whole.charged, split.charged, strict=True):
+            assert one.max == pytest.approx(other.max, rel=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [L0(0.01), Lp(0.01, 0.5)])
+def test_penalties_whose_zeros_withstand_everything_are_measured_by_a_step(penalty):
+    """The subdifferential at 0 is everything, so that the KKT residual there is 0 whatever the gradient."""
+    problem = diabetes_lasso()
+    model, regularizer, _optimizer = solved(problem, penalty)
+    found = regularizer.residuals(lambda: problem.loss(model))
+    assert found.charged[0].measure == "fixed point"
+    assert found.charged[0].max <= 1e-9
+    model.weight.data.zero_()
+    (at_zero,) = Regularizer(model, penalty).residuals(lambda: problem.loss(model)).charged
+    assert at_zero.max > 0.1  # a step of size 1 leaves zero
+
+
+@pytest.mark.parametrize("penalty", [L2(0.3), MaxNorm(0.5), Nuclear(0.05), MCP(0.05), Toward(L1(0.05))])
+def test_solutions_of_other_penalties_are_certified(penalty):
+    problem = diabetes_lasso()
+    model = problem.model()
+    model.weight.data.copy_(torch.linspace(-0.2, 0.2, 10)[None])
+    optimizer = SGD(model.parameters(), lr=0.2)
+    regularizer = Regularizer(model, penalty).attach(optimizer)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        problem.loss(model).backward()
+        optimizer.step()
+    assert regularizer.residuals(lambda: problem.loss(model), tolerance=1e-4).solved
+    model.weight.data.add_(0.05)
+    assert not regularizer.residuals(lambda: problem.loss(model), tolerance=1e-3).solved
+
+
+def test_a_schedule_is_taken_at_the_update_that_was_reached():
+    problem = diabetes_lasso()
+    schedule = L1(lambda update: problem.strength * min(1.0, update / 100))
+    model, regularizer, _optimizer = solved(problem, schedule)
+    assert regularizer.residuals(lambda: problem.loss(model)).solved
+
+
+def test_a_weight_that_is_nan_is_not_solved():
+    model = mlp()
+    model[0].weight.data[0, 0] = torch.nan
+    found = Regularizer(model, L1(0.1)).residuals(lambda: loss_of(model, batches(1)[0]))
+    assert not found.solved
+
+
+@pytest.mark.parametrize("closure", [lambda: 1.0, lambda: torch.ones(()), lambda: torch.ones(2, requires_grad=True)])
+def test_a_closure_has_to_return_a_loss(closure):
+    with pytest.raises(TypeError, match="the closure has to return the loss, one number that can be differentiated"):
+        Regularizer(mlp(), L1(0.1)).residuals(closure)
+
+
+def test_no_data_is_an_error():
+    with pytest.raises(ValueError, match="no batches in the data"):
+        Regularizer(mlp(), L1(0.1)).residuals(lambda batch: None, iter(()))
+
+
+def test_the_largest_strength_of_the_lasso_is_the_textbooks():
+    problem = diabetes_lasso()
+    model = problem.model()
+    expected = (problem.x.T @ problem.y).abs().max() / len(problem.x)
+    found = strength_max(model, lambda: problem.loss(model), L1(1.0))
+    assert found == pytest.approx(float(expected), rel=1e-12)
+    for factor, alive in ((1.0001, 0), (0.999, 1)):
+        trained, _, _ = solved(problem, L1(factor * found))
+        assert int((trained.weight != 0).sum()) == alive
+
+
+@pytest.mark.parametrize("make", [lambda s: GroupLasso(s, Columns()), lambda s: GroupLasso(s, Rows()), L1, MCP])
+def test_above_the_largest_strength_of_a_layer_training_leaves_nothing_of_it(make):
+    model = mlp(torch.float64)
+    data = batches(1, torch.float64)[0]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = strength_max(model, lambda: loss_of(model, data), {"0.weight": make(1.0)})
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    for factor, alive in ((1.001, False), (0.9, True)):
+        layer = mlp(torch.float64)
+        layer[0].weight.data.zero_()
+        optimizer = SGD([layer[0].weight], lr=0.05)
+        Regularizer(layer, {"0.weight": make(factor * found)}).attach(optimizer)
+        for _ in range(500):
+            layer.zero_grad()
+            loss_of(layer, data).backward()
+            optimizer.step()
+        assert bool((layer[0].weight != 0).any()) == alive
+
+
+def test_the_largest_strength_toward_a_reference_is_asked_there():
+    model, data = mlp(), batches(1)[0]
+    reference = torch.randn_like(model[0].weight)
+    found = strength_max(model, lambda: loss_of(model, data), {"0.weight": Toward(L1(1.0), reference)})
+    model[0].weight.data.copy_(reference)
+    model.zero_grad()
+    loss_of(model, data).backward()
+    assert found == pytest.approx(float(model[0].weight.grad.abs().max()))
+
+
+def test_an_error_gives_the_weights_back():
+    model = mlp()
+    before = model[0].weight.detach().clone()
+
+    def fails():
+        assert (model[0].weight == 0).all()
+        raise RuntimeError("out of data")
+
+    with pytest.raises(RuntimeError, match="out of data"):
+        strength_max(model, fails, {"0.weight": L1(1.0)})
+    assert torch.equal(model[0].weight, before)
+
+
+def test_what_has_no_largest_strength_is_refused():
+    model, data = mlp(), batches(1)[0]
+    for penalty in (L2(1.0), MaxNorm(1.0)):
+        with pytest.raises(ValueError, match=r"no strength of .* makes all parameters zero"):
+            strength_max(model, lambda: loss_of(model, data), penalty)
+    with pytest.raises(SelectionError):
+        strength_max(model, lambda: loss_of(model, data), {"nothing": L1(1.0)})
+
+
+def test_frozen_and_tied_parameters():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
+    x = torch.randn(8, 4)
+    found = Regularizer(model, L1(0.1)).residuals(lambda: model(x).square().mean())
+    assert [each.name for each in (*found.charged, *found.others)] == ["0.weight", "1.bias"]

@@ -1,0 +1,107 @@
+"""A weight for every element or group: free, forced, and in between."""
+
+import math
+
+import pytest
+import torch
+from torch.optim import SGD, Adam
+
+from models import mlp, train
+from problems import diabetes_lasso
+from shrinkage import L0, L1, L2, MCP, SCAD, Grouped, GroupError, GroupLasso, Lp, Regularizer, Rows, Weighted
+
+WEIGHTS = torch.tensor([0.0, 0.5, 1.0, math.inf])
+
+
+@pytest.mark.parametrize("penalty", [L1(0.3), L2(0.3), MCP(0.3), SCAD(0.3), L0(0.3), Lp(0.3, 0.5), L1(0.0)], ids=str)
+@pytest.mark.parametrize("step", [0.7, torch.tensor(0.7), torch.tensor([0.7, 0.5, 0.3, 0.1])])
+def test_zero_is_free_infinity_is_zero_and_one_is_the_penalty(penalty, step):
+    w = torch.tensor([1.3, 1.4, 1.5, 1.6])
+    y = Weighted(penalty, WEIGHTS).prox(w, step)
+    assert y[0] == w[0]
+    assert y[3] == 0
+    assert y[2] == penalty.prox(w, step)[2]
+    assert torch.equal(Weighted(penalty, WEIGHTS).prox(w, 0.0), w)
+    assert not Weighted(penalty, WEIGHTS).value(y).isnan()
+    assert not Weighted(penalty, WEIGHTS).gradient(y).isnan().any()
+    assert not Weighted(penalty, WEIGHTS).residual(y, w).isnan().any()
+
+
+def test_infinite_weights_make_zeros_of_a_smooth_penalty():
+    model = mlp()
+    weights = torch.ones(8, 6)
+    weights[0] = math.inf
+    optimizer = Adam(model.parameters(), lr=0.01)
+    Regularizer(model, {"0.weight": Weighted(L2(0.1), weights)}, how="decoupled").attach(optimizer)
+    train(model, optimizer, 3)
+    assert (model[0].weight[0] == 0).all()
+    assert (model[0].weight[1:] != 0).all()
+    with pytest.raises(ValueError, match='can not be applied with how="gradient"'):
+        Regularizer(model, {"0.weight": Weighted(L2(0.1), weights)}, how="gradient")
+
+
+def test_the_adaptive_lasso_is_the_lasso_in_scaled_features():
+    problem = diabetes_lasso()
+    weights = torch.linspace(0.5, 2.0, 10, dtype=torch.float64)[None]
+    found = []
+    for x, penalty, back in (
+        (problem.x, Weighted(L1(0.05), weights), torch.ones_like(weights)),
+        (problem.x / weights, L1(0.05), 1 / weights),
+    ):
+        model = problem.model()
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.5)
+        Regularizer(model, penalty).attach(optimizer)
+        for _ in range(3000):
+            optimizer.zero_grad()
+            ((model(x) - problem.y).square().sum() / (2 * len(x))).backward()
+            optimizer.step()
+        found.append(model.weight.detach() * back)
+    assert torch.equal(found[0] == 0, found[1] == 0)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_one_weight_per_group():
+    w = torch.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0]])
+    weights = torch.tensor([0.0, 1.0, math.inf])
+    penalty = Grouped(Weighted(L1(1.0), weights), Rows(), weigh_by_size=False)
+    expected = torch.tensor([[3.0, 4.0], [2.4, 3.2], [0.0, 0.0]])
+    torch.testing.assert_close(penalty.prox(w, 1.0), expected)
+    torch.testing.assert_close(penalty.prox(w, torch.ones_like(w)), expected)
+    assert GroupLasso(1.0, Rows(), weigh_by_size=False).value(w[:2]) == 10
+    assert Grouped(Weighted(L1(1.0), weights[:2]), Rows(), weigh_by_size=False).value(w[:2]) == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Weighted(GroupLasso(1.0, Rows()), WEIGHTS), TypeError, "one of single elements"),
+        (lambda: Weighted(L1(1.0), [1.0]), TypeError, "floating point tensor"),
+        (lambda: Weighted(L1(1.0), torch.ones(2, dtype=torch.int)), TypeError, "floating point tensor"),
+        (lambda: Weighted(L1(1.0), torch.tensor([-1.0])), ValueError, "must be >= 0 and not NaN"),
+        (lambda: Weighted(L1(1.0), torch.tensor([math.nan])), ValueError, "must be >= 0 and not NaN"),
+        (lambda: Regularizer(mlp(), {"0.weight": Weighted(L1(1.0), WEIGHTS)}), GroupError, r"\(4,\) .* \(8, 6\)"),
+        (
+            lambda: Regularizer(mlp(), {"0.weight": Grouped(Weighted(L1(1.0), WEIGHTS), Rows())}),
+            GroupError,
+            r"weights of shape \(4,\) can not charge shape \(8,\)",
+        ),
+    ],
+)
+def test_bad_weights_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_weights_are_copied():
+    weights = torch.ones(2)
+    penalty = Weighted(L1(1.0), weights)
+    weights.zero_()
+    assert torch.equal(penalty.weights, torch.ones(2))
+    assert penalty == Weighted(L1(1.0), torch.ones(2))
+    assert penalty != Weighted(L1(1.0), torch.zeros(2))
+
+
+def test_a_schedule_inside():
+    penalty = Weighted(L1(lambda update: 0.1 * update), WEIGHTS)
+    assert penalty.scheduled
+    assert penalty.at(5) == Weighted(L1(0.5), WEIGHTS)
