@@ -11,7 +11,7 @@ from shrinkage.errors import GroupError
 from shrinkage.groups import Groups, Layout, at_least_float32, norms_within
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1
-from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
 from shrinkage.penalties.per_group import PerGroup, check_groups
 from shrinkage.schedules import Strength, check_strength, fixed, total
 
@@ -174,10 +174,8 @@ def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True
 
     Args:
         strength: >= 0, loss units per unit of norm; or a schedule of the update count.
-        groups: which elements belong together: `Rows()`, `Columns()`, `Kernels()`, `Heads(count)`,
-            `Blocks(rows, columns)`, `Whole()`.
-        weigh_by_size: multiply the cost of a group by the square root of its size, so that one strength suits layers
-            of any width.
+        groups: which elements belong together, as in `Grouped`.
+        weigh_by_size: multiply the cost of a group by the square root of its size, as in `Grouped`.
 
     Raises:
         ValueError: the strength is negative or not finite.
