@@ -15,7 +15,7 @@ def objectives(penalty: Penalty, candidates: Tensor, w: Tensor, step: Tensor) ->
 def minimiser_on_grid(penalty: Penalty, w: Tensor, step: Tensor) -> Tensor:
     """Return the minimiser over a tensor of one to four elements: a grid, refined around its best point.
 
-    Zero is always among the candidates. Where the objective is not convex, the minimum has to be wider than a cell of
+    Zero is always among the candidates, and points with one element at zero. Where the objective is not convex, the minimum has to be wider than a cell of
     the first grid: at least 1/100 of the largest element.
     """
     points = {1: 4001, 2: 201, 3: 41, 4: 15}[w.numel()]
@@ -23,9 +23,12 @@ def minimiser_on_grid(penalty: Penalty, w: Tensor, step: Tensor) -> Tensor:
     while radius > 1e-10:
         axis = torch.linspace(-radius, radius, points, dtype=w.dtype)
         offsets = torch.cartesian_prod(*[axis] * w.numel()).reshape(-1, *w.shape)
-        candidates = torch.cat([torch.zeros_like(w)[None], best[None], best + offsets])
+        near = best + offsets
+        on_axes = [near * (1 - axis) for axis in torch.eye(w.numel(), dtype=w.dtype).reshape(-1, *w.shape)]
+        candidates = torch.cat([torch.zeros_like(w)[None], best[None], near, *on_axes])
         best = candidates[objectives(penalty, candidates, w, step).argmin()]
         radius *= 4 / points
+        points = {1: 4001, 2: 41, 3: 15, 4: 9}[w.numel()]
     return best
 
 

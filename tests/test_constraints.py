@@ -30,8 +30,8 @@ def test_no_point_of_the_set_is_nearer(case: ConstraintCase, in_metric):
         assert all(map(case.contains, points[:50]))
         y = constraint.prox(w, steps if in_metric else 1.0)
         assert case.contains(y)
-        found, *others = ((torch.cat([y[None], points]) - w).square() / steps).flatten(1).sum(1)
-        assert found <= min(others) * (1 + 1e-8)
+        distances = ((torch.cat([y[None], points]) - w).square() / steps).flatten(1).sum(1)
+        assert distances[0] <= distances[1:].min() * (1 + 1e-8)
         if case.convex:  # no point lies on the far side of the plane through y, square to where w lies
             beyond = ((points - y) * (w - y) / steps).flatten(1).sum(1)
             assert beyond.max() <= 1e-8

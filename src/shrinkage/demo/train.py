@@ -65,7 +65,7 @@ def train(variant: Variant, digits: Digits, *, seed: int, epochs: int, after_epo
     model = network()
     optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     if variant.rules is not None:
-        Regularizer(model, variant.rules, how=variant.how).attach(optimizer)
+        Regularizer(model, variant.rules, how=variant.how, entry=variant.entry).attach(optimizer)
 
     steps = epochs * -(-len(digits.train) // BATCH)
     schedule = CosineAnnealingLR(optimizer, steps, eta_min=FINAL_LEARNING_RATE)

@@ -6,6 +6,7 @@ from shrinkage import L1, Columns, GroupLasso, Rows
 from shrinkage.plan import How, Rules
 
 STRENGTHS = (1e-4, 3e-4, 1e-3)
+ENTRY = 0.99  # decay of the averaged gradients that hold zeros against the noise of minibatches
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Variant:
         rules: what a `Regularizer` charges; None if there is none.
         how: how the regularizer applies its penalties.
         in_loss: the penalty is a term of the loss instead.
+        entry: decay of the averaged gradients that hold exact zeros; None if nothing holds them.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Variant:
     rules: Rules | None = None
     how: How = "proximal"
     in_loss: bool = False
+    entry: float | None = None
 
 
 def no_penalty() -> Variant:
@@ -48,15 +51,21 @@ def l1_gradient(strength: float) -> Variant:
 
 def l1_proximal(strength: float) -> Variant:
     """Return the same objective once more, with the penalty's proximal operator after each step."""
-    about = "The same objective once more: the proximal operator of L1, a soft threshold, is applied after the step."
-    return Variant("L1 proximal", about, strength, {"*.weight": L1(strength)})
+    about = (
+        "The same objective once more: the proximal operator of L1, a soft threshold, is applied after the step. A "
+        "weight that is zero stays so while the average of its last gradients is too small to move it."
+    )
+    return Variant("L1 proximal", about, strength, {"*.weight": L1(strength)}, entry=ENTRY)
 
 
 def group_lasso(strength: float) -> Variant:
     """Return the group lasso: a pixel goes with its column of the first layer, a neuron with its row of the second."""
-    about = "All weights of a pixel, or of a neuron of the second hidden layer, are kept or set to zero together."
+    about = (
+        "All weights of a pixel, or of a neuron of the second hidden layer, are kept or set to zero together; zeros are "
+        "held as above."
+    )
     rules: Rules = {
         "input.weight": GroupLasso(strength, Columns()),
         "hidden.weight": GroupLasso(strength, Rows()),
     }
-    return Variant("group lasso", about, strength, rules)
+    return Variant("group lasso", about, strength, rules, entry=ENTRY)
