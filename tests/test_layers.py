@@ -29,7 +29,7 @@ FLOORS = [
     {"select", "plan"},
     {"metric", "apply", "optimizers", "averages", "attachment", "declare", "progress", "stationarity", "regularizer"},
     {"threshold", "report"},
-    {"compat", "plots", "html", "cli", "demo"},
+    {"compat", "curves", "sets", "plots", "html", "cli", "demo"},
 ]
 EXTRAS = {"jinja2", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "typer"}
 FILES = sorted(SOURCE.rglob("*.py"))
