@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint types bench clean
+.PHONY: demo test test-all lint types bench docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/shrinkage demo
@@ -23,6 +23,9 @@ types: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cost
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/build.py
 
 clean:
 	rm -rf $(VENV) runs
