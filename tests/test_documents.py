@@ -61,7 +61,9 @@ def test_nothing_is_left_to_be_filled_in():
     assert "<!--" not in README
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_and_named_tests_exist(document):
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\((?!http)([^)#]+)", text)

@@ -138,6 +138,8 @@ MUTANTS = [
     Mutant("threshold.py", "& (w != 0)", "", "threshold"),
     Mutant("threshold.py", "std(correction=0)", "std()", "threshold"),
     Mutant("report.py", "if place not in seen:", "if True:", "report"),
+    Mutant("curves.py", "return [[], [behind]]", "return [[behind]]", "docs"),
+    Mutant("sets.py", "1 + place(torch.tensor(steps, dtype=point.dtype) - 1)", "1.0", "docs"),
     Mutant(
         "compat/torchlayers.py",
         'parameter=containing(name), how="gradient"',
