@@ -15,8 +15,8 @@ def objectives(penalty: Penalty, candidates: Tensor, w: Tensor, step: Tensor) ->
 def minimiser_on_grid(penalty: Penalty, w: Tensor, step: Tensor) -> Tensor:
     """Return the minimiser over a tensor of one to four elements: a grid, refined around its best point.
 
-    Zero is always among the candidates, and points with one element at zero. Where the objective is not convex, the minimum has to be wider than a cell of
-    the first grid: at least 1/100 of the largest element.
+    Zero is always among the candidates, and so are points with one element at zero. Where the objective is not convex,
+    the minimum has to be wider than a cell of the first grid: at least 1/100 of the largest element.
     """
     points = {1: 4001, 2: 201, 3: 41, 4: 15}[w.numel()]
     best, radius = torch.zeros_like(w), float(w.abs().max()) + 1

@@ -83,5 +83,5 @@ def infinite_unless_zero(grad: Tensor) -> Tensor:
 def number_text(field: tuple[str, object]) -> str:
     """Return one number of a penalty as a plan prints it: a strength bare, others with their name."""
     name, value = field
-    text = "schedule" if callable(value) else f"{value:g}"
+    text = "schedule" if callable(value) else f"{value:g}" if isinstance(value, int | float) else str(value)
     return text if name in ("strength", "l1", "l2", "group") else f"{name} {text}"
