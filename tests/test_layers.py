@@ -20,6 +20,7 @@ FLOORS = [
         "groups",
         "schedules",
         "tables",
+        "duality",
         "radial",
         "projections",
         "total_variation",
