@@ -194,6 +194,16 @@ def test_nothing_is_missing_where_zero_is_the_solution():
     assert lasso_gap(problem.x, problem.y[:, 0], zero, 2.148043575529 * 0.9999) > 0
 
 
+def test_rounding_makes_no_gap_negative():
+    """One sample and one feature have a solution in closed form, where the gap is rounding and nothing else."""
+    x = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(300):
+        y = 3 * torch.randn(1, 5, dtype=torch.float64)
+        w = GroupLasso(0.3, Columns()).prox(y.T, 1.0)
+        objective_at_zero = 0.5 * y.square().sum()
+        assert 0 <= group_lasso_gap(x, y, w, 0.3, Columns()) <= 1e-14 * objective_at_zero
+
+
 def test_several_outputs_add_up():
     x, y, w = torch.randn(20, 4), torch.randn(20, 3), torch.randn(3, 4)
     one_by_one = sum(lasso_gap(x, y[:, k], w[k], 100.0) for k in range(3))

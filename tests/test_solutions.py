@@ -173,7 +173,6 @@ def test_logistic_lasso_without_intercept_is_liblinears(fraction):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaPerformanceWarning")
 class TestSkglm:
     """Marked slow because its solvers are compiled first."""
 
