@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shrinkage import Columns, GroupError, Heads, Kernels, Rows, Whole
+from shrinkage import Blocks, Columns, GroupError, Heads, Kernels, Rows, Whole
 
 VIEWS = [Rows(), Columns(), Kernels(), Heads(2), Heads(3, dim=1), Heads(2, dim=2), Whole()]
 
@@ -69,3 +69,31 @@ def test_a_tensor_that_does_not_fall_into_the_groups_is_refused(groups, shape, m
 def test_heads_check_their_arguments(count, dim):
     with pytest.raises(ValueError, match="Heads"):
         Heads(count, dim)
+
+
+def test_blocks_are_rectangles():
+    w = torch.arange(24).reshape(4, 6)
+    assert torch.equal(Blocks(2, 3).view(w)[0], torch.tensor([0, 1, 2, 6, 7, 8]))
+    assert torch.equal(Blocks(2, 3).view(w)[3], torch.tensor([15, 16, 17, 21, 22, 23]))
+    kernels = torch.randn(4, 6, 3, 3)
+    assert Blocks(2, 3).view(kernels).shape == (4, 54)
+    assert torch.equal(Blocks(2, 3).restore(Blocks(2, 3).view(kernels), kernels.shape), kernels)
+
+
+@pytest.mark.parametrize("bad", [(0, 1), (1, 0), (1.0, 2), (True, 2)])
+def test_blocks_have_whole_sizes(bad):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+        Blocks(*bad)
+
+
+def test_blocks_have_to_fit():
+    with pytest.raises(GroupError, match=r"multiples of 2 and 4, got shape \(4, 6\)"):
+        Blocks(2, 4).layout((4, 6))
+
+
+def test_values_of_groups_are_spread_over_their_elements():
+    for groups in (Rows(), Columns(), Heads(2), Blocks(2, 3), Whole()):
+        w = torch.randn(4, 6)
+        norms = groups.norms(w)
+        spread = groups.spread(norms, w.shape)
+        assert torch.equal(groups.view(spread), norms[:, None].expand_as(groups.view(w)))

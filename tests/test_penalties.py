@@ -20,6 +20,7 @@ from shrinkage import (
     Grouped,
     GroupError,
     GroupLasso,
+    GroupLInf,
     Heads,
     NonNegative,
     Rows,
@@ -356,3 +357,11 @@ def test_groups_weigh_by_the_root_of_their_size():
     torch.testing.assert_close(GroupLasso(1.0, Columns()).value(w), torch.tensor((3 + math.sqrt(17)) * math.sqrt(2)))
     residual = GroupLasso(1.0, Rows()).residual(torch.zeros_like(w), w)
     torch.testing.assert_close(residual, torch.tensor([5 - math.sqrt(3), 0.0]))
+
+
+def test_the_largest_elements_share_the_slope_of_their_group():
+    w = torch.tensor([[2.0, -2.0, 1.0]])
+    penalty = GroupLInf(1.0, Rows(), weigh_by_size=False)
+    assert torch.equal(penalty.gradient(w), torch.tensor([[0.5, -0.5, 0.0]]))
+    assert penalty.residual(w, torch.tensor([[-0.2, 0.8, 0.0]])) == 0  # any shares of equal elements are subgradients
+    torch.testing.assert_close(penalty.residual(w, torch.tensor([[-0.2, 0.8, 0.3]])), torch.tensor([0.3]))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shrinkage import prox, radial
+from shrinkage import L0, L1, MCP, SCAD, Huber, LogSum, Lp, prox, radial
 
 OPERATORS = {
     "soft": lambda w, step: prox.soft_threshold(w, 0.7 * step),
@@ -20,6 +20,7 @@ OPERATORS = {
     "huber": lambda w, step: prox.huber_scale(w, step, 0.7, 0.6),
     "scale": lambda w, step: prox.scale_down(w, 0.7 * step),
 }
+SCALARS = [L1(0.7), MCP(0.7), SCAD(0.7), L0(0.7), Lp(0.7, 0.5), Lp(0.7, 2 / 3), LogSum(0.7, 0.4), Huber(0.7, 0.6)]
 every_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 
 
@@ -61,6 +62,19 @@ def test_the_odd_corners(operator):
         assert y[2] == math.inf
         assert y[3] == -math.inf
         assert y[4].isnan()
+
+
+@pytest.mark.parametrize("penalty", SCALARS, ids=str)
+@pytest.mark.parametrize("step", [0.02, 0.5, 1.5, 2.9, 3.1, 4.0, 5.5, 9.0])
+def test_no_point_of_a_line_is_better(penalty, step):
+    """Weights so close to each other that some stand within 1e-3 of every threshold."""
+    w = torch.linspace(-8, 8, 6001, dtype=torch.float64)[:, None]
+    points = torch.cat([torch.linspace(-8, 8, 801, dtype=torch.float64), torch.zeros(1)])
+    least = (0.5 * (points - w).square() / step + penalty.cost(points)).amin(1, keepdim=True)
+    y = penalty.prox(w, step)
+    found = 0.5 * (y - w).square() / step + penalty.cost(y)
+    unmoved = penalty.cost(w)
+    assert (found <= torch.minimum(least, unmoved) + 1e-12).all()
 
 
 @pytest.mark.parametrize(("name", "jump"), [("firm", 0.7 * 3), ("clipped", 0.7 * math.sqrt(4.7 * 6))])

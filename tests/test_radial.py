@@ -134,6 +134,32 @@ def test_tiny_thresholds_are_not_lost_in_rounding(penalty, dtype):
     torch.testing.assert_close(1 - scale.double(), first_order, rtol=2e-3, atol=3e-7)
 
 
+def test_of_several_basins_the_lowest_is_found():
+    """Two stationary norms, nearly alike on the grid: which one is better shows only when both are followed."""
+    w = torch.tensor([[0.41983953, -0.05239675, 0.58823311, 0.02266298]], dtype=torch.float64)
+    steps = torch.tensor([[0.15165719, 471.16421509, 0.54835469, 0.00017826296]], dtype=torch.float64)
+    charge = charge_of(Lp(1.0, 2 / 3), weight=1.7)
+    y = w * radial.radial_scale_in_metric(w, steps, (1,), charge)
+    found = 0.5 * ((y - w).square() / steps).sum(1, keepdim=True) + charge.cost(y.norm(dim=1, keepdim=True))
+    assert (found <= least_objective(w, steps, charge) * (1 + 1e-9)).all()
+
+
+def test_a_group_is_zero_exactly_when_zero_is_stationary_though_the_objective_can_not_tell():
+    steps, direction = torch.tensor([[0.5, 2.0]]).double(), torch.tensor([[0.3, 1.6]]).double()
+    on_sphere = direction / (direction / steps).norm()
+    for factor, zero in ((1 - 1e-9, True), (1 + 1e-9, False)):
+        scale = radial.radial_scale_in_metric(on_sphere * factor, steps, (1,), charge_of(L1(1.0)))
+        assert bool((scale == 0).all()) == zero
+
+
+def test_the_tiniest_steps_move_groups_on_average():
+    """Of a move by a few units in the last place, the objective in float32 tells nothing; its derivative does."""
+    w, steps = torch.randn(2000, 8), 2e-7 * torch.exp(torch.randn(2000, 8))
+    scale = radial.radial_scale_in_metric(w, steps, (1,), charge_of(L1(1.0)))
+    expected = steps / w.norm(dim=1, keepdim=True)
+    torch.testing.assert_close((1 - scale).mean(), expected.mean(), rtol=0.05, atol=0.0)
+
+
 def test_a_convex_penalty_is_solved_as_the_special_case_solves_it():
     w = torch.randn(500, 6, dtype=torch.float64)
     steps = torch.exp(2 * torch.randn_like(w))

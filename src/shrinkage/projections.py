@@ -123,8 +123,8 @@ def l2_ball(w: Tensor, steps: Tensor, radius: float) -> Tensor:
     tensor([[0.6000, 0.8000],
             [0.1000, 0.2000]])
     """
-    excess = torch.linalg.vector_norm(w, dim=1, keepdim=True) - radius
-    return torch.where(excess <= rounding(w) * radius, w, l2_sphere(w, steps, radius))
+    norms = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+    return torch.where(norms <= radius, w, l2_sphere(w, steps, radius))
 
 
 def keep_largest(w: Tensor, steps: Tensor, count: int) -> Tensor:

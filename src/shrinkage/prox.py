@@ -133,7 +133,7 @@ def clipped_threshold(w: Tensor, step: float | Tensor, strength: float, a: float
     size = w.abs()
     convex, hard = step < a - 1, step > a + 1
     line = w - w.sign() * step * (a * strength - size) / torch.where(convex, a - 1 - step, 1.0)
-    y = torch.where(convex & (size <= a * strength), line, w)
+    y = torch.where(size <= a * strength, line, w)
     end_of_soft = strength * torch.where(convex, 1 + step, (a + 1 + step) / 2)
     y = torch.where(size <= end_of_soft, soft_threshold(w, step * strength), y)
     return torch.where(hard, hard_threshold(w, strength * (step * (a + 1)).sqrt()), y)
@@ -156,7 +156,7 @@ def half_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     tensor([0.0000, 3.7415])
     """
     size, u = w.abs(), as_tensor(threshold, w)
-    angle = torch.acos((u / 4 * (size / 3) ** -1.5).clamp(max=1))
+    angle = torch.acos(u / 4 * (size / 3) ** -1.5)
     y = 2 / 3 * size * (1 + torch.cos(2 / 3 * (math.pi - angle)))
     return placed(w, y, zero=size <= 1.5 * u ** (2 / 3), unchanged=u == 0)
 
@@ -180,9 +180,9 @@ def two_thirds_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     """
     size, u = w.abs(), as_tensor(threshold, w)
     doubled = 2 * u
-    angle = torch.acosh((27 / 16 * size.square() * doubled**-1.5).clamp(min=1))
+    angle = torch.acosh(27 / 16 * size.square() * doubled**-1.5)
     root = 2 / math.sqrt(3) * doubled**0.25 * torch.cosh(angle / 3).sqrt()
-    y = ((root + (2 * size / root - root.square()).clamp_min(0).sqrt()) / 2) ** 3
+    y = ((root + (2 * size / root - root.square()).sqrt()) / 2) ** 3
     return placed(w, y, zero=size <= 2 * (2 / 3 * u) ** 0.75, unchanged=u == 0)
 
 

@@ -143,6 +143,7 @@ def summary(
     text, strength, _ = ("none", "-", "-") if penalty is None else penalty.describe(tuple(w.shape))
     slope = 0.0 if penalty is None else penalty.slope(w.shape)
     largest = float(values.max()) if values.numel() else 0.0
+    largest = largest if bool(w.isfinite().all()) else math.nan
     mean = float(values.mean()) if values.numel() else 0.0
     zeros = float((w == 0).double().mean()) if w.numel() else 0.0
     relative = largest / (slope if 0 < slope < math.inf else unit)

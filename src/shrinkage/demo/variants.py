@@ -61,8 +61,8 @@ def l1_proximal(strength: float) -> Variant:
 def group_lasso(strength: float) -> Variant:
     """Return the group lasso: a pixel goes with its column of the first layer, a neuron with its row of the second."""
     about = (
-        "All weights of a pixel, or of a neuron of the second hidden layer, are kept or set to zero together; zeros are "
-        "held as above."
+        "All weights of a pixel, or of a neuron of the second hidden layer, are kept or set to zero together; zeros "
+        "are held as above."
     )
     rules: Rules = {
         "input.weight": GroupLasso(strength, Columns()),

@@ -30,6 +30,8 @@ class MCP(Elementwise):
         ValueError: the strength is negative or not finite, or `gamma` is not a finite number > 0.
 
     Reference: Zhang (2010), "Nearly unbiased variable selection under minimax concave penalty", eq. 2.1.
+    With momentum m, training comes to rest on the concave part only where step < gamma * (1 - m), that is for SGD at
+    lr < gamma * (1 - m)^2; beyond, weights there go round for ever. `Regularizer.residuals` shows it.
 
     >>> MCP(1.0, gamma=3.0).prox(torch.tensor([-4.0, 2.0, 0.5]), step=1.0)
     tensor([-4.0000,  1.5000,  0.0000])
@@ -89,6 +91,8 @@ class SCAD(Elementwise):
         ValueError: the strength is negative or not finite, or `a` is not a finite number > 2.
 
     Reference: Fan and Li (2001), "Variable selection via nonconcave penalized likelihood", eq. 2.7.
+    With momentum m, training comes to rest on the concave part only where step < (a - 1) * (1 - m), that is for SGD at
+    lr < (a - 1) * (1 - m)^2; beyond, weights there go round for ever. `Regularizer.residuals` shows it.
 
     >>> SCAD(1.0, a=3.7).prox(torch.tensor([-4.0, 3.0, 1.5]), step=1.0)
     tensor([-4.0000,  2.5882,  0.5000])
