@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint types bench docs clean
+.PHONY: demo test test-all lint types bench experiments docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/shrinkage demo
@@ -23,6 +23,9 @@ types: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cost
+
+experiments: $(VENV)/installed
+	$(BIN)/python -m benchmarks.experiments
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/build.py

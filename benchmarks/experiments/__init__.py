@@ -1,1 +1,1 @@
-"""Does a training run solve the stated problem? Slow experiments with outside solutions; run with `make experiments`."""
+"""Does a training run solve the stated problem? Slow experiments with outside solutions: `make experiments`."""

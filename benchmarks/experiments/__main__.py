@@ -10,15 +10,22 @@ from time import process_time
 
 import torch
 
+from benchmarks.experiments.bias import Bias, bias
 from benchmarks.experiments.delay import Delay, delay
 from benchmarks.experiments.minibatches import Identification, minibatch_group_lasso, minibatch_lasso
+from benchmarks.experiments.networks import Networks, networks
+from benchmarks.experiments.shortcuts import Shortcuts, group_shortcuts, lasso_shortcuts
 
-Result = Identification | Delay
+Result = Bias | Delay | Identification | Networks | Shortcuts
 
 EXPERIMENTS: dict[str, Callable[[int], Result]] = {
     "lasso": minibatch_lasso,
     "groups": minibatch_group_lasso,
     "delay": delay,
+    "networks": networks,
+    "lasso-shortcuts": lambda seeds: lasso_shortcuts(),  # these two have no randomness
+    "group-shortcuts": lambda seeds: group_shortcuts(),
+    "bias": lambda seeds: bias(),  # has repetitions of its own
 }
 
 

@@ -1,5 +1,6 @@
 """The training loop, and linear models that are trained side by side, one per repetition."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+Schedule = Callable[[float], float]
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
 ENTRIES = (None, 0.9, 0.99, 0.999)
 
@@ -22,6 +24,11 @@ def to_zero(progress: float) -> float:
     return 1 - progress
 
 
+def cosine(progress: float) -> float:
+    """Return 1 at the beginning, 0.01 at the end, along half a cosine."""
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a model is trained.
@@ -34,19 +41,25 @@ class Recipe:
 
     name: str
     make: Make
-    schedule: Callable[[float], float] = constant
+    schedule: Schedule = constant
 
 
-def sgd(rate: float, schedule: Callable[[float], float] = constant, momentum: float = 0.0) -> Recipe:
+IN_WORDS = {constant: "", to_zero: " to 0", cosine: " cosine to 1%"}
+
+
+def sgd(rate: float, schedule: Schedule = constant, momentum: float = 0.0, dampening: float = 0.0) -> Recipe:
     """Return a recipe with SGD."""
-    name = f"SGD{f' momentum {momentum:g}' if momentum else ''} {rate:g}{' to 0' if schedule is to_zero else ''}"
-    return Recipe(name, lambda parameters: SGD(parameters, lr=rate, momentum=momentum), schedule)
+    terms = f"{f' momentum {momentum:g}' if momentum else ''}{f' dampening {dampening:g}' if dampening else ''}"
+
+    def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        return SGD(parameters, lr=rate, momentum=momentum, dampening=dampening)
+
+    return Recipe(f"SGD{terms}, {rate:g}{IN_WORDS[schedule]}", make, schedule)
 
 
-def adam(rate: float, schedule: Callable[[float], float] = constant) -> Recipe:
+def adam(rate: float, schedule: Schedule = constant) -> Recipe:
     """Return a recipe with Adam."""
-    name = f"Adam {rate:g}{' to 0' if schedule is to_zero else ''}"
-    return Recipe(name, lambda parameters: Adam(parameters, lr=rate), schedule)
+    return Recipe(f"Adam, {rate:g}{IN_WORDS[schedule]}", lambda parameters: Adam(parameters, lr=rate), schedule)
 
 
 def train(
@@ -54,7 +67,7 @@ def train(
     loss: Callable[[int], Tensor],
     steps: int,
     *,
-    schedule: Callable[[float], float] = constant,
+    schedule: Schedule = constant,
     after_step: Callable[[int], object] = lambda step: None,
 ) -> None:
     """Make `steps` updates with the gradients of `loss`, a function of the number of the step."""
