@@ -155,3 +155,13 @@ def test_numbers_of_other_experiments_stay_in_the_file(tmp_path, monkeypatch, ca
     assert numbers["lasso"]["settings"]["seeds"] == 1
     assert numbers["lasso"]["runs"][0].keys() >= {"recipe", "entry", "nonzero", "gap"}
     assert "bias: best of 3 strengths" in capsys.readouterr().out
+
+
+def test_averaged_gradients_find_the_support_under_minibatch_noise():
+    """Logistic lasso, batches of 32: without them most weights flicker, with them the support is found."""
+    without, held = minibatch_lasso(3, 4000, (None, 0.999), [sgd(0.5, to_zero)]).runs
+    assert all(abs(count - 5) <= 1 for count in held.nonzero)
+    assert all(wrong <= 2 for wrong in held.mismatch)
+    assert all(count >= 15 for count in without.nonzero)
+    assert max(held.residual) < 0.2 * min(without.residual)
+    assert max(held.gap) < 1.5 * max(without.gap)
