@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def path_end(data: Synthetic, recipe: Recipe, name: str, strengths: Sequence[flo
     path = [point(data, models, recipe, PENALTIES[name](strength), strength, steps) for strength in strengths]
     best = torch.stack([each.error for each in path]).argmin(0)
 
-    def at_best(values: list[Tensor]) -> list[float]:
+    def at_best(values: list[Tensor]) -> list[Any]:
         return torch.stack(values).gather(0, best[None])[0].tolist()
 
     return PathEnd(

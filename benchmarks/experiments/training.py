@@ -44,7 +44,7 @@ class Recipe:
     schedule: Schedule = constant
 
 
-IN_WORDS = {constant: "", to_zero: " to 0", cosine: " cosine to 1%"}
+IN_WORDS: dict[Schedule, str] = {constant: "", to_zero: " to 0", cosine: " cosine to 1%"}
 
 
 def sgd(rate: float, schedule: Schedule = constant, momentum: float = 0.0, dampening: float = 0.0) -> Recipe:
@@ -76,7 +76,7 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step / steps)
         optimizer.zero_grad()
-        loss(step).backward()
+        loss(step).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
         after_step(step)
 
