@@ -165,3 +165,11 @@ def test_averaged_gradients_find_the_support_under_minibatch_noise():
     assert all(count >= 15 for count in without.nonzero)
     assert max(held.residual) < 0.2 * min(without.residual)
     assert max(held.gap) < 1.5 * max(without.gap)
+
+
+@pytest.mark.parametrize("recipe", [sgd(0.01, momentum=0.9), adam(0.003)], ids=lambda recipe: recipe.name)
+def test_averages_no_longer_than_the_momentum_change_nothing(recipe):
+    """Momentum moves zeros with the same average already, so that only a longer one holds more of them."""
+    without, same, longer = minibatch_lasso(1, 500, (None, 0.9, 0.99), [recipe]).runs
+    assert (same.nonzero, same.switching, same.gap) == (without.nonzero, without.switching, without.gap)
+    assert longer.gap != without.gap
