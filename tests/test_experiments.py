@@ -22,7 +22,7 @@ from benchmarks.experiments.problems import (
 )
 from benchmarks.experiments.shortcuts import group_shortcuts, lasso_shortcuts
 from benchmarks.experiments.training import SideBySide, adam, cosine, sgd, to_zero, train
-from shrinkage import L1, Blocks, Columns, GroupLasso, Regularizer
+from shrinkage import L1, MCP, SCAD, Blocks, Columns, GroupLasso, Regularizer
 
 ENTRIES = (None, 0.99)
 
@@ -173,3 +173,27 @@ def test_averages_no_longer_than_the_momentum_change_nothing(recipe):
     without, same, longer = minibatch_lasso(1, 500, (None, 0.9, 0.99), [recipe]).runs
     assert (same.nonzero, same.switching, same.gap) == (without.nonzero, without.switching, without.gap)
     assert longer.gap != without.gap
+
+
+@pytest.mark.parametrize(("penalty", "limit"), [(MCP(1.0, gamma=3.0), 0.03), (SCAD(1.0, a=3.7), 0.027)], ids=repr)
+def test_momentum_and_concavity_bound_the_learning_rate(penalty, limit):
+    """A prox that expands by c cycles with momentum m unless c m < 1; at rest it solves the problem."""
+
+    def last_weights(rate):
+        model = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        torch.nn.init.zeros_(model.weight)
+        optimizer = sgd(rate, momentum=0.9).make(model.parameters())
+        Regularizer(model, {"weight": penalty}).attach(optimizer)
+        seen = []
+        train(
+            optimizer,
+            lambda step: 0.5 * (model.weight - 2.5).square().sum(),
+            2000,
+            after_step=lambda step: seen.append(model.weight.item()),
+        )
+        return torch.tensor(seen[-200:], dtype=torch.float64)
+
+    rest, cycle = last_weights(0.9 * limit), last_weights(1.1 * limit)
+    solution = penalty.prox(torch.tensor(2.5, dtype=torch.float64), 1.0)
+    assert (rest - solution).abs().max() < 1e-4
+    assert cycle.max() - cycle.min() > 0.1
