@@ -34,6 +34,7 @@ TINY = {
     "lasso-shortcuts": lambda seeds: lasso_shortcuts(20),
     "group-shortcuts": lambda seeds: group_shortcuts(5),
     "bias": lambda seeds: bias(seeds, 3, [(sgd(0.1, momentum=0.9), 10)]),
+    "bias-small": lambda seeds: bias(seeds, 3, [(sgd(0.2), 10)], smallest=1.0),
 }
 
 
@@ -52,7 +53,7 @@ def test_outside_solutions_are_stationary(problem, alive, objective):
 
 
 def test_synthetic_data_has_the_stated_weights():
-    data = sparse_regression(3, examples=50, features=20, support=4, noise=0.0)
+    data = sparse_regression(3, smallest=1.0, examples=50, features=20, support=4, noise=0.0)
     assert (data.truth != 0).sum(1).tolist() == [4, 4, 4]
     assert data.truth[data.truth != 0].abs().min() >= 1
     assert torch.allclose(data.x @ data.truth[:, :, None], data.y)
@@ -139,6 +140,7 @@ def test_paths_have_a_best_point_per_repetition():
     assert result.strengths == tuple(sorted(result.strengths, reverse=True))
     assert [end.penalty for end in result.ends] == ["L1", "MCP", "SCAD"]
     assert all(len(end.error) == len(end.exact) == 2 for end in result.ends)
+    assert all(exact <= found for end in result.ends for exact, found in zip(end.exact, end.found, strict=True))
     assert len(str(result).splitlines()) == 3 + 3
 
 

@@ -10,7 +10,7 @@ from time import process_time
 
 import torch
 
-from benchmarks.experiments.bias import Bias, bias
+from benchmarks.experiments.bias import ARMS, Bias, bias
 from benchmarks.experiments.delay import Delay, delay
 from benchmarks.experiments.minibatches import Identification, minibatch_group_lasso, minibatch_lasso
 from benchmarks.experiments.networks import Networks, networks
@@ -25,7 +25,8 @@ EXPERIMENTS: dict[str, Callable[[int], Result]] = {
     "networks": networks,
     "lasso-shortcuts": lambda seeds: lasso_shortcuts(),  # these two have no randomness
     "group-shortcuts": lambda seeds: group_shortcuts(),
-    "bias": lambda seeds: bias(),  # has repetitions of its own
+    "bias": lambda seeds: bias(),  # these two have repetitions of their own
+    "bias-small": lambda seeds: bias(arms=ARMS[:1], smallest=1.0),
 }
 
 

@@ -19,7 +19,7 @@ LEAST = 0.05  # strength at the end of a path, of the largest
 # step < gamma (1 - momentum), SCAD alike with a - 1: for SGD, lr < 0.03 and 0.027. The last arm is beyond.
 ARMS = (
     (sgd(0.2), 300),
-    (adam(0.01), 600),
+    (adam(0.01), 400),
     (sgd(0.02, momentum=0.9), 300),
     (sgd(0.1, momentum=0.9), 200),
 )
@@ -36,6 +36,7 @@ class PathEnd:
         error: Euclidean distance to the true weights.
         nonzero: weights that are not zero.
         exact: whether these are the true ones.
+        found: whether they are at some other point of the path, or at this one.
         residual: largest residual, relative to the strength.
     """
 
@@ -45,6 +46,7 @@ class PathEnd:
     error: tuple[float, ...]
     nonzero: tuple[int, ...]
     exact: tuple[bool, ...]
+    found: tuple[bool, ...]
     residual: tuple[float, ...]
 
 
@@ -52,6 +54,7 @@ class PathEnd:
 class Bias:
     """Least errors on paths, on repetitions of a regression with known weights."""
 
+    smallest: float
     repetitions: int
     examples: int
     features: int
@@ -59,7 +62,7 @@ class Bias:
     ends: tuple[PathEnd, ...]
 
     def __str__(self) -> str:
-        header = ["recipe", "penalty", "error", "not zero", "exact support", "residual / strength"]
+        header = ["recipe", "penalty", "error", "not zero", "exact support", "on the path", "residual / strength"]
         rows = [
             [
                 end.recipe,
@@ -67,12 +70,14 @@ class Bias:
                 spread(end.error, ".3f"),
                 spread(end.nonzero, ".1f"),
                 f"{sum(end.exact)}/{len(end.exact)}",
+                f"{sum(end.found)}/{len(end.found)}",
                 extremes(end.residual),
             ]
             for end in self.ends
         ]
         about = f"{self.examples} examples, {self.features} features, {self.repetitions} repetitions"
-        return f"best of {len(self.strengths)} strengths; {about}\n{table(header, rows, right=range(2, 6))}"
+        about = f"{about}, sizes {self.smallest:g} to {self.smallest + 2:g}"
+        return f"best of {len(self.strengths)} strengths; {about}\n{table(header, rows, right=range(2, 7))}"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -85,14 +90,20 @@ class Point:
     residual: Tensor
 
 
-def bias(repetitions: int = 20, points: int = 25, arms: Sequence[tuple[Recipe, int]] = ARMS) -> Bias:
-    """Follow paths of L1, MCP and SCAD from the strength at which zero is stationary in every repetition."""
-    data = sparse_regression(repetitions)
+def bias(
+    repetitions: int = 20, points: int = 25, arms: Sequence[tuple[Recipe, int]] = ARMS, smallest: float = 2.0
+) -> Bias:
+    """Follow paths of L1, MCP and SCAD from the strength at which zero is stationary in every repetition.
+
+    Weights of size `smallest` and more are beyond gamma times the strengths that matter if it is 2: MCP leaves them
+    alone. If it is 1 they are not, and a weaker strength has the least error, at which some other weights have entered.
+    """
+    data = sparse_regression(repetitions, smallest=smallest)
     _, examples, features = data.x.shape
     largest = float((data.x.mT @ data.y).abs().max() / examples)
     strengths = tuple(largest * LEAST ** (index / max(points - 1, 1)) for index in range(points))
     ends = tuple(path_end(data, recipe, name, strengths, steps) for recipe, steps in arms for name in PENALTIES)
-    return Bias(repetitions, examples, features, strengths, ends)
+    return Bias(smallest, repetitions, examples, features, strengths, ends)
 
 
 def path_end(data: Synthetic, recipe: Recipe, name: str, strengths: Sequence[float], steps: int) -> PathEnd:
@@ -112,6 +123,7 @@ def path_end(data: Synthetic, recipe: Recipe, name: str, strengths: Sequence[flo
         error=tuple(at_best([each.error for each in path])),
         nonzero=tuple(at_best([each.nonzero for each in path])),
         exact=tuple(at_best([each.exact for each in path])),
+        found=tuple(torch.stack([each.exact for each in path]).any(0).tolist()),
         residual=tuple(at_best([each.residual for each in path])),
     )
 

@@ -135,9 +135,16 @@ class Synthetic:
 
 
 def sparse_regression(
-    repetitions: int, *, examples: int = 200, features: int = 400, support: int = 10, noise: float = 2.0, seed: int = 0
+    repetitions: int,
+    *,
+    smallest: float,
+    examples: int = 200,
+    features: int = 400,
+    support: int = 10,
+    noise: float = 2.0,
+    seed: int = 0,
 ) -> Synthetic:
-    """Return normal data with `support` weights of random sign and sizes uniform in 1 to 3, and normal noise."""
+    """Return normal data and noise, and `support` weights of random sign, sizes uniform in `smallest` to 2 more."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -146,7 +153,7 @@ def sparse_regression(
     x = normal(repetitions, examples, features)
     x = x - x.mean(1, keepdim=True)
     x = x / x.square().mean(1, keepdim=True).sqrt()
-    sizes = 1 + 2 * torch.rand((repetitions, support), generator=generator, dtype=torch.float64)
+    sizes = smallest + 2 * torch.rand((repetitions, support), generator=generator, dtype=torch.float64)
     places = torch.stack([torch.randperm(features, generator=generator)[:support] for _ in range(repetitions)])
     truth = x.new_zeros(repetitions, features).scatter(1, places, sizes * normal(repetitions, support).sign())
     y = x @ truth[:, :, None] + noise * normal(repetitions, examples, 1)
