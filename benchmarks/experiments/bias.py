@@ -36,7 +36,7 @@ class PathEnd:
         error: Euclidean distance to the true weights.
         nonzero: weights that are not zero.
         exact: whether these are the true ones.
-        found: whether they are at some other point of the path, or at this one.
+        found: whether they are at any point of the path.
         residual: largest residual, relative to the strength.
     """
 
