@@ -36,9 +36,11 @@ class Regularizer:
             `Rule` or a sequence of them; left out, what the layers of the model declare with `regularize`.
         how: "proximal", "gradient" or "decoupled" for the penalties that come without a `Rule`.
         entry: keep exact zeros from leaving with the noise of minibatches: a weight or group that is zero stays so
-            while the running average of its gradient, with this decay, is too small to move it; 0.99 averages over
-            about 100 updates. Keeps one tensor of each parameter's size. None, the default, lets every gradient move
-            it. For proximal rules; constraints, and penalties whose zeros withstand every gradient, are not concerned.
+            while the running average of its gradient, with this decay, is too small to move it. 0.99 averages over
+            about 100 updates and suits most; 0.999 finds zeros more sharply in runs of 10000 updates and more. It has
+            to be more than the optimizer's own momentum: 0.9 adds nothing to Adam or to momentum 0.9. Keeps one tensor
+            of each parameter's size. None, the default, lets every gradient move zeros. For proximal rules;
+            constraints, and penalties whose zeros withstand every gradient, are not concerned.
 
     Raises:
         ValueError: `entry` is not between 0 and 1.
