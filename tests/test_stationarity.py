@@ -227,3 +227,17 @@ def test_frozen_and_tied_parameters():
     x = torch.randn(8, 4)
     found = Regularizer(model, L1(0.1)).residuals(lambda: model(x).square().mean())
     assert [each.name for each in (*found.charged, *found.others)] == ["0.weight", "1.bias"]
+
+
+def test_a_model_that_is_frozen_has_nothing_to_solve():
+    model = mlp().requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the model takes a gradient"):
+        Regularizer(model, L1(0.1)).residuals(lambda: loss_of(model, batches(1)[0]))
+
+
+def test_the_unit_of_decoupled_strengths_is_said():
+    model = mlp()
+    found = Regularizer(model, L1(0.1), how="decoupled").residuals(lambda: loss_of(model, batches(1)[0]))
+    assert 'Strengths with how="decoupled" (0.weight, 2.weight) are in units of weight decay' in str(found)
+    found = Regularizer(model, L1(0.1)).residuals(lambda: loss_of(model, batches(1)[0]))
+    assert "weight decay" not in str(found)

@@ -84,6 +84,14 @@ class Groups(ABC):
         permuted = matrix.reshape(tuple(layout.shape[dim] for dim in order))
         return permuted.permute(back).reshape(tuple(shape))
 
+    def cut(self, shape: Sequence[int]) -> int | None:
+        """Return a dimension along which a tensor of `shape` may be cut without cutting a group.
+
+        None if there is one group, or groups are counted as `Heads` are, which a piece has fewer of.
+        """
+        layout = self.layout(shape)
+        return layout.between[0] if layout.between and layout.shape == tuple(shape) else None
+
     def spread(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """Return one value per group, shape `(groups,)`, as a tensor of `shape` that holds it in each element.
 

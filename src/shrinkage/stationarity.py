@@ -49,11 +49,19 @@ class ParameterResidual:
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
-    """The residuals of all charged parameters, and of the others. Prints as a table, and in words."""
+    """The residuals of all charged parameters, and of the others. Prints as a table, and in words.
+
+    Args:
+        charged: parameters that a rule charges, in the order of the plan.
+        others: the other parameters that take a gradient.
+        tolerance: largest residual that counts as solved, relative to the strength.
+        decoupled: names of those that are charged with `how="decoupled"`, whose strength has another unit.
+    """
 
     charged: tuple[ParameterResidual, ...]
     others: tuple[ParameterResidual, ...]
     tolerance: float
+    decoupled: tuple[str, ...] = ()
 
     @property
     def worst(self) -> ParameterResidual:
@@ -78,10 +86,12 @@ class Residuals:
                 f"to {self.tolerance:g} of the strength."
             )
         worst = self.worst
+        names = ", ".join(self.decoupled[:3])
+        note = f' Strengths with how="decoupled" ({names}) are in units of weight decay: they state another problem.'
         return (
             f"Not solved: the residual of {worst.name} is {worst.relative:.2g} of the strength, the tolerance is "
             f"{self.tolerance:g}. Train longer, lower the learning rate, or hold zeros against the noise of "
-            "minibatches with entry=0.99."
+            f"minibatches with entry=0.99.{note if names else ''}"
         )
 
 
@@ -112,6 +122,10 @@ def residuals(
         tolerance: see `Residuals`.
     """
     held = {name: parameter for name, parameter in trained(model)}
+    if not held:
+        raise ValueError(
+            "no parameter of the model takes a gradient (requires_grad), so that there is nothing to solve"
+        )
     gradients = dict(zip(held, mean_gradients(list(held.values()), closure, data), strict=True))
     penalties = {entry.name: entry.penalty.at(iteration) for entry in plan if entry.name in held}
     slopes = [slope for name, penalty in penalties.items() if 0 < (slope := penalty.slope(held[name].shape)) < math.inf]
@@ -126,7 +140,8 @@ def residuals(
             else:
                 measure, values = residual_of(penalty, w, grad, steps.get(name, 1.0))
                 charged.append(summary(name, penalty, measure, w, values, unit))
-    return Residuals(tuple(charged), tuple(others), tolerance)
+    decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
+    return Residuals(tuple(charged), tuple(others), tolerance, decoupled)
 
 
 def residual_of(penalty: Penalty, w: Tensor, grad: Tensor, step: Number) -> tuple[str, Tensor]:

@@ -42,8 +42,7 @@ class ConstraintOnGroups(Constraint):
 
     def cut(self, shape: Sequence[int]) -> int | None:
         """Cut between groups."""
-        layout = self.groups.layout(shape)
-        return layout.between[0] if layout.between and layout.shape == tuple(shape) else None
+        return self.groups.cut(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class, its number and the groups."""

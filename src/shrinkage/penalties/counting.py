@@ -11,8 +11,38 @@ from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.schedules import Strength, check_strength, fixed
 
 
+class Counting(Elementwise):
+    """A cost that jumps at 0, or rises there without bound: no gradient moves a zero."""
+
+    __slots__ = ()
+
+    @property
+    def smooth(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def explicit(self) -> bool:
+        """False: the derivative is 0 wherever there is one (L0), or unbounded (Lp)."""
+        return False
+
+    @property
+    def holds_zeros(self) -> bool:
+        """False: 0 is always stationary."""
+        return False
+
+    @property
+    def slope_at_zero(self) -> float:
+        """Infinity."""
+        return math.inf
+
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return 0: 0 is stationary at every strength."""
+        return grad.new_zeros(())
+
+
 @dataclass(frozen=True, slots=True)
-class L0(Elementwise):
+class L0(Counting):
     """Charge the number of weights that are not zero.
 
     R(w) = strength * #{w != 0}
@@ -37,26 +67,6 @@ class L0(Elementwise):
     def __post_init__(self) -> None:
         check_strength("L0", "strength", self.strength)
 
-    @property
-    def smooth(self) -> bool:
-        """False: there is a jump at 0."""
-        return False
-
-    @property
-    def explicit(self) -> bool:
-        """False: the derivative is 0 wherever there is one."""
-        return False
-
-    @property
-    def holds_zeros(self) -> bool:
-        """False: 0 is always stationary."""
-        return False
-
-    @property
-    def slope_at_zero(self) -> float:
-        """Infinity: the value jumps."""
-        return math.inf
-
     def cost(self, w: Tensor) -> Tensor:
         """strength where w is not 0."""
         return fixed(self.strength) * (w != 0)
@@ -69,13 +79,9 @@ class L0(Elementwise):
         """Hard threshold at sqrt(2 * step * strength)."""
         return prox.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
 
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """Return 0: 0 is stationary at every strength."""
-        return grad.new_zeros(())
-
 
 @dataclass(frozen=True, slots=True)
-class Lp(Elementwise):
+class Lp(Counting):
     """Charge a root of each weight: between counting weights and summing their sizes.
 
     R(w) = strength * sum |w|^p
@@ -104,26 +110,6 @@ class Lp(Elementwise):
         if not (isinstance(self.p, float) and (self.p == 0.5 or math.isclose(self.p, 2 / 3, abs_tol=1e-3))):
             raise ValueError(f"Lp: p must be 1/2 or 2/3, whose prox has a closed form, got {self.p!r}; see also L0, L1")
 
-    @property
-    def smooth(self) -> bool:
-        """False: the derivative grows without bound towards 0."""
-        return False
-
-    @property
-    def explicit(self) -> bool:
-        """False: a step along an unbounded derivative goes anywhere."""
-        return False
-
-    @property
-    def holds_zeros(self) -> bool:
-        """False: 0 is always stationary."""
-        return False
-
-    @property
-    def slope_at_zero(self) -> float:
-        """Infinity."""
-        return math.inf
-
     def cost(self, w: Tensor) -> Tensor:
         """strength * |w|^p."""
         return fixed(self.strength) * w.abs() ** self.exponent
@@ -137,10 +123,6 @@ class Lp(Elementwise):
         """Return the root of a cubic (p = 1/2) or a quartic (p = 2/3), or 0 below a threshold."""
         operator = prox.half_threshold if self.p == 0.5 else prox.two_thirds_threshold
         return operator(w, step * fixed(self.strength))
-
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """Return 0: 0 is stationary at every strength."""
-        return grad.new_zeros(())
 
     @property
     def exponent(self) -> float:

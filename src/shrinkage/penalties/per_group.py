@@ -38,9 +38,8 @@ class PerGroup(Penalty):
         self.groups.layout(shape)
 
     def cut(self, shape: Sequence[int]) -> int | None:
-        """Cut between groups, unless they are counted as `Heads` are, which a piece has fewer of."""
-        layout = self.groups.layout(shape)
-        return layout.between[0] if layout.between and layout.shape == tuple(shape) else None
+        """Cut between groups."""
+        return self.groups.cut(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the charge of a group, and how many groups there are."""
