@@ -123,9 +123,7 @@ def residuals(
     """
     held = {name: parameter for name, parameter in trained(model)}
     if not held:
-        raise ValueError(
-            "no parameter of the model takes a gradient (requires_grad), so that there is nothing to solve"
-        )
+        raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
     gradients = dict(zip(held, mean_gradients(list(held.values()), closure, data), strict=True))
     penalties = {entry.name: entry.penalty.at(iteration) for entry in plan if entry.name in held}
     slopes = [slope for name, penalty in penalties.items() if 0 < (slope := penalty.slope(held[name].shape)) < math.inf]
