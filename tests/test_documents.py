@@ -30,6 +30,7 @@ def namespace():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     regularizer = shrinkage.Regularizer(model, shrinkage.L1(0.1))
     names = {"torch": torch, "nn": nn, "path": io.BytesIO()}
+    names |= {"inputs": torch.randn(8, 1, 4, 4), "labels": torch.randint(2, (8,))}
     return {**names, "model": model, "optimizer": optimizer, "regularizer": regularizer}
 
 
