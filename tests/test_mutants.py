@@ -376,12 +376,24 @@ MUTANTS = [
 ]
 
 
+# Those of the mathematics run every time, with the few tests that have to notice them; the others with `make test-all`.
+QUICK = ("penalties/", "prox.py", "radial.py", "projections.py", "total_variation.py", "groups.py", "averages.py")
+PLANTED = [
+    pytest.param(mutant, id=str(mutant), marks=() if mutant.file.startswith(QUICK) else pytest.mark.slow)
+    for mutant in MUTANTS
+]
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_what_is_broken_is_there(mutant: Mutant):
+    assert mutant.original in (SOURCE / mutant.file).read_text(), "the source has changed: plant this mutant anew"
+
+
+@pytest.mark.parametrize("mutant", PLANTED)
 def test_the_suite_catches(mutant: Mutant, tmp_path: Path):
     broken = tmp_path / "shrinkage"
     shutil.copytree(SOURCE, broken, ignore=shutil.ignore_patterns("__pycache__"))
     text = (broken / mutant.file).read_text()
-    assert mutant.original in text, "the source has changed: plant this mutant anew"
     (broken / mutant.file).write_text(text.replace(mutant.original, mutant.broken))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "SHRINKAGE_UNDER_TEST": str(broken)}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
