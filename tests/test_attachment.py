@@ -1,5 +1,6 @@
 """What happens around a step, against loops written by hand: equality, where nothing is rounded differently."""
 
+import contextlib
 import copy
 import functools
 
@@ -607,3 +608,13 @@ def test_a_second_moment_that_overflowed_leaves_the_weights_finite(penalty):
         parameter.grad = torch.full_like(parameter, 1e25)
     optimizer.step()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_an_error_inside_of_a_hook_leaves_autograd_on():
+    model = nn.Linear(2, 2, device="meta")
+    optimizer = sgd(model.parameters())
+    Regularizer(model, L1(0.1)).attach(optimizer)
+    model.weight.grad = torch.zeros(2, 2, device="meta")
+    with contextlib.suppress(RuntimeError):
+        optimizer.step()
+    assert torch.is_grad_enabled()

@@ -219,3 +219,13 @@ def test_bad_decays_are_refused(bad):
 def test_the_printed_regularizer_says_so():
     assert "zeros held by gradients averaged with decay 0.9" in repr(Regularizer(mlp(), L1(0.1), entry=0.9))
     assert "zeros held" not in repr(Regularizer(mlp(), L1(0.1)))
+
+
+def test_averages_follow_the_type_of_the_model():
+    model = mlp()
+    optimizer = sgd(model.parameters())
+    Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+    train(model, optimizer, 2)
+    model.double()
+    train(model, optimizer, 2)
+    assert model[0].weight.dtype == torch.float64

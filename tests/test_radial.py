@@ -177,3 +177,8 @@ def test_zero_steps_keep_their_elements_in_every_charge(penalty):
     assert (scale[:, 0] == 1).all()
     assert (scale[0] == 1).all()
     assert scale.isfinite().all()
+
+
+def test_nothing_is_done_to_nothing():
+    empty = torch.zeros(4, 0)
+    assert radial.radial_scale_in_metric(empty, empty, (1,), charge_of(MCP(1.0))).shape == (4, 0)

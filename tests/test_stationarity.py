@@ -14,16 +14,22 @@ from shrinkage import (
     L1,
     L2,
     MCP,
+    Box,
     Columns,
     ElasticNet,
     GroupLasso,
+    LogSum,
     Lp,
     MaxNorm,
     Nuclear,
+    ParameterError,
     Regularizer,
     Rows,
     SelectionError,
+    TopK,
     Toward,
+    UnitNorm,
+    Weighted,
     strength_max,
 )
 
@@ -214,7 +220,7 @@ def test_an_error_gives_the_weights_back():
 def test_what_has_no_largest_strength_is_refused():
     model, data = mlp(), batches(1)[0]
     for penalty in (L2(1.0), MaxNorm(1.0)):
-        with pytest.raises(ValueError, match=r"no strength of .* makes all parameters zero"):
+        with pytest.raises(ValueError, match=r"no strength of .* makes all parameters zero, the least is inf"):
             strength_max(model, lambda: loss_of(model, data), penalty)
     with pytest.raises(SelectionError):
         strength_max(model, lambda: loss_of(model, data), {"nothing": L1(1.0)})
@@ -241,3 +247,107 @@ def test_the_unit_of_decoupled_strengths_is_said():
     assert 'Strengths with how="decoupled" (0.weight, 2.weight) are in units of weight decay' in str(found)
     found = Regularizer(model, L1(0.1)).residuals(lambda: loss_of(model, batches(1)[0]))
     assert "weight decay" not in str(found)
+
+
+def test_a_tied_parameter_is_charged_under_any_of_its_names():
+    model = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
+    model["b"].weight = model["a"].weight
+    nn.init.ones_(model["a"].weight)
+    found = Regularizer(model, {"b.weight": L1(1.0)}).residuals(lambda: (model["a"].weight.sum() - 1) ** 2)
+    assert [each.name for each in found.charged] == ["b.weight"]
+    assert found.charged[0].relative == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("dtype", "strength", "solved"), [(torch.bfloat16, 0.5, False), (torch.float16, 2.0, True)])
+def test_gradients_of_many_batches_are_summed_in_float32(dtype, strength, solved):
+    """The gradient is 1: in bfloat16 a sum of ones stalls at 256, in float16 a sum of 64 * 200 * 10 overflows."""
+    model = nn.Linear(4, 1, bias=False).to(dtype)
+    nn.init.zeros_(model.weight)
+    data = [torch.ones(64, 4, dtype=dtype)] * 1200
+    found = Regularizer(model, L1(strength)).residuals(lambda batch: model(batch).mean(), data)
+    assert found.solved == solved
+
+
+@pytest.mark.parametrize("penalty", [Box(-10.0, 10.0), L1(0.0), L2(0.0)])
+def test_rounding_is_not_a_residual(penalty):
+    problem = diabetes_lasso()
+    model = problem.model()
+    model.weight.data.copy_(torch.linalg.lstsq(problem.x, problem.y).solution.T)
+    assert Regularizer(model, penalty).residuals(lambda: problem.loss(model)).solved
+    model.weight.data.add_(0.1)
+    assert not Regularizer(model, penalty).residuals(lambda: problem.loss(model)).solved
+
+
+def test_a_steep_rule_does_not_hide_the_others():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    nn.init.zeros_(model[1].weight)
+    data = torch.randn(8, 3)
+    rules = {"1.weight": LogSum(1e-2, 1e-4), "0.weight": L1(1e-3)}
+    found = Regularizer(model, rules).residuals(lambda: (model(data) - 0.01).mean())
+    assert found.worst.name == "1.bias"
+    assert not found.solved
+
+
+def test_the_wrong_corner_of_a_tiny_box_is_not_stationary():
+    layer = nn.Linear(4, 1, bias=False)
+    layer.weight.data.fill_(1e-3)
+    x = torch.eye(4) * 10
+    assert not Regularizer(layer, Box(-1e-3, 1e-3)).residuals(lambda: layer(x).mean()).solved
+    assert Regularizer(layer, Box(-1e-3, 1e-3)).residuals(lambda: -layer(x).mean()).solved
+
+
+@pytest.mark.parametrize(
+    ("constraint", "w", "target"),
+    [(UnitNorm(), [[1.0, 0.0]], [[0.1, 0.0]]), (TopK(0.5), [[1.0, 0.0]], [[1.0, 0.5]])],
+)
+def test_minima_on_sets_that_are_not_convex_are_stationary(constraint, w, target):
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data.copy_(torch.tensor(w))
+    assert (
+        Regularizer(layer, constraint)
+        .residuals(lambda: 50 * (layer.weight - torch.tensor(target)).square().sum())
+        .solved
+    )
+
+
+def test_a_small_weight_of_an_element_counts_for_itself():
+    layer = nn.Linear(3, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    penalty = Weighted(L1(1.0), torch.tensor([[1e-4, 1.0, 1.0]]))
+    found = Regularizer(layer, penalty).residuals(lambda: (layer.weight * torch.tensor([[9e-4, 0.0, 0.0]])).sum())
+    assert found.charged[0].relative == pytest.approx(8.0, rel=1e-3)
+
+
+def test_an_optimizer_that_climbs_is_judged_by_what_it_climbs():
+    problem = diabetes_lasso()
+    model = problem.model()
+    optimizer = SGD(model.parameters(), lr=0.1, maximize=True)
+    regularizer = Regularizer(model, L1(problem.strength)).attach(optimizer)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        (-problem.loss(model)).backward()
+        optimizer.step()
+    assert regularizer.residuals(lambda: -problem.loss(model)).solved
+
+
+def test_a_learning_rate_that_ended_at_0_is_no_step():
+    problem = diabetes_lasso()
+    model = problem.model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, L0(0.01)).attach(optimizer)
+    problem.loss(model).backward()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.0
+    assert math.isfinite(regularizer.residuals(lambda: problem.loss(model)).worst.relative)
+
+
+def test_lazy_and_frozen_parameters_are_named():
+    lazy = Regularizer(nn.LazyLinear(1), {"weight": L1(0.1)})
+    for call in (lazy.value, lambda: lazy.residuals(lambda: None)):
+        with pytest.raises(ParameterError, match="'weight' is lazy and has no value yet; run one forward pass first"):
+            call()
+    model, data = mlp(), batches(1)[0]
+    model[0].requires_grad_(False)
+    assert strength_max(model, lambda: loss_of(model, data), L1(1.0)) > 0
+    with pytest.raises(ValueError, match="charge no parameter that takes a gradient"):
+        strength_max(model.requires_grad_(False), lambda: loss_of(model, data), L1(1.0))

@@ -150,3 +150,21 @@ def test_a_layer_may_declare_a_reference_that_is_given():
     copied.weight.grad = torch.ones(2, 3)
     SGD(copied.parameters(), lr=0.1).step()
     assert torch.equal(copied.weight, reference)
+
+
+def test_a_reference_is_not_the_parameter_that_moves():
+    """A state_dict, and the parameter itself, share their memory with what is going to move."""
+    for reference_of in (nn.Module.state_dict, lambda layer: layer.weight):
+        for declared in (False, True):
+            layer = nn.Linear(2, 1, bias=False)
+            start = layer.weight.detach().clone()
+            penalty = Toward(L1(1e6), reference_of(layer))
+            if declared:
+                regularize(layer, penalty)
+            optimizer = SGD(layer.parameters(), lr=1.0)
+            regularizer = None if declared else Regularizer(layer, penalty).attach(optimizer)
+            for _ in range(2):
+                layer(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+            assert torch.equal(layer.weight, start)
+            assert regularizer is None or regularizer.value() == 0

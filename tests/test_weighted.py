@@ -105,3 +105,8 @@ def test_a_schedule_inside():
     penalty = Weighted(L1(lambda update: 0.1 * update), WEIGHTS)
     assert penalty.scheduled
     assert penalty.at(5) == Weighted(L1(0.5), WEIGHTS)
+
+
+def test_weights_follow_the_device_of_their_parameter():
+    elsewhere = torch.zeros(4, 3, device="meta")
+    assert Grouped(Weighted(L1(0.1), torch.ones(4)), Rows()).bound("w", elsewhere).penalty.weights.is_meta

@@ -13,8 +13,8 @@ and the proximal operators. What the hooks take care of:
 """
 
 import functools
-from collections.abc import Callable, MutableMapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from operator import is_
 from typing import Any, NamedTuple
@@ -224,6 +224,11 @@ class Attachment:
                 found[charge.name] = self._step(charge, optimizer, None)(state, charge.parameter.detach())
         return found
 
+    def maximized(self, optimizer: Optimizer) -> set[str]:
+        """Return the names of the charged parameters for which `optimizer` climbs."""
+        groups = optimizer.param_groups
+        return {charge.name for charge in self.charges(optimizer) if groups[charge.group].get("maximize")}
+
     def _value(self, acting: Sequence[tuple[Charge, Penalty]]) -> Tensor:
         """Return the value of the penalties that are `acting`, at least one."""
         with without_autograd_or_autocast(self._charges):
@@ -273,14 +278,15 @@ def unless(overflow: Tensor | None, step: Number) -> Number:
     return step if overflow is None else step * (1 - overflow)
 
 
-def without_autograd_or_autocast(charges: Sequence[Charge]) -> ExitStack:
-    """Return a context in which nothing is recorded and every operation runs in the type of its operands."""
-    stack = ExitStack()
-    stack.enter_context(torch.no_grad())
-    for device_type in {charge.parameter.device.type for charge in charges}:
-        if torch.is_autocast_enabled(device_type):
-            stack.enter_context(torch.autocast(device_type, enabled=False))
-    return stack
+@contextmanager
+def without_autograd_or_autocast(charges: Sequence[Charge]) -> Iterator[None]:
+    """Hold a context in which nothing is recorded and every operation runs in the type of its operands."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for device_type in {charge.parameter.device.type for charge in charges}:
+            if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
 
 
 # The attachments that a `Regularizer` made, so that a declaration on a layer never charges a parameter a second time.

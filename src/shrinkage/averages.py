@@ -43,7 +43,7 @@ class Averages:
         if name not in self._averages:
             self._averages[name] = Average(torch.zeros_like(grad), grad.new_zeros(()))
         total, weight = self._averages[name]
-        total, weight = total.to(grad.device), weight.to(grad.device)
+        total, weight = total.to(grad), weight.to(grad)
         next_total = total.lerp(grad, 1 - self.decay)
         next_weight = weight.lerp(torch.ones_like(weight), 1 - self.decay)
         if overflow is not None:  # the gradient is then infinite or NaN

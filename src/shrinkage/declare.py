@@ -6,7 +6,7 @@ runs around the steps of every optimizer look there for the parameters that an o
 """
 
 import weakref
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -74,6 +74,9 @@ def regularize(
                 f"{penalty}: a reference that is taken from the model has to be saved with a checkpoint; use "
                 "Regularizer(model, {...}), whose state_dict() holds it, or give a tensor or a state_dict as reference"
             )
+        if isinstance(penalty, Toward) and isinstance(penalty.reference, Mapping):
+            fixed = {name: value.detach().clone() for name, value in penalty.reference.items()}
+            penalty = replace(penalty, reference=fixed)  # a state_dict holds the very parameters that are going to move
         rule = Rule(penalty, parameter, how)
         check_matches(owner, rule)
         check_declarations(owner, rule)

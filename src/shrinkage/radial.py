@@ -109,6 +109,8 @@ def radial_scale_in_metric(w: Tensor, steps: Tensor, within: tuple[int, ...], ch
 
     Two minima in one cell of the grid, which has a width of about 1 in log(mu), are taken for one.
     """
+    if w.numel() == 0:
+        return torch.ones_like(w)
     problem = SecularProblem(w, steps.clamp_min(1e-30), within, charge)
     norms = norms_within(w, within)
     low = (charge.slope(norms) / norms.clamp_min(1e-30)).clamp_min(1e-12 / problem.steps.amax(within, keepdim=True))

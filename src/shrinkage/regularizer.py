@@ -21,7 +21,7 @@ from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
 from shrinkage.progress import Progress, checked_progress, state_of, with_references
 from shrinkage.prox import wide
 from shrinkage.select import named_parameters
-from shrinkage.stationarity import Closure, Residuals, residuals
+from shrinkage.stationarity import Closure, Residuals, find, residuals
 
 
 class Regularizer:
@@ -120,13 +120,12 @@ class Regularizer:
 
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
-        held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
         iteration = self._reached()
         with torch.no_grad():
             values = [
                 entry.penalty.at(iteration).value(wide(parameter))
                 for entry in self.plan
-                if (parameter := held.get(entry.name)) is not None
+                if (parameter := find(self._model, entry.name)) is not None
             ]
         return sum_of(values) if values else torch.zeros(())
 
@@ -160,9 +159,11 @@ class Regularizer:
         Solved: the weights are stationary for the loss plus the penalties, to 0.001 of the strength.
         """
         steps: dict[str, Number] = {}
+        maximized: set[str] = set()
         for optimizer, attachment in zip(self._optimizers(), (held[1] for held in self._attachments), strict=True):
             steps |= attachment.steps(optimizer)
-        return residuals(self._model, self.plan, self._reached(), steps, closure, data, tolerance)
+            maximized |= attachment.maximized(optimizer)
+        return residuals(self._model, self.plan, self._reached(), steps, maximized, closure, data, tolerance)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the updates made through each attached optimizer, in the order of attachment, and what they need.
@@ -239,7 +240,8 @@ class Regularizer:
             if id(parameter) in groups:
                 if not nn.parameter.is_lazy(parameter):
                     check_shape(entry.name, parameter.shape, entry.penalty)
-                charges.append(Charge(entry.name, entry.penalty, entry.how, parameter, groups[id(parameter)]))
+                penalty = entry.penalty.bound(entry.name, parameter)  # the model may have moved to another device
+                charges.append(Charge(entry.name, penalty, entry.how, parameter, groups[id(parameter)]))
         if not charges:
             names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in self.plan.entries[:3])
             raise AttachmentError(

@@ -4,14 +4,16 @@ minimize L(w) + R(w) is solved, to first order, where -grad L(w) lies in the sub
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from shrinkage.apply import Number, at_origin
+from shrinkage.errors import ParameterError
 from shrinkage.penalties import Penalty
 from shrinkage.plan import Plan, Rules, resolve
 from shrinkage.prox import wide
@@ -34,6 +36,8 @@ class ParameterResidual:
         max: largest residual of an element or group.
         mean: mean over elements or groups.
         relative: the largest relative to the strength, as a gradient: to the least that moves a zero weight or group.
+            For what has no such gradient (smooth penalties, constraints, `L0`, no penalty), relative to the least of
+            the others, or absolute if there are none.
         zeros: share of exact zeros.
     """
 
@@ -106,6 +110,7 @@ def residuals(
     plan: Plan,
     iteration: int,
     steps: Mapping[str, Number],
+    maximized: Set[str],
     closure: Closure,
     data: Iterable[Any] | None,
     tolerance: float,
@@ -117,26 +122,28 @@ def residuals(
         plan: what they are charged.
         iteration: the update at which strengths are taken.
         steps: the optimizer's step of each parameter, for penalties that need one; 1 where it is missing.
+        maximized: parameters whose optimizer climbs instead of descending.
         closure: returns the loss, of one batch of `data` or of everything.
         data: batches.
         tolerance: see `Residuals`.
     """
-    held = {name: parameter for name, parameter in trained(model)}
+    named = {id(parameter): entry for entry in plan if (parameter := find(model, entry.name)) is not None}
+    held = {named[id(p)].name if id(p) in named else name: p for name, p in trained(model)}
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
     gradients = dict(zip(held, mean_gradients(list(held.values()), closure, data), strict=True))
     penalties = {entry.name: entry.penalty.at(iteration) for entry in plan if entry.name in held}
-    slopes = [slope for name, penalty in penalties.items() if 0 < (slope := penalty.slope(held[name].shape)) < math.inf]
-    largest = max((float(grad.abs().max()) for grad in gradients.values() if grad.numel()), default=0.0)
-    unit = max(slopes, default=largest) or 1.0
+    slopes = [penalty.slope(held[name].shape) for name, penalty in penalties.items()]
+    unit = min((slope for slope in slopes if 0 < slope < math.inf), default=1.0)
     charged, others = [], []
     with torch.no_grad():
         for name, parameter in held.items():
-            penalty, w, grad = penalties.get(name), wide(parameter.detach()), wide(gradients[name])
+            penalty, w, grad = penalties.get(name), wide(parameter.detach()), gradients[name]
             if penalty is None:
                 others.append(summary(name, None, "gradient", w, grad.abs(), unit))
             else:
-                measure, values = residual_of(penalty, w, grad, steps.get(name, 1.0))
+                descent = -grad if name in maximized else grad
+                measure, values = residual_of(penalty, w, descent, steps.get(name, 1.0))
                 charged.append(summary(name, penalty, measure, w, values, unit))
     decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
     return Residuals(tuple(charged), tuple(others), tolerance, decoupled)
@@ -146,6 +153,8 @@ def residual_of(penalty: Penalty, w: Tensor, grad: Tensor, step: Number) -> tupl
     """Return the residual of one parameter, and what it measures."""
     if penalty.slope(w.shape) < math.inf:
         return "KKT", penalty.residual(w, grad)
+    step = torch.as_tensor(step, dtype=w.dtype, device=w.device)
+    step = torch.where(step > 0, step, 1.0)  # a schedule may have ended at 0
     return "fixed point", (w - penalty.prox(w - step * grad, step)).abs() / step
 
 
@@ -190,17 +199,31 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     >>> strength_max(layer, lambda: layer(x).sum(), shrinkage.L1(1.0))
     1.0
     """
-    held = {candidate.name: candidate.parameter for candidate in named_parameters(model)}
-    pairs = [(entry.penalty.at(0), held[entry.name]) for entry in resolve(model, rules)]
-    charged = [(penalty, parameter) for penalty, parameter in pairs if parameter is not None]
+    pairs = [(entry.penalty.at(0), find(model, entry.name)) for entry in resolve(model, rules)]
+    charged = [
+        (penalty, parameter) for penalty, parameter in pairs if parameter is not None and parameter.requires_grad
+    ]
+    if not charged:
+        raise ValueError("the rules charge no parameter that takes a gradient")
     with at_origin(charged):
         gradients = mean_gradients([parameter for _, parameter in charged], closure, data)
-    pairs_of = zip((penalty for penalty, _ in charged), gradients, strict=True)
-    strengths = [(penalty, float(penalty.strength_max(wide(grad)))) for penalty, grad in pairs_of]
-    for penalty, strength in strengths:
-        if math.isinf(strength):
-            raise ValueError(f"no strength of {penalty} makes all parameters zero: it is smooth, or a constraint")
-    return max(strength for _, strength in strengths)
+    strengths = []
+    for (penalty, _), grad in zip(charged, gradients, strict=True):
+        strengths.append(float(penalty.strength_max(grad)))
+        if not math.isfinite(strengths[-1]):
+            raise ValueError(
+                f"no strength of {penalty} makes all parameters zero, the least is {strengths[-1]}: it is smooth, or a "
+                "constraint, or charges a constant nothing, or the gradient is not finite"
+            )
+    return max(strengths)
+
+
+def find(model: nn.Module, name: str) -> nn.Parameter | None:
+    """Return the parameter that a plan calls `name`; raise `ParameterError` if it has no value yet."""
+    parameter = next((each.parameter for each in named_parameters(model) if each.name == name), None)
+    if parameter is not None and is_lazy(parameter):
+        raise ParameterError(f"{name!r} is lazy and has no value yet; run one forward pass first")
+    return parameter
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -216,7 +239,7 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def mean_gradients(parameters: list[nn.Parameter], closure: Closure, data: Iterable[Any] | None) -> list[Tensor]:
     """Return the gradient of the mean loss for each parameter, without touching `.grad`."""
     batches: Iterable[tuple[Any, ...]] = [()] if data is None else ((batch,) for batch in data)
-    totals, count = [torch.zeros_like(parameter) for parameter in parameters], 0
+    totals, count = [torch.zeros_like(wide(parameter.detach())) for parameter in parameters], 0
     for arguments in batches:
         size = length(arguments[0]) if arguments else 1
         with torch.enable_grad():
@@ -226,7 +249,7 @@ def mean_gradients(parameters: list[nn.Parameter], closure: Closure, data: Itera
         gradients = torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
         for total, grad in zip(totals, gradients, strict=True):
             if grad is not None:
-                total.add_(grad, alpha=size)
+                total.add_(wide(grad), alpha=size)
         count += size
     if not count:
         raise ValueError("there are no batches in the data; an iterator can be used once only")

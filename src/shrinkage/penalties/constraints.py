@@ -7,6 +7,7 @@ does. An element whose step is 0 comes back as it is, so that an update that an 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from shrinkage.penalties.elementwise import infinite_unless_zero, longest_dimens
 from shrinkage.penalties.per_group import check_groups
 from shrinkage.schedules import Strength, check_strength, fixed
 
+SHORT = 1e-3  # length of a step, in units of the mean size of a weight
 TOLERANCE = 64  # in units of the type's eps: a point that is outside by rounding counts as inside
 
 
@@ -59,11 +61,17 @@ class Constraint(Penalty):
         return torch.where(steps > 0, self.project(wide, steps), wide).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
-        """Return |w - projection of (w - grad)|, per element: how far a projected gradient step of size 1 moves.
+        """Return the length of the projected gradient, per element: how far a short step along -grad leads in the set.
 
-        It is 0 where `w` is stationary on the set, and the distance that other penalties return in the interior.
+        |w - projection of (w - t grad)| / t  for a small t: the distance of -grad to the normal cone of a convex set,
+        and 0 where `w` is stationary on a set that is not convex.
         """
-        return (w - self.prox(w - grad, 1.0)).abs()
+        wide, grad = w.double(), grad.double()
+        if not grad.numel() or not bool((grad != 0).any()):
+            return torch.zeros_like(w)
+        size = torch.where(wide.abs().sum() > 0, wide.abs().sum() / max(w.numel(), 1), 1.0)
+        t = SHORT * size / grad.abs().amax()
+        return ((wide - self.prox(wide - t * grad, 1.0)).abs() / t).to(w.dtype)
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return infinity unless the gradient is 0: a constraint has no strength."""
@@ -105,6 +113,8 @@ class Box(Constraint):
     high: float
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.low, Real) and isinstance(self.high, Real)):
+            raise TypeError(f"Box: low and high must be numbers, got low={self.low!r}, high={self.high!r}")
         if not self.low <= self.high:
             raise ValueError(f"Box: low must not be greater than high, got low={self.low!r}, high={self.high!r}")
 

@@ -31,10 +31,8 @@ class Grouped(PerGroup):
     Args:
         penalty: what a norm costs: `L1`, `L2`, `ElasticNet`, `MCP`, `SCAD`, `LogSum`, `Lp`, `L0`, `Huber`, or one of
             them `Weighted` with one weight per group.
-        groups: which elements belong together: `Rows()`, `Columns()`, `Kernels()`, `Heads(count)`,
-            `Blocks(rows, columns)`, `Whole()`.
-        weigh_by_size: multiply the cost of a group by the square root of its size, so that one strength suits layers
-            of any width.
+        groups: `Rows()`, `Columns()`, `Kernels()`, `Heads(count)`, `Blocks(rows, columns)` or `Whole()`.
+        weigh_by_size: multiply the cost of a group by the square root of its size, so that strengths suit any width.
 
     Raises:
         TypeError: `penalty` is not an elementwise penalty, or `groups` is not a group view.
@@ -88,6 +86,11 @@ class Grouped(PerGroup):
     def cut(self, shape: Sequence[int]) -> int | None:
         """Cut between groups, unless the charge is another in each group."""
         return None if self.penalty.cut((2,)) is None else PerGroup.cut(self, shape)
+
+    def bound(self, name: str, parameter: Tensor) -> "Grouped":
+        """Return the same with the charge of a norm on the parameter's device."""
+        bound = self.penalty.bound(name, parameter)
+        return replace(self, penalty=bound) if isinstance(bound, Elementwise) else self
 
     def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
         """Return what a norm is charged."""
@@ -159,9 +162,8 @@ class Grouped(PerGroup):
             return None
         if (other.groups, other.weigh_by_size) != (self.groups, self.weigh_by_size):
             raise GroupError(
-                f"{self.groups} and {other.groups} overlap: an element would stand in two groups, and the prox of "
-                "overlapping groups is not the one after the other; charge one of them, or a group per block with "
-                "Blocks(rows, columns)"
+                f"{self.groups} and {other.groups} overlap: an element would stand in two groups, and no exact prox is "
+                "known then; charge one of them, or a group per block with Blocks(rows, columns)"
             )
         both = self.penalty.combined(other.penalty) or other.penalty.combined(self.penalty)
         return Grouped(both, self.groups, weigh_by_size=self.weigh_by_size) if isinstance(both, Elementwise) else None
@@ -195,8 +197,7 @@ def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True
 class SparseGroupLasso(PerGroup):
     """Charge weights and norms of groups together: zero groups, and zeros inside the others.
 
-    R(w) = l1 * sum |w| + group * sum over groups g of  sqrt(size of g) * ||w_g||,  without the root if `weigh_by_size`
-    is False
+    R(w) = l1 * sum |w| + group * sum over groups g of  sqrt(size of g) * ||w_g||
 
     The prox is exact in every diagonal metric: soft threshold first, then `GroupLasso`'s.
 

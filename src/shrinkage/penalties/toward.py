@@ -53,6 +53,8 @@ class Toward(Penalty):
             raise TypeError(f"Toward: expected a penalty such as L2(1e-3), got {self.penalty!r}")
         if not (self.reference is None or isinstance(self.reference, Tensor | Mapping)):
             raise TypeError(f"Toward: reference must be a tensor, a state_dict or None, got {self.reference!r}")
+        if isinstance(self.reference, Tensor):  # it may be the very parameter that is going to move
+            object.__setattr__(self, "reference", self.reference.detach().clone())
 
     @property
     def smooth(self) -> bool:
@@ -137,8 +139,10 @@ class Toward(Penalty):
                 )
             return self
         source = parameter if reference is None else reference
-        kept = source.detach().to(parameter.device, parameter.dtype, copy=reference is None)
+        if not isinstance(source, Tensor):
+            raise TypeError(f"Toward: the reference of {name!r} must be a tensor, got {source!r}")
         saved = self.saved or self.reference is None
+        kept = source.detach().to(parameter.device, parameter.dtype)
         return Toward(self.penalty.bound(name, parameter), kept, saved=saved)
 
     def _reference(self, w: Tensor) -> Tensor:

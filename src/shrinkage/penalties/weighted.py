@@ -47,10 +47,11 @@ class Weighted(Elementwise):
             raise TypeError(f"Weighted: penalty must be one of single elements such as L1(1e-3), got {self.penalty!r}")
         if not (isinstance(self.weights, Tensor) and self.weights.is_floating_point()):
             raise TypeError(f"Weighted: weights must be a floating point tensor, got {self.weights!r}")
-        if not bool((self.weights >= 0).all()):
+        known = not self.weights.is_meta
+        if known and not bool((self.weights >= 0).all()):
             raise ValueError(f"Weighted: weights must be >= 0 and not NaN, the least is {float(self.weights.min())}")
         object.__setattr__(self, "weights", self.weights.detach().clone())
-        object.__setattr__(self, "forces_zeros", bool(self.weights.isinf().any()))
+        object.__setattr__(self, "forces_zeros", known and bool(self.weights.isinf().any()))
 
     @property
     def smooth(self) -> bool:
@@ -74,8 +75,9 @@ class Weighted(Elementwise):
         return times(self.weights, slope if isinstance(slope, Tensor) else torch.full_like(self.weights, slope))
 
     def slope(self, shape: Sequence[int]) -> float:
-        """Return the penalty's own, that of an element with weight 1."""
-        return self.penalty.slope(shape)
+        """Return the penalty's own times the least weight that is neither 0 nor infinite."""
+        charged = self.weights[(self.weights > 0) & self.weights.isfinite()]
+        return self.penalty.slope(shape) * (float(charged.min()) if charged.numel() else 1.0)
 
     def cost(self, w: Tensor) -> Tensor:
         """weights * phi(w)."""
