@@ -236,7 +236,7 @@ MUTANTS = [
         "weighted",
     ),
     Mutant("penalties/weighted.py", ".masked_fill(forced, 0.0)", "", "weighted"),
-    Mutant("penalties/toward.py", "copy=reference is None", "copy=False", "toward"),
+    Mutant("penalties/toward.py", "self.reference.detach().clone())", "self.reference)", "toward"),
     Mutant(
         "penalties/toward.py",
         "torch.where(moved == difference, wide, reference + moved)",
@@ -261,7 +261,11 @@ MUTANTS = [
         "sign = 1.0\n                grad =",
         "averages",
     ),
-    Mutant("stationarity.py", "total.add_(grad, alpha=size)", "total.add_(grad)", "stationarity"),
+    Mutant("stationarity.py", "total.add_(wide(grad), alpha=size)", "total.add_(wide(grad))", "stationarity"),
+    Mutant("stationarity.py", "unit = min(", "unit = max(", "stationarity", "steep"),
+    Mutant("stationarity.py", "-grad if name in maximized else grad", "grad", "stationarity", "climbs"),
+    Mutant("stationarity.py", "torch.where(step > 0, step, 1.0)", "step", "stationarity", "ended_at_0"),
+    Mutant("penalties/constraints.py", "t = SHORT * size / grad.abs().amax()", "t = 1.0", "stationarity", "convex"),
     Mutant(
         "apply.py",
         "    finally:\n        for value",
