@@ -71,7 +71,10 @@ def test_models_side_by_side_are_trained_as_if_alone(recipe, entry, outputs):
         penalty = L1(0.1) if outputs == 1 else GroupLasso(0.6, groups, weigh_by_size=False)
         optimizer = recipe.make(model.parameters())
         Regularizer(model, {"weight": penalty}, entry=entry).attach(optimizer)
-        loss = lambda step: half_squares(model(x[..., rows[step], :]), y[..., rows[step], :]).sum()  # noqa: E731
+
+        def loss(step):
+            return half_squares(model(x[..., rows[step], :]), y[..., rows[step], :]).sum()
+
         train(optimizer, loss, 50, schedule=recipe.schedule)
         return model
 

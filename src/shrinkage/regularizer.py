@@ -21,7 +21,7 @@ from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
 from shrinkage.progress import Progress, checked_progress, state_of, with_references
 from shrinkage.prox import wide
 from shrinkage.select import named_parameters
-from shrinkage.stationarity import Closure, Residuals, find, residuals
+from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
 
 class Regularizer:
@@ -124,8 +124,7 @@ class Regularizer:
         with torch.no_grad():
             values = [
                 entry.penalty.at(iteration).value(wide(parameter))
-                for entry in self.plan
-                if (parameter := find(self._model, entry.name)) is not None
+                for entry, parameter in charged_parameters(self._model, self.plan)
             ]
         return sum_of(values) if values else torch.zeros(())
 

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage.apply import Number, at_origin
 from shrinkage.errors import ParameterError
 from shrinkage.penalties import Penalty
-from shrinkage.plan import Plan, Rules, resolve
+from shrinkage.plan import Entry, Plan, Rules, resolve
 from shrinkage.prox import wide
 from shrinkage.select import named_parameters
 from shrinkage.tables import table
@@ -127,8 +127,8 @@ def residuals(
         data: batches.
         tolerance: see `Residuals`.
     """
-    named = {id(parameter): entry for entry in plan if (parameter := find(model, entry.name)) is not None}
-    held = {named[id(p)].name if id(p) in named else name: p for name, p in trained(model)}
+    planned = {id(parameter): entry.name for entry, parameter in charged_parameters(model, plan)}
+    held = {planned.get(id(parameter), name): parameter for name, parameter in trained(model)}
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
     gradients = dict(zip(held, mean_gradients(list(held.values()), closure, data), strict=True))
@@ -199,10 +199,8 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     >>> strength_max(layer, lambda: layer(x).sum(), shrinkage.L1(1.0))
     1.0
     """
-    pairs = [(entry.penalty.at(0), find(model, entry.name)) for entry in resolve(model, rules)]
-    charged = [
-        (penalty, parameter) for penalty, parameter in pairs if parameter is not None and parameter.requires_grad
-    ]
+    found = charged_parameters(model, resolve(model, rules))
+    charged = [(entry.penalty.at(0), parameter) for entry, parameter in found if parameter.requires_grad]
     if not charged:
         raise ValueError("the rules charge no parameter that takes a gradient")
     with at_origin(charged):
@@ -218,12 +216,17 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     return max(strengths)
 
 
-def find(model: nn.Module, name: str) -> nn.Parameter | None:
-    """Return the parameter that a plan calls `name`; raise `ParameterError` if it has no value yet."""
-    parameter = next((each.parameter for each in named_parameters(model) if each.name == name), None)
-    if parameter is not None and is_lazy(parameter):
-        raise ParameterError(f"{name!r} is lazy and has no value yet; run one forward pass first")
-    return parameter
+def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Parameter]]:
+    """Return the entries of `plan` with their parameters in `model`; raise `ParameterError` if one has no value yet."""
+    held = {candidate.name: candidate.parameter for candidate in named_parameters(model)}
+    found = []
+    for entry in plan:
+        parameter = held.get(entry.name)
+        if parameter is not None and is_lazy(parameter):
+            raise ParameterError(f"{entry.name!r} is lazy and has no value yet; run one forward pass first")
+        if parameter is not None:
+            found.append((entry, parameter))
+    return found
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
