@@ -37,5 +37,5 @@ clean:
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,lightning,transformers,dev]'
 	touch $@

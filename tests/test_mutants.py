@@ -328,7 +328,7 @@ MUTANTS = [
     Mutant("attachment.py", "if self._depth and runs_inside_own_step(optimizer):", "if self._depth:", "attachment"),
     Mutant("attachment.py", '-1.0 if group.get("maximize") else 1.0', "1.0", "attachment"),
     Mutant("attachment.py", "sign if scale is None else sign * scale", "sign", "attachment"),
-    Mutant("attachment.py", "return step if overflow is None else step * (1 - overflow)", "return step", "attachment"),
+    Mutant("charge.py", "return step if overflow is None else step * (1 - overflow)", "return step", "attachment"),
     Mutant("attachment.py", "first=first", "first=True", "attachment"),
     Mutant(
         "attachment.py",
@@ -343,7 +343,7 @@ MUTANTS = [
     Mutant("attachment.py", "        self._set_strengths()\n", "", "attachment"),
     Mutant("attachment.py", "if not callable(closure):", "if closure is None:", "attachment"),
     Mutant("optimizers.py", "return depth == 2", "return False", "attachment"),
-    Mutant("attachment.py", "stack.enter_context(torch.autocast(device_type, enabled=False))", "pass", "attachment"),
+    Mutant("charge.py", "stack.enter_context(torch.autocast(device_type, enabled=False))", "pass", "attachment"),
     Mutant("attachment.py", "            check_gradients(charges)\n", "", "attachment"),
     Mutant("declare.py", "_registry.add(self)", "_registry.additions += 1", "declare"),
     Mutant("declare.py", "or is_container(optimizer)", "", "declare"),

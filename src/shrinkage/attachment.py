@@ -13,61 +13,35 @@ and the proximal operators. What the hooks take care of:
 """
 
 import functools
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from shrinkage.apply import Number, State, add_gradient_, decay_, prox_, restore_
 from shrinkage.averages import Averages, decides
-from shrinkage.errors import AttachmentError, MetricError, ParameterError
+from shrinkage.charge import (
+    Charge,
+    Updates,
+    at_update,
+    check_gradients,
+    sum_of,
+    unless,
+    without_autograd_or_autocast,
+)
+from shrinkage.errors import AttachmentError, MetricError
 from shrinkage.metric import Metric, metric_of
 from shrinkage.optimizers import overflow_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
-from shrinkage.plan import How
 from shrinkage.prox import wide
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
-
-
-class Charge(NamedTuple):
-    """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group."""
-
-    name: str
-    penalty: Penalty
-    how: How
-    parameter: nn.Parameter
-    group: int
-
-    @property
-    def before(self) -> bool:
-        """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
-        return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
-
-
-@dataclass
-class Updates:
-    """Counts the updates that happened: a fused optimizer that met an overflow took a step, but no update."""
-
-    steps: int = 0
-    skipped: Tensor | None = None
-
-    def record(self, overflow: Tensor | None) -> None:
-        """Count one step; `overflow` is 1 on the device if it did not update anything."""
-        self.steps += 1
-        if overflow is not None:
-            self.skipped = overflow.clone() if self.skipped is None else self.skipped + overflow
-
-    def count(self) -> int:
-        """Return the number of updates; waits for the device if loss scaling with a fused optimizer is in use."""
-        return self.steps - (0 if self.skipped is None else int(self.skipped.item()))
 
 
 class Attachment:
@@ -247,46 +221,6 @@ def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tenso
     """Return whether two lists of lists hold the very same tensors."""
     lengths = list(map(len, one)) == list(map(len, other))
     return lengths and all(all(map(is_, a, b)) for a, b in zip(one, other, strict=True))
-
-
-def at_update(charge: Charge, update: int) -> Penalty:
-    """Return the penalty of `charge` at an update; an error of its schedule gets the parameter's name."""
-    try:
-        return charge.penalty.at(update)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"the schedule of {charge.name!r} at update {update}: {error}") from error
-
-
-def sum_of(values: Sequence[Tensor]) -> Tensor:
-    """Return the sum of 0-dim tensors, on the device of the first."""
-    return torch.stack([value.to(values[0].device) for value in values]).sum()
-
-
-def check_gradients(charges: Sequence[Charge]) -> None:
-    """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
-    for name, _, _, parameter, _ in charges:
-        if parameter.grad is not None and parameter.grad.layout != torch.strided:
-            raise ParameterError(
-                f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
-                "rows that a batch touched, while a penalty charges all of them; build the layer with sparse=False, "
-                f"or leave it alone with {{{name!r}: None}}"
-            )
-
-
-def unless(overflow: Tensor | None, step: Number) -> Number:
-    """Return `step`, or 0 if the update is skipped."""
-    return step if overflow is None else step * (1 - overflow)
-
-
-@contextmanager
-def without_autograd_or_autocast(charges: Sequence[Charge]) -> Iterator[None]:
-    """Hold a context in which nothing is recorded and every operation runs in the type of its operands."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        for device_type in {charge.parameter.device.type for charge in charges}:
-            if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-                stack.enter_context(torch.autocast(device_type, enabled=False))
-        yield
 
 
 # The attachments that a `Regularizer` made, so that a declaration on a layer never charges a parameter a second time.

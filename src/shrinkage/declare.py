@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from shrinkage.attachment import Arguments, Attachment, Charge, Keywords, check_gradients, explicit_attachments
+from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
+from shrinkage.charge import Charge, check_gradients
 from shrinkage.errors import GroupError, SelectionError
 from shrinkage.optimizers import group_indices, parameters_of, share_parameters, uncompiled
 from shrinkage.penalties import Penalty, Toward

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.apply import Number
-from shrinkage.attachment import Attachment, Charge, explicit_attachments, sum_of
+from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
+from shrinkage.charge import Charge, sum_of
 from shrinkage.declare import check_same_charge, declared_rules
 from shrinkage.errors import AttachmentError, SelectionError
 from shrinkage.optimizers import group_indices, uncompiled, unwrapped
