@@ -18,6 +18,7 @@ from shrinkage.penalties import Penalty
 from shrinkage.plan import Entry, Plan, Rules, resolve
 from shrinkage.prox import wide
 from shrinkage.select import named_parameters
+from shrinkage.sharding import is_spread
 from shrinkage.tables import table
 
 Closure = Callable[..., Tensor]
@@ -224,6 +225,11 @@ def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Par
         parameter = held.get(entry.name)
         if parameter is not None and is_lazy(parameter):
             raise ParameterError(f"{entry.name!r} is lazy and has no value yet; run one forward pass first")
+        if is_spread(parameter):
+            raise ParameterError(
+                f"{entry.name!r} of shape {entry.shape} is spread over machines, and its gradient is there after "
+                "backward() only; gather a full state_dict, load it into a model on one machine, and ask there"
+            )
         if parameter is not None:
             found.append((entry, parameter))
     return found
