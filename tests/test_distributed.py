@@ -42,7 +42,8 @@ def test_check(world, name, outcomes, record_property):
     found = outcomes(world)[name]
     record_property("measured", [outcome.get("measured") for outcome in found])
     errors = [f"rank {rank} of {world}: {outcome['error']}" for rank, outcome in enumerate(found) if "error" in outcome]
-    assert not errors, "\n".join([name, *errors])
+    if errors:
+        pytest.fail("\n".join([name, *errors]), pytrace=False)
 
 
 def faulty(checks, folder, **environment):
