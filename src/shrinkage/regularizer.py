@@ -95,9 +95,9 @@ class Regularizer:
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
 
-        The optimizer's own `state_dict` takes this one's along from now on, and its `load_state_dict` brings it back; if
-        the optimizer was loaded before, it is found now, unless this regularizer was loaded or attached before. State
-        without it, of a run without penalties, leaves the update count as it is.
+        The optimizer's own `state_dict` takes this one's along, and its `load_state_dict` brings it back. A state that
+        the optimizer was loaded with before is found now, unless this regularizer has one already. Loading one that was
+        saved without a regularizer leaves the update count as it is.
 
         A wrapper that keeps an optimizer in itself (Accelerate's, SAM's) is attached to by that one. A model that is
         trained by several optimizers attaches to each; an optimizer that is attached to already stays as it is.
