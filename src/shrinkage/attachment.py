@@ -36,7 +36,7 @@ from shrinkage.charge import (
 )
 from shrinkage.errors import AttachmentError, MetricError
 from shrinkage.metric import Metric, metric_of
-from shrinkage.optimizers import overflow_of, runs_inside_own_step
+from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
 
@@ -130,7 +130,8 @@ class Attachment:
                     prox_(penalty, charge.parameter, optimizer.state.get(charge.parameter, {}), step)
                     if charge.name in self._held:
                         restore_(charge.parameter, self._held.pop(charge.name), penalty)
-        self.updates.record(overflow)
+        if any(parameter.grad is not None for parameter in parameters_of(optimizer)):  # otherwise nothing was updated
+            self.updates.record(overflow)
 
     def _acting(self, chosen: Callable[[Charge], bool]) -> list[tuple[Charge, Penalty]]:
         """Return the `chosen` charges whose parameters have a gradient, with their penalties at this update."""

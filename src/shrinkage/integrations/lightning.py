@@ -35,7 +35,7 @@ class RegularizerCallback(Callback):
         MetricError: when fit starts, if a rule is proximal, and the metric of an optimizer is not known.
 
     Attributes:
-        regularizer: the `Regularizer`, as soon as fit has started; it stays after the end, for `residuals` and `report`.
+        regularizer: the `Regularizer`, as soon as fit has started; it stays after the end, for its `residuals`.
 
     A checkpoint of the trainer holds the state, and `fit(ckpt_path=...)` goes on from it. Another `fit` of the same
     trainer goes on counting updates where the last one ended, as the trainer does; that of a new trainer starts at 0.

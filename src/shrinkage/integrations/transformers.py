@@ -35,8 +35,7 @@ class RegularizerCallback(TrainerCallback):
         MetricError: when training begins, if a rule is proximal, and the optimizer's metric is not known.
 
     Attributes:
-        regularizer: the `Regularizer`, as soon as training has begun; it stays after the end, for `residuals` and
-            `report`.
+        regularizer: the `Regularizer`, as soon as training has begun; it stays after the end, for its `residuals`.
 
     The state rides in the optimizer's, so `train(resume_from_checkpoint=...)` goes on from it, unless checkpoints were
     made with `save_only_model=True`. Every call of `train` that does not resume counts updates from 0, as the trainer
