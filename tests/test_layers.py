@@ -42,9 +42,9 @@ FLOORS = [
         "regularizer",
     },
     {"threshold", "report"},
-    {"compat", "curves", "sets", "plots", "html", "cli", "demo"},
+    {"compat", "curves", "sets", "plots", "html", "cli", "demo", "integrations"},
 ]
-EXTRAS = {"jinja2", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "typer"}
+EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "transformers", "typer"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -48,10 +48,10 @@ from shrinkage.charge import (
 )
 from shrinkage.errors import AttachmentError, MetricError
 from shrinkage.metric import Metric, metric_of
-from shrinkage.optimizers import overflow_of, runs_inside_own_step
+from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
-from shrinkage.sharding import crossing_of, local, local_gradient, local_state, spread, stays
+from shrinkage.sharding import crossing_of, is_spread, local, local_gradient, local_state, spread, stays
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -140,7 +140,9 @@ class Attachment:
         if acting:
             with without_autograd_or_autocast(self._charges):
                 self._apply_after(acting, optimizer, overflow)
-        self.updates.record(overflow)
+        # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
+        if any(parameter.grad is not None or is_spread(parameter) for parameter in parameters_of(optimizer)):
+            self.updates.record(overflow)
 
     def _apply_after(
         self, acting: Sequence[tuple[Charge, Penalty]], optimizer: Optimizer, overflow: Tensor | None

@@ -1,8 +1,9 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
 import glob
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -19,7 +20,17 @@ from shrinkage.declare import check_same_charge, declared_rules
 from shrinkage.errors import AttachmentError, SelectionError
 from shrinkage.optimizers import group_indices, uncompiled, unwrapped
 from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
-from shrinkage.progress import Progress, checked_progress, state_of, with_references
+from shrinkage.progress import (
+    Progress,
+    checked_progress,
+    names_in,
+    part_of,
+    replaced,
+    ride,
+    state_of,
+    take,
+    with_references,
+)
 from shrinkage.select import named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -83,6 +94,10 @@ class Regularizer:
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
 
+        The optimizer's own `state_dict` takes this one's along, and its `load_state_dict` brings it back. A state that
+        the optimizer was loaded with before is found now, unless this regularizer has one already. Loading one that was
+        saved without a regularizer leaves the update count as it is.
+
         A wrapper that keeps an optimizer in itself (Accelerate's, SAM's) is attached to by that one. A model that is
         trained by several optimizers attaches to each; an optimizer that is attached to already stays as it is.
 
@@ -91,17 +106,21 @@ class Regularizer:
             AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
                 them there.
             MetricError: a rule is proximal, and the optimizer's metric is not known.
+            ValueError: the optimizer was loaded with averages or references of other shapes.
         """
         optimizer = unwrapped(optimizer)
         if optimizer in self._optimizers():
             return self
         attachment = Attachment(self._charges, None if self._entry is None else Averages(self._entry))
-        attachment.charges(optimizer)
+        checked = partial(self._checked, attachment)
+        restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
         if self._resumed:
-            self._resumed.pop(0).restore(attachment)
+            restore = partial(self._resumed.pop(0).restore, attachment)
+        restore()
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
+            *ride(optimizer, attachment, lambda: self.plan, checked),
         ]
         explicit_attachments.setdefault(optimizer, []).append(attachment)
         self._attachments.append((ref(optimizer), attachment, handles))
@@ -176,9 +195,9 @@ class Regularizer:
 
         Raises:
             ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached, or its
-                references are not those of this model.
+                averages or references are not those of this model; nothing is changed then.
         """
-        progress = checked_progress(state)
+        progress = checked_progress(state, self.plan)
         if self._attachments and len(progress) != len(self._attachments):
             raise ValueError(
                 f"the state counts updates of {len(progress)} optimizers, this regularizer is attached to "
@@ -189,6 +208,18 @@ class Regularizer:
             each.restore(attachment)
             attachment.forget()
         self._resumed = progress[len(self._attachments) :]
+
+    def _checked(self, attachment: Attachment, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return what lets `attachment` go on from a state that rode in an optimizer's; raise if it does not fit."""
+        (progress,) = checked_progress(state, self.plan)
+        part = with_references(part_of(self.plan, state["parameters"]), state.get("references", {}))
+
+        def restore() -> None:
+            self.plan = replaced(self.plan, part)
+            progress.restore(attachment)
+            attachment.forget()
+
+        return restore
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not attached to anything, and go on counting when they are."""
