@@ -1,6 +1,7 @@
 """The three ways in which a penalty enters an optimizer's step. All in-place work on parameters is here.
 
-Everything is computed in float32 at least and written back in the type of the parameter. The plain form takes any
+Everything is computed in float32 at least and written back in the type of the parameter, rounded to the nearest number
+or, with a generator, stochastically. The plain form takes any
 penalty; a penalty that torch's own optimizers know is registered beside it with the very operation that they use, so
 that results agree with theirs bit for bit.
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from shrinkage.penalties import L2, Penalty
 from shrinkage.prox import wide
+from shrinkage.rounding import NARROW, stochastic_round, stuck
 from shrinkage.schedules import fixed
 
 Number = float | Tensor
@@ -62,13 +64,13 @@ def _(penalty: L2, grad: Tensor, w: Tensor, factor: Number) -> None:
         grad.add_(w, alpha=factor * fixed(penalty.strength))
 
 
-def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number) -> None:
+def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number, generator: torch.Generator | None = None) -> None:
     """Move `parameter` by -step * R'(w): the decoupled form of a smooth penalty."""
     for (w,) in pieces(penalty, parameter.detach()):
         widened = wide(w)
         decay_by_derivative_(penalty, widened, step)
         if widened is not w:
-            w.copy_(widened)
+            write_(w, widened, generator)
 
 
 @singledispatch
@@ -82,7 +84,13 @@ def _(penalty: L2, w: Tensor, step: Number) -> None:
     w.mul_(1 - step * fixed(penalty.strength))
 
 
-def prox_(penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Number]) -> None:
+def prox_(
+    penalty: Penalty,
+    parameter: nn.Parameter,
+    state: State,
+    step: Callable[[State, Tensor], Number],
+    generator: torch.Generator | None = None,
+) -> None:
     """Move `parameter` to the penalty's proximal point.
 
     Args:
@@ -91,14 +99,33 @@ def prox_(penalty: Penalty, parameter: nn.Parameter, state: State, step: Callabl
         state: what the optimizer keeps of the parameter.
         step: the step of the proximal operator, a number or shaped like its second argument, which is a piece of the
             parameter; the first is the state of that piece.
+        generator: rounds stochastically to bfloat16 and float16; None rounds to the nearest number.
     """
     w = parameter.detach()
     if w.numel() <= PIECE or not cuts(state, w):
-        w.copy_(penalty.prox(wide(w), step(state, w)))
+        write_(w, penalty.prox(wide(w), step(state, w)), generator)
         return
     shaped = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == w.shape}
     for piece, *cut in pieces(penalty, w, *shaped.values()):
-        piece.copy_(penalty.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece)))
+        moved = penalty.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
+        write_(piece, moved, generator)
+
+
+def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
+    """Write `moved` into `w`, in its type."""
+    if generator is None or w.dtype not in NARROW:
+        w.copy_(moved)
+    else:
+        w.copy_(stochastic_round(moved, w.dtype, generator))
+
+
+def stuck_share(
+    penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Number], *, prox: bool
+) -> float:
+    """Return the share of the elements that a prox, or decay, is to move which rounding brings back; waits for it."""
+    w = parameter.detach()
+    widened, size = wide(w), step(state, w)
+    return float(stuck(w, penalty.prox(widened, size) if prox else widened - size * penalty.gradient(widened)))
 
 
 def restore_(parameter: nn.Parameter, mask: Tensor, penalty: Penalty) -> None:

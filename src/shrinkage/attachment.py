@@ -9,7 +9,8 @@ and the proximal operators. What the hooks take care of:
   on an overflow too: thresholds are then multiplied by 0, on the device;
 * an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
 * a step that raised never reached its second hook: the next first hook starts afresh;
-* trainers replace parameters and parameter groups: both are looked up again when they changed.
+* trainers replace parameters and parameter groups: both are looked up again when they changed, in the optimizer or in
+  the model.
 """
 
 import functools
@@ -30,12 +31,14 @@ from shrinkage.charge import (
     Updates,
     at_update,
     check_gradients,
+    check_kept,
     sum_of,
     unless,
     without_autograd_or_autocast,
 )
 from shrinkage.errors import AttachmentError, MetricError
 from shrinkage.metric import Metric, metric_of
+from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
@@ -50,11 +53,18 @@ class Attachment:
     Args:
         resolve: returns what is charged in an optimizer; called again whenever the optimizer's parameters changed.
         averages: the averaged gradients that hold zeros; None lets every gradient move them.
+        rounding: how bfloat16 and float16 parameters are written; None rounds to the nearest number.
     """
 
-    def __init__(self, resolve: Callable[[Optimizer], Sequence[Charge]], averages: Averages | None = None) -> None:
+    def __init__(
+        self,
+        resolve: Callable[[Optimizer], Sequence[Charge]],
+        averages: Averages | None = None,
+        rounding: Rounding | None = None,
+    ) -> None:
         self.updates = Updates()
         self.averages = averages
+        self._rounding = rounding or Rounding()
         self._resolve = resolve
         self._charges: Sequence[Charge] = ()
         self._penalties: Sequence[Penalty] = ()  # those of the charges, with the strengths of this update
@@ -66,8 +76,10 @@ class Attachment:
     def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
         """Return what is charged in `optimizer` now."""
         current = [group["params"] for group in optimizer.param_groups]
-        if self._seen is None or not same_objects(current, self._seen):
+        stale = any(charge.stale for charge in self._charges)
+        if stale or self._seen is None or not same_objects(current, self._seen):
             charges = self._resolve(optimizer)
+            check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else None
@@ -127,7 +139,9 @@ class Attachment:
             with without_autograd_or_autocast(self._charges):
                 for charge, penalty in acting:
                     step = self._step(charge, optimizer, overflow)
-                    prox_(penalty, charge.parameter, optimizer.state.get(charge.parameter, {}), step)
+                    state = optimizer.state.get(charge.parameter, {})
+                    generator = self._rounding.generator(charge, penalty, state, step, self.updates.steps)
+                    prox_(penalty, charge.parameter, state, step, generator)
                     if charge.name in self._held:
                         restore_(charge.parameter, self._held.pop(charge.name), penalty)
         self.updates.record(overflow)
@@ -175,7 +189,9 @@ class Attachment:
                     sign = -1.0 if group.get("maximize") else 1.0
                     add_gradient_(penalty, charge.parameter, sign if scale is None else sign * scale)
                 elif first:
-                    decay_(penalty, charge.parameter, unless(overflow, group["lr"]))
+                    step = self._step(charge, optimizer, overflow)
+                    generator = self._rounding.generator(charge, penalty, {}, step, self.updates.steps)
+                    decay_(penalty, charge.parameter, step({}, charge.parameter), generator)
 
     def _hold_zeros(self, optimizer: Optimizer, averages: Averages) -> None:
         """Average the gradients of the data, and note the zeros for which the average is stationary."""

@@ -14,14 +14,14 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Charge, sum_of
+from shrinkage.charge import Charge, charges_of, sum_of
 from shrinkage.declare import check_same_charge, declared_rules
-from shrinkage.errors import AttachmentError, SelectionError
-from shrinkage.optimizers import group_indices, uncompiled, unwrapped
-from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
+from shrinkage.errors import SelectionError
+from shrinkage.narrow import Rounding
+from shrinkage.optimizers import uncompiled, unwrapped
+from shrinkage.plan import How, Plan, Rule, Rules, resolve
 from shrinkage.progress import Progress, checked_progress, state_of, with_references
 from shrinkage.prox import wide
-from shrinkage.select import named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
 
@@ -42,6 +42,9 @@ class Regularizer:
             to be more than the optimizer's own momentum: 0.9 adds nothing to Adam or to momentum 0.9. Keeps one tensor
             of each parameter's size. None, the default, lets every gradient move zeros. For proximal rules;
             constraints, and penalties whose zeros withstand every gradient, are not concerned.
+        stochastic_rounding: write bfloat16 and float16 parameters rounded up or down at random, so that penalties too
+            small to move a weight in one step move it in the mean. The same in all replicas of a model, whatever the
+            seeds; other types are not concerned, nor is what how="gradient" adds to gradients.
 
     Raises:
         ValueError: `entry` is not between 0 and 1.
@@ -65,13 +68,20 @@ class Regularizer:
     """
 
     def __init__(
-        self, model: nn.Module, rules: Rules | None = None, *, how: How = "proximal", entry: float | None = None
+        self,
+        model: nn.Module,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        entry: float | None = None,
+        stochastic_rounding: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
         check_decay(entry)
         self._model = model
         self._entry = entry
+        self._stochastic_rounding = stochastic_rounding
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
         for charged in self.plan:
@@ -96,7 +106,8 @@ class Regularizer:
         optimizer = unwrapped(optimizer)
         if optimizer in self._optimizers():
             return self
-        attachment = Attachment(self._charges, None if self._entry is None else Averages(self._entry))
+        averages = None if self._entry is None else Averages(self._entry)
+        attachment = Attachment(self._charges, averages, Rounding(self._stochastic_rounding))
         attachment.charges(optimizer)
         if self._resumed:
             self._resumed.pop(0).restore(attachment)
@@ -227,28 +238,7 @@ class Regularizer:
 
     def _charges(self, optimizer: Optimizer) -> list[Charge]:
         """Return the charged parameters that `optimizer` holds, found by their names in the model as it is now."""
-        held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
-        groups = group_indices(optimizer)
-        charges = []
-        for entry in self.plan:
-            parameter = held.get(entry.name)
-            if parameter is None:
-                raise AttachmentError(
-                    f"{entry.name!r} of shape {entry.shape} is not in the model any more; detach() this regularizer "
-                    "and make a new one for the model as it is now"
-                )
-            if id(parameter) in groups:
-                if not nn.parameter.is_lazy(parameter):
-                    check_shape(entry.name, parameter.shape, entry.penalty)
-                penalty = entry.penalty.bound(entry.name, parameter)  # the model may have moved to another device
-                charges.append(Charge(entry.name, penalty, entry.how, parameter, groups[id(parameter)]))
-        if not charges:
-            names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in self.plan.entries[:3])
-            raise AttachmentError(
-                f"this {type(optimizer).__name__} holds none of the {len(self.plan)} charged parameters ({names} ...); "
-                "make it from the parameters of the same model"
-            )
-        return charges
+        return charges_of(self._model, self.plan, optimizer)
 
 
 def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
