@@ -1,7 +1,7 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
 import glob
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import ref
@@ -19,9 +19,10 @@ from shrinkage.declare import check_same_charge, declared_rules
 from shrinkage.errors import SelectionError
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped
-from shrinkage.plan import How, Plan, Rule, Rules, resolve
+from shrinkage.plan import How, Plan, Rule, Rules, resolve, warn_of_frozen
 from shrinkage.progress import Progress, checked_progress, state_of, with_references
 from shrinkage.prox import wide
+from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
 
@@ -84,6 +85,8 @@ class Regularizer:
         self._stochastic_rounding = stochastic_rounding
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
+        if rules is not None:
+            warn_of_frozen(model, rules, how)
         for charged in self.plan:
             for name in {charged.name, *charged.aliases} & declared.keys():
                 check_same_charge(name, declared[name], charged.penalty, charged.how)
@@ -211,15 +214,18 @@ class Regularizer:
         optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
         state = f"attached to {optimizers}" if optimizers else "not attached"
         held = self._held()
-        missed = ", ".join(repr(entry.name) for entry in self.plan if optimizers and entry.name not in held)
-        note = f"\nnot in an attached optimizer, so not charged: {missed}" if missed else ""
+        now = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
+        frozen = [entry.name for entry in self.plan if is_frozen(now.get(entry.name))]
+        missed = [entry.name for entry in self.plan if optimizers and entry.name not in {*held, *frozen}]
+        note = not_charged("frozen", frozen) + not_charged("not in an attached optimizer", missed)
         entry = "" if self._entry is None else f", zeros held by gradients averaged with decay {self._entry:g}"
         return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{entry}\n{self.plan}{note}"
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
         pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
-        return {charge.name for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
+        charged = {id(charge.parameter) for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
+        return {candidate.name for candidate in named_parameters(self._model) if id(candidate.parameter) in charged}
 
     def _progress(self) -> list[Progress]:
         self._optimizers()
@@ -239,6 +245,13 @@ class Regularizer:
     def _charges(self, optimizer: Optimizer) -> list[Charge]:
         """Return the charged parameters that `optimizer` holds, found by their names in the model as it is now."""
         return charges_of(self._model, self.plan, optimizer)
+
+
+def not_charged(reason: str, names: Sequence[str]) -> str:
+    """Return the line of a printed regularizer about parameters that are not charged."""
+    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
+    listed = ", ".join(map(repr, names[:3] if others else names))
+    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
 
 
 def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:

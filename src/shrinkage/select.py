@@ -204,6 +204,11 @@ def check_parameter(name: str, tensor: Tensor) -> None:
         )
 
 
+def is_frozen(parameter: nn.Parameter | None) -> bool:
+    """Return whether there is a parameter that takes no gradient."""
+    return parameter is not None and not parameter.requires_grad
+
+
 def strides_of_several(tensor: Tensor) -> list[int]:
     """Return the strides of the dimensions along which `tensor` has several elements."""
     return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
