@@ -132,10 +132,10 @@ def merged(one: Charge, other: Charge) -> Charge:
 
 def check_kept(before: Sequence[Charge], now: Sequence[Charge], optimizer: Optimizer) -> None:
     """Raise `AttachmentError` if `optimizer` holds a parameter that was charged and is not in the model any more."""
-    charged = {id(charge.parameter) for charge in now}
+    covered = {place for charge in now for place in charge.places}
     held = group_indices(optimizer)
     for charge in before:
-        if charge.stale and id(charge.parameter) in held and id(charge.parameter) not in charged:
+        if charge.stale and id(charge.parameter) in held and covered.isdisjoint(charge.places):
             raise AttachmentError(
                 f"{charge.name!r} of shape {tuple(charge.parameter.shape)} was replaced in the model, but this "
                 f"{type(optimizer).__name__} still updates the parameter that was there; make the optimizer from the "

@@ -1,0 +1,582 @@
+"""Parameters of every kind: charged exactly as a loop written by hand does, or refused by name before anything changes."""
+
+import copy
+import gc
+import itertools
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.optim import SGD, Adam, AdamW
+
+from catalog import CONSTRAINTS, PENALTIES
+from models import equal, mlp, soft_, train, train_by_hand, zeros
+from shrinkage import (
+    L1,
+    L2,
+    AttachmentError,
+    GroupError,
+    GroupLasso,
+    Heads,
+    Kernels,
+    ParameterError,
+    Regularizer,
+    Rows,
+    SelectionError,
+    Toward,
+    Weighted,
+    regularize,
+)
+
+STRENGTH, LR = 0.2, 0.1
+
+
+def sgd(model):
+    return SGD(model.parameters(), lr=LR)
+
+
+def fill_gradients(model, value=1.0):
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, value)
+
+
+def assert_refused_and_unchanged(model, optimizer, error, message):
+    """One more step raises, and moves nothing."""
+    fill_gradients(model)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+# Tied, and tied or untied later
+
+
+class Autoencoder(nn.Module):
+    """The decoder's weight is the encoder's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.encoder = nn.Linear(6, 6)
+        self.decoder = nn.Linear(6, 6, bias=False)
+        self.decoder.weight = self.encoder.weight
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.decoder(torch.tanh(self.encoder(x))))
+
+
+@pytest.mark.parametrize("rule", ["encoder.weight", "decoder.weight", "*coder.weight"])
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_tied_weight_is_charged_once_under_each_of_its_names(rule, declared):
+    model, plain = Autoencoder(), Autoencoder()
+    optimizer = sgd(model)
+    if declared:
+        regularize(model, L1(STRENGTH), parameter=rule)
+    else:
+        Regularizer(model, {rule: L1(STRENGTH)}).attach(optimizer)
+    train(model, optimizer)
+    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.encoder.weight, LR * STRENGTH))
+    assert (model.encoder.weight == 0).any()
+    assert equal(model, plain)
+
+
+def test_weights_tied_later_are_charged_once():
+    model, plain = Autoencoder(), Autoencoder()
+    model.decoder.weight = nn.Parameter(model.encoder.weight.detach().clone())
+    optimizer = sgd(model)
+    regularizer = Regularizer(model, {"*coder.weight": L1(STRENGTH)}).attach(optimizer)
+    assert len(regularizer.plan) == 2
+    model.decoder.weight = model.encoder.weight
+    train(model, optimizer)
+    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.encoder.weight, LR * STRENGTH))
+    assert equal(model, plain)
+    assert "not charged" not in repr(regularizer)
+
+
+def test_two_rules_that_come_to_clash_on_a_weight_tied_later_are_refused():
+    model = Autoencoder()
+    model.decoder.weight = nn.Parameter(model.encoder.weight.detach().clone())
+    optimizer = sgd(model)
+    Regularizer(model, {"encoder.weight": L1(STRENGTH), "decoder.weight": L2(STRENGTH)}).attach(optimizer)
+    model.decoder.weight = model.encoder.weight
+    message = r"'encoder\.weight' and 'decoder\.weight' are one tied parameter by now, but two rules clash"
+    assert_refused_and_unchanged(model, optimizer, SelectionError, message)
+
+
+def test_weights_that_come_apart_are_both_charged():
+    model, plain = Autoencoder(), Autoencoder()
+    optimizers = sgd(model), sgd(plain)
+    Regularizer(model, {"*coder.weight": L1(STRENGTH)}).attach(optimizers[0])
+    for each, optimizer in zip((model, plain), optimizers, strict=True):
+        each.decoder.weight = nn.Parameter(each.encoder.weight.detach().clone())
+        optimizer.add_param_group({"params": [each.decoder.weight]})
+    train(model, optimizers[0])
+
+    def after():
+        soft_(plain.encoder.weight, LR * STRENGTH)
+        soft_(plain.decoder.weight, LR * STRENGTH)
+
+    train_by_hand(plain, optimizers[1], after=after)
+    assert (model.decoder.weight == 0).any()
+    assert equal(model, plain)
+
+
+# Frozen and unused
+
+
+def test_a_parameter_unfrozen_in_the_middle_is_charged_from_then_on():
+    model, plain = mlp(), mlp()
+    optimizers = sgd(model), sgd(plain)
+    regularizer = Regularizer(model, L1(STRENGTH)).attach(optimizers[0])
+    for each in (model, plain):
+        each[0].requires_grad_(False)
+    assert repr(regularizer).endswith("\nfrozen, so not charged: '0.weight'")
+    train(model, optimizers[0], 2)
+    train_by_hand(plain, optimizers[1], after=lambda: soft_(plain[2].weight, LR * STRENGTH), count=2)
+    for each in (model, plain):
+        each[0].requires_grad_(True)
+    assert "frozen" not in repr(regularizer)
+    train(model, optimizers[0], 5)
+
+    def after():
+        soft_(plain[0].weight, LR * STRENGTH)
+        soft_(plain[2].weight, LR * STRENGTH)
+
+    train_by_hand(plain, optimizers[1], after=after, count=5)
+    assert (model[0].weight == 0).any()
+    assert equal(model, plain)
+
+
+def test_a_rule_that_matches_frozen_parameters_only_warns():
+    model = mlp()
+    model[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"the rule '0\.\*' matches frozen parameters only \('0\.weight' \.\.\.\)"):
+        Regularizer(model, {"0.*": L1(STRENGTH), "2.*": L1(STRENGTH)})
+    Regularizer(model, {"0.*": None, "*": L1(STRENGTH)})
+    Regularizer(model, L1(STRENGTH))
+
+
+class WithUnused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = mlp(), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize("how", ["proximal", "gradient", "decoupled"])
+def test_an_unused_parameter_is_left_alone(how):
+    model, plain = WithUnused(), WithUnused()
+    plain.load_state_dict(model.state_dict())
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    Regularizer(model, {"*": L2(0.5)}, how=how).attach(optimizer)
+    train(model, optimizer)
+    assert equal(model.unused, plain.unused)
+    assert not equal(model.used, plain.used)
+
+
+# Lazy
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_lazy_groups_are_the_rows_of_the_weight_that_comes_to_be(declared):
+    def made(first):
+        torch.manual_seed(1)
+        return nn.Sequential(first, nn.Tanh(), nn.Linear(8, 3))
+
+    model, plain = made(nn.LazyLinear(8)), made(nn.LazyLinear(8))
+    optimizers = sgd(model), sgd(plain)
+    penalty = GroupLasso(1.0, Rows())
+    if declared:
+        regularize(model[0], penalty)
+    else:
+        Regularizer(model, {"0.weight": penalty}).attach(optimizers[0])
+    torch.manual_seed(3)
+    train(model, optimizers[0])
+    torch.manual_seed(3)
+    train_by_hand(plain, optimizers[1], after=lambda: plain[0].weight.copy_(penalty.prox(plain[0].weight, LR)))
+    assert (model[0].weight == 0).all(1).any()
+    assert equal(model, plain)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [GroupLasso(STRENGTH, Heads(3)), Weighted(L1(STRENGTH), torch.ones(4, 6)), Toward(L1(1.0), torch.ones(3))],
+)
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_lazy_parameter_of_a_shape_that_does_not_fit_is_refused(penalty, declared):
+    model = nn.Sequential(nn.LazyLinear(4))
+    optimizer = sgd(model)
+    if declared:
+        regularize(model[0], penalty)
+    else:
+        Regularizer(model, {"0.weight": penalty}).attach(optimizer)
+    model(torch.ones(2, 5))
+    assert_refused_and_unchanged(model, optimizer, GroupError, r"weight'? .*of shape \(4, 5\) can not be charged")
+
+
+# Shapes and strides
+
+
+class Alone(nn.Module):
+    """One parameter, called w."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(w) if w.is_floating_point() else nn.Parameter(w, requires_grad=False)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
+@pytest.mark.parametrize("case", [*PENALTIES, *CONSTRAINTS], ids=str)
+def test_an_empty_parameter_is_charged_nothing_or_refused_by_name(shape, case):
+    penalty = case.make(0.1, shape) if case in PENALTIES else case.make()
+    model = Alone(torch.ones(shape))
+    optimizer = Adam(model.parameters())
+    try:
+        regularizer = Regularizer(model, {"w": penalty}).attach(optimizer)
+    except GroupError as error:
+        assert f"'w' of shape {shape} can not be charged by" in str(error)
+        return
+    fill_gradients(model)
+    optimizer.step()
+    assert model.w.shape == shape
+    assert regularizer.value().isfinite()
+
+
+@pytest.mark.parametrize("how", ["proximal", "gradient", "decoupled"])
+def test_a_number_is_a_parameter_too(how):
+    model, plain = Alone(torch.tensor(1.0)), Alone(torch.tensor(1.0))
+    optimizers = sgd(model), sgd(plain)
+    Regularizer(model, {"w": L1(0.3)}, how=how).attach(optimizers[0])
+    for _ in range(30):
+        for each in (model, plain):
+            each.w.grad = torch.tensor(0.1)
+        optimizers[0].step()
+        with torch.no_grad():
+            if how == "gradient":
+                plain.w.grad += 0.3 * plain.w.sign()
+            optimizers[1].step()
+            if how != "gradient":
+                soft_(plain.w, LR * 0.3)
+    assert (model.w == 0) == (how != "gradient")
+    assert equal(model, plain)
+
+
+def test_a_number_has_no_rows():
+    with pytest.raises(GroupError, match=r"'w' of shape \(\) can not be charged by .*Rows"):
+        Regularizer(Alone(torch.tensor(1.0)), {"w": GroupLasso(0.1, Rows())})
+
+
+def test_an_expanded_parameter_is_refused():
+    with pytest.raises(ParameterError, match=r"'w' of shape \(3, 4\) is expanded: .*before expand\(\)"):
+        Regularizer(Alone(torch.ones(1, 4).expand(3, 4)), {"w": L1(0.1)})
+    assert len(Regularizer(Alone(torch.ones(1, 4).expand(1, 4)), {"w": L1(0.1)}).plan) == 1
+
+
+@pytest.mark.parametrize(
+    "penalty", [L1(STRENGTH), GroupLasso(STRENGTH, Rows()), GroupLasso(STRENGTH, Kernels())], ids=str
+)
+@pytest.mark.parametrize("make", [sgd, lambda model: Adam(model.parameters(), lr=0.01)])
+def test_channels_last_changes_the_memory_and_not_the_numbers(penalty, make):
+    torch.manual_seed(1)
+    plain = nn.Conv2d(4, 6, 3)
+    model = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    for each in (model, plain):
+        optimizer = make(each)
+        Regularizer(each, penalty).attach(optimizer)
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(5):
+            each.weight.grad = torch.randn(each.weight.shape, generator=generator).mul(0.1)
+            each.weight.grad = each.weight.grad.contiguous(memory_format=torch.preserve_format)
+            optimizer.step()
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not model.weight.is_contiguous()
+    if isinstance(penalty, L1):
+        assert torch.equal(model.weight, plain.weight)
+    torch.testing.assert_close(model.weight, plain.weight)  # sums over other strides round differently
+    assert torch.equal(model.weight == 0, plain.weight == 0)
+
+
+@pytest.mark.parametrize("how", ["proximal", "gradient", "decoupled"])
+def test_a_transposed_parameter_trains_as_its_copy_does(how):
+    base = torch.randn(5, 4)
+    model, plain = Alone(base.t()), Alone(base.t().contiguous())
+    for each in (model, plain):
+        optimizer = Adam(each.parameters(), lr=0.1)
+        Regularizer(each, {"w": L1(STRENGTH)}, how=how).attach(optimizer)
+        for _ in range(5):
+            each.w.grad = torch.sin(each.w.detach())
+            optimizer.step()
+    assert not model.w.is_contiguous()
+    assert torch.equal(model.w, plain.w)
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64], ids=str
+)
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_type_that_can_not_be_charged_is_refused_by_name(dtype, declared):
+    model = Alone(torch.ones(3, 4).to(dtype))
+    with pytest.raises(ParameterError, match=rf"'w' of shape \(3, 4\) has type {dtype}; .*\{{'w': None\}}"):
+        regularize(model, L1(0.1), parameter="w") if declared else Regularizer(model, {"w": L1(0.1)})
+
+
+def test_a_complex_weight_is_charged_as_pairs_of_real_ones():
+    with pytest.raises(ParameterError, match=r"view_as_real\(\.\.\.\).*GroupLasso\(strength, Kernels\(\), weigh_by"):
+        Regularizer(Alone(torch.ones(3, 4, dtype=torch.complex64)), {"w": L1(0.1)})
+    z = torch.randn(3, 4, dtype=torch.complex128)
+    model = Alone(torch.view_as_real(z).clone())
+    optimizer = sgd(model)
+    Regularizer(model, {"w": GroupLasso(9.0, Kernels(), weigh_by_size=False)}).attach(optimizer)
+    model.w.grad = torch.zeros_like(model.w)
+    optimizer.step()
+    expected = z * (1 - LR * 9.0 / z.abs()).clamp_min(0)
+    found = torch.view_as_complex(model.w.detach())
+    assert torch.equal(found == 0, expected == 0)
+    assert 0 < (found == 0).sum() < 12
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_gradient_of_a_narrower_type_keeps_its_type_and_the_weight_its_precision():
+    for how in ("proximal", "gradient"):
+        model, plain = Alone(torch.linspace(-1, 1, 7)), Alone(torch.linspace(-1, 1, 7))
+        optimizers = sgd(model), sgd(plain)
+        Regularizer(model, {"w": L1(0.3)}, how=how).attach(optimizers[0])
+        for each in (model, plain):
+            each.w.grad_dtype = torch.bfloat16
+            each.w.grad = torch.full((7,), 0.1, dtype=torch.bfloat16)
+        optimizers[0].step()
+        with torch.no_grad():
+            if how == "gradient":
+                plain.w.grad = (plain.w.grad.float() + 0.3 * plain.w.sign()).bfloat16()
+            optimizers[1].step()
+            if how == "proximal":
+                soft_(plain.w, LR * 0.3)
+        assert model.w.grad.dtype == torch.bfloat16
+        assert torch.equal(model.w.grad, plain.w.grad)
+        assert equal(model, plain)
+
+
+# Replaced, and computed from others
+
+
+def stepped(how="proximal"):
+    """A model that has made one step with a regularizer attached."""
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=LR)
+    Regularizer(model, {"0.weight": L1(STRENGTH), "2.*": None}, how=how).attach(optimizer)
+    train(model, optimizer, 1)
+    return model, optimizer
+
+
+@contextmanager
+def conversion(switch, on=True):
+    """Hold one of the switches of torch.__future__ that say what `module.to` does to parameters."""
+    getattr(torch.__future__, f"set_{switch}_module_params_on_conversion")(on)
+    try:
+        yield
+    finally:
+        getattr(torch.__future__, f"set_{switch}_module_params_on_conversion")(False)
+
+
+def overwritten(model):
+    with conversion("overwrite"):
+        model.double()
+
+
+def assigned(model):
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("replace", [assigned, overwritten])
+@pytest.mark.parametrize("declared", [False, True])
+def test_parameters_replaced_behind_the_optimizers_back_are_refused(replace, declared):
+    model, other = stepped() if not declared else (mlp(), None)
+    optimizer = other or sgd(model)
+    if declared:
+        regularize(model[0], L1(STRENGTH))
+        train(model, optimizer, 1)
+    old = [parameter.detach().clone() for parameter in optimizer.param_groups[0]["params"]]
+    replace(model)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(AttachmentError, match=r"holds none of the 1 charged|'?weight.* was replaced in the model"):
+        optimizer.step()
+    assert all(map(torch.equal, old, optimizer.param_groups[0]["params"]))
+
+
+def test_one_of_several_parameters_replaced_is_refused_by_name():
+    model = mlp()
+    optimizer = sgd(model)
+    Regularizer(model, {"*.weight": L1(STRENGTH)}).attach(optimizer)
+    model[2].weight = nn.Parameter(torch.ones(3, 8))
+    message = r"'2\.weight' of shape \(3, 8\) was replaced in the model, but this SGD still updates"
+    assert_refused_and_unchanged(model, optimizer, AttachmentError, message)
+
+
+@pytest.mark.parametrize("change", ["double", "swap", "to", "load_state_dict", "to_empty", "half"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_conversions_that_keep_the_parameters_keep_the_penalty(change, momentum):
+    def changed(model):
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        if change == "load_state_dict":
+            model.load_state_dict({name: 2 * value for name, value in state.items()})
+        elif change == "to_empty":
+            model.to_empty(device="cpu").load_state_dict(state)
+        elif change == "swap":
+            with conversion("swap"):
+                model.double()
+        else:
+            model.to(dtype={"double": torch.float64, "half": torch.float16}.get(change, torch.float32))
+
+    model, plain = mlp(), mlp()
+    optimizers = [SGD(each.parameters(), lr=LR, momentum=momentum) for each in (model, plain)]
+    Regularizer(model, {"0.weight": L1(STRENGTH)}).attach(optimizers[0])
+
+    def after():
+        w = plain[0].weight.to(max(plain[0].weight.dtype, torch.float32, key=lambda dtype: dtype.itemsize))
+        plain[0].weight.copy_(w - w.clamp(-LR * STRENGTH / (1 - momentum), LR * STRENGTH / (1 - momentum)))
+
+    for part in range(2):
+        train(model, optimizers[0])
+        train_by_hand(plain, optimizers[1], after=after)
+        if not part:
+            changed(model)
+            changed(plain)
+    assert (model[0].weight == 0).any()
+    assert equal(model, plain)
+
+
+def silently(normalize):
+    def quiet(layer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's word on its older functions
+            return normalize(layer)
+
+    return quiet
+
+
+class Doubled(nn.Module):
+    """A parametrization of a user's own."""
+
+    def forward(self, w):
+        return 2 * w
+
+
+COMPUTED = {
+    "weight_norm": (parametrizations.weight_norm, "parametrizations.weight.original0", "the norms, makes its row"),
+    "spectral_norm": (parametrizations.spectral_norm, "parametrizations.weight.original", "its scale is divided out"),
+    "orthogonal": (parametrizations.orthogonal, "parametrizations.weight.original", "stays orthogonal"),
+    "own": (
+        lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+        "parametrizations.weight.original",
+        "up to what computes that",
+    ),
+    "legacy weight_norm": (silently(nn.utils.weight_norm), "weight_g", "the norms, makes its row"),
+    "legacy spectral_norm": (silently(nn.utils.spectral_norm), "weight_orig", "its scale is divided out"),
+    "prune": (lambda layer: prune.l1_unstructured(layer, "weight", amount=2), "weight_orig", "prune.remove leaves"),
+    "prune twice": (
+        lambda layer: prune.ln_structured(prune.l1_unstructured(layer, "weight", amount=2), "weight", 1, 2, 0),
+        "weight_orig",
+        "prune.remove leaves",
+    ),
+}
+
+
+@pytest.mark.parametrize(("compute", "source", "meaning"), COMPUTED.values(), ids=COMPUTED.keys())
+@pytest.mark.parametrize("when", ["before", "after it was made", "after it was declared", "in the middle"])
+def test_a_computed_weight_is_refused_with_the_names_of_what_it_is_computed_from(compute, source, meaning, when):
+    model = mlp()
+    prefix = "" if when == "after it was declared" else "0."
+    message = rf"'{prefix}weight' is not a parameter: .* computes it from '{prefix}{source}'.* instead \(.*{meaning}"
+    if when == "before":
+        compute(model[0])
+        with pytest.raises(ParameterError, match=message):
+            Regularizer(model, {nn.Linear: L1(STRENGTH)})
+        return
+    optimizer = sgd(model)
+    if when == "after it was declared":
+        regularize(model[0], L1(STRENGTH))
+    else:
+        Regularizer(model, {nn.Linear: L1(STRENGTH)}).attach(optimizer)
+    if when != "after it was made":
+        train(model, optimizer, 1)
+    compute(model[0])
+    assert_refused_and_unchanged(model, optimizer, ParameterError, message)
+
+
+@pytest.mark.parametrize(("compute", "source", "_"), COMPUTED.values(), ids=COMPUTED.keys())
+def test_what_a_weight_is_computed_from_can_be_charged(compute, source, _):
+    model, plain = mlp(), mlp()
+    optimizers = []
+    for each in (model, plain):
+        torch.manual_seed(4)
+        compute(each[0])
+        optimizers.append(SGD(each.parameters(), lr=LR))
+    Regularizer(model, {f"0.{source}": L1(STRENGTH)}).attach(optimizers[0])
+    train(model, optimizers[0])
+    charged = dict(plain.named_parameters())[f"0.{source}"]
+    train_by_hand(plain, optimizers[1], after=lambda: soft_(charged, LR * STRENGTH))
+    assert equal(model, plain)
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "legacy weight_norm"])
+def test_a_zero_norm_is_a_zero_row_and_training_goes_on(name):
+    compute, source, _ = COMPUTED[name]
+    model = mlp()
+    compute(model[0])
+    optimizer = sgd(model)
+    Regularizer(model, {f"0.{source}": L1(5.0)}).attach(optimizer)
+    train(model, optimizer, 20)
+    model(torch.ones(6))
+    norms = dict(model.named_parameters())[f"0.{source}"]
+    assert torch.equal((norms == 0).flatten(), (model[0].weight == 0).all(1))
+    assert (norms == 0).any()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_zeros_of_a_penalty_and_of_a_mask_are_both_in_the_weight_after_prune_remove():
+    model = mlp()
+    prune.l1_unstructured(model[0], "weight", amount=10)
+    optimizer = sgd(model)
+    Regularizer(model, {"0.weight_orig": L1(STRENGTH)}).attach(optimizer)
+    train(model, optimizer, 20)
+    own, mask = model[0].weight_orig.detach() == 0, model[0].weight_mask == 0
+    prune.remove(model[0], "weight")
+    assert torch.equal(model[0].weight == 0, own | mask)
+    assert (own & ~mask).any()
+    assert mask.sum() == 10
+
+
+def test_zeros_behind_a_spectral_norm_are_zeros_of_the_weight_and_its_scale_is_not_charged():
+    model = mlp()
+    parametrizations.spectral_norm(model[0])
+    optimizer = sgd(model)
+    Regularizer(model, {"0.parametrizations.weight.original": L1(STRENGTH)}).attach(optimizer)
+    train(model, optimizer, 20)
+    model(torch.ones(6))
+    original = model[0].parametrizations.weight.original
+    model.eval()
+    assert torch.equal(original == 0, model[0].weight == 0)
+    assert (original == 0).any()
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        original *= 0.5
+    torch.testing.assert_close(model[0].weight.detach(), before)
+
+
+def test_parameters_of_a_users_own_with_names_like_those_of_torch_are_parameters():
+    model = Alone(torch.ones(3))
+    model.scale_g, model.scale_v = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    model.mask_orig = nn.Parameter(torch.ones(3))
+    assert [entry.name for entry in Regularizer(model, {"*": L1(0.1)}).plan] == ["w", "scale_g", "scale_v", "mask_orig"]
