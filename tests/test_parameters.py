@@ -1,7 +1,6 @@
 """Parameters of every kind: charged exactly as a loop written by hand does, or refused by name before anything changes."""
 
 import copy
-import gc
 import itertools
 import re
 import warnings
@@ -9,12 +8,15 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import SGD, Adam, AdamW
 
 from catalog import CONSTRAINTS, PENALTIES
-from models import equal, mlp, soft_, train, train_by_hand, zeros
+from models import equal, mlp, soft_, train, train_by_hand
 from shrinkage import (
     L1,
     L2,
@@ -593,6 +595,199 @@ def test_parameters_of_a_users_own_with_names_like_those_of_torch_are_parameters
     model.scale_g, model.scale_v = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     model.mask_orig = nn.Parameter(torch.ones(3))
     assert [entry.name for entry in Regularizer(model, {"*": L1(0.1)}).plan] == ["w", "scale_g", "scale_v", "mask_orig"]
+
+
+# Wrapped
+
+
+def checkpointed(module):
+    return checkpoint_wrapper(module)
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+WRAPPERS = [nn.DataParallel, compiled, checkpointed]
+
+
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(WRAPPERS)), ids=lambda order: " ".join(w.__name__ for w in order)
+)
+def test_wrappers_leave_no_trace_in_names_in_any_order(order):
+    inner = nn.Sequential(mlp(), nn.ModuleDict({"module": nn.Linear(3, 3), "model": nn.Linear(3, 3)}))
+    names = [entry.name for entry in Regularizer(inner, L1(0.1)).plan]
+    assert names == ["0.0.weight", "0.2.weight", "1.module.weight", "1.model.weight"]
+    wrapped = inner
+    for wrapper in order:
+        wrapped = wrapper(wrapped)
+        inner[0] = wrapper(inner[0])
+        assert [entry.name for entry in Regularizer(wrapped, L1(0.1)).plan] == names
+    assert [entry.name for entry in Regularizer(inner, L1(0.1)).plan] == names
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.__name__)
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_rules_made_before_wrapping_and_after_charge_the_same(wrapper, inside, first):
+    model, plain = nn.Sequential(mlp(), nn.Identity()), nn.Sequential(mlp(), nn.Identity())
+    optimizers = sgd(model), sgd(plain)
+    rules = {"0.0.weight": L1(STRENGTH)}
+    if first:
+        Regularizer(model, rules).attach(optimizers[0])
+    if inside:
+        model[0] = wrapper(model[0])
+    outer = model if inside else wrapper(model)
+    if not first:
+        Regularizer(outer, rules).attach(optimizers[0])
+    train(model, optimizers[0])
+    train_by_hand(plain, optimizers[1], after=lambda: soft_(plain[0][0].weight, LR * STRENGTH))
+    assert (plain[0][0].weight == 0).any()
+    assert equal(model, plain)
+
+
+def test_what_fabric_wraps_is_charged_once():
+    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+    model, plain = mlp(), mlp()
+    wrapped, optimizer = fabric.setup(model, sgd(model))
+    (entry,) = Regularizer(wrapped, {"0.weight": L1(STRENGTH)}).attach(optimizer).plan
+    assert (entry.name, entry.aliases) == ("0.weight", ())
+    train(model, optimizer)
+    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain[0].weight, LR * STRENGTH))
+    assert equal(model, plain)
+
+
+def test_two_parameters_that_come_to_one_name_are_refused():
+    wrapper = nn.DataParallel(nn.Linear(3, 3))
+    wrapper.weight = nn.Parameter(torch.ones(2))
+    with pytest.raises(SelectionError, match=r"two parameters of the model are called 'weight'.*inside of the wrapper"):
+        Regularizer(wrapper, {"weight": L1(0.1)})
+
+
+def test_a_model_that_fsdp_left_gathered_is_charged_as_before():
+    """After an evaluation FSDP's modules hold gathered parameters, which are not the optimizer's."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, plain = mlp(), mlp()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizers = sgd(model), sgd(plain)
+        Regularizer(model, {"0.weight": L1(STRENGTH)}).attach(optimizers[0])
+        inputs = torch.ones(2, 6)
+        for each, optimizer in zip((model, plain), optimizers, strict=True):
+            for _ in range(3):
+                optimizer.zero_grad()
+                each(inputs).square().sum().backward()
+                if each is model:
+                    with torch.no_grad():
+                        held = model[0].weight
+                        model(inputs)
+                    assert model[0].weight is not held
+                optimizer.step()
+                if each is plain:
+                    with torch.no_grad():
+                        soft_(plain[0].weight, LR * STRENGTH)
+                else:
+                    model.reshard()
+        assert torch.equal(model[0].weight.full_tensor(), plain[0].weight)
+        assert (plain[0].weight == 0).any()
+    finally:
+        distributed.destroy_process_group()
+
+
+# PEFT
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.query, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.query(x)))
+
+
+def adapted(model=None, **options):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["query"], modules_to_save=["head"], r=2, **options)
+    bare = model or Attention()
+    torch.manual_seed(5)
+    return peft.get_peft_model(bare, config)
+
+
+def test_the_names_of_the_bare_model_find_its_parameters_in_a_peft_model():
+    model = adapted()
+    plan = Regularizer(model, {"*": L1(0.1)}).plan
+    assert [entry.name for entry in plan] == [
+        "query.weight",
+        "query.bias",
+        "query.lora_A.default.weight",
+        "query.lora_B.default.weight",
+        "head.original_module.weight",
+        "head.original_module.bias",
+        "head.weight",
+        "head.bias",
+    ]
+    held = dict(model.named_parameters())
+    found = {entry.name: entry.shape for entry in Regularizer(model, {"head.weight": L1(0.1)}).plan}
+    assert found == {"head.weight": (3, 6)}
+    assert held["base_model.model.head.modules_to_save.default.weight"].requires_grad
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_trained_copy_of_a_head_and_the_adapters_are_charged(first, whole):
+    """Also by a regularizer that was made before the model became a PEFT model."""
+    names = ("query.lora_A.default.weight", "head.modules_to_save.default.weight")
+
+    def charged_of(model):
+        return [value for name, value in model.named_parameters() if name.endswith(names)]
+
+    bare = Attention()
+    early = Regularizer(bare, {"head.weight": L1(STRENGTH)}) if first else None
+    model, plain = adapted(bare), adapted()
+    seen = model if whole else bare
+    optimizer = sgd(model)
+    (early or Regularizer(seen, {"head.weight": L1(STRENGTH)})).attach(optimizer)
+    Regularizer(seen, {"*lora_A*": L1(STRENGTH)}).attach(optimizer)
+    train(model, optimizer)
+    train_by_hand(plain, sgd(plain), after=lambda: [soft_(w, LR * STRENGTH) for w in charged_of(plain)])
+    assert (charged_of(plain)[1] == 0).any()
+    assert equal(model, plain)
+
+
+def test_a_rule_for_a_weight_that_peft_froze_warns_and_says_so():
+    model = adapted()
+    with pytest.warns(UserWarning, match=r"'query\.weight' matches frozen parameters only"):
+        regularizer = Regularizer(model, {"query.weight": L1(0.1), "head.weight": L1(0.1)})
+    assert repr(regularizer).endswith("frozen, so not charged: 'query.weight'")
+
+
+def test_two_adapters_keep_their_names_apart():
+    model = adapted()
+    model.add_adapter("other", model.peft_config["default"])
+    names = [entry.name for entry in Regularizer(model, {"head.*.weight": L1(0.1)}).plan]
+    assert names == [
+        f"head.{name}.weight" for name in ("original_module", "modules_to_save.default", "modules_to_save.other")
+    ]
+    with pytest.raises(SelectionError, match=r"nearest names: .*'head\.original_module\.weight'"):
+        Regularizer(model, {"head.weight": L1(0.1)})
+
+
+def test_a_model_of_a_users_own_keeps_the_names_that_peft_uses_too():
+    model = nn.ModuleDict({"base_model": nn.ModuleDict({"model": nn.Linear(2, 2)}), "base_layer": nn.Linear(2, 2)})
+    assert [entry.name for entry in Regularizer(model, L1(0.1)).plan] == [
+        "base_model.model.weight",
+        "base_layer.weight",
+    ]
+
+
+def test_charging_the_factors_is_not_charging_their_product():
+    """Two pairs of factors with one product, and different penalties."""
+    a, b = torch.randn(2, 6), torch.randn(6, 2)
+    values = [L2(1.0).value(a * scale) + L2(1.0).value(b / scale) for scale in (1.0, 3.0)]
+    torch.testing.assert_close(b @ a, (b / 3.0) @ (a * 3.0))
+    assert values[1] > 1.5 * values[0]
 
 
 # Half precision
