@@ -33,6 +33,7 @@ FLOORS = [
         "apply",
         "optimizers",
         "averages",
+        "gradients",
         "charge",
         "attachment",
         "declare",

@@ -9,6 +9,8 @@ and the proximal operators. What the hooks take care of:
   on an overflow too: thresholds are then multiplied by 0, on the device;
 * an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
 * a step that raised never reached its second hook: the next first hook starts afresh;
+* a penalty is in `.grad` during the step only, so that stepping twice on the same gradients charges as torch's
+  `weight_decay` does;
 * trainers replace parameters and parameter groups: both are looked up again when they changed.
 """
 
@@ -23,20 +25,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shrinkage.apply import Number, State, add_gradient_, decay_, prox_, restore_
+from shrinkage.apply import Number, State, decay_, prox_, restore_
 from shrinkage.averages import Averages, decides
 from shrinkage.charge import (
     Charge,
     Updates,
     at_update,
+    check_added_once,
     check_gradients,
+    check_unscaled,
     sum_of,
     unless,
+    warn_of_curvature,
     without_autograd_or_autocast,
 )
 from shrinkage.errors import AttachmentError, MetricError
+from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric, metric_of
-from shrinkage.optimizers import overflow_of, runs_inside_own_step
+from shrinkage.optimizers import overflow_of, runs_inside_own_step, sign_of
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
 
@@ -61,6 +67,8 @@ class Attachment:
         self._metric: Metric | None = None
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so in this step
         self._seen: list[list[Tensor]] | None = None
+        self._gradients = Gradients()
+        self._moved: set[str] = set()  # by name, what has a gradient in this step
         self._depth = 0
 
     def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
@@ -69,6 +77,7 @@ class Attachment:
         if self._seen is None or not same_objects(current, self._seen):
             charges = self._resolve(optimizer)
             self._check(charges, optimizer)
+            warn_of_curvature(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else None
             self._charges, self._penalties = charges, [charge.penalty for charge in charges]
@@ -101,7 +110,7 @@ class Attachment:
             self._depth += 1
             return None
         self._depth = 1
-        self._held = {}
+        self._end_step()  # the last one may have raised
         charges = self.charges(optimizer)
         if not charges:
             return None
@@ -121,6 +130,7 @@ class Attachment:
         self._depth = max(self._depth - 1, 0)
         if self._depth or self._seen is None:
             return
+        self._gradients.end_step()
         overflow = overflow_of(optimizer)
         acting = self._acting(lambda charge: not charge.before)
         if acting:
@@ -131,11 +141,26 @@ class Attachment:
                     if charge.name in self._held:
                         restore_(charge.parameter, self._held.pop(charge.name), penalty)
         self.updates.record(overflow)
+        if self.averages is not None:
+            self.averages.commit()
+        self._end_step()
+
+    def _end_step(self) -> None:
+        """Leave nothing behind that belongs to one step only."""
+        self._gradients.restore()
+        self._held, self._moved = {}, set()
+        if self.averages is not None:
+            self.averages.discard()
 
     def _acting(self, chosen: Callable[[Charge], bool]) -> list[tuple[Charge, Penalty]]:
         """Return the `chosen` charges whose parameters have a gradient, with their penalties at this update."""
         pairs = zip(self._charges, self._penalties, strict=True)
-        return [(charge, penalty) for charge, penalty in pairs if chosen(charge) and charge.parameter.grad is not None]
+        # An optimizer may clear the gradients itself, so that they are gone after its step.
+        return [
+            (charge, penalty)
+            for charge, penalty in pairs
+            if chosen(charge) and (charge.parameter.grad is not None or charge.name in self._moved)
+        ]
 
     def _set_strengths(self) -> None:
         """Evaluate the schedules of this update, before anything is changed."""
@@ -150,39 +175,57 @@ class Attachment:
         @functools.wraps(closure)
         def charged() -> Any:
             nonlocal first
+            self._gradients.restore()  # those of the last call, to which a closure may add
             loss = closure()
             check_gradients(self._charges)
             self._apply_before(optimizer, first=first)
             first = False
             in_gradient = self._acting(lambda charge: charge.how == "gradient")
-            return loss + self._value(in_gradient) if loss is not None and in_gradient else loss
+            return loss + self._value(optimizer, in_gradient) if loss is not None and in_gradient else loss
 
         return charged
 
     def _apply_before(self, optimizer: Optimizer, *, first: bool = True) -> None:
         """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
+        self._moved = {charge.name for charge in self._charges if charge.parameter.grad is not None}
+        scale = getattr(optimizer, "grad_scale", None)
+        if scale is not None:
+            check_unscaled(charge for charge in self._charges if self._gradients.holds(charge.name, charge.parameter))
         if first and self.averages is not None:
             self._hold_zeros(optimizer, self.averages)
         acting = self._acting(lambda charge: charge.before)
         if not acting:
             return
-        scale = getattr(optimizer, "grad_scale", None)
         overflow = overflow_of(optimizer)
         with without_autograd_or_autocast(self._charges):
             for charge, penalty in acting:
                 group = optimizer.param_groups[charge.group]
                 if charge.how == "gradient":
-                    sign = -1.0 if group.get("maximize") else 1.0
-                    add_gradient_(penalty, charge.parameter, sign if scale is None else sign * scale)
+                    if not self._gradients.holds(charge.name, charge.parameter):
+                        self._gradients.add_for_step(penalty, charge.parameter, sign_of(group), scale)
                 elif first:
                     decay_(penalty, charge.parameter, unless(overflow, group["lr"]))
+
+    def add_gradients(self, optimizer: Optimizer) -> None:
+        """Add the gradients of the penalties now, and let the next step leave them as they are then."""
+        self._set_strengths()
+        with without_autograd_or_autocast(self._charges):
+            for charge, penalty in self._acting(lambda charge: charge.how == "gradient"):
+                sign = sign_of(optimizer.param_groups[charge.group])
+                self._gradients.add_early(charge.name, penalty, charge.parameter, sign)
+
+    def check_addition(self, optimizer: Optimizer) -> None:
+        """Raise if the gradients can not take the penalties now."""
+        charges = self.charges(optimizer)
+        check_gradients(charges)
+        check_added_once(charge for charge in charges if self._gradients.holds(charge.name, charge.parameter))
 
     def _hold_zeros(self, optimizer: Optimizer, averages: Averages) -> None:
         """Average the gradients of the data, and note the zeros for which the average is stationary."""
         scale, overflow = getattr(optimizer, "grad_scale", None), overflow_of(optimizer)
         with without_autograd_or_autocast(self._charges):
             for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
-                sign = -1.0 if optimizer.param_groups[charge.group].get("maximize") else 1.0
+                sign = sign_of(optimizer.param_groups[charge.group])
                 grad = charge.parameter.grad
                 if grad is not None:
                     unscaled = wide(grad) * (sign if scale is None else sign / scale)
@@ -203,10 +246,15 @@ class Attachment:
         groups = optimizer.param_groups
         return {charge.name for charge in self.charges(optimizer) if groups[charge.group].get("maximize")}
 
-    def _value(self, acting: Sequence[tuple[Charge, Penalty]]) -> Tensor:
-        """Return the value of the penalties that are `acting`, at least one."""
+    def _value(self, optimizer: Optimizer, acting: Sequence[tuple[Charge, Penalty]]) -> Tensor:
+        """Return what the penalties that are `acting`, at least one, add to the loss that `optimizer` works on."""
         with without_autograd_or_autocast(self._charges):
-            return sum_of([penalty.value(wide(charge.parameter.detach())) for charge, penalty in acting])
+            return sum_of(
+                [
+                    penalty.value(wide(charge.parameter.detach())) * sign_of(optimizer.param_groups[charge.group])
+                    for charge, penalty in acting
+                ]
+            )
 
     def _step(self, charge: Charge, optimizer: Optimizer, overflow: Tensor | None) -> Callable[[State, Tensor], Number]:
         """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
