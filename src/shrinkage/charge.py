@@ -101,7 +101,11 @@ def warn_of_curvature(charges: Iterable[Charge], optimizer: Optimizer) -> None:
 
 def unless(overflow: Tensor | None, step: Number) -> Number:
     """Return `step`, or 0 if the update is skipped."""
-    return step if overflow is None else step * (1 - overflow)
+    if overflow is None:
+        return step
+    happens = 1 - overflow
+    # A number has double precision, and thresholds that are rounded otherwise are others.
+    return step * (happens if isinstance(step, Tensor) or happens.device.type == "mps" else happens.double())
 
 
 def sum_of(values: Sequence[Tensor]) -> Tensor:
