@@ -64,7 +64,9 @@ def test_gradients_added_before_unscale_are_refused_where_it_shows(make, how):
     before = [p.detach().clone() for p in model.parameters()]
     scaler.scale(loss_of(model, batches(1)[0])).backward()
     regularizer.add_gradients_()
-    with pytest.raises(AttachmentError, match=r"gradient of '0\.weight' of shape \(8, 6\) while.*unscale_\(optimizer\)"):
+    with pytest.raises(
+        AttachmentError, match=r"gradient of '0\.weight' of shape \(8, 6\) while.*unscale_\(optimizer\)"
+    ):
         scaler.step(optimizer)
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
