@@ -1,6 +1,7 @@
 """What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from shrinkage.apply import Number
 from shrinkage.errors import AttachmentError, ParameterError, SelectionError
@@ -172,9 +173,44 @@ def check_gradients(charges: Sequence[Charge]) -> None:
             )
 
 
+def check_added_once(added: Iterable[Charge]) -> None:
+    """Raise `AttachmentError` if there is a gradient to which its penalty was added already."""
+    for charge in added:
+        raise AttachmentError(
+            f"add_gradients_() has been called on this gradient of {charge.name!r} of shape "
+            f"{tuple(charge.parameter.shape)} already; call it once per update, after the last backward(). After a "
+            "step that was left out, optimizer.zero_grad(set_to_none=True) makes new gradients"
+        )
+
+
+def check_unscaled(added: Iterable[Charge]) -> None:
+    """Raise `AttachmentError` if there is a gradient that still carries the loss scale, but its penalty does not."""
+    for charge in added:
+        raise AttachmentError(
+            f"add_gradients_() has been called on the gradient of {charge.name!r} of shape "
+            f"{tuple(charge.parameter.shape)} while it was multiplied by the loss scale; call "
+            "scaler.unscale_(optimizer) before it"
+        )
+
+
+def warn_of_curvature(charges: Iterable[Charge], optimizer: Optimizer) -> None:
+    """Warn if weights are moved behind the back of an optimizer that learns curvature from its own moves."""
+    moved = next((charge.name for charge in charges if charge.how != "gradient"), None)
+    if isinstance(optimizer, LBFGS) and moved is not None:
+        warnings.warn(
+            f'LBFGS does not know that {moved!r} moves between its steps by how="decoupled", so its estimate of the '
+            'curvature is off; how="gradient" adds the penalty to its gradients and to the loss of its line search',
+            stacklevel=4,
+        )
+
+
 def unless(overflow: Tensor | None, step: Number) -> Number:
     """Return `step`, or 0 if the update is skipped."""
-    return step if overflow is None else step * (1 - overflow)
+    if overflow is None:
+        return step
+    happens = 1 - overflow
+    # A number has double precision, and thresholds that are rounded otherwise are others.
+    return step * (happens if isinstance(step, Tensor) or happens.device.type == "mps" else happens.double())
 
 
 def value_of(penalty: Penalty, parameter: Tensor) -> Tensor:
@@ -189,9 +225,11 @@ def sum_of(values: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def without_autograd_or_autocast(charges: Sequence[Charge]) -> Iterator[None]:
+def without_autograd_or_autocast(charges: Iterable[Charge]) -> Iterator[None]:
     """Hold a context in which nothing is recorded and every operation runs in the type of its operands."""
     with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # its tensors do not count how often they are written
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for device_type in {charge.parameter.device.type for charge in charges}:
             if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):

@@ -1,8 +1,6 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
-import glob
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -16,11 +14,11 @@ from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
 from shrinkage.charge import Charge, charges_of, sum_of, value_of
-from shrinkage.declare import check_same_charge, declared_rules
-from shrinkage.errors import SelectionError
+from shrinkage.declare import check_same_charge, declared_rules, rules_of
+from shrinkage.errors import AttachmentError
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped
-from shrinkage.plan import How, Plan, Rule, Rules, resolve, warn_of_frozen
+from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
 from shrinkage.progress import (
     Progress,
     checked_progress,
@@ -150,6 +148,46 @@ class Regularizer:
             if optimizer is not None:
                 explicit_attachments[optimizer].remove(attachment)
         self._attachments = []
+
+    @uncompiled
+    def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
+        """Add the derivatives of the penalties with `how="gradient"` to `.grad` now, as terms of the loss would.
+
+        For a loop that clips gradients with the penalties in them: call it once per update, after the last
+        `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
+        Without this call they come after the clipping, as torch's `weight_decay` does. Other rules act around the
+        step as ever.
+
+        Args:
+            optimizer: the one that steps next, where several are attached; left out, all of them.
+
+        Raises:
+            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before; at
+                the step, if a fused optimizer's gradients still carried the loss scale.
+            ParameterError: a gradient is sparse.
+
+        Gradients that still carry the loss scale can be told only by a fused optimizer, so unscale them first.
+
+        >>> import shrinkage, torch
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> regularizer = Regularizer(layer, shrinkage.L2(0.5), how="gradient").attach(optimizer)
+        >>> layer(torch.ones(2)).sum().backward()
+        >>> regularizer.add_gradients_()
+        >>> torch.equal(layer.weight.grad, 1 + 0.5 * layer.weight.detach())
+        True
+        >>> _ = torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        >>> optimizer.step()
+        """
+        wanted = None if optimizer is None else unwrapped(optimizer)
+        pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
+        chosen = [(held, attachment) for held, attachment in pairs if wanted is None or held is wanted]
+        if not chosen:
+            raise AttachmentError("add_gradients_() needs an optimizer that this regularizer is attached to: attach it")
+        for held, attachment in chosen:
+            attachment.check_addition(held)
+        for held, attachment in chosen:
+            attachment.add_gradients(held)
 
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
@@ -282,13 +320,3 @@ def not_charged(reason: str, names: Sequence[str]) -> str:
     others = f" and {len(names) - 3} others" if len(names) > 4 else ""
     listed = ", ".join(map(repr, names[:3] if others else names))
     return f"\n{reason}, so not charged: {listed}{others}" if names else ""
-
-
-def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
-    """Return the declarations of a model's layers as rules for the model."""
-    if not declared:
-        raise SelectionError(
-            "there are no rules, and no layer of the model declares any with regularize(); "
-            "give at least one, such as {nn.Linear: L1(1e-4)}"
-        )
-    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]
