@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
 from shrinkage.charge import Charge, check_gradients
 from shrinkage.errors import GroupError, SelectionError
-from shrinkage.optimizers import group_indices, parameters_of, share_parameters, uncompiled
+from shrinkage.optimizers import group_indices, parameters_of, uncompiled
 from shrinkage.penalties import Penalty, Toward
 from shrinkage.plan import How, Rule, resolve
 from shrinkage.select import named_parameters, nearest
@@ -200,7 +200,7 @@ class Registry:
 
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
         """Run before every step of every optimizer."""
-        if not self.declarations or is_container(optimizer):
+        if not self.declarations:
             return None
         state = (self.additions, list(explicit_attachments.get(optimizer, ())))
         attachment, seen = self.attachments.get(optimizer, (None, None))
@@ -248,13 +248,6 @@ def check_same_charge(name: str, declared: Rule, penalty: Penalty | None, how: H
             f"two rules clash on {name!r}: its layer declares {declared.penalty} ({declared.how}) with regularize(), "
             f"another rule charges {penalty} ({how}); keep one of them"
         )
-
-
-def is_container(optimizer: Optimizer) -> bool:
-    """Return whether `optimizer` hands parameters to optimizers that it keeps, whose own steps run the hooks too."""
-    kept = (value if isinstance(value, list | tuple) else (value,) for value in vars(optimizer).values())
-    inside = [each for values in kept for each in values if isinstance(each, Optimizer) and each is not optimizer]
-    return any(share_parameters(optimizer, each) for each in inside)
 
 
 def declared_rules(model: nn.Module) -> dict[str, Rule]:

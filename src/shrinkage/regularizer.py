@@ -18,7 +18,7 @@ from shrinkage.averages import Averages, check_decay
 from shrinkage.charge import Charge, sum_of, value_of
 from shrinkage.declare import check_same_charge, declared_rules
 from shrinkage.errors import AttachmentError, SelectionError
-from shrinkage.optimizers import group_indices, uncompiled, unwrapped
+from shrinkage.optimizers import group_indices, stepped, uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
 from shrinkage.progress import (
     Progress,
@@ -98,20 +98,31 @@ class Regularizer:
         the optimizer was loaded with before is found now, unless this regularizer has one already. Loading one that was
         saved without a regularizer leaves the update count as it is.
 
-        A wrapper that keeps an optimizer in itself (Accelerate's, SAM's) is attached to by that one. A model that is
-        trained by several optimizers attaches to each; an optimizer that is attached to already stays as it is.
+        A wrapper or container that keeps optimizers in itself (Accelerate's, SAM's, ZeroRedundancyOptimizer) is
+        attached to by those that do the work. A model that is trained by several optimizers attaches to each; an
+        optimizer that is attached to already stays as it is.
 
         Raises:
             TypeError: there is no optimizer in `optimizer`.
             AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
-                them there.
+                them there, or its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`).
             MetricError: a rule is proximal, and the optimizer's metric is not known.
             ValueError: the optimizer was loaded with averages or references of other shapes.
         """
-        optimizer = unwrapped(optimizer)
-        if optimizer in self._optimizers():
-            return self
-        attachment = Attachment(self._charges, None if self._entry is None else Averages(self._entry))
+        whole = unwrapped(optimizer)
+        attachments = {
+            each: Attachment(partial(self._charges, ref(whole)), None if self._entry is None else Averages(self._entry))
+            for each in working(whole)
+            if each not in self._optimizers()
+        }
+        for each, attachment in attachments.items():
+            attachment.charges(each)
+        for each, attachment in attachments.items():
+            self._hook(each, attachment)
+        return self
+
+    def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
+        """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
         checked = partial(self._checked, attachment)
         restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
         if self._resumed:
@@ -124,7 +135,6 @@ class Regularizer:
         ]
         explicit_attachments.setdefault(optimizer, []).append(attachment)
         self._attachments.append((ref(optimizer), attachment, handles))
-        return self
 
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
@@ -255,10 +265,13 @@ class Regularizer:
         self._attachments = [held for held in self._attachments if held[0]() is not None]
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 
-    def _charges(self, optimizer: Optimizer) -> list[Charge]:
-        """Return the charged parameters that `optimizer` holds, found by their names in the model as it is now."""
+    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> list[Charge]:
+        """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now.
+
+        It is one of the optimizers that do the work of `whole`, and may step none of them, but together they have to.
+        """
         held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
-        groups = group_indices(optimizer)
+        groups, given = group_indices(optimizer), whole() or optimizer
         charges = []
         for entry in self.plan:
             parameter = held.get(entry.name)
@@ -272,10 +285,10 @@ class Regularizer:
                     check_shape(entry.name, parameter.shape, entry.penalty)
                 penalty = entry.penalty.bound(entry.name, parameter)  # the model may have moved to another device
                 charges.append(Charge(entry.name, penalty, entry.how, parameter, groups[id(parameter)]))
-        if not charges:
+        if not charges and stepped(given).isdisjoint(id(held.get(entry.name)) for entry in self.plan):
             names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in self.plan.entries[:3])
             raise AttachmentError(
-                f"this {type(optimizer).__name__} holds none of the {len(self.plan)} charged parameters ({names} ...); "
+                f"this {type(given).__name__} holds none of the {len(self.plan)} charged parameters ({names} ...); "
                 "make it from the parameters of the same model"
             )
         return charges
