@@ -28,7 +28,7 @@ FLOORS = [
         "sums",
     },
     {"penalties"},
-    {"select", "sharding", "plan"},
+    {"flattened", "select", "sharding", "plan"},
     {
         "metric",
         "apply",

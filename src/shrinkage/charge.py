@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from shrinkage.apply import Number
 from shrinkage.errors import ParameterError
+from shrinkage.flattened import check_piece
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How
 from shrinkage.prox import wide
@@ -67,8 +68,9 @@ def at_update(charge: Charge, update: int) -> Penalty:
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:
-    """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
-    for name, parameter in ((charge.name, charge.parameter) for charge in charges):
+    """Raise `ParameterError` if a gradient is sparse, or a parameter was flattened, before anything is changed."""
+    for name, penalty, _, parameter, *_ in charges:
+        check_piece(name, parameter, penalty)
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "

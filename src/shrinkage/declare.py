@@ -11,13 +11,14 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
 from shrinkage.charge import Charge, check_gradients
 from shrinkage.errors import GroupError, SelectionError
+from shrinkage.flattened import check_stepped, is_flat
 from shrinkage.optimizers import group_indices, parameters_of, uncompiled
 from shrinkage.penalties import Penalty, Toward
 from shrinkage.plan import How, Rule, resolve
@@ -145,6 +146,19 @@ class Declarations:
         layer = self._layer()
         return layer is not None and not held.isdisjoint(id(parameter) for parameter in layer.parameters())
 
+    def check_stepped(self, flat: Tensor | None) -> None:
+        """Raise `ParameterError` if no optimizer steps a charged parameter, as it went into a `flat` one."""
+        layer = self._layer()
+        if layer is None:
+            return
+        names = []
+        for name, parameter in layer.named_parameters():
+            check_stepped(f"{name} of {type(layer).__name__}", parameter)
+            names.append(name)
+        for rule in self.rules:
+            if not any(fnmatchcase(name, str(rule.parameters)) for name in names):
+                check_stepped(f"{rule.parameters} of {type(layer).__name__}", flat)
+
     def charges(self) -> list[tuple[nn.Parameter, Rule, str]]:
         """Return every charged parameter as it is now, with its rule and its name in messages."""
         layer = self._layer()
@@ -223,6 +237,9 @@ class Registry:
     def resolve(self, optimizer: Optimizer) -> list[Charge]:
         """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
         groups = group_indices(optimizer)
+        flat = next(filter(is_flat, parameters_of(optimizer)), None)
+        for declarations in list(self.declarations):
+            declarations.check_stepped(flat)
         declared: dict[int, tuple[Rule, str]] = {}
         for declarations in [each for each in list(self.declarations) if each.concern(groups.keys())]:
             for parameter, rule, name in declarations.charges():

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from shrinkage.errors import GroupError, SelectionError
+from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.penalties.base import Penalty
 from shrinkage.select import (
     NamedParameter,
@@ -157,6 +158,8 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
     """
     candidates = list(named_parameters(model))
+    for candidate in candidates:
+        check_stepped(candidate.name, candidate.parameter)
     ordered = as_rules(rules, how)
     selectors = [Weights.of(model) if rule.parameters is None else rule.parameters for rule in ordered]
     winners = first_matches(selectors, candidates)
@@ -206,6 +209,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
     penalty = rule.penalty.bound(first.name, first.parameter)
+    check_piece(first.name, first.parameter, penalty)
     if shape is not None:
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)

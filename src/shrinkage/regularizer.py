@@ -18,6 +18,7 @@ from shrinkage.averages import Averages, check_decay
 from shrinkage.charge import Charge, sum_of, value_of
 from shrinkage.declare import check_same_charge, declared_rules
 from shrinkage.errors import AttachmentError, SelectionError
+from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.optimizers import group_indices, stepped, uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
 from shrinkage.progress import (
@@ -271,6 +272,8 @@ class Regularizer:
         It is one of the optimizers that do the work of `whole`, and may step none of them, but together they have to.
         """
         held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
+        for name, parameter in held.items():
+            check_stepped(name, parameter)
         groups, given = group_indices(optimizer), whole() or optimizer
         charges = []
         for entry in self.plan:
@@ -281,6 +284,7 @@ class Regularizer:
                     "and make a new one for the model as it is now"
                 )
             if id(parameter) in groups:
+                check_piece(entry.name, parameter, entry.penalty)
                 if not nn.parameter.is_lazy(parameter):
                     check_shape(entry.name, parameter.shape, entry.penalty)
                 penalty = entry.penalty.bound(entry.name, parameter)  # the model may have moved to another device
