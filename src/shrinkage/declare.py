@@ -5,6 +5,7 @@ stand in neither `state_dict` nor `parameters()`. All declarations that are aliv
 runs around the steps of every optimizer look there for the parameters that an optimizer holds.
 """
 
+import glob
 import weakref
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
@@ -277,6 +278,16 @@ def declared_rules(model: nn.Module) -> dict[str, Rule]:
             name = names[id(parameter)]
             check_same_charge(name, found.setdefault(name, rule), rule.penalty, rule.how)
     return found
+
+
+def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
+    """Return the declarations of a model's layers as rules for the model."""
+    if not declared:
+        raise SelectionError(
+            "there are no rules, and no layer of the model declares any with regularize(); "
+            "give at least one, such as {nn.Linear: L1(1e-4)}"
+        )
+    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]
 
 
 _registry = Registry()

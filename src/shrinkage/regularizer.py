@@ -1,8 +1,6 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
-import glob
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -16,11 +14,11 @@ from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
 from shrinkage.charge import Charge, sum_of, value_of
-from shrinkage.declare import check_same_charge, declared_rules
-from shrinkage.errors import AttachmentError, SelectionError
+from shrinkage.declare import check_same_charge, declared_rules, rules_of
+from shrinkage.errors import AttachmentError
 from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.optimizers import group_indices, stepped, uncompiled, unwrapped, working
-from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
+from shrinkage.plan import How, Plan, Rules, check_shape, resolve
 from shrinkage.progress import (
     Progress,
     checked_progress,
@@ -296,13 +294,3 @@ class Regularizer:
                 "make it from the parameters of the same model"
             )
         return charges
-
-
-def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
-    """Return the declarations of a model's layers as rules for the model."""
-    if not declared:
-        raise SelectionError(
-            "there are no rules, and no layer of the model declares any with regularize(); "
-            "give at least one, such as {nn.Linear: L1(1e-4)}"
-        )
-    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]
