@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from shrinkage.errors import GroupError, SelectionError
+from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.penalties.base import Penalty
 from shrinkage.select import (
     NamedParameter,
@@ -158,6 +159,8 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
         GroupError: a parameter does not fall into the groups of its penalty.
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
     """
+    for each in named_parameters(model):
+        check_stepped(each.name, each.parameter)
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
     for candidate, rule in selected(model, as_rules(rules, how)):
         if rule.penalty is not None:
@@ -225,6 +228,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
     penalty = rule.penalty.bound(first.name, first.parameter)
+    check_piece(first.name, first.parameter, penalty)
     if shape is not None:
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)
