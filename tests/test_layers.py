@@ -31,6 +31,7 @@ FLOORS = [
     {"select", "sharding", "plan"},
     {
         "metric",
+        "metrics",
         "apply",
         "optimizers",
         "averages",
@@ -39,6 +40,7 @@ FLOORS = [
         "declare",
         "progress",
         "stationarity",
+        "steps",
         "regularizer",
     },
     {"threshold", "report"},

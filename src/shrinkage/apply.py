@@ -105,7 +105,14 @@ def _(penalty: L2, w: Tensor, step: Number) -> None:
     w.mul_(1 - step * fixed(penalty.strength))
 
 
-def prox_(penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Number]) -> None:
+def prox_(
+    penalty: Penalty,
+    parameter: Tensor,
+    state: State,
+    step: Callable[[State, Tensor], Number],
+    *,
+    elementwise: bool = True,
+) -> None:
     """Move `parameter` to the penalty's proximal point.
 
     Args:
@@ -114,14 +121,16 @@ def prox_(penalty: Penalty, parameter: nn.Parameter, state: State, step: Callabl
         state: what the optimizer keeps of the parameter.
         step: the step of the proximal operator, a number or shaped like its second argument, which is a piece of the
             parameter; the first is the state of that piece.
+        elementwise: whether `step` of an element follows from the state of that element, so that pieces can be cut.
     """
     w, state, penalty = local(parameter.detach()), local_state(state), piece_penalty(penalty, parameter)
     if w.numel() == 0:
         return
-    if w.numel() <= PIECE or not cuts(state, w):
+    if w.numel() <= PIECE or not (elementwise and cuts(state, w)):
         w.copy_(penalty.prox(wide(w), step(state, w)))
         return
-    shaped = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == w.shape}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_sparse}
+    shaped = {name: value for name, value in tensors.items() if value.shape == w.shape}
     for charge, (piece, *cut) in pieces(penalty, w, *shaped.values()):
         piece.copy_(charge.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece)))
 
@@ -156,7 +165,12 @@ def prox_across_(moves: Sequence[Move]) -> None:
             local(move.parameter.detach()).copy_(moved)
 
 
-def restore_(parameter: nn.Parameter, mask: Tensor, penalty: Penalty) -> None:
+def follow_(parameter: nn.Parameter, moved: Tensor, share: Number) -> None:
+    """Move `parameter` by a share of what was `moved`."""
+    parameter.detach().add_(moved * share)
+
+
+def restore_(parameter: Tensor, mask: Tensor, penalty: Penalty) -> None:
     """Set `parameter` to the penalty's origin where `mask` is true."""
     w = local(parameter.detach())
     w.copy_(torch.where(mask, piece_penalty(penalty, parameter).origin(w), w))

@@ -31,6 +31,7 @@ from shrinkage.apply import (
     add_gradient_,
     add_gradients_across_,
     decay_,
+    follow_,
     prox_,
     prox_across_,
     restore_,
@@ -41,17 +42,20 @@ from shrinkage.charge import (
     Updates,
     at_update,
     check_gradients,
+    dense,
     sum_of,
     unless,
     value_of,
     without_autograd_or_autocast,
 )
-from shrinkage.errors import AttachmentError, MetricError
-from shrinkage.metric import Metric, metric_of
+from shrinkage.errors import AttachmentError
+from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
+from shrinkage.metrics import at_hand
 from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
 from shrinkage.sharding import crossing_of, is_spread, local, local_gradient, local_state, spread, stays
+from shrinkage.steps import Step, iterate_of, noted_of, state_of, step_of, step_of_piece
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -72,6 +76,7 @@ class Attachment:
         self._charges: Sequence[Charge] = ()
         self._penalties: Sequence[Penalty] = ()  # those of the charges, with the strengths of this update
         self._metric: Metric | None = None
+        self._noted: dict[str, State] = {}  # by name, what the metric needs of before this step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so in this step
         self._seen: list[list[Tensor]] | None = None
         self._depth = 0
@@ -80,12 +85,11 @@ class Attachment:
         """Return what is charged in `optimizer` now."""
         current = [group["params"] for group in optimizer.param_groups]
         if self._seen is None or not same_objects(current, self._seen):
-            charges = self._resolve(optimizer)
+            charges = [located(charge) for charge in self._resolve(optimizer)]
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
-            self._metric = metric_of(optimizer) if proximal else None
-            self._charges = [located(charge) for charge in charges]
-            self._penalties = [charge.penalty for charge in charges]
+            self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
+            self._charges, self._penalties = charges, [charge.penalty for charge in charges]
             self._seen = [list(parameters) for parameters in current]
         return self._charges
 
@@ -99,11 +103,10 @@ class Attachment:
                     f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
                     f"that is attached to this {type(optimizer).__name__}; detach() that one first"
                 )
-            if charge.how == "decoupled" and "lr" not in optimizer.param_groups[charge.group]:
-                raise MetricError(
-                    f'how="decoupled" multiplies by the learning rate, but the group of {charge.name!r} in this '
-                    f"{type(optimizer).__name__} has no 'lr'; choose how=\"gradient\" or register_metric(...)"
-                )
+            if charge.how == "decoupled":
+                check_decoupled(charge.name, charge.penalty.smooth, optimizer, optimizer.param_groups[charge.group])
+            if charge.how != "gradient":
+                check_spread(charge.name, charge.parameter, optimizer, crossing=charge.crossing is not None)
 
     def forget(self) -> None:
         """Look everything up again before the next step."""
@@ -140,6 +143,7 @@ class Attachment:
         if acting:
             with without_autograd_or_autocast(self._charges):
                 self._apply_after(acting, optimizer, overflow)
+        self._noted = {}
         # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
         if any(parameter.grad is not None or is_spread(parameter) for parameter in parameters_of(optimizer)):
             self.updates.record(overflow)
@@ -150,9 +154,10 @@ class Attachment:
         """Apply the proximal operators of the penalties that are `acting`, and hold zeros."""
         across: list[Move] = []
         for charge, penalty in acting:
-            step, state = self._step(charge, optimizer, overflow), optimizer.state.get(charge.parameter, {})
+            step = step_of(charge, self._metric, optimizer, overflow)
+            state = state_of(charge, optimizer, self._noted.get(charge.name, {}))
             if charge.crossing is None:
-                prox_(penalty, charge.parameter, state, step)
+                self._move(charge, penalty, optimizer, state, step)
             else:
                 lr = optimizer.param_groups[charge.group]["lr"]
                 factor = step_of_piece(step, state, charge.parameter.detach(), lr)
@@ -161,6 +166,19 @@ class Attachment:
         for charge, penalty in acting:
             if charge.name in self._held:
                 restore_(charge.parameter, self._held.pop(charge.name), penalty)
+
+    def _move(self, charge: Charge, penalty: Penalty, optimizer: Optimizer, state: State, step: Step) -> None:
+        """Apply one proximal operator, to the parameter or to the iterate that it follows."""
+        elementwise = self._metric is None or self._metric.elementwise
+        iterate, share = iterate_of(charge, self._metric, optimizer)
+        if iterate is charge.parameter:
+            prox_(penalty, iterate, state, step, elementwise=elementwise)
+            return
+        before = iterate.clone()
+        prox_(penalty, iterate, state, step, elementwise=elementwise)
+        if charge.name in self._held:
+            restore_(iterate, self._held.pop(charge.name), penalty)
+        follow_(charge.parameter, iterate - before, share)
 
     def _acting(self, chosen: Callable[[Charge], bool]) -> list[tuple[Charge, Penalty]]:
         """Return the `chosen` charges that this machine takes part in, with their penalties at this update."""
@@ -190,9 +208,11 @@ class Attachment:
         return charged
 
     def _apply_before(self, optimizer: Optimizer, *, first: bool = True) -> None:
-        """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
+        """Add the gradients of the penalties that act before the step; decay, hold zeros and note, the `first` time."""
         if first and self.averages is not None:
             self._hold_zeros(optimizer, self.averages)
+        if first:
+            self._noted = {charge.name: noted_of(charge, self._metric, optimizer) for charge in self._charges}
         acting = self._acting(lambda charge: charge.before)
         if not acting:
             return
@@ -205,7 +225,7 @@ class Attachment:
                 sign = -1.0 if group.get("maximize") else 1.0
                 factor = sign if scale is None else sign * scale
                 if charge.how == "decoupled":
-                    factor = -unless(overflow, group["lr"])
+                    factor = -unless(overflow, at_hand(group["lr"]))
                 if charge.crossing is not None:
                     across[charge.how].append(Move(penalty, charge.parameter, factor, charge.crossing))
                 elif charge.how == "gradient":
@@ -222,11 +242,11 @@ class Attachment:
         with without_autograd_or_autocast(self._charges):
             for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
                 sign = -1.0 if optimizer.param_groups[charge.group].get("maximize") else 1.0
-                w, grad = charge.parameter.detach(), local_gradient(charge.parameter)
+                w, grad = iterate_of(charge, self._metric, optimizer)[0].detach(), local_gradient(charge.parameter)
                 unscaled = (
                     torch.zeros_like(wide(local(w)))
                     if grad is None
-                    else wide(grad) * (sign if scale is None else sign / scale)
+                    else wide(dense(grad)) * (sign if scale is None else sign / scale)
                 )
                 skipped = unscaled.new_ones(()) if grad is None else overflow
                 average = averages.update(charge.name, spread(unscaled, w), skipped)
@@ -236,9 +256,10 @@ class Attachment:
         """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
         for charge in self.charges(optimizer) if self.updates.steps else ():
-            state = local_state(optimizer.state.get(charge.parameter, {}))
+            state = local_state(state_of(charge, optimizer, noted_of(charge, self._metric, optimizer)))
+            step = step_of(charge, self._metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
-                found[charge.name] = self._step(charge, optimizer, None)(state, local(charge.parameter.detach()))
+                found[charge.name] = step(state, local(charge.parameter.detach()))
         return found
 
     def maximized(self, optimizer: Optimizer) -> set[str]:
@@ -251,33 +272,12 @@ class Attachment:
         with without_autograd_or_autocast(self._charges):
             return sum_of([value_of(penalty, charge.parameter) for charge, penalty in acting])
 
-    def _step(self, charge: Charge, optimizer: Optimizer, overflow: Tensor | None) -> Callable[[State, Tensor], Number]:
-        """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
-        group = optimizer.param_groups[charge.group]
-        metric = self._metric
-        if charge.how == "decoupled" or metric is None:
-            return lambda state, w: unless(overflow, group["lr"])
-        return lambda state, w: unless(overflow, metric(group, state, w))
-
 
 def located(charge: Charge) -> Charge:
     """Return `charge` with how its groups cross machines."""
     if is_lazy(charge.parameter):
         return charge
     return charge._replace(crossing=crossing_of(charge.penalty, charge.parameter))
-
-
-def step_of_piece(step: Callable[[State, Tensor], Number], state: State, w: Tensor, lr: Number) -> Number:
-    """Return the step of this machine's piece of `w`: a number on all machines, or a tensor on all of them.
-
-    A metric that reads the optimizer's state may give either, and nothing on a machine that never had a gradient: there
-    elements step by `lr`, as do elements elsewhere that never had one.
-    """
-    piece = local(w)
-    with suppress(KeyError):
-        return step({}, piece)
-    found = step(local_state(state), piece) if state else lr
-    return torch.as_tensor(found, dtype=wide(piece).dtype, device=piece.device).expand_as(piece)
 
 
 def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

@@ -67,14 +67,20 @@ def at_update(charge: Charge, update: int) -> Penalty:
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:
-    """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
-    for name, parameter in ((charge.name, charge.parameter) for charge in charges):
+    """Raise `ParameterError` if a penalty would have to be added to a sparse gradient, before anything is changed."""
+    for name, parameter in ((charge.name, charge.parameter) for charge in charges if charge.how == "gradient"):
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
-                "rows that a batch touched, while a penalty charges all of them; build the layer with sparse=False, "
-                f"or leave it alone with {{{name!r}: None}}"
+                "rows that a batch touched, and a penalty in the gradient charges all of them; choose "
+                'how="proximal" or how="decoupled", which charge all rows after the step, or build the layer with '
+                "sparse=False"
             )
+
+
+def dense(grad: Tensor) -> Tensor:
+    """Return `grad` with the rows that a sparse gradient leaves out, which are 0."""
+    return grad.to_dense() if grad.is_sparse else grad
 
 
 def unless(overflow: Tensor | None, step: Number) -> Number:
