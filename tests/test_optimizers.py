@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from catalog import OptimizerCase
-from models import batches, loss_of, mlp, soft_, train, weights
+from models import batches, equal, loss_of, mlp, soft_, train, weights
 from problems import diabetes_lasso, digits_group_lasso, solve
 from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer
 from shrinkage.attachment import explicit_attachments
@@ -217,3 +217,19 @@ def test_residuals_know_the_metric_of_registered_optimizers():
     moment = optimizer.state[model[0].weight]["exp_avg_sq"]
     expected = 0.01 / moment.sqrt().clamp(min=optimizer.param_groups[0]["eps"])
     torch.testing.assert_close(attachment.steps(optimizer)["0.weight"], expected)
+
+
+@pytest.mark.parametrize("make", [AggMo, ADOPT])
+@pytest.mark.parametrize("how", ["gradient", "proximal"])
+def test_an_optimizer_that_climbs_as_a_whole_is_charged_as_one_that_descends(make, how):
+    models = []
+    for sign in (1, -1):
+        model = mlp(torch.float64)
+        optimizer = make(model.parameters(), lr=0.05, maximize=sign < 0, foreach=False)
+        Regularizer(model, L1(0.02), how=how).attach(optimizer)
+        for batch in batches(5, torch.float64):
+            optimizer.zero_grad()
+            (sign * loss_of(model, batch)).backward()
+            optimizer.step()
+        models.append(model)
+    assert equal(*models)

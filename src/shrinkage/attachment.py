@@ -51,7 +51,7 @@ from shrinkage.charge import (
 from shrinkage.errors import AttachmentError
 from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.metrics import at_hand
-from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step
+from shrinkage.optimizers import climbs, overflow_of, parameters_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
 from shrinkage.sharding import crossing_of, is_spread, local, local_gradient, local_state, spread, stays
@@ -222,7 +222,7 @@ class Attachment:
         with without_autograd_or_autocast(self._charges):
             for charge, penalty in acting:
                 group = optimizer.param_groups[charge.group]
-                sign = -1.0 if group.get("maximize") else 1.0
+                sign = -1.0 if climbs(optimizer, charge.group) else 1.0
                 factor = sign if scale is None else sign * scale
                 if charge.how == "decoupled":
                     factor = -unless(overflow, at_hand(group["lr"]))
@@ -241,7 +241,7 @@ class Attachment:
         scale, overflow = getattr(optimizer, "grad_scale", None), overflow_of(optimizer)
         with without_autograd_or_autocast(self._charges):
             for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
-                sign = -1.0 if optimizer.param_groups[charge.group].get("maximize") else 1.0
+                sign = -1.0 if climbs(optimizer, charge.group) else 1.0
                 w, grad = iterate_of(charge, self._metric, optimizer)[0].detach(), local_gradient(charge.parameter)
                 unscaled = (
                     torch.zeros_like(wide(local(w)))
@@ -264,8 +264,7 @@ class Attachment:
 
     def maximized(self, optimizer: Optimizer) -> set[str]:
         """Return the names of the charged parameters for which `optimizer` climbs."""
-        groups = optimizer.param_groups
-        return {charge.name for charge in self.charges(optimizer) if groups[charge.group].get("maximize")}
+        return {charge.name for charge in self.charges(optimizer) if climbs(optimizer, charge.group)}
 
     def _value(self, acting: Sequence[tuple[Charge, Penalty]]) -> Tensor:
         """Return the value of the penalties that are `acting`, at least one."""

@@ -44,6 +44,11 @@ def unwrapped(optimizer: Any) -> Optimizer:
     return optimizer
 
 
+def climbs(optimizer: Optimizer, group: int) -> bool:
+    """Return whether `optimizer` ascends in a parameter group: an option of the group, or of the whole optimizer."""
+    return bool(optimizer.param_groups[group].get("maximize", getattr(optimizer, "maximize", False)))
+
+
 def overflow_of(optimizer: Optimizer) -> Tensor | None:
     """Return 1 on the device if a fused optimizer skips this step because of an overflow; None outside of loss scaling.
 
