@@ -173,16 +173,26 @@ def at_update(charge: Charge, update: int) -> Penalty:
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:
-    """Raise `ParameterError` if a gradient is sparse, or a parameter was flattened, before anything is changed."""
+    """Raise `ParameterError` if a penalty can not be added to a gradient, or a parameter was flattened.
+
+    Before anything is changed.
+    """
     for charge in charges:
         name, parameter = charge.name, charge.parameter
         check_piece(name, parameter, charge.penalty)
-        if parameter.grad is not None and parameter.grad.layout != torch.strided:
+        in_gradient = charge.how == "gradient"
+        if in_gradient and parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
-                "rows that a batch touched, while a penalty charges all of them; build the layer with sparse=False, "
-                f"or leave it alone with {{{name!r}: None}}"
+                "rows that a batch touched, and a penalty in the gradient charges all of them; choose "
+                'how="proximal" or how="decoupled", which charge all rows after the step, or build the layer with '
+                "sparse=False"
             )
+
+
+def dense(grad: Tensor) -> Tensor:
+    """Return `grad` with the rows that a sparse gradient leaves out, which are 0."""
+    return grad.to_dense() if grad.is_sparse else grad
 
 
 def check_added_once(added: Iterable[Charge]) -> None:

@@ -6,7 +6,6 @@ here, and it comes here on an overflow too: steps are then multiplied by 0, on t
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -14,24 +13,25 @@ from torch.optim import Optimizer
 
 from shrinkage.apply import (
     Move,
-    Number,
     State,
     add_gradient_,
     add_gradients_across_,
     decay_,
+    follow_,
     prox_,
     prox_across_,
     restore_,
 )
 from shrinkage.averages import Averages, decides
-from shrinkage.charge import Charge, check_unscaled, sum_of, unless, value_of, without_autograd_or_autocast
+from shrinkage.charge import Charge, check_unscaled, dense, sum_of, value_of, without_autograd_or_autocast
 from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, sign_of
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
-from shrinkage.sharding import local, local_gradient, local_state, spread, stays
+from shrinkage.sharding import local, local_gradient, spread, stays
+from shrinkage.steps import Step, iterate_of, noted_of, state_of, step_of, step_of_piece
 
 Pairs = Sequence[tuple[Charge, Penalty]]
 
@@ -63,10 +63,11 @@ class Update:
         self._gradients, self._averages, self._rounding = gradients, averages, rounding
         self._steps = steps
         self._moved: set[str] = set()  # by name, what has a gradient
+        self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
 
     def before(self, *, first: bool = True) -> None:
-        """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
+        """Add the gradients of the penalties that act before the step; decay, hold zeros and note, the `first` time."""
         self._moved = {charge.name for charge, _ in self._charged if charge.parameter.grad is not None}
         scale = getattr(self._optimizer, "grad_scale", None)
         in_gradient = self._acting(lambda charge: charge.how == "gradient")
@@ -79,6 +80,9 @@ class Update:
                 [pair for pair in in_gradient if not self._gradients.holds(pair[0].name, pair[0].parameter)], scale
             )
             if first:
+                self._noted = {
+                    charge.name: noted_of(charge, self._metric, self._optimizer) for charge, _ in self._charged
+                }
                 self._decay()
 
     def after(self) -> None:
@@ -89,13 +93,11 @@ class Update:
         across: list[Move] = []
         with without_autograd_or_autocast(charge for charge, _ in acting):
             for charge, penalty in acting:
-                step, state = (
-                    step_of(charge, self._metric, self._optimizer, overflow),
-                    self._optimizer.state.get(charge.parameter, {}),
-                )
+                step = step_of(charge, self._metric, self._optimizer, overflow)
+                state = state_of(charge, self._optimizer, self._noted.get(charge.name, {}))
                 generator = self._rounding.generator(charge, penalty, state, step, self._steps)
                 if charge.crossing is None:
-                    prox_(penalty, charge.parameter, state, step, generator)
+                    self._move(charge, penalty, state, step, generator)
                 else:
                     lr = self._optimizer.param_groups[charge.group]["lr"]
                     factor = step_of_piece(step, state, charge.parameter.detach(), lr)
@@ -103,7 +105,22 @@ class Update:
             prox_across_(across)
             for charge, penalty in acting:
                 if charge.name in self._held:
-                    restore_(charge.parameter, self._held[charge.name], penalty)
+                    restore_(charge.parameter, self._held.pop(charge.name), penalty)
+
+    def _move(
+        self, charge: Charge, penalty: Penalty, state: State, step: Step, generator: torch.Generator | None
+    ) -> None:
+        """Apply one proximal operator, to the parameter or to the iterate that it follows."""
+        elementwise = self._metric is None or self._metric.elementwise
+        iterate, share = iterate_of(charge, self._metric, self._optimizer)
+        if iterate is charge.parameter:
+            prox_(penalty, iterate, state, step, generator, elementwise=elementwise)
+            return
+        before = iterate.clone()
+        prox_(penalty, iterate, state, step, generator, elementwise=elementwise)
+        if charge.name in self._held:
+            restore_(iterate, self._held.pop(charge.name), penalty)
+        follow_(charge.parameter, iterate - before, share)
 
     def add_early(self) -> None:
         """Add the gradients of the penalties now, for good, and let the step leave them as they are then."""
@@ -129,7 +146,7 @@ class Update:
         return charge.takes_part or charge.name in self._moved
 
     def _sign(self, charge: Charge) -> float:
-        return sign_of(self._optimizer.param_groups[charge.group])
+        return sign_of(self._optimizer, charge.group)
 
     def _add_gradients(self, pairs: Pairs, scale: Tensor | None) -> None:
         """Let sums stand in `.grad` until the step is over."""
@@ -166,35 +183,13 @@ class Update:
         """Average the gradients of the data, and note the zeros for which the average is stationary."""
         overflow = overflow_of(self._optimizer)
         for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
-            w, grad = charge.parameter.detach(), local_gradient(charge.parameter)
+            iterate, _ = iterate_of(charge, self._metric, self._optimizer)
+            w, grad = iterate.detach(), local_gradient(charge.parameter)
             if grad is None:  # others wait
                 unscaled = torch.zeros_like(wide(local(w)))
                 skipped: Tensor | None = unscaled.new_ones(())
             else:
                 sign = self._sign(charge)
-                unscaled, skipped = wide(grad) * (sign if scale is None else sign / scale), overflow
+                unscaled, skipped = wide(dense(grad)) * (sign if scale is None else sign / scale), overflow
             average = averages.update(charge.name, spread(unscaled, w), skipped)
             self._held[charge.name] = stays(penalty, w, average, charge.crossing)
-
-
-def step_of(
-    charge: Charge, metric: Metric | None, optimizer: Optimizer, overflow: Tensor | None
-) -> Callable[[State, Tensor], Number]:
-    """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
-    group = optimizer.param_groups[charge.group]
-    if charge.how == "decoupled" or metric is None:
-        return lambda state, w: unless(overflow, group["lr"])
-    return lambda state, w: unless(overflow, metric(group, state, w))
-
-
-def step_of_piece(step: Callable[[State, Tensor], Number], state: State, w: Tensor, lr: Number) -> Number:
-    """Return the step of this machine's piece of `w`: a number on all machines, or a tensor on all of them.
-
-    A metric that reads the optimizer's state may give either, and nothing on a machine that never had a gradient: there
-    elements step by `lr`, as do elements elsewhere that never had one.
-    """
-    piece = local(w)
-    with suppress(KeyError):
-        return step({}, piece)
-    found = step(local_state(state), piece) if state else lr
-    return torch.as_tensor(found, dtype=wide(piece).dtype, device=piece.device).expand_as(piece)
