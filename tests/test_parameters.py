@@ -1,6 +1,7 @@
-"""Parameters of every kind: charged exactly as a loop written by hand does, or refused by name before anything changes."""
+"""Parameters of every kind: charged as a loop written by hand does, or refused by name before anything changes."""
 
 import copy
+import gc
 import itertools
 import re
 import warnings
@@ -788,6 +789,41 @@ def test_charging_the_factors_is_not_charging_their_product():
     values = [L2(1.0).value(a * scale) + L2(1.0).value(b / scale) for scale in (1.0, 3.0)]
     torch.testing.assert_close(b @ a, (b / 3.0) @ (a * 3.0))
     assert values[1] > 1.5 * values[0]
+
+
+# Copied with copy.copy
+
+
+def shallow_copy(model):
+    copied = copy.copy(model)
+    assert copied.weight is model.weight
+    return copied
+
+
+def test_a_shallow_copy_is_charged_once_with_its_original():
+    torch.manual_seed(1)
+    layer = regularize(nn.Linear(6, 3), L1(STRENGTH))
+    copied, plain = shallow_copy(layer), copy.deepcopy(regularize(layer, None))
+    regularize(layer, L1(STRENGTH))
+    train(copied, sgd(copied))
+    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.weight, LR * STRENGTH))
+    assert equal(copied, plain)
+
+
+@pytest.mark.parametrize("make", [lambda layer: layer, copy.deepcopy], ids=["made", "deep copy"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_shallow_copy_without_its_original_is_refused_and_can_be_declared_anew(make, trained):
+    layer = make(regularize(nn.Linear(6, 3), L1(STRENGTH)))
+    if trained or make is copy.deepcopy:
+        train(layer, sgd(layer), 1)
+    copied = shallow_copy(layer)
+    del layer
+    gc.collect()
+    optimizer = sgd(copied)
+    assert_refused_and_unchanged(copied, optimizer, SelectionError, r"copy\.copy\(\).*declare it anew")
+    regularize(regularize(copied, None), L1(5.0))
+    train(copied, optimizer)
+    assert zeros(copied) > 0
 
 
 # Half precision
