@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import SGD, Adam, AdamW
 
 from catalog import CONSTRAINTS, PENALTIES
-from models import equal, mlp, soft_, train, train_by_hand
+from models import equal, mlp, soft_, train, train_by_hand, zeros
 from shrinkage import (
     L1,
     L2,
