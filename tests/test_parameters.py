@@ -6,6 +6,7 @@ import itertools
 import re
 import warnings
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from shrinkage import (
     GroupLasso,
     Heads,
     Kernels,
+    Nuclear,
     ParameterError,
     Regularizer,
     Rows,
@@ -783,12 +785,13 @@ def test_a_model_of_a_users_own_keeps_the_names_that_peft_uses_too():
     ]
 
 
-def test_charging_the_factors_is_not_charging_their_product():
-    """Two pairs of factors with one product, and different penalties."""
-    a, b = torch.randn(2, 6), torch.randn(6, 2)
-    values = [L2(1.0).value(a * scale) + L2(1.0).value(b / scale) for scale in (1.0, 3.0)]
-    torch.testing.assert_close(b @ a, (b / 3.0) @ (a * 3.0))
-    assert values[1] > 1.5 * values[0]
+def test_l2_of_the_factors_is_the_nuclear_norm_of_their_product_at_best():
+    left, values, right = torch.linalg.svd(torch.randn(6, 6, dtype=torch.float64))
+    b, a = left[:, :2] * values[:2].sqrt(), values[:2, None].sqrt() * right[:2]
+    found = [(L2(1.0).value(b / scale) + L2(1.0).value(a * scale)).item() for scale in (1.0, 0.9, 1.1, 3.0)]
+    assert found[0] == pytest.approx(Nuclear(1.0).value(b @ a).item())
+    assert found[0] == min(found)
+    assert found[3] > 1.5 * found[0]
 
 
 # Copied with copy.copy
@@ -951,3 +954,19 @@ def test_stochastic_rounding_of_training_steps_is_unbiased_in_large_tensors_too(
     moved = (model.w < 1).reshape(10, 100).float().mean(1)
     assert model.w.float().mean().item() == pytest.approx(1 - 1e-3, abs=2e-4)
     assert not torch.equal(moved, moved[0].expand(10))
+
+
+# The document
+
+PRINTED = [r"([1-9]|1[0-5]) of 16 rows are zero\n", r"0\.90[345]\d*\n", ""]
+DOCUMENT = (Path(__file__).parent.parent / "docs/parameters.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "output"),
+    list(zip(re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL), PRINTED, strict=True)),
+    ids=["weight_norm", "half precision", "complex"],
+)
+def test_the_documents_code_does_what_it_says(code, output, capsys):
+    exec(code, {"__name__": "document"})
+    assert re.fullmatch(output, capsys.readouterr().out)
