@@ -103,6 +103,7 @@ def test_weights_tied_later_are_charged_once():
     train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.encoder.weight, LR * STRENGTH))
     assert equal(model, plain)
     assert "not charged" not in repr(regularizer)
+    torch.testing.assert_close(regularizer.value(), STRENGTH * plain.encoder.weight.detach().abs().sum())
 
 
 def test_two_rules_that_come_to_clash_on_a_weight_tied_later_are_refused():
@@ -295,7 +296,8 @@ def test_a_number_has_no_rows():
 def test_an_expanded_parameter_is_refused():
     with pytest.raises(ParameterError, match=r"'w' of shape \(3, 4\) is expanded: .*before expand\(\)"):
         Regularizer(Alone(torch.ones(1, 4).expand(3, 4)), {"w": L1(0.1)})
-    assert len(Regularizer(Alone(torch.ones(1, 4).expand(1, 4)), {"w": L1(0.1)}).plan) == 1
+    alone = torch.empty_strided((1, 4), (0, 1)).fill_(1.0)
+    assert len(Regularizer(Alone(alone), {"w": L1(0.1)}).plan) == 1
 
 
 @pytest.mark.parametrize(
@@ -667,34 +669,46 @@ def test_two_parameters_that_come_to_one_name_are_refused():
         Regularizer(wrapper, {"weight": L1(0.1)})
 
 
-def test_a_model_that_fsdp_left_gathered_is_charged_as_before():
-    """After an evaluation FSDP's modules hold gathered parameters, which are not the optimizer's."""
+@pytest.fixture
+def one_process():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model, plain = mlp(), mlp()
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        optimizers = sgd(model), sgd(plain)
-        Regularizer(model, {"0.weight": L1(STRENGTH)}).attach(optimizers[0])
-        inputs = torch.ones(2, 6)
-        for each, optimizer in zip((model, plain), optimizers, strict=True):
-            for _ in range(3):
-                optimizer.zero_grad()
-                each(inputs).square().sum().backward()
-                if each is model:
-                    with torch.no_grad():
-                        held = model[0].weight
-                        model(inputs)
-                    assert model[0].weight is not held
-                optimizer.step()
-                if each is plain:
-                    with torch.no_grad():
-                        soft_(plain[0].weight, LR * STRENGTH)
-                else:
-                    model.reshard()
-        assert torch.equal(model[0].weight.full_tensor(), plain[0].weight)
-        assert (plain[0].weight == 0).any()
-    finally:
-        distributed.destroy_process_group()
+    yield
+    distributed.destroy_process_group()
+
+
+def evaluate(model, inputs):
+    with torch.no_grad():
+        model(inputs)
+
+
+@pytest.mark.parametrize("attach_first", [True, False])
+@pytest.mark.usefixtures("one_process")
+def test_a_model_that_fsdp_left_gathered_is_charged_as_before(attach_first):
+    """After an evaluation FSDP's modules hold gathered parameters, which are not the optimizer's."""
+    model, plain = mlp(), mlp()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    shards, optimizer, plain_optimizer, inputs = model[0].weight, sgd(model), sgd(plain), torch.ones(2, 6)
+    regularizer = Regularizer(model, {"0.weight": L1(STRENGTH), "2.weight": L2(STRENGTH)})
+    if attach_first:
+        regularizer.attach(optimizer)
+    for _ in range(3):
+        for each in (optimizer, plain_optimizer):
+            each.zero_grad()
+        for each in (model, plain):
+            each(inputs).square().sum().backward()
+            evaluate(each, inputs)
+        assert model[0].weight is not shards
+        regularizer.attach(optimizer)
+        assert "not charged" not in repr(regularizer)
+        optimizer.step()
+        model.reshard()
+        plain_optimizer.step()
+        with torch.no_grad():
+            soft_(plain[0].weight, LR * STRENGTH)
+            plain[2].weight.div_(1 + LR * STRENGTH)
+    assert torch.equal(model[0].weight.full_tensor(), plain[0].weight)
+    assert torch.equal(model[2].weight.full_tensor(), plain[2].weight)
+    assert (plain[0].weight == 0).any()
 
 
 # PEFT

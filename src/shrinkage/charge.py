@@ -1,5 +1,6 @@
 """What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer) -> list[Charg
 
     Names that were tied when the plan was made may have come apart, and others may have been tied since.
     """
+    put_shards_back(model)
     held = {candidate.name: candidate for candidate in named_parameters(model)}
     groups = group_indices(optimizer)
     charges: dict[int, Charge] = {}
@@ -118,6 +120,16 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer) -> list[Charg
             "make it from the parameters of the same model, after whatever replaced them"
         )
     return list(charges.values())
+
+
+def put_shards_back(model: nn.Module) -> None:
+    """Let FSDP's modules hold their shards, which an evaluation leaves gathered: the optimizer has the shards."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported here: it takes long, and is seldom needed
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def merged(one: Charge, other: Charge) -> Charge:
