@@ -958,7 +958,7 @@ def test_stochastic_rounding_differs_from_parameter_to_parameter_and_from_step_t
         optimizer.step()
         moved.append(two.a.w != before)
     assert not torch.equal(two.a.w, two.b.w)
-    assert not torch.equal(*moved)
+    assert (moved[1] & ~moved[0]).any()
 
 
 def test_stochastic_rounding_of_training_steps_is_unbiased_in_large_tensors_too(monkeypatch):
