@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shrinkage.penalties import L2, Penalty
 from shrinkage.prox import wide
-from shrinkage.rounding import NARROW, stochastic_round, stuck
+from shrinkage.rounding import stochastic_round, stuck
 from shrinkage.schedules import fixed
 from shrinkage.sharding import (
     Crossing,
@@ -172,11 +172,8 @@ def prox_across_(moves: Sequence[Move]) -> None:
 
 
 def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
-    """Write `moved` into `w`, in its type."""
-    if generator is None or w.dtype not in NARROW:
-        w.copy_(moved)
-    else:
-        w.copy_(stochastic_round(moved, w.dtype, generator))
+    """Write `moved` into `w`, rounded to the nearest number of its type, or stochastically."""
+    w.copy_(moved if generator is None else stochastic_round(moved, w.dtype, generator))
 
 
 def stuck_share(

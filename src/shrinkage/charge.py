@@ -1,6 +1,11 @@
 """What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Sequence
+=======
+import sys
+from collections.abc import Iterator, Sequence
+>>>>>>> 4f2fc7201f28d4bcc6ca04fcdf4a4579f23f66b2
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -100,6 +105,7 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
     Names that were tied when the plan was made may have come apart, and others may have been tied since. The optimizer
     is one of those that do the work of the `given` one: it may step none of them, but together they have to.
     """
+    put_shards_back(model)
     held = {candidate.name: candidate for candidate in named_parameters(model)}
     for name, candidate in held.items():
         check_stepped(name, candidate.parameter)
@@ -129,6 +135,7 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
     return list(charges.values())
 
 
+<<<<<<< HEAD
 def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> Charge:
     """Return the charge of one parameter, found under one name, in one group of an optimizer."""
     check_piece(candidate.name, parameter, entry.penalty)
@@ -138,6 +145,16 @@ def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, 
     penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
     places = places_of([candidate], parameter)
     return Charge(candidate.name, penalty, entry.how, parameter, group, places, lazy)
+=======
+def put_shards_back(model: nn.Module) -> None:
+    """Let FSDP's modules hold their shards, which an evaluation leaves gathered: the optimizer has the shards."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported here: it takes long, and is seldom needed
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+>>>>>>> 4f2fc7201f28d4bcc6ca04fcdf4a4579f23f66b2
 
 
 def merged(one: Charge, other: Charge) -> Charge:

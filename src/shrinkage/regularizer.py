@@ -304,8 +304,10 @@ class Regularizer:
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
         pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
-        charged = {id(charge.parameter) for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
-        return {candidate.name for candidate in named_parameters(self._model) if id(candidate.parameter) in charged}
+        charges = [charge for optimizer, attachment in pairs for charge in attachment.charges(optimizer)]
+        charged = {id(charge.parameter) for charge in charges}
+        tied = {name.name for name in named_parameters(self._model) if id(name.parameter) in charged}
+        return tied | {charge.name for charge in charges}
 
     def _progress(self) -> list[Progress]:
         self._optimizers()
