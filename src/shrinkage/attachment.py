@@ -9,7 +9,8 @@ and the proximal operators. What the hooks take care of:
   on an overflow too: thresholds are then multiplied by 0, on the device;
 * an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
 * a step that raised never reached its second hook: the next first hook starts afresh;
-* trainers replace parameters and parameter groups: both are looked up again when they changed.
+* trainers replace parameters and parameter groups: both are looked up again when they changed, in the optimizer or in
+  the model.
 """
 
 import functools
@@ -41,6 +42,7 @@ from shrinkage.charge import (
     Updates,
     at_update,
     check_gradients,
+    check_kept,
     sum_of,
     unless,
     value_of,
@@ -48,6 +50,7 @@ from shrinkage.charge import (
 )
 from shrinkage.errors import AttachmentError, MetricError
 from shrinkage.metric import Metric, metric_of
+from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
@@ -63,11 +66,18 @@ class Attachment:
     Args:
         resolve: returns what is charged in an optimizer; called again whenever the optimizer's parameters changed.
         averages: the averaged gradients that hold zeros; None lets every gradient move them.
+        rounding: how bfloat16 and float16 parameters are written; None rounds to the nearest number.
     """
 
-    def __init__(self, resolve: Callable[[Optimizer], Sequence[Charge]], averages: Averages | None = None) -> None:
+    def __init__(
+        self,
+        resolve: Callable[[Optimizer], Sequence[Charge]],
+        averages: Averages | None = None,
+        rounding: Rounding | None = None,
+    ) -> None:
         self.updates = Updates()
         self.averages = averages
+        self._rounding = rounding or Rounding()
         self._resolve = resolve
         self._charges: Sequence[Charge] = ()
         self._penalties: Sequence[Penalty] = ()  # those of the charges, with the strengths of this update
@@ -79,8 +89,10 @@ class Attachment:
     def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
         """Return what is charged in `optimizer` now."""
         current = [group["params"] for group in optimizer.param_groups]
-        if self._seen is None or not same_objects(current, self._seen):
+        stale = any(charge.stale for charge in self._charges)
+        if stale or self._seen is None or not same_objects(current, self._seen):
             charges = self._resolve(optimizer)
+            check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else None
@@ -151,12 +163,13 @@ class Attachment:
         across: list[Move] = []
         for charge, penalty in acting:
             step, state = self._step(charge, optimizer, overflow), optimizer.state.get(charge.parameter, {})
+            generator = self._rounding.generator(charge, penalty, state, step, self.updates.steps)
             if charge.crossing is None:
-                prox_(penalty, charge.parameter, state, step)
+                prox_(penalty, charge.parameter, state, step, generator)
             else:
                 lr = optimizer.param_groups[charge.group]["lr"]
                 factor = step_of_piece(step, state, charge.parameter.detach(), lr)
-                across.append(Move(penalty, charge.parameter, factor, charge.crossing))
+                across.append(Move(penalty, charge.parameter, factor, charge.crossing, generator))
         prox_across_(across)
         for charge, penalty in acting:
             if charge.name in self._held:
@@ -211,7 +224,9 @@ class Attachment:
                 elif charge.how == "gradient":
                     add_gradient_(penalty, charge.parameter, factor)
                 elif first:
-                    decay_(penalty, charge.parameter, -factor)
+                    step = self._step(charge, optimizer, overflow)
+                    generator = self._rounding.generator(charge, penalty, {}, step, self.updates.steps)
+                    decay_(penalty, charge.parameter, -factor, generator)
             add_gradients_across_(across["gradient"])
             if first:
                 add_gradients_across_(across["decoupled"], to_weights=True)

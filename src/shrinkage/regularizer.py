@@ -1,6 +1,6 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -13,12 +13,11 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Charge, sum_of, value_of
+from shrinkage.charge import Charge, charges_of, sum_of, value_of
 from shrinkage.declare import check_same_charge, declared_rules, rules_of
-from shrinkage.errors import AttachmentError
-from shrinkage.flattened import check_piece, check_stepped
-from shrinkage.optimizers import group_indices, stepped, uncompiled, unwrapped, working
-from shrinkage.plan import How, Plan, Rules, check_shape, resolve
+from shrinkage.narrow import Rounding
+from shrinkage.optimizers import uncompiled, unwrapped, working
+from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
 from shrinkage.progress import (
     Progress,
     checked_progress,
@@ -30,7 +29,7 @@ from shrinkage.progress import (
     take,
     with_references,
 )
-from shrinkage.select import named_parameters
+from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
 
@@ -51,6 +50,9 @@ class Regularizer:
             to be more than the optimizer's own momentum: 0.9 adds nothing to Adam or to momentum 0.9. Keeps one tensor
             of each parameter's size. None, the default, lets every gradient move zeros. For proximal rules;
             constraints, and penalties whose zeros withstand every gradient, are not concerned.
+        stochastic_rounding: write bfloat16 and float16 parameters rounded up or down at random, so that penalties too
+            small to move a weight in one step move it in the mean. The same in all replicas of a model, whatever the
+            seeds; other types are not concerned, nor is what how="gradient" adds to gradients.
 
     Raises:
         ValueError: `entry` is not between 0 and 1.
@@ -74,15 +76,24 @@ class Regularizer:
     """
 
     def __init__(
-        self, model: nn.Module, rules: Rules | None = None, *, how: How = "proximal", entry: float | None = None
+        self,
+        model: nn.Module,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        entry: float | None = None,
+        stochastic_rounding: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
         check_decay(entry)
         self._model = model
         self._entry = entry
+        self._stochastic_rounding = stochastic_rounding
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
+        if rules is not None:
+            warn_of_frozen(model, rules, how)
         for charged in self.plan:
             for name in {charged.name, *charged.aliases} & declared.keys():
                 check_same_charge(name, declared[name], charged.penalty, charged.how)
@@ -109,16 +120,17 @@ class Regularizer:
             ValueError: the optimizer was loaded with averages or references of other shapes.
         """
         whole = unwrapped(optimizer)
-        attachments = {
-            each: Attachment(partial(self._charges, ref(whole)), None if self._entry is None else Averages(self._entry))
-            for each in working(whole)
-            if each not in self._optimizers()
-        }
+        attachments = {each: self._attachment(whole) for each in working(whole) if each not in self._optimizers()}
         for each, attachment in attachments.items():
             attachment.charges(each)
         for each, attachment in attachments.items():
             self._hook(each, attachment)
         return self
+
+    def _attachment(self, whole: Optimizer) -> Attachment:
+        """Return what applies the rules in one of the optimizers that do the work of `whole`."""
+        averages = None if self._entry is None else Averages(self._entry)
+        return Attachment(partial(self._charges, ref(whole)), averages, Rounding(self._stochastic_rounding))
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
@@ -239,15 +251,18 @@ class Regularizer:
         optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
         state = f"attached to {optimizers}" if optimizers else "not attached"
         held = self._held()
-        missed = ", ".join(repr(entry.name) for entry in self.plan if optimizers and entry.name not in held)
-        note = f"\nnot in an attached optimizer, so not charged: {missed}" if missed else ""
+        now = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
+        frozen = [entry.name for entry in self.plan if is_frozen(now.get(entry.name))]
+        missed = [entry.name for entry in self.plan if optimizers and entry.name not in {*held, *frozen}]
+        note = not_charged("frozen", frozen) + not_charged("not in an attached optimizer", missed)
         entry = "" if self._entry is None else f", zeros held by gradients averaged with decay {self._entry:g}"
         return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{entry}\n{self.plan}{note}"
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
         pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
-        return {charge.name for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
+        charged = {id(charge.parameter) for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
+        return {candidate.name for candidate in named_parameters(self._model) if id(candidate.parameter) in charged}
 
     def _progress(self) -> list[Progress]:
         self._optimizers()
@@ -265,32 +280,12 @@ class Regularizer:
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 
     def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> list[Charge]:
-        """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now.
+        """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
+        return charges_of(self._model, self.plan, optimizer, whole() or optimizer)
 
-        It is one of the optimizers that do the work of `whole`, and may step none of them, but together they have to.
-        """
-        held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
-        for name, parameter in held.items():
-            check_stepped(name, parameter)
-        groups, given = group_indices(optimizer), whole() or optimizer
-        charges = []
-        for entry in self.plan:
-            parameter = held.get(entry.name)
-            if parameter is None:
-                raise AttachmentError(
-                    f"{entry.name!r} of shape {entry.shape} is not in the model any more; detach() this regularizer "
-                    "and make a new one for the model as it is now"
-                )
-            if id(parameter) in groups:
-                check_piece(entry.name, parameter, entry.penalty)
-                if not nn.parameter.is_lazy(parameter):
-                    check_shape(entry.name, parameter.shape, entry.penalty)
-                penalty = entry.penalty.bound(entry.name, parameter)  # the model may have moved to another device
-                charges.append(Charge(entry.name, penalty, entry.how, parameter, groups[id(parameter)]))
-        if not charges and stepped(given).isdisjoint(id(held.get(entry.name)) for entry in self.plan):
-            names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in self.plan.entries[:3])
-            raise AttachmentError(
-                f"this {type(given).__name__} holds none of the {len(self.plan)} charged parameters ({names} ...); "
-                "make it from the parameters of the same model"
-            )
-        return charges
+
+def not_charged(reason: str, names: Sequence[str]) -> str:
+    """Return the line of a printed regularizer about parameters that are not charged."""
+    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
+    listed = ", ".join(map(repr, names[:3] if others else names))
+    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
