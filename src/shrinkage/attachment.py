@@ -99,6 +99,8 @@ class Attachment:
             self._charges = [located(charge) for charge in charges]
             self._penalties = [charge.penalty for charge in charges]
             self._seen = [list(parameters) for parameters in current]
+            if self.averages is not None:
+                self.averages.keep(averaged(charges))
         return self._charges
 
     def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
@@ -273,6 +275,11 @@ class Attachment:
         if charge.how == "decoupled" or metric is None:
             return lambda state, w: unless(overflow, group["lr"])
         return lambda state, w: unless(overflow, metric(group, state, w))
+
+
+def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:
+    """Return the parameters whose averaged gradients decide about their zeros, by name."""
+    return {charge.name: charge.parameter for charge in charges if decides(charge.penalty, charge.how)}
 
 
 def located(charge: Charge) -> Charge:

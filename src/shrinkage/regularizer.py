@@ -137,6 +137,7 @@ class Regularizer:
         checked = partial(self._checked, attachment)
         restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
         if self._resumed:
+            self._resumed[0].check(attachment)
             restore = partial(self._resumed.pop(0).restore, attachment)
         restore()
         handles = [
@@ -224,21 +225,22 @@ class Regularizer:
                 f"the state counts updates of {len(progress)} optimizers, this regularizer is attached to "
                 f"{len(self._attachments)}; attach to the same optimizers in the same order"
             )
+        for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
+            each.check(attachment)
         self.plan = with_references(self.plan, state.get("references", {}))
         for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
             each.restore(attachment)
-            attachment.forget()
         self._resumed = progress[len(self._attachments) :]
 
     def _checked(self, attachment: Attachment, state: Mapping[str, Any]) -> Callable[[], None]:
         """Return what lets `attachment` go on from a state that rode in an optimizer's; raise if it does not fit."""
         (progress,) = checked_progress(state, self.plan)
+        progress.check(attachment)
         part = with_references(part_of(self.plan, state["parameters"]), state.get("references", {}))
 
         def restore() -> None:
             self.plan = replaced(self.plan, part)
             progress.restore(attachment)
-            attachment.forget()
 
         return restore
 
