@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from shrinkage.apply import Number
-from shrinkage.averages import Averages
+from shrinkage.averages import Averages, decides
 from shrinkage.charge import (
     Charge,
     Updates,
@@ -85,6 +85,8 @@ class Attachment:
             self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
             self._charges = charges
             self._seen = [list(parameters) for parameters in current]
+            if self.averages is not None:
+                self.averages.keep(averaged(charges))
         return self._charges
 
     def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
@@ -196,6 +198,11 @@ class Attachment:
     def maximized(self, optimizer: Optimizer) -> set[str]:
         """Return the names of the charged parameters for which `optimizer` climbs."""
         return {charge.name for charge in self.charges(optimizer) if sign_of(optimizer, charge.group) < 0}
+
+
+def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:
+    """Return the parameters whose averaged gradients decide about their zeros, by name."""
+    return {charge.name: charge.parameter for charge in charges if decides(charge.penalty, charge.how)}
 
 
 def located(charge: Charge) -> Charge:

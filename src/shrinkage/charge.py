@@ -1,11 +1,6 @@
 """What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
-<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Sequence
-=======
-import sys
-from collections.abc import Iterator, Sequence
->>>>>>> 4f2fc7201f28d4bcc6ca04fcdf4a4579f23f66b2
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,13 +13,13 @@ from torch.optim import Optimizer
 
 from shrinkage.apply import Number
 from shrinkage.errors import AttachmentError, ParameterError, SelectionError
-from shrinkage.flattened import check_piece, check_stepped
+from shrinkage.flattened import check_piece, check_stepped, is_piece
 from shrinkage.optimizers import group_indices, stepped
 from shrinkage.penalties import Penalty
 from shrinkage.plan import Entry, How, Plan, check_shape
 from shrinkage.prox import wide
 from shrinkage.select import NamedParameter, check_not_computed, named_parameters
-from shrinkage.sharding import Crossing, whole, whole_penalty
+from shrinkage.sharding import Crossing, put_shards_back, whole, whole_penalty
 
 
 class Place(NamedTuple):
@@ -95,7 +90,7 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
 
     FSDP takes its parameters out of their modules for each forward pass, and puts them back: those may come and go.
     """
-    sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or hasattr(parameter, "_fsdp_flattened")
+    sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
     return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
 
 
@@ -135,7 +130,6 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
     return list(charges.values())
 
 
-<<<<<<< HEAD
 def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> Charge:
     """Return the charge of one parameter, found under one name, in one group of an optimizer."""
     check_piece(candidate.name, parameter, entry.penalty)
@@ -145,16 +139,6 @@ def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, 
     penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
     places = places_of([candidate], parameter)
     return Charge(candidate.name, penalty, entry.how, parameter, group, places, lazy)
-=======
-def put_shards_back(model: nn.Module) -> None:
-    """Let FSDP's modules hold their shards, which an evaluation leaves gathered: the optimizer has the shards."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported here: it takes long, and is seldom needed
-    if fsdp is None:
-        return
-    for module in model.modules():
-        if isinstance(module, fsdp.FSDPModule):
-            module.reshard()
->>>>>>> 4f2fc7201f28d4bcc6ca04fcdf4a4579f23f66b2
 
 
 def merged(one: Charge, other: Charge) -> Charge:

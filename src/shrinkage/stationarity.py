@@ -233,14 +233,9 @@ def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Par
         if parameter is not None and is_lazy(parameter):
             raise ParameterError(f"{entry.name!r} is lazy and has no value yet; run one forward pass first")
         if parameter is not None:
-<<<<<<< HEAD
             check_has_value(entry.name, parameter)
-            found.append((entry, parameter))
-    return found
-=======
             found.setdefault(id(parameter), (entry, parameter))
     return list(found.values())
->>>>>>> 4f2fc7201f28d4bcc6ca04fcdf4a4579f23f66b2
 
 
 def check_on_one_machine(charged: Iterable[tuple[Entry, nn.Parameter]]) -> None:
