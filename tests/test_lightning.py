@@ -95,6 +95,8 @@ def by_hand(make=adamw, *, data=None, accumulate=1, clip=None, dtype=None, scale
             with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
                 loss = loss_of(net, batch) / accumulate
             (loss if scaler is None else scaler.scale(loss)).backward()
+        if scaler and (clip or before):
+            scaler.unscale_(optimizer)
         if clip:
             nn.utils.clip_grad_norm_(net.parameters(), clip)
         with torch.no_grad():
