@@ -25,9 +25,10 @@ FLOORS = [
         "projections",
         "total_variation",
         "proximal_gradient",
+        "sums",
     },
     {"penalties"},
-    {"select", "plan"},
+    {"select", "sharding", "plan"},
     {
         "metric",
         "apply",

@@ -21,9 +21,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from shrinkage.apply import Number, State, add_gradient_, decay_, prox_, restore_
+from shrinkage.apply import (
+    Move,
+    Number,
+    State,
+    add_gradient_,
+    add_gradients_across_,
+    decay_,
+    prox_,
+    prox_across_,
+    restore_,
+)
 from shrinkage.averages import Averages, decides
 from shrinkage.charge import (
     Charge,
@@ -32,6 +43,7 @@ from shrinkage.charge import (
     check_gradients,
     sum_of,
     unless,
+    value_of,
     without_autograd_or_autocast,
 )
 from shrinkage.errors import AttachmentError, MetricError
@@ -39,6 +51,7 @@ from shrinkage.metric import Metric, metric_of
 from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
+from shrinkage.sharding import crossing_of, is_spread, local, local_gradient, local_state, spread, stays
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -71,7 +84,8 @@ class Attachment:
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else None
-            self._charges, self._penalties = charges, [charge.penalty for charge in charges]
+            self._charges = [located(charge) for charge in charges]
+            self._penalties = [charge.penalty for charge in charges]
             self._seen = [list(parameters) for parameters in current]
         return self._charges
 
@@ -125,18 +139,33 @@ class Attachment:
         acting = self._acting(lambda charge: not charge.before)
         if acting:
             with without_autograd_or_autocast(self._charges):
-                for charge, penalty in acting:
-                    step = self._step(charge, optimizer, overflow)
-                    prox_(penalty, charge.parameter, optimizer.state.get(charge.parameter, {}), step)
-                    if charge.name in self._held:
-                        restore_(charge.parameter, self._held.pop(charge.name), penalty)
-        if any(parameter.grad is not None for parameter in parameters_of(optimizer)):  # otherwise nothing was updated
+                self._apply_after(acting, optimizer, overflow)
+        # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
+        if any(parameter.grad is not None or is_spread(parameter) for parameter in parameters_of(optimizer)):
             self.updates.record(overflow)
 
+    def _apply_after(
+        self, acting: Sequence[tuple[Charge, Penalty]], optimizer: Optimizer, overflow: Tensor | None
+    ) -> None:
+        """Apply the proximal operators of the penalties that are `acting`, and hold zeros."""
+        across: list[Move] = []
+        for charge, penalty in acting:
+            step, state = self._step(charge, optimizer, overflow), optimizer.state.get(charge.parameter, {})
+            if charge.crossing is None:
+                prox_(penalty, charge.parameter, state, step)
+            else:
+                lr = optimizer.param_groups[charge.group]["lr"]
+                factor = step_of_piece(step, state, charge.parameter.detach(), lr)
+                across.append(Move(penalty, charge.parameter, factor, charge.crossing))
+        prox_across_(across)
+        for charge, penalty in acting:
+            if charge.name in self._held:
+                restore_(charge.parameter, self._held.pop(charge.name), penalty)
+
     def _acting(self, chosen: Callable[[Charge], bool]) -> list[tuple[Charge, Penalty]]:
-        """Return the `chosen` charges whose parameters have a gradient, with their penalties at this update."""
+        """Return the `chosen` charges that this machine takes part in, with their penalties at this update."""
         pairs = zip(self._charges, self._penalties, strict=True)
-        return [(charge, penalty) for charge, penalty in pairs if chosen(charge) and charge.parameter.grad is not None]
+        return [(charge, penalty) for charge, penalty in pairs if chosen(charge) and charge.takes_part]
 
     def _set_strengths(self) -> None:
         """Evaluate the schedules of this update, before anything is changed."""
@@ -169,14 +198,23 @@ class Attachment:
             return
         scale = getattr(optimizer, "grad_scale", None)
         overflow = overflow_of(optimizer)
+        across: dict[str, list[Move]] = {"gradient": [], "decoupled": []}
         with without_autograd_or_autocast(self._charges):
             for charge, penalty in acting:
                 group = optimizer.param_groups[charge.group]
-                if charge.how == "gradient":
-                    sign = -1.0 if group.get("maximize") else 1.0
-                    add_gradient_(penalty, charge.parameter, sign if scale is None else sign * scale)
+                sign = -1.0 if group.get("maximize") else 1.0
+                factor = sign if scale is None else sign * scale
+                if charge.how == "decoupled":
+                    factor = -unless(overflow, group["lr"])
+                if charge.crossing is not None:
+                    across[charge.how].append(Move(penalty, charge.parameter, factor, charge.crossing))
+                elif charge.how == "gradient":
+                    add_gradient_(penalty, charge.parameter, factor)
                 elif first:
-                    decay_(penalty, charge.parameter, unless(overflow, group["lr"]))
+                    decay_(penalty, charge.parameter, -factor)
+            add_gradients_across_(across["gradient"])
+            if first:
+                add_gradients_across_(across["decoupled"], to_weights=True)
 
     def _hold_zeros(self, optimizer: Optimizer, averages: Averages) -> None:
         """Average the gradients of the data, and note the zeros for which the average is stationary."""
@@ -184,19 +222,23 @@ class Attachment:
         with without_autograd_or_autocast(self._charges):
             for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
                 sign = -1.0 if optimizer.param_groups[charge.group].get("maximize") else 1.0
-                grad = charge.parameter.grad
-                if grad is not None:
-                    unscaled = wide(grad) * (sign if scale is None else sign / scale)
-                    average = averages.update(charge.name, unscaled, overflow)
-                    self._held[charge.name] = penalty.stays(wide(charge.parameter.detach()), average)
+                w, grad = charge.parameter.detach(), local_gradient(charge.parameter)
+                unscaled = (
+                    torch.zeros_like(wide(local(w)))
+                    if grad is None
+                    else wide(grad) * (sign if scale is None else sign / scale)
+                )
+                skipped = unscaled.new_ones(()) if grad is None else overflow
+                average = averages.update(charge.name, spread(unscaled, w), skipped)
+                self._held[charge.name] = stays(penalty, w, average, charge.crossing)
 
     def steps(self, optimizer: Optimizer) -> dict[str, Number]:
         """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
         for charge in self.charges(optimizer) if self.updates.steps else ():
-            state = optimizer.state.get(charge.parameter, {})
+            state = local_state(optimizer.state.get(charge.parameter, {}))
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
-                found[charge.name] = self._step(charge, optimizer, None)(state, charge.parameter.detach())
+                found[charge.name] = self._step(charge, optimizer, None)(state, local(charge.parameter.detach()))
         return found
 
     def maximized(self, optimizer: Optimizer) -> set[str]:
@@ -207,7 +249,7 @@ class Attachment:
     def _value(self, acting: Sequence[tuple[Charge, Penalty]]) -> Tensor:
         """Return the value of the penalties that are `acting`, at least one."""
         with without_autograd_or_autocast(self._charges):
-            return sum_of([penalty.value(wide(charge.parameter.detach())) for charge, penalty in acting])
+            return sum_of([value_of(penalty, charge.parameter) for charge, penalty in acting])
 
     def _step(self, charge: Charge, optimizer: Optimizer, overflow: Tensor | None) -> Callable[[State, Tensor], Number]:
         """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
@@ -216,6 +258,26 @@ class Attachment:
         if charge.how == "decoupled" or metric is None:
             return lambda state, w: unless(overflow, group["lr"])
         return lambda state, w: unless(overflow, metric(group, state, w))
+
+
+def located(charge: Charge) -> Charge:
+    """Return `charge` with how its groups cross machines."""
+    if is_lazy(charge.parameter):
+        return charge
+    return charge._replace(crossing=crossing_of(charge.penalty, charge.parameter))
+
+
+def step_of_piece(step: Callable[[State, Tensor], Number], state: State, w: Tensor, lr: Number) -> Number:
+    """Return the step of this machine's piece of `w`: a number on all machines, or a tensor on all of them.
+
+    A metric that reads the optimizer's state may give either, and nothing on a machine that never had a gradient: there
+    elements step by `lr`, as do elements elsewhere that never had one.
+    """
+    piece = local(w)
+    with suppress(KeyError):
+        return step({}, piece)
+    found = step(local_state(state), piece) if state else lr
+    return torch.as_tensor(found, dtype=wide(piece).dtype, device=piece.device).expand_as(piece)
 
 
 def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shrinkage.groups import at_least_float32
 from shrinkage.penalties import Penalty
+from shrinkage.sharding import local, spread
 
 
 class Average(NamedTuple):
@@ -39,18 +40,19 @@ class Averages:
 
         It is 0 before the first gradient that counts.
         """
-        grad = grad.to(at_least_float32(grad.dtype))
+        like, grad = grad, local(grad).to(at_least_float32(grad.dtype))
         if name not in self._averages:
-            self._averages[name] = Average(torch.zeros_like(grad), grad.new_zeros(()))
+            self._averages[name] = Average(spread(torch.zeros_like(grad), like), grad.new_zeros(()))
         total, weight = self._averages[name]
-        total, weight = total.to(grad), weight.to(grad)
+        total, weight = local(total).to(grad), weight.to(grad)
         next_total = total.lerp(grad, 1 - self.decay)
         next_weight = weight.lerp(torch.ones_like(weight), 1 - self.decay)
         if overflow is not None:  # the gradient is then infinite or NaN
             next_total = torch.where(overflow > 0, total, next_total)
             next_weight = torch.where(overflow > 0, weight, next_weight)
-        self._averages[name] = Average(next_total, next_weight)
-        return next_total / next_weight.clamp_min(torch.finfo(next_weight.dtype).tiny)
+        self._averages[name] = Average(spread(next_total, like), next_weight)
+        average: Tensor = spread(next_total / next_weight.clamp_min(torch.finfo(next_weight.dtype).tiny), like)
+        return average
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the averages as tensors."""

@@ -12,21 +12,32 @@ from shrinkage.apply import Number
 from shrinkage.errors import ParameterError
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How
+from shrinkage.prox import wide
+from shrinkage.sharding import Crossing, whole, whole_penalty
 
 
 class Charge(NamedTuple):
-    """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group."""
+    """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group.
+
+    `crossing` tells how its groups cross machines; None if each machine can charge its piece by itself.
+    """
 
     name: str
     penalty: Penalty
     how: How
     parameter: nn.Parameter
     group: int
+    crossing: Crossing | None = None
 
     @property
     def before(self) -> bool:
         """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
         return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this machine has a part in the charge: it has a gradient, or others wait for its sums."""
+        return self.parameter.grad is not None or self.crossing is not None
 
 
 @dataclass
@@ -57,7 +68,7 @@ def at_update(charge: Charge, update: int) -> Penalty:
 
 def check_gradients(charges: Sequence[Charge]) -> None:
     """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
-    for name, _, _, parameter, _ in charges:
+    for name, parameter in ((charge.name, charge.parameter) for charge in charges):
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
@@ -69,6 +80,12 @@ def check_gradients(charges: Sequence[Charge]) -> None:
 def unless(overflow: Tensor | None, step: Number) -> Number:
     """Return `step`, or 0 if the update is skipped."""
     return step if overflow is None else step * (1 - overflow)
+
+
+def value_of(penalty: Penalty, parameter: Tensor) -> Tensor:
+    """Return the value of `penalty` at a parameter, of which this machine may hold only a piece."""
+    value = whole_penalty(penalty).value(wide(whole(parameter.detach())))
+    return value
 
 
 def sum_of(values: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Charge, sum_of
+from shrinkage.charge import Charge, sum_of, value_of
 from shrinkage.declare import check_same_charge, declared_rules
 from shrinkage.errors import AttachmentError, SelectionError
 from shrinkage.optimizers import group_indices, uncompiled, unwrapped
@@ -31,7 +31,6 @@ from shrinkage.progress import (
     take,
     with_references,
 )
-from shrinkage.prox import wide
 from shrinkage.select import named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -143,7 +142,7 @@ class Regularizer:
         iteration = self._reached()
         with torch.no_grad():
             values = [
-                entry.penalty.at(iteration).value(wide(parameter))
+                value_of(entry.penalty.at(iteration), parameter)
                 for entry, parameter in charged_parameters(self._model, self.plan)
             ]
         return sum_of(values) if values else torch.zeros(())
