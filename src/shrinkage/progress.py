@@ -133,10 +133,10 @@ def take(group: dict[str, Any], names: Sequence[str], checked: Callable[[State],
     mine = next((state for state in states if state.get("parameters") == names), None)
     if mine is None:
         if states:
+            saved = " and ".join(charging(state.get("parameters", [])) for state in states)
             warnings.warn(
-                f"the optimizer's state comes from regularizers that charge {[s.get('parameters') for s in states]}; "
-                f"the one that charges {names} finds nothing there and keeps its own update count: attach it with the "
-                "rules that were saved, or give it a state with load_state_dict()",
+                f"the optimizer's state comes from {saved}; {charging(names)} finds nothing there and keeps its own "
+                "update count: attach it with the rules that were saved, or give it a state with load_state_dict()",
                 stacklevel=2,
             )
         return nothing
@@ -145,6 +145,11 @@ def take(group: dict[str, Any], names: Sequence[str], checked: Callable[[State],
     group.pop(KEY)
     group.update({KEY: others} if others else {})
     return restore
+
+
+def charging(names: Sequence[str]) -> str:
+    """Return the regularizer that charges `names` in words."""
+    return f"a regularizer of {len(names)} parameters ({', '.join(map(repr, names[:3]))}{' ...' * (len(names) > 3)})"
 
 
 def nothing() -> None:
