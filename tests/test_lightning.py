@@ -330,11 +330,11 @@ def test_another_fit_of_the_same_trainer_goes_on_and_charges_once():
 
 
 def test_a_fit_of_a_new_trainer_starts_anew():
-    callback = RegularizerCallback({RULE: L1(falling)})
-    trainer(callback).fit(Module(), loader(batches(COUNT)))
-    module = Module()
-    trainer(callback).fit(module, loader(batches(COUNT)))
-    assert equal(module.net, by_hand())
+    module, callback = Module(), RegularizerCallback({RULE: L1(falling)})
+    for _ in range(2):
+        module.net.load_state_dict(mlp().state_dict())
+        trainer(callback).fit(module, loader(batches(COUNT)))
+        assert equal(module.net, by_hand())
     assert callback.regularizer.state_dict()["updates"] == [COUNT]
 
 

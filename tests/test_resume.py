@@ -22,7 +22,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.utils._pytree import tree_flatten
 
 from models import batches, equal, loss_of, mlp, train
-from shrinkage import L1, GroupLasso, Regularizer, Rows, Toward
+from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, Toward
 
 KEY = "shrinkage"
 
@@ -35,7 +35,7 @@ def start(make=lambda p: Adam(p, lr=0.01), model=None):
     """Everything that has a state: a schedule, averaged gradients, and a reference that is taken from the model."""
     model = mlp() if model is None else model
     optimizer = make(model.parameters())
-    rules = {"0.weight": GroupLasso(halving, Rows()), "2.weight": L1(halving), "0.bias": Toward(L1(halving))}
+    rules = {"0.weight": GroupLasso(halving, Rows()), "2.weight": L1(halving), "0.bias": Toward(L2(0.5))}
     return model, optimizer, Regularizer(model, rules, entry=0.9)
 
 
@@ -288,7 +288,7 @@ def test_a_state_may_be_loaded_twice():
 def test_each_of_several_optimizers_takes_its_own_part_along():
     def begin(model):
         optimizers = [SGD(model[0].parameters(), lr=0.1), Adam(model[2].parameters(), lr=0.01)]
-        regularizer = Regularizer(model, {"*.weight": Toward(L1(halving))}, entry=0.9)
+        regularizer = Regularizer(model, {"*.weight": Toward(L2(halving)), "*.bias": L1(halving)}, entry=0.9)
         for optimizer in optimizers:
             regularizer.attach(optimizer)
         return optimizers, regularizer
