@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -439,7 +440,10 @@ def test_a_run_that_is_killed_and_resumed_ends_where_it_would_have_ended(tmp_pat
     def run(path, stop_in_step, stop_in_save):
         """Return where a run started and its exit code; it is killed where it stops."""
         command = [sys.executable, "-c", RUN, str(path), str(stop_in_step), str(stop_in_save)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
             started = process.stdout.readline()
             if process.stdout.readline() == "here\n":
                 process.send_signal(signal.SIGKILL)

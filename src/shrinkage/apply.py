@@ -1,6 +1,7 @@
 """The three ways in which a penalty enters an optimizer's step. All in-place work on parameters is here.
 
-Everything is computed in float32 at least and written back in the type of the parameter. The plain form takes any
+Everything is computed in float32 at least and written back in the type of the parameter, rounded to the nearest number
+or, with a generator, stochastically. The plain form takes any
 penalty; a penalty that torch's own optimizers know is registered beside it with the very operation that they use, so
 that results agree with theirs bit for bit.
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from shrinkage.penalties import L2, Penalty
 from shrinkage.prox import wide
+from shrinkage.rounding import NARROW, stochastic_round, stuck
 from shrinkage.schedules import fixed
 from shrinkage.sharding import (
     Crossing,
@@ -85,13 +87,13 @@ def _(penalty: L2, grad: Tensor, w: Tensor, factor: Number) -> None:
         grad.add_(w, alpha=factor * fixed(penalty.strength))
 
 
-def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number) -> None:
+def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number, generator: torch.Generator | None = None) -> None:
     """Move `parameter` by -step * R'(w): the decoupled form of a smooth penalty."""
     for charge, (w,) in pieces(piece_penalty(penalty, parameter), local(parameter.detach())):
         widened = wide(w)
         decay_by_derivative_(charge, widened, step)
         if widened is not w:
-            w.copy_(widened)
+            write_(w, widened, generator)
 
 
 @singledispatch
@@ -105,7 +107,13 @@ def _(penalty: L2, w: Tensor, step: Number) -> None:
     w.mul_(1 - step * fixed(penalty.strength))
 
 
-def prox_(penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Number]) -> None:
+def prox_(
+    penalty: Penalty,
+    parameter: nn.Parameter,
+    state: State,
+    step: Callable[[State, Tensor], Number],
+    generator: torch.Generator | None = None,
+) -> None:
     """Move `parameter` to the penalty's proximal point.
 
     Args:
@@ -114,16 +122,18 @@ def prox_(penalty: Penalty, parameter: nn.Parameter, state: State, step: Callabl
         state: what the optimizer keeps of the parameter.
         step: the step of the proximal operator, a number or shaped like its second argument, which is a piece of the
             parameter; the first is the state of that piece.
+        generator: rounds stochastically to bfloat16 and float16; None rounds to the nearest number.
     """
     w, state, penalty = local(parameter.detach()), local_state(state), piece_penalty(penalty, parameter)
     if w.numel() == 0:
         return
     if w.numel() <= PIECE or not cuts(state, w):
-        w.copy_(penalty.prox(wide(w), step(state, w)))
+        write_(w, penalty.prox(wide(w), step(state, w)), generator)
         return
     shaped = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == w.shape}
     for charge, (piece, *cut) in pieces(penalty, w, *shaped.values()):
-        piece.copy_(charge.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece)))
+        moved = charge.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
+        write_(piece, moved, generator)
 
 
 class Move(NamedTuple):
@@ -136,6 +146,7 @@ class Move(NamedTuple):
     parameter: nn.Parameter
     factor: Number
     crossing: Crossing
+    generator: torch.Generator | None = None
 
 
 def add_gradients_across_(moves: Sequence[Move], *, to_weights: bool = False) -> None:
@@ -145,7 +156,7 @@ def add_gradients_across_(moves: Sequence[Move], *, to_weights: bool = False) ->
         gradient = local_gradient(move.parameter)
         if gradient is not None:
             target = local(move.parameter.detach()) if to_weights else gradient
-            target.copy_(wide(target) + move.factor * slope)
+            write_(target, wide(target) + move.factor * slope, move.generator if to_weights else None)
 
 
 def prox_across_(moves: Sequence[Move]) -> None:
@@ -153,7 +164,24 @@ def prox_across_(moves: Sequence[Move]) -> None:
     computations = [prox_across(move.penalty, move.parameter.detach(), move.factor, move.crossing) for move in moves]
     for move, moved in zip(moves, together(computations, [move.crossing for move in moves]), strict=True):
         if move.parameter.grad is not None:
-            local(move.parameter.detach()).copy_(moved)
+            write_(local(move.parameter.detach()), moved, move.generator)
+
+
+def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
+    """Write `moved` into `w`, in its type."""
+    if generator is None or w.dtype not in NARROW:
+        w.copy_(moved)
+    else:
+        w.copy_(stochastic_round(moved, w.dtype, generator))
+
+
+def stuck_share(
+    penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Number], *, prox: bool
+) -> float:
+    """Return the share of the elements that a prox, or decay, is to move which rounding brings back; waits for it."""
+    w = parameter.detach()
+    widened, size = wide(w), step(state, w)
+    return float(stuck(w, penalty.prox(widened, size) if prox else widened - size * penalty.gradient(widened)))
 
 
 def restore_(parameter: nn.Parameter, mask: Tensor, penalty: Penalty) -> None:

@@ -34,25 +34,33 @@ class Averages:
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self._averages: dict[str, Average] = {}
+        self._next: dict[str, Average] = {}
 
     def update(self, name: str, grad: Tensor, overflow: Tensor | None = None) -> Tensor:
-        """Take in one gradient, unless `overflow` is 1, and return the average: the sum over the sum of weights.
+        """Return the average with one more gradient in it, unless `overflow` is 1: the sum over the sum of weights.
 
-        It is 0 before the first gradient that counts.
+        It is 0 before the first gradient that counts. What is taken in stays only if `commit` follows.
         """
         like, grad = grad, local(grad).to(at_least_float32(grad.dtype))
-        if name not in self._averages:
-            self._averages[name] = Average(spread(torch.zeros_like(grad), like), grad.new_zeros(()))
-        total, weight = self._averages[name]
-        total, weight = local(total).to(grad), weight.to(grad)
+        start = self._averages.get(name) or Average(torch.zeros_like(grad), grad.new_zeros(()))
+        total, weight = local(start.total).to(grad), start.weight.to(grad)
         next_total = total.lerp(grad, 1 - self.decay)
         next_weight = weight.lerp(torch.ones_like(weight), 1 - self.decay)
         if overflow is not None:  # the gradient is then infinite or NaN
             next_total = torch.where(overflow > 0, total, next_total)
             next_weight = torch.where(overflow > 0, weight, next_weight)
-        self._averages[name] = Average(spread(next_total, like), next_weight)
+        self._next[name] = Average(spread(next_total, like), next_weight)
         average: Tensor = spread(next_total / next_weight.clamp_min(torch.finfo(next_weight.dtype).tiny), like)
         return average
+
+    def commit(self) -> None:
+        """Keep what was taken in: the update has happened."""
+        self._averages |= self._next
+        self._next = {}
+
+    def discard(self) -> None:
+        """Forget what was taken in for an update that did not happen."""
+        self._next = {}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the averages as tensors."""

@@ -1,25 +1,44 @@
 """What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.optim import LBFGS, Optimizer
 
 from shrinkage.apply import Number
-from shrinkage.errors import ParameterError
+from shrinkage.errors import AttachmentError, ParameterError, SelectionError
+from shrinkage.optimizers import group_indices
 from shrinkage.penalties import Penalty
-from shrinkage.plan import How
+from shrinkage.plan import How, Plan, check_shape
 from shrinkage.prox import wide
+from shrinkage.select import NamedParameter, check_not_computed, named_parameters
 from shrinkage.sharding import Crossing, whole, whole_penalty
+
+
+class Place(NamedTuple):
+    """Where a model holds a parameter: a module, by weak reference, and the parameter's name in it."""
+
+    module: ref[nn.Module]
+    attribute: str
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        """Return whether `parameter` is still there, as far as the module is."""
+        module = self.module()
+        return module is None or module._parameters.get(self.attribute) is parameter
 
 
 class Charge(NamedTuple):
     """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group.
 
-    `crossing` tells how its groups cross machines; None if each machine can charge its piece by itself.
+    `places` are where it was found, `lazy` whether it had no shape yet then. `crossing` tells how its groups cross
+    machines; None if each machine can charge its piece by itself.
     """
 
     name: str
@@ -27,7 +46,15 @@ class Charge(NamedTuple):
     how: How
     parameter: nn.Parameter
     group: int
+    places: tuple[Place, ...] = ()
+    lazy: bool = False
     crossing: Crossing | None = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model holds something else in the parameter's place by now, or the parameter came into being."""
+        moved = not all(place.holds(self.parameter) for place in self.places)
+        return moved or (self.lazy and not is_lazy(self.parameter))
 
     @property
     def before(self) -> bool:
@@ -58,6 +85,74 @@ class Updates:
         return self.steps - (0 if self.skipped is None else int(self.skipped.item()))
 
 
+def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place, ...]:
+    """Return where `parameter` has to stay, of the `names` that it was found under.
+
+    FSDP takes its parameters out of their modules for each forward pass, and puts them back: those may come and go.
+    """
+    sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or hasattr(parameter, "_fsdp_flattened")
+    return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
+
+
+def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer) -> list[Charge]:
+    """Return what `plan` charges in `optimizer`, found by names in the model as it is now.
+
+    Names that were tied when the plan was made may have come apart, and others may have been tied since.
+    """
+    held = {candidate.name: candidate for candidate in named_parameters(model)}
+    groups = group_indices(optimizer)
+    charges: dict[int, Charge] = {}
+    for entry in plan:
+        found = [held[name] for name in (entry.name, *entry.aliases) if name in held]
+        if not found:
+            raise AttachmentError(
+                f"{entry.name!r} of shape {entry.shape} is not in the model any more; detach() this regularizer "
+                "and make a new one for the model as it is now"
+            )
+        for candidate in found:
+            check_not_computed(candidate)
+            parameter = candidate.parameter
+            if parameter is None or id(parameter) not in groups:
+                continue
+            lazy = is_lazy(parameter)
+            if not lazy:
+                check_shape(candidate.name, parameter.shape, entry.penalty)
+            penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
+            places = places_of([candidate], parameter)
+            charge = Charge(candidate.name, penalty, entry.how, parameter, groups[id(parameter)], places, lazy)
+            charges[id(parameter)] = merged(charges.get(id(parameter), charge), charge)
+    if not charges:
+        names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in plan.entries[:3])
+        raise AttachmentError(
+            f"this {type(optimizer).__name__} holds none of the {len(plan)} charged parameters ({names} ...); "
+            "make it from the parameters of the same model, after whatever replaced them"
+        )
+    return list(charges.values())
+
+
+def merged(one: Charge, other: Charge) -> Charge:
+    """Return the charge of a parameter that is found under two names; raise if it is charged differently."""
+    if (one.penalty, one.how) != (other.penalty, other.how):
+        raise SelectionError(
+            f"{one.name!r} and {other.name!r} are one tied parameter by now, but two rules clash on it: "
+            f"{one.penalty} ({one.how}) and {other.penalty} ({other.how}); give both names one rule"
+        )
+    return one._replace(places=tuple(dict.fromkeys((*one.places, *other.places))))
+
+
+def check_kept(before: Sequence[Charge], now: Sequence[Charge], optimizer: Optimizer) -> None:
+    """Raise `AttachmentError` if `optimizer` holds a parameter that was charged and is not in the model any more."""
+    covered = {place for charge in now for place in charge.places}
+    held = group_indices(optimizer)
+    for charge in before:
+        if charge.stale and id(charge.parameter) in held and covered.isdisjoint(charge.places):
+            raise AttachmentError(
+                f"{charge.name!r} of shape {tuple(charge.parameter.shape)} was replaced in the model, but this "
+                f"{type(optimizer).__name__} still updates the parameter that was there; make the optimizer from the "
+                "parameters of the model as it is now, and attach to that"
+            )
+
+
 def at_update(charge: Charge, update: int) -> Penalty:
     """Return the penalty of `charge` at an update; an error of its schedule gets the parameter's name."""
     try:
@@ -68,7 +163,8 @@ def at_update(charge: Charge, update: int) -> Penalty:
 
 def check_gradients(charges: Sequence[Charge]) -> None:
     """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
-    for name, parameter in ((charge.name, charge.parameter) for charge in charges):
+    for charge in charges:
+        name, parameter = charge.name, charge.parameter
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
@@ -77,9 +173,44 @@ def check_gradients(charges: Sequence[Charge]) -> None:
             )
 
 
+def check_added_once(added: Iterable[Charge]) -> None:
+    """Raise `AttachmentError` if there is a gradient to which its penalty was added already."""
+    for charge in added:
+        raise AttachmentError(
+            f"add_gradients_() has been called on this gradient of {charge.name!r} of shape "
+            f"{tuple(charge.parameter.shape)} already; call it once per update, after the last backward(). After a "
+            "step that was left out, optimizer.zero_grad(set_to_none=True) makes new gradients"
+        )
+
+
+def check_unscaled(added: Iterable[Charge]) -> None:
+    """Raise `AttachmentError` if there is a gradient that still carries the loss scale, but its penalty does not."""
+    for charge in added:
+        raise AttachmentError(
+            f"add_gradients_() has been called on the gradient of {charge.name!r} of shape "
+            f"{tuple(charge.parameter.shape)} while it was multiplied by the loss scale; call "
+            "scaler.unscale_(optimizer) before it"
+        )
+
+
+def warn_of_curvature(charges: Iterable[Charge], optimizer: Optimizer) -> None:
+    """Warn if weights are moved behind the back of an optimizer that learns curvature from its own moves."""
+    moved = next((charge.name for charge in charges if charge.how != "gradient"), None)
+    if isinstance(optimizer, LBFGS) and moved is not None:
+        warnings.warn(
+            f'LBFGS does not know that {moved!r} moves between its steps by how="decoupled", so its estimate of the '
+            'curvature is off; how="gradient" adds the penalty to its gradients and to the loss of its line search',
+            stacklevel=4,
+        )
+
+
 def unless(overflow: Tensor | None, step: Number) -> Number:
     """Return `step`, or 0 if the update is skipped."""
-    return step if overflow is None else step * (1 - overflow)
+    if overflow is None:
+        return step
+    happens = 1 - overflow
+    # A number has double precision, and thresholds that are rounded otherwise are others.
+    return step * (happens if isinstance(step, Tensor) or happens.device.type == "mps" else happens.double())
 
 
 def value_of(penalty: Penalty, parameter: Tensor) -> Tensor:
@@ -94,9 +225,11 @@ def sum_of(values: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def without_autograd_or_autocast(charges: Sequence[Charge]) -> Iterator[None]:
+def without_autograd_or_autocast(charges: Iterable[Charge]) -> Iterator[None]:
     """Hold a context in which nothing is recorded and every operation runs in the type of its operands."""
     with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # its tensors do not count how often they are written
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for device_type in {charge.parameter.device.type for charge in charges}:
             if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):

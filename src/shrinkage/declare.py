@@ -5,6 +5,7 @@ stand in neither `state_dict` nor `parameters()`. All declarations that are aliv
 runs around the steps of every optimizer look there for the parameters that an optimizer holds.
 """
 
+import glob
 import weakref
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
@@ -12,11 +13,12 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
-from shrinkage.charge import Charge, check_gradients
+from shrinkage.charge import Charge, Place, check_gradients, places_of
 from shrinkage.errors import GroupError, SelectionError
 from shrinkage.optimizers import group_indices, parameters_of, share_parameters, uncompiled
 from shrinkage.penalties import Penalty, Toward
@@ -145,19 +147,20 @@ class Declarations:
         layer = self._layer()
         return layer is not None and not held.isdisjoint(id(parameter) for parameter in layer.parameters())
 
-    def charges(self) -> list[tuple[nn.Parameter, Rule, str]]:
-        """Return every charged parameter as it is now, with its rule and its name in messages."""
+    def charges(self) -> list[tuple[nn.Parameter, Rule, str, tuple[Place, ...]]]:
+        """Return every charged parameter as it is now, with its rule, its name in messages, and its places."""
         layer = self._layer()
         if layer is None or vars(layer).get(ATTRIBUTE) is not self:
             return []
-        held = {candidate.name: candidate.parameter for candidate in named_parameters(layer)}
+        held = {candidate.name: candidate for candidate in named_parameters(layer)}
         found = []
         for rule in self.rules:
             for entry in resolve(layer, rule):
-                parameter = held[entry.name]
+                parameter = held[entry.name].parameter
                 if parameter is not None:
                     bound = replace(rule, penalty=entry.penalty)
-                    found.append((parameter, bound, f"{entry.name} of {type(layer).__name__}"))
+                    places = places_of([held[name] for name in (entry.name, *entry.aliases)], parameter)
+                    found.append((parameter, bound, f"{entry.name} of {type(layer).__name__}", places))
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declarations":
@@ -223,20 +226,21 @@ class Registry:
     def resolve(self, optimizer: Optimizer) -> list[Charge]:
         """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
         groups = group_indices(optimizer)
-        declared: dict[int, tuple[Rule, str]] = {}
+        declared: dict[int, tuple[Rule, str, tuple[Place, ...]]] = {}
         for declarations in [each for each in list(self.declarations) if each.concern(groups.keys())]:
-            for parameter, rule, name in declarations.charges():
-                other, _ = declared.setdefault(id(parameter), (rule, name))
+            for parameter, rule, name, places in declarations.charges():
+                other, _, others = declared.get(id(parameter), (rule, name, ()))
                 check_same_charge(name, other, rule.penalty, rule.how)
+                declared[id(parameter)] = (rule, name, (*others, *places))
         for attachment in explicit_attachments.get(optimizer, ()):
             for charge in attachment.charges(optimizer):
                 if id(charge.parameter) in declared:
-                    rule, _ = declared.pop(id(charge.parameter))
+                    rule, _, _ = declared.pop(id(charge.parameter))
                     check_same_charge(charge.name, rule, charge.penalty, charge.how)
         return [
-            Charge(name, rule.penalty, rule.how, parameter, groups[id(parameter)])
+            Charge(name, rule.penalty, rule.how, parameter, groups[id(parameter)], places, is_lazy(parameter))
             for parameter in dict.fromkeys(parameters_of(optimizer))
-            for rule, name in [declared.get(id(parameter), (None, ""))]
+            for rule, name, places in [declared.get(id(parameter), (None, "", ()))]
             if rule is not None and rule.penalty is not None and isinstance(parameter, nn.Parameter)
         ]
 
@@ -263,10 +267,20 @@ def declared_rules(model: nn.Module) -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for module in model.modules():
         declarations = vars(module).get(ATTRIBUTE)
-        for parameter, rule, _ in () if declarations is None else declarations.charges():
+        for parameter, rule, _, _ in () if declarations is None else declarations.charges():
             name = names[id(parameter)]
             check_same_charge(name, found.setdefault(name, rule), rule.penalty, rule.how)
     return found
+
+
+def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
+    """Return the declarations of a model's layers as rules for the model."""
+    if not declared:
+        raise SelectionError(
+            "there are no rules, and no layer of the model declares any with regularize(); "
+            "give at least one, such as {nn.Linear: L1(1e-4)}"
+        )
+    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]
 
 
 _registry = Registry()

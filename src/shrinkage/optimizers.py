@@ -44,6 +44,11 @@ def unwrapped(optimizer: Any) -> Optimizer:
     return optimizer
 
 
+def sign_of(group: Mapping[str, Any]) -> float:
+    """Return the sign with which a penalty enters the objective of a parameter group: a penalty is never maximised."""
+    return -1.0 if group.get("maximize") else 1.0
+
+
 def overflow_of(optimizer: Optimizer) -> Tensor | None:
     """Return 1 on the device if a fused optimizer skips this step because of an overflow; None outside of loss scaling.
 

@@ -1,5 +1,6 @@
 """Rules, and the plan they resolve to: which parameter is charged what."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -17,6 +18,7 @@ from shrinkage.select import (
     check_not_computed,
     check_parameter,
     check_selector,
+    is_frozen,
     matches,
     named_parameters,
     selector_text,
@@ -156,22 +158,39 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
         GroupError: a parameter does not fall into the groups of its penalty.
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
     """
-    candidates = list(named_parameters(model))
-    ordered = as_rules(rules, how)
-    selectors = [Weights.of(model) if rule.parameters is None else rule.parameters for rule in ordered]
-    winners = first_matches(selectors, candidates)
-
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
-    for candidate, winner in zip(candidates, winners, strict=True):
-        if winner is None:
-            continue
-        rule = ordered[winner]
+    for candidate, rule in selected(model, as_rules(rules, how)):
         if rule.penalty is not None:
             check_not_computed(candidate)
         if candidate.parameter is not None:
             by_parameter.setdefault(id(candidate.parameter), []).append((candidate, rule))
     entries = (entry_of(names) for names in by_parameter.values())
     return Plan(tuple(entry for entry in entries if entry is not None))
+
+
+def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParameter, Rule]]:
+    """Return the names of parameters that a rule selects, each with the first that does."""
+    candidates = list(named_parameters(model))
+    selectors = [Weights.of(model) if rule.parameters is None else rule.parameters for rule in rules]
+    winners = first_matches(selectors, candidates)
+    return [(each, rules[winner]) for each, winner in zip(candidates, winners, strict=True) if winner is not None]
+
+
+def warn_of_frozen(model: nn.Module, rules: Rules, how: How) -> None:
+    """Warn of every rule that charges frozen parameters only, as one meant for a model does once PEFT froze it."""
+    by_rule: dict[int, list[NamedParameter]] = {}
+    ordered = as_rules(rules, how)
+    for candidate, rule in selected(model, ordered):
+        by_rule.setdefault(id(rule), []).append(candidate)
+    for rule in ordered:
+        found = by_rule[id(rule)]
+        if rule.penalty is not None and all(is_frozen(candidate.parameter) for candidate in found):
+            selector = selector_text(Weights.of(model) if rule.parameters is None else rule.parameters)
+            warnings.warn(
+                f"the rule {selector} matches frozen parameters only ({found[0].name!r} ...): nothing is charged until "
+                "they require a gradient; their trained stand-ins, such as 'lora_A' of PEFT, have names of their own",
+                stacklevel=3,
+            )
 
 
 def first_matches(selectors: Sequence[Selector | Weights], candidates: Sequence[NamedParameter]) -> list[int | None]:

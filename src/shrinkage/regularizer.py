@@ -1,8 +1,6 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
-import glob
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -15,11 +13,12 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Charge, sum_of, value_of
-from shrinkage.declare import check_same_charge, declared_rules
-from shrinkage.errors import AttachmentError, SelectionError
-from shrinkage.optimizers import group_indices, uncompiled, unwrapped
-from shrinkage.plan import How, Plan, Rule, Rules, check_shape, resolve
+from shrinkage.charge import Charge, charges_of, sum_of, value_of
+from shrinkage.declare import check_same_charge, declared_rules, rules_of
+from shrinkage.errors import AttachmentError
+from shrinkage.narrow import Rounding
+from shrinkage.optimizers import uncompiled, unwrapped
+from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
 from shrinkage.progress import (
     Progress,
     checked_progress,
@@ -31,7 +30,7 @@ from shrinkage.progress import (
     take,
     with_references,
 )
-from shrinkage.select import named_parameters
+from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
 
@@ -52,6 +51,9 @@ class Regularizer:
             to be more than the optimizer's own momentum: 0.9 adds nothing to Adam or to momentum 0.9. Keeps one tensor
             of each parameter's size. None, the default, lets every gradient move zeros. For proximal rules;
             constraints, and penalties whose zeros withstand every gradient, are not concerned.
+        stochastic_rounding: write bfloat16 and float16 parameters rounded up or down at random, so that penalties too
+            small to move a weight in one step move it in the mean. The same in all replicas of a model, whatever the
+            seeds; other types are not concerned, nor is what how="gradient" adds to gradients.
 
     Raises:
         ValueError: `entry` is not between 0 and 1.
@@ -75,15 +77,24 @@ class Regularizer:
     """
 
     def __init__(
-        self, model: nn.Module, rules: Rules | None = None, *, how: How = "proximal", entry: float | None = None
+        self,
+        model: nn.Module,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        entry: float | None = None,
+        stochastic_rounding: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
         check_decay(entry)
         self._model = model
         self._entry = entry
+        self._stochastic_rounding = stochastic_rounding
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
+        if rules is not None:
+            warn_of_frozen(model, rules, how)
         for charged in self.plan:
             for name in {charged.name, *charged.aliases} & declared.keys():
                 check_same_charge(name, declared[name], charged.penalty, charged.how)
@@ -111,7 +122,8 @@ class Regularizer:
         optimizer = unwrapped(optimizer)
         if optimizer in self._optimizers():
             return self
-        attachment = Attachment(self._charges, None if self._entry is None else Averages(self._entry))
+        averages = None if self._entry is None else Averages(self._entry)
+        attachment = Attachment(self._charges, averages, Rounding(self._stochastic_rounding))
         checked = partial(self._checked, attachment)
         restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
         if self._resumed:
@@ -136,6 +148,46 @@ class Regularizer:
             if optimizer is not None:
                 explicit_attachments[optimizer].remove(attachment)
         self._attachments = []
+
+    @uncompiled
+    def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
+        """Add the derivatives of the penalties with `how="gradient"` to `.grad` now, as terms of the loss would.
+
+        For a loop that clips gradients with the penalties in them: call it once per update, after the last
+        `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
+        Without this call they come after the clipping, as torch's `weight_decay` does. Other rules act around the
+        step as ever.
+
+        Args:
+            optimizer: the one that steps next, where several are attached; left out, all of them.
+
+        Raises:
+            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before; at
+                the step, if a fused optimizer's gradients still carried the loss scale.
+            ParameterError: a gradient is sparse.
+
+        Gradients that still carry the loss scale can be told only by a fused optimizer, so unscale them first.
+
+        >>> import shrinkage, torch
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> regularizer = Regularizer(layer, shrinkage.L2(0.5), how="gradient").attach(optimizer)
+        >>> layer(torch.ones(2)).sum().backward()
+        >>> regularizer.add_gradients_()
+        >>> torch.equal(layer.weight.grad, 1 + 0.5 * layer.weight.detach())
+        True
+        >>> _ = torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        >>> optimizer.step()
+        """
+        wanted = None if optimizer is None else unwrapped(optimizer)
+        pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
+        chosen = [(held, attachment) for held, attachment in pairs if wanted is None or held is wanted]
+        if not chosen:
+            raise AttachmentError("add_gradients_() needs an optimizer that this regularizer is attached to: attach it")
+        for held, attachment in chosen:
+            attachment.check_addition(held)
+        for held, attachment in chosen:
+            attachment.add_gradients(held)
 
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
@@ -230,15 +282,18 @@ class Regularizer:
         optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
         state = f"attached to {optimizers}" if optimizers else "not attached"
         held = self._held()
-        missed = ", ".join(repr(entry.name) for entry in self.plan if optimizers and entry.name not in held)
-        note = f"\nnot in an attached optimizer, so not charged: {missed}" if missed else ""
+        now = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
+        frozen = [entry.name for entry in self.plan if is_frozen(now.get(entry.name))]
+        missed = [entry.name for entry in self.plan if optimizers and entry.name not in {*held, *frozen}]
+        note = not_charged("frozen", frozen) + not_charged("not in an attached optimizer", missed)
         entry = "" if self._entry is None else f", zeros held by gradients averaged with decay {self._entry:g}"
         return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{entry}\n{self.plan}{note}"
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
         pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
-        return {charge.name for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
+        charged = {id(charge.parameter) for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
+        return {candidate.name for candidate in named_parameters(self._model) if id(candidate.parameter) in charged}
 
     def _progress(self) -> list[Progress]:
         self._optimizers()
@@ -257,35 +312,11 @@ class Regularizer:
 
     def _charges(self, optimizer: Optimizer) -> list[Charge]:
         """Return the charged parameters that `optimizer` holds, found by their names in the model as it is now."""
-        held = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
-        groups = group_indices(optimizer)
-        charges = []
-        for entry in self.plan:
-            parameter = held.get(entry.name)
-            if parameter is None:
-                raise AttachmentError(
-                    f"{entry.name!r} of shape {entry.shape} is not in the model any more; detach() this regularizer "
-                    "and make a new one for the model as it is now"
-                )
-            if id(parameter) in groups:
-                if not nn.parameter.is_lazy(parameter):
-                    check_shape(entry.name, parameter.shape, entry.penalty)
-                penalty = entry.penalty.bound(entry.name, parameter)  # the model may have moved to another device
-                charges.append(Charge(entry.name, penalty, entry.how, parameter, groups[id(parameter)]))
-        if not charges:
-            names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in self.plan.entries[:3])
-            raise AttachmentError(
-                f"this {type(optimizer).__name__} holds none of the {len(self.plan)} charged parameters ({names} ...); "
-                "make it from the parameters of the same model"
-            )
-        return charges
+        return charges_of(self._model, self.plan, optimizer)
 
 
-def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
-    """Return the declarations of a model's layers as rules for the model."""
-    if not declared:
-        raise SelectionError(
-            "there are no rules, and no layer of the model declares any with regularize(); "
-            "give at least one, such as {nn.Linear: L1(1e-4)}"
-        )
-    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]
+def not_charged(reason: str, names: Sequence[str]) -> str:
+    """Return the line of a printed regularizer about parameters that are not charged."""
+    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
+    listed = ", ".join(map(repr, names[:3] if others else names))
+    return f"\n{reason}, so not charged: {listed}{others}" if names else ""

@@ -1,8 +1,8 @@
 """Selectors: which parameters of a model a rule is about.
 
 A selector is a glob on the dotted name ("blocks.*.weight"), a module class (its `weight`), a pair of a module class and
-a parameter's own name, or a function of (name, module, parameter). Names are those of the bare model: the prefixes
-that `torch.compile`, data parallel and checkpointing wrappers put in front are left out.
+a parameter's own name, or a function of (name, module, parameter). Names are those of the bare model: what
+`torch.compile`, data parallel and checkpointing wrappers, Lightning Fabric and PEFT add to them is left out.
 """
 
 import difflib
@@ -10,15 +10,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from shrinkage.errors import ParameterError, SelectionError
+from shrinkage.parametrized import Computed, computed_weights
 
 Selector = str | type[nn.Module] | tuple[type[nn.Module], str] | Callable[[str, nn.Module, nn.Parameter], bool]
 
-WRAPPING_NAMES = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+WRAPPING_NAMES = {
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "_original_module",
+}
 WRAPPING_CLASSES = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # they call the model "module"
+WRAPPING_NAMES_OF_PEFT = {"base_model", "model", "base_layer", "modules_to_save"}
+COMPLEX = (
+    "keep it as torch.view_as_real(...) in a parameter of its own with one dimension more, in which "
+    "GroupLasso(strength, Kernels(), weigh_by_size=False) charges the modulus of each number of a matrix, or "
+)
+REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 LEFT_ALONE = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 
 
@@ -26,14 +39,14 @@ LEFT_ALONE = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 class NamedParameter:
     """One name under which a model holds a parameter, or would if no parametrization stood in front of it.
 
-    `parameter` is None where the weight is computed from others; `behind` then says by what.
+    `parameter` is None where the weight is computed from others; `computed` then says how.
     """
 
     name: str
     module: nn.Module
     attribute: str
     parameter: nn.Parameter | None
-    behind: str = ""
+    computed: Computed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,37 +77,48 @@ class Weights:
 def named_parameters(model: nn.Module) -> Iterator[NamedParameter]:
     """Yield every name of every parameter of `model`, tied ones under each of their names."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    seen: dict[str, Tensor | None] = {}
     for path, module in modules.items():
         prefix = bare_path(path, modules)
-        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            yield NamedParameter(prefix + attribute, module, attribute, parameter)
-        for attribute, behind in computed_weights(module):
-            yield NamedParameter(prefix + attribute, module, attribute, None, behind)
+        own = module.named_parameters(recurse=False, remove_duplicate=False)
+        found = [NamedParameter(prefix + attribute, module, attribute, parameter) for attribute, parameter in own]
+        for computed in computed_weights(module):
+            found.append(NamedParameter(prefix + computed.attribute, module, computed.attribute, None, computed))
+        for candidate in found:
+            if candidate.name not in seen:
+                seen[candidate.name] = candidate.parameter
+                yield candidate
+            elif seen[candidate.name] is not candidate.parameter:
+                raise SelectionError(
+                    f"two parameters of the model are called {candidate.name!r} once the names that wrappers add are "
+                    "left out; make the regularizer from the module inside of the wrapper"
+                )
 
 
 def bare_path(path: str, modules: dict[str, nn.Module]) -> str:
     """Return the dotted prefix of a module's parameters, without the components that wrappers add."""
     kept, parent = [], ""
     for component in path.split(".") if path else []:
-        wrapped = component == "module" and isinstance(modules[parent], WRAPPING_CLASSES)
-        if component not in WRAPPING_NAMES and not wrapped:
+        if not added_by_a_wrapper(parent, component, modules):
             kept.append(component)
         parent = f"{parent}.{component}" if parent else component
     return "".join(f"{component}." for component in kept)
 
 
-def computed_weights(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the weights that `module` computes from other parameters, each with what computes it."""
-    if parametrize.is_parametrized(module):
-        parametrizations = module.get_submodule("parametrizations")
-        for attribute, chain in parametrizations.named_children():
-            yield attribute, " and ".join(type(link).__name__ for link in chain.children())
-    own = dict(module.named_parameters(recurse=False))
-    for name in own:
-        if name.endswith("_orig") and name.removesuffix("_orig") not in own:
-            yield name.removesuffix("_orig"), "torch.nn.utils.prune or spectral_norm"
-        if name.endswith("_g") and f"{name.removesuffix('_g')}_v" in own:
-            yield name.removesuffix("_g"), "torch.nn.utils.weight_norm"
+def added_by_a_wrapper(parent: str, component: str, modules: dict[str, nn.Module]) -> bool:
+    """Return whether the module at `parent` is a wrapper, and `component` its name for what it wraps."""
+    if component in WRAPPING_NAMES or (component == "module" and isinstance(modules[parent], WRAPPING_CLASSES)):
+        return True
+    if component in WRAPPING_NAMES_OF_PEFT and is_of_peft(modules[parent]):
+        return component != "modules_to_save" or len(list(modules[f"{parent}.{component}"].children())) == 1
+    holder, _, last = parent.rpartition(".")  # a trained copy lies under the name of its adapter, mostly "default"
+    only = last == "modules_to_save" and len(list(modules[parent].children())) == 1
+    return only and is_of_peft(modules[holder])
+
+
+def is_of_peft(module: nn.Module) -> bool:
+    """Return whether `module` is of a class of PEFT, which is not imported here."""
+    return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
 
 
 def matches(selector: Selector | Weights, candidate: NamedParameter) -> bool:
@@ -164,21 +188,40 @@ def unmatched(selector: Selector | Weights, candidates: Sequence[NamedParameter]
 
 
 def check_parameter(name: str, tensor: Tensor) -> None:
-    """Raise `ParameterError` unless `tensor` is real floating point, so that it can be charged."""
-    if not tensor.is_floating_point():
-        shape = "lazy" if nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
+    """Raise `ParameterError` unless `tensor` is real floating point with an element for each of its places."""
+    lazy = nn.parameter.is_lazy(tensor)
+    what = f"{name!r} of shape {'lazy' if lazy else tuple(tensor.shape)}"
+    if tensor.dtype not in REAL:
+        ways = "" if not tensor.is_complex() else COMPLEX
         raise ParameterError(
-            f"{name!r} of shape {shape} has type {tensor.dtype}; only real floating-point parameters can be charged: "
-            f"put {{{name!r}: None}} before the rule that selects it"
+            f"{what} has type {tensor.dtype}; only real floating-point parameters of 16 bits or more can be charged: "
+            f"{ways}put {{{name!r}: None}} before the rule that selects it"
+        )
+    if not lazy and tensor.layout == torch.strided and 0 in strides_of_several(tensor):
+        raise ParameterError(
+            f"{what} is expanded: several of its places share one element, which can not be written one by one; "
+            f"keep the tensor from before expand() as the parameter, or put {{{name!r}: None}} before the rule"
         )
 
 
+def is_frozen(parameter: nn.Parameter | None) -> bool:
+    """Return whether there is a parameter that takes no gradient."""
+    return parameter is not None and not parameter.requires_grad
+
+
+def strides_of_several(tensor: Tensor) -> list[int]:
+    """Return the strides of the dimensions along which `tensor` has several elements."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+
+
 def check_not_computed(candidate: NamedParameter) -> None:
-    """Raise `ParameterError` if a parametrization stands in front of the weight."""
-    if candidate.parameter is None:
-        own = ", ".join(repr(name) for name, _ in candidate.module.named_parameters())
+    """Raise `ParameterError` if `candidate` is a weight that its module computes from other parameters."""
+    computed = candidate.computed
+    if computed is not None:
+        prefix = candidate.name.removesuffix(candidate.attribute)
+        own = [prefix + source for source in computed.sources]
         raise ParameterError(
-            f"{candidate.name!r} is not a parameter: {candidate.behind} computes it, so writing zeros into it would be "
-            f"lost; charge one of the parameters of its {type(candidate.module).__name__} instead ({own}), or put "
+            f"{candidate.name!r} is not a parameter: {computed.by} computes it from {' and '.join(map(repr, own))}, so "
+            f"writing zeros into it would be lost; charge that instead ({computed.meaning.format(*own)}), or put "
             f"{{{candidate.name!r}: None}} before the rule that selects it"
         )

@@ -1,0 +1,66 @@
+"""Charged parameters in bfloat16 and float16: rounding that is said aloud once, or stochastic for those who ask."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from shrinkage.apply import Number, State, stuck_share
+from shrinkage.charge import Charge
+from shrinkage.penalties import Penalty
+from shrinkage.rounding import NARROW
+from shrinkage.sharding import is_spread
+
+
+@dataclass
+class Rounding:
+    """How what is charged in one optimizer is rounded.
+
+    Args:
+        stochastic: round up or down at random, so that the mean is right; False rounds to the nearest number, and warns
+            once for each parameter most of which a penalty is too small to move.
+    """
+
+    stochastic: bool = False
+    told: set[str] = field(default_factory=set)
+
+    def generator(
+        self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Number], steps: int
+    ) -> torch.Generator | None:
+        """Return what draws the rounding of `charge` in step number `steps`; None to round to the nearest number.
+
+        The numbers depend on the name of the parameter and the step alone: they are the same in all replicas and after
+        a restart, and leave torch's own generators where they are.
+        """
+        if charge.parameter.dtype not in NARROW:
+            return None
+        if self.stochastic:
+            seed = crc32(f"{charge.name} {steps}".encode())
+            return torch.Generator(charge.parameter.device).manual_seed(seed)
+        # In steps 1, 2, 4, 8 ... only: an accelerator is waited for, and the learning rate may warm up from 0.
+        known = charge.name in self.told or is_captured(charge.parameter) or is_spread(charge.parameter)
+        if steps & (steps + 1) == 0 and not known:
+            self._warn_of_stuck(charge, penalty, state, step)
+        return None
+
+    def _warn_of_stuck(
+        self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Number]
+    ) -> None:
+        share = stuck_share(penalty, charge.parameter, state, step, prox=not charge.before)
+        if share > 0.5:
+            self.told.add(charge.name)
+            warnings.warn(
+                f"{penalty} is too small to move {100 * share:.0f}% of the weights of {charge.name!r}, of shape "
+                f"{tuple(charge.parameter.shape)}, in a step: {charge.parameter.dtype} rounds them back to where they "
+                "were; keep the parameters in float32 (autocast computes in half precision), or choose "
+                "Regularizer(..., stochastic_rounding=True)",
+                stacklevel=2,
+            )
+
+
+def is_captured(parameter: Tensor) -> bool:
+    """Return whether a CUDA graph is being recorded, which can not wait for a number."""
+    return parameter.is_cuda and torch.cuda.is_current_stream_capturing()
