@@ -7,7 +7,8 @@ The same rides in the `state_dict` of every optimizer that is attached to, in it
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -122,6 +123,25 @@ def replaced(plan: Plan, part: Plan) -> Plan:
     return Plan(tuple(newer.get(entry.name, entry) for entry in plan))
 
 
+class Planned(Protocol):
+    """What has a plan: a `Regularizer`."""
+
+    plan: Plan
+
+
+def checked_restore(regularizer: Planned, attachment: Attachment, state: State) -> Restore:
+    """Return what lets `attachment` go on from a state that rode in its optimizer's; raise if it does not fit."""
+    (progress,) = checked_progress(state, regularizer.plan)
+    part = with_references(part_of(regularizer.plan, state["parameters"]), state.get("references", {}))
+
+    def restore() -> None:
+        regularizer.plan = replaced(regularizer.plan, part)
+        progress.restore(attachment)
+        attachment.forget()
+
+    return restore
+
+
 def names_in(optimizer: Optimizer, attachment: Attachment) -> list[str]:
     """Return the names of what `attachment` charges in `optimizer`."""
     return [charge.name for charge in attachment.charges(optimizer)]
@@ -156,23 +176,21 @@ def nothing() -> None:
     """Go on from where things stand."""
 
 
-def ride(
-    optimizer: Optimizer, attachment: Attachment, plan: Callable[[], Plan], checked: Callable[[State], Restore]
-) -> list[RemovableHandle]:
-    """Let the state of `attachment` ride in the `state_dict` of `optimizer`, beside those of other regularizers.
+def loaded_before(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> Restore:
+    """Return what goes on from the state that `optimizer` was loaded with before, and take it out of there."""
+    checked = partial(checked_restore, regularizer, attachment)
+    return take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
 
-    Args:
-        optimizer: takes the state along.
-        attachment: what has a state.
-        plan: returns the plan, which has references.
-        checked: returns what goes on from a state, or raises.
-    """
+
+def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> list[RemovableHandle]:
+    """Let the state of `attachment` ride in the `state_dict` of `optimizer`, beside those of other regularizers."""
+    checked = partial(checked_restore, regularizer, attachment)
     restore = nothing
 
     def after_save(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         names = names_in(optimizer, attachment)
         first, *_ = state_dict["param_groups"]
-        state = {**state_of([Progress.of(attachment)], part_of(plan(), names)), "parameters": names}
+        state = {**state_of([Progress.of(attachment)], part_of(regularizer.plan, names)), "parameters": names}
         first[KEY] = [*first.get(KEY, []), state]
 
     def before_load(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

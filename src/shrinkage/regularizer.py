@@ -1,6 +1,6 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -19,17 +19,7 @@ from shrinkage.errors import AttachmentError
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped
 from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
-from shrinkage.progress import (
-    Progress,
-    checked_progress,
-    names_in,
-    part_of,
-    replaced,
-    ride,
-    state_of,
-    take,
-    with_references,
-)
+from shrinkage.progress import Progress, checked_progress, loaded_before, ride, state_of, with_references
 from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -124,15 +114,14 @@ class Regularizer:
             return self
         averages = None if self._entry is None else Averages(self._entry)
         attachment = Attachment(self._charges, averages, Rounding(self._stochastic_rounding))
-        checked = partial(self._checked, attachment)
-        restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
+        restore = loaded_before(optimizer, attachment, self)
         if self._resumed:
             restore = partial(self._resumed.pop(0).restore, attachment)
         restore()
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
-            *ride(optimizer, attachment, lambda: self.plan, checked),
+            *ride(optimizer, attachment, self),
         ]
         explicit_attachments.setdefault(optimizer, []).append(attachment)
         self._attachments.append((ref(optimizer), attachment, handles))
@@ -260,18 +249,6 @@ class Regularizer:
             each.restore(attachment)
             attachment.forget()
         self._resumed = progress[len(self._attachments) :]
-
-    def _checked(self, attachment: Attachment, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what lets `attachment` go on from a state that rode in an optimizer's; raise if it does not fit."""
-        (progress,) = checked_progress(state, self.plan)
-        part = with_references(part_of(self.plan, state["parameters"]), state.get("references", {}))
-
-        def restore() -> None:
-            self.plan = replaced(self.plan, part)
-            progress.restore(attachment)
-            attachment.forget()
-
-        return restore
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not attached to anything, and go on counting when they are."""
