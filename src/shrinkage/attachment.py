@@ -81,9 +81,9 @@ class Attachment:
             charges = self._resolve(optimizer)
             check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
-            warn_of_curvature(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else None
+            warn_of_curvature(charges, optimizer)
             self._charges = [located(charge) for charge in charges]
             self._seen = [list(parameters) for parameters in current]
         return self._charges
