@@ -29,7 +29,7 @@ FLOORS = [
         "rounding",
     },
     {"penalties"},
-    {"parametrized", "select", "sharding", "plan"},
+    {"parametrized", "flattened", "select", "sharding", "plan"},
     {
         "metric",
         "apply",

@@ -14,9 +14,10 @@ from torch.optim import LBFGS, Optimizer
 
 from shrinkage.apply import Number
 from shrinkage.errors import AttachmentError, ParameterError, SelectionError
-from shrinkage.optimizers import group_indices
+from shrinkage.flattened import check_piece, check_stepped
+from shrinkage.optimizers import group_indices, stepped
 from shrinkage.penalties import Penalty
-from shrinkage.plan import How, Plan, check_shape
+from shrinkage.plan import Entry, How, Plan, check_shape
 from shrinkage.prox import wide
 from shrinkage.select import NamedParameter, check_not_computed, named_parameters
 from shrinkage.sharding import Crossing, whole, whole_penalty
@@ -94,14 +95,18 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
     return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
 
 
-def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer) -> list[Charge]:
+def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> list[Charge]:
     """Return what `plan` charges in `optimizer`, found by names in the model as it is now.
 
-    Names that were tied when the plan was made may have come apart, and others may have been tied since.
+    Names that were tied when the plan was made may have come apart, and others may have been tied since. The optimizer
+    is one of those that do the work of the `given` one: it may step none of them, but together they have to.
     """
     held = {candidate.name: candidate for candidate in named_parameters(model)}
+    for name, candidate in held.items():
+        check_stepped(name, candidate.parameter)
     groups = group_indices(optimizer)
     charges: dict[int, Charge] = {}
+    ids: set[int] = set()
     for entry in plan:
         found = [held[name] for name in (entry.name, *entry.aliases) if name in held]
         if not found:
@@ -112,22 +117,28 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer) -> list[Charg
         for candidate in found:
             check_not_computed(candidate)
             parameter = candidate.parameter
-            if parameter is None or id(parameter) not in groups:
-                continue
-            lazy = is_lazy(parameter)
-            if not lazy:
-                check_shape(candidate.name, parameter.shape, entry.penalty)
-            penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
-            places = places_of([candidate], parameter)
-            charge = Charge(candidate.name, penalty, entry.how, parameter, groups[id(parameter)], places, lazy)
-            charges[id(parameter)] = merged(charges.get(id(parameter), charge), charge)
-    if not charges:
+            ids.add(id(parameter))
+            if parameter is not None and id(parameter) in groups:
+                charge = charge_of(entry, candidate, parameter, groups[id(parameter)])
+                charges[id(parameter)] = merged(charges.get(id(parameter), charge), charge)
+    if not charges and stepped(given).isdisjoint(ids):
         names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in plan.entries[:3])
         raise AttachmentError(
-            f"this {type(optimizer).__name__} holds none of the {len(plan)} charged parameters ({names} ...); "
+            f"this {type(given).__name__} holds none of the {len(plan)} charged parameters ({names} ...); "
             "make it from the parameters of the same model, after whatever replaced them"
         )
     return list(charges.values())
+
+
+def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> Charge:
+    """Return the charge of one parameter, found under one name, in one group of an optimizer."""
+    check_piece(candidate.name, parameter, entry.penalty)
+    lazy = is_lazy(parameter)
+    if not lazy:
+        check_shape(candidate.name, parameter.shape, entry.penalty)
+    penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
+    places = places_of([candidate], parameter)
+    return Charge(candidate.name, penalty, entry.how, parameter, group, places, lazy)
 
 
 def merged(one: Charge, other: Charge) -> Charge:
@@ -162,9 +173,10 @@ def at_update(charge: Charge, update: int) -> Penalty:
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:
-    """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
+    """Raise `ParameterError` if a gradient is sparse, or a parameter was flattened, before anything is changed."""
     for charge in charges:
         name, parameter = charge.name, charge.parameter
+        check_piece(name, parameter, charge.penalty)
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "

@@ -12,7 +12,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -20,7 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
 from shrinkage.charge import Charge, Place, check_gradients, places_of
 from shrinkage.errors import GroupError, SelectionError
-from shrinkage.optimizers import group_indices, parameters_of, share_parameters, uncompiled
+from shrinkage.flattened import check_stepped, is_flat
+from shrinkage.optimizers import group_indices, parameters_of, uncompiled
 from shrinkage.penalties import Penalty, Toward
 from shrinkage.plan import How, Rule, resolve
 from shrinkage.select import named_parameters, nearest
@@ -147,6 +148,19 @@ class Declarations:
         layer = self._layer()
         return layer is not None and not held.isdisjoint(id(parameter) for parameter in layer.parameters())
 
+    def check_stepped(self, flat: Tensor | None) -> None:
+        """Raise `ParameterError` if no optimizer steps a charged parameter, as it went into a `flat` one."""
+        layer = self._layer()
+        if layer is None:
+            return
+        names = []
+        for name, parameter in layer.named_parameters():
+            check_stepped(f"{name} of {type(layer).__name__}", parameter)
+            names.append(name)
+        for rule in self.rules:
+            if not any(fnmatchcase(name, str(rule.parameters)) for name in names):
+                check_stepped(f"{rule.parameters} of {type(layer).__name__}", flat)
+
     def charges(self) -> list[tuple[nn.Parameter, Rule, str, tuple[Place, ...]]]:
         """Return every charged parameter as it is now, with its rule, its name in messages, and its places."""
         layer = self._layer()
@@ -203,7 +217,7 @@ class Registry:
 
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
         """Run before every step of every optimizer."""
-        if not self.declarations or is_container(optimizer):
+        if not self.declarations:
             return None
         state = (self.additions, list(explicit_attachments.get(optimizer, ())))
         attachment, seen = self.attachments.get(optimizer, (None, None))
@@ -226,6 +240,9 @@ class Registry:
     def resolve(self, optimizer: Optimizer) -> list[Charge]:
         """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
         groups = group_indices(optimizer)
+        flat = next(filter(is_flat, parameters_of(optimizer)), None)
+        for declarations in list(self.declarations):
+            declarations.check_stepped(flat)
         declared: dict[int, tuple[Rule, str, tuple[Place, ...]]] = {}
         for declarations in [each for each in list(self.declarations) if each.concern(groups.keys())]:
             for parameter, rule, name, places in declarations.charges():
@@ -252,13 +269,6 @@ def check_same_charge(name: str, declared: Rule, penalty: Penalty | None, how: H
             f"two rules clash on {name!r}: its layer declares {declared.penalty} ({declared.how}) with regularize(), "
             f"another rule charges {penalty} ({how}); keep one of them"
         )
-
-
-def is_container(optimizer: Optimizer) -> bool:
-    """Return whether `optimizer` hands parameters to optimizers that it keeps, whose own steps run the hooks too."""
-    kept = (value if isinstance(value, list | tuple) else (value,) for value in vars(optimizer).values())
-    inside = [each for values in kept for each in values if isinstance(each, Optimizer) and each is not optimizer]
-    return any(share_parameters(optimizer, each) for each in inside)
 
 
 def declared_rules(model: nn.Module) -> dict[str, Rule]:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from shrinkage.errors import GroupError, SelectionError
+from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.penalties.base import Penalty
 from shrinkage.select import (
     NamedParameter,
@@ -158,6 +159,8 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
         GroupError: a parameter does not fall into the groups of its penalty.
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
     """
+    for each in named_parameters(model):
+        check_stepped(each.name, each.parameter)
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
     for candidate, rule in selected(model, as_rules(rules, how)):
         if rule.penalty is not None:
@@ -193,6 +196,13 @@ def warn_of_frozen(model: nn.Module, rules: Rules, how: How) -> None:
             )
 
 
+def not_charged(reason: str, names: Sequence[str]) -> str:
+    """Return the line of a printed regularizer about parameters that are not charged."""
+    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
+    listed = ", ".join(map(repr, names[:3] if others else names))
+    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
+
+
 def first_matches(selectors: Sequence[Selector | Weights], candidates: Sequence[NamedParameter]) -> list[int | None]:
     """Return for each candidate the index of the first selector that matches it; raise for one that never wins."""
     hits = [[matches(selector, candidate) for candidate in candidates] for selector in selectors]
@@ -225,6 +235,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
     penalty = rule.penalty.bound(first.name, first.parameter)
+    check_piece(first.name, first.parameter, penalty)
     if shape is not None:
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)

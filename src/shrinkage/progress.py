@@ -176,10 +176,14 @@ def nothing() -> None:
     """Go on from where things stand."""
 
 
-def loaded_before(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> Restore:
-    """Return what goes on from the state that `optimizer` was loaded with before, and take it out of there."""
+def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, own: Progress | None) -> None:
+    """Let `attachment` go on from its regularizer's `own` progress, or else from what `optimizer` was loaded with."""
     checked = partial(checked_restore, regularizer, attachment)
-    return take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
+    restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
+    if own is None:
+        restore()
+    else:
+        own.restore(attachment)
 
 
 def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> list[RemovableHandle]:

@@ -1,6 +1,6 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -17,9 +17,9 @@ from shrinkage.charge import Charge, charges_of, sum_of, value_of
 from shrinkage.declare import check_same_charge, declared_rules, rules_of
 from shrinkage.errors import AttachmentError
 from shrinkage.narrow import Rounding
-from shrinkage.optimizers import uncompiled, unwrapped
-from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
-from shrinkage.progress import Progress, checked_progress, loaded_before, ride, state_of, with_references
+from shrinkage.optimizers import uncompiled, unwrapped, working
+from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
+from shrinkage.progress import Progress, checked_progress, go_on, ride, state_of, with_references
 from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -95,29 +95,38 @@ class Regularizer:
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
 
-        The optimizer's own `state_dict` takes this one's along, and its `load_state_dict` brings it back. A state that
-        the optimizer was loaded with before is found now, unless this regularizer has one already. Loading one that was
-        saved without a regularizer leaves the update count as it is.
+        The optimizer's `state_dict` takes this one's along, and its `load_state_dict` brings it back, if called before
+        `attach` too. A state that was saved without a regularizer leaves the update count as it is.
 
-        A wrapper that keeps an optimizer in itself (Accelerate's, SAM's) is attached to by that one. A model that is
-        trained by several optimizers attaches to each; an optimizer that is attached to already stays as it is.
+        A wrapper or container that keeps optimizers in itself (Accelerate's, SAM's, ZeroRedundancyOptimizer) is
+        attached to by those that do the work. A model that is trained by several optimizers attaches to each; an
+        optimizer that is attached to already stays as it is.
 
         Raises:
             TypeError: there is no optimizer in `optimizer`.
             AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
-                them there.
+                them there, or its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`).
             MetricError: a rule is proximal, and the optimizer's metric is not known.
             ValueError: the optimizer was loaded with averages or references of other shapes.
         """
-        optimizer = unwrapped(optimizer)
-        if optimizer in self._optimizers():
-            return self
-        averages = None if self._entry is None else Averages(self._entry)
-        attachment = Attachment(self._charges, averages, Rounding(self._stochastic_rounding))
-        restore = loaded_before(optimizer, attachment, self)
-        if self._resumed:
-            restore = partial(self._resumed.pop(0).restore, attachment)
-        restore()
+        whole = unwrapped(optimizer)
+        attachments = {
+            each: Attachment(partial(self._charges, ref(whole)), self._averages(), Rounding(self._stochastic_rounding))
+            for each in working(whole)
+            if each not in self._optimizers()
+        }
+        for each, attachment in attachments.items():
+            attachment.charges(each)
+        for each, attachment in attachments.items():
+            self._hook(each, attachment)
+        return self
+
+    def _averages(self) -> Averages | None:
+        return None if self._entry is None else Averages(self._entry)
+
+    def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
+        """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
+        go_on(optimizer, attachment, self, self._resumed.pop(0) if self._resumed else None)
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
@@ -125,7 +134,6 @@ class Regularizer:
         ]
         explicit_attachments.setdefault(optimizer, []).append(attachment)
         self._attachments.append((ref(optimizer), attachment, handles))
-        return self
 
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
@@ -287,13 +295,6 @@ class Regularizer:
         self._attachments = [held for held in self._attachments if held[0]() is not None]
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 
-    def _charges(self, optimizer: Optimizer) -> list[Charge]:
+    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> list[Charge]:
         """Return the charged parameters that `optimizer` holds, found by their names in the model as it is now."""
-        return charges_of(self._model, self.plan, optimizer)
-
-
-def not_charged(reason: str, names: Sequence[str]) -> str:
-    """Return the line of a printed regularizer about parameters that are not charged."""
-    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
-    listed = ", ".join(map(repr, names[:3] if others else names))
-    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
+        return charges_of(self._model, self.plan, optimizer, whole() or optimizer)

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.apply import Number, at_origin
 from shrinkage.errors import ParameterError
+from shrinkage.flattened import check_has_value
 from shrinkage.penalties import Penalty
 from shrinkage.plan import Entry, Plan, Rules, resolve
 from shrinkage.prox import wide
@@ -229,6 +230,7 @@ def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Par
         if parameter is not None and is_lazy(parameter):
             raise ParameterError(f"{entry.name!r} is lazy and has no value yet; run one forward pass first")
         if parameter is not None:
+            check_has_value(entry.name, parameter)
             found.append((entry, parameter))
     return found
 

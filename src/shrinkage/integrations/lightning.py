@@ -3,11 +3,9 @@
 from functools import partial
 from typing import Any
 
-from torch.optim import Optimizer
-
 from shrinkage.averages import check_decay
 from shrinkage.errors import AttachmentError
-from shrinkage.optimizers import parameters_of
+from shrinkage.optimizers import stepped, unwrapped
 from shrinkage.plan import How, Rules, as_rules
 from shrinkage.regularizer import Regularizer
 from shrinkage.select import named_parameters
@@ -77,7 +75,9 @@ class RegularizerCallback(Callback):
             regularizer.load_state_dict(self._saved)
         names = {entry.name for entry in regularizer.plan}
         charged = {id(each.parameter) for each in named_parameters(pl_module) if each.name in names}
-        holding = [optimizer for optimizer in trainer.optimizers if holds(optimizer, charged)]
+        holding = [
+            optimizer for optimizer in trainer.optimizers if not charged.isdisjoint(stepped(unwrapped(optimizer)))
+        ]
         if not holding:
             made = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "none at all"
             raise AttachmentError(
@@ -107,8 +107,3 @@ class RegularizerCallback(Callback):
     def _detach(self) -> None:
         if self.regularizer is not None:
             self.regularizer.detach()
-
-
-def holds(optimizer: Optimizer, parameters: set[int]) -> bool:
-    """Return whether `optimizer` holds one of the parameters with these ids."""
-    return not parameters.isdisjoint(id(parameter) for parameter in parameters_of(optimizer))

@@ -77,7 +77,7 @@ class RegularizerCallback(TrainerCallback):
         self._detach()  # a run that raised never came to its end
         self.regularizer = self._make(model)
         self.regularizer.attach(optimizer)
-        if state.global_step and self.regularizer.state_dict()["updates"] == [0]:
+        if state.global_step and not any(self.regularizer.state_dict()["updates"]):
             warnings.warn(
                 f"training resumes at step {state.global_step}, but the checkpoint's optimizer holds no state of a "
                 "regularizer: update counts of schedules, averaged gradients and references start anew",
