@@ -229,7 +229,7 @@ def of_the_first_layer(model):
 ERRORS = [
     ({"net.1.weight": L1(0.1)}, None, SelectionError, r"'net\.1\.weight' matches no parameter"),
     (None, None, SelectionError, "no layer of the model declares any"),
-    ({"net.2.weight": L1(0.1)}, of_the_first_layer, AttachmentError, "AdamW holds none of the 1 charged parameters"),
+    ({"net.2.weight": L1(0.1)}, of_the_first_layer, AttachmentError, "holds none of the 1 charged parameters"),
 ]
 
 
