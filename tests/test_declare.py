@@ -25,7 +25,7 @@ from shrinkage import (
     SelectionError,
     regularize,
 )
-from shrinkage.declare import _registry
+from shrinkage.declarations import _registry
 
 STRENGTH = 0.05
 

@@ -9,7 +9,7 @@ from torch.optim import LBFGS, SGD, Adam
 
 from models import batches, equal, loss_of, mlp, soft_, train, weights
 from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, regularize
-from shrinkage.metric import _metrics
+from shrinkage.metric import Metric, _metrics
 
 STRENGTH = 0.05
 HOWS = ["gradient", "decoupled", "proximal"]
@@ -33,7 +33,7 @@ class Fails(SGD):
 
 @pytest.fixture(autouse=True)
 def known_metric(monkeypatch):
-    monkeypatch.setattr("shrinkage.metric._metrics", {**_metrics, Fails: lambda group, state, w: group["lr"]})
+    monkeypatch.setattr("shrinkage.metric._metrics", {**_metrics, Fails: Metric(lambda group, state, w: group["lr"])})
 
 
 def failing(p):

@@ -41,6 +41,7 @@ FLOORS = [
         "narrow",
         "update",
         "attachment",
+        "declarations",
         "declare",
         "progress",
         "stationarity",

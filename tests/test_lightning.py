@@ -6,11 +6,12 @@ import functools
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import LBFGS, SGD, AdamW
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader
 
 from models import batches, equal, loss_of, mlp, soft_, weights, zeros
@@ -95,6 +96,8 @@ def by_hand(make=adamw, *, data=None, accumulate=1, clip=None, dtype=None, scale
             with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
                 loss = loss_of(net, batch) / accumulate
             (loss if scaler is None else scaler.scale(loss)).backward()
+        if scaler and (clip or before):
+            scaler.unscale_(optimizer)
         if clip:
             nn.utils.clip_grad_norm_(net.parameters(), clip)
         with torch.no_grad():
@@ -327,11 +330,11 @@ def test_another_fit_of_the_same_trainer_goes_on_and_charges_once():
 
 
 def test_a_fit_of_a_new_trainer_starts_anew():
-    callback = RegularizerCallback({RULE: L1(falling)})
-    trainer(callback).fit(Module(), loader(batches(COUNT)))
-    module = Module()
-    trainer(callback).fit(module, loader(batches(COUNT)))
-    assert equal(module.net, by_hand())
+    module, callback = Module(), RegularizerCallback({RULE: L1(falling)})
+    for _ in range(2):
+        module.net.load_state_dict(mlp().state_dict())
+        trainer(callback).fit(module, loader(batches(COUNT)))
+        assert equal(module.net, by_hand())
     assert callback.regularizer.state_dict()["updates"] == [COUNT]
 
 
@@ -433,3 +436,41 @@ def test_stochastic_weight_averaging_averages_what_was_charged():
     by_hand(sgd, data=batches(COUNT) * 3, after=after)
     for ours, *others in zip(module.net.parameters(), *(net.parameters() for net in averaged), strict=True):
         torch.testing.assert_close(ours, torch.stack(others).mean(dim=0))
+
+
+def test_a_running_average_takes_in_what_was_charged():
+    averaged = AveragedModel(mlp(), avg_fn=get_ema_avg_fn(0.9))
+
+    def after(net, optimizer, update):
+        thresholds(net, optimizer, update)
+        averaged.update_parameters(net)
+
+    module = Module()
+    callbacks = [EMAWeightAveraging(decay=0.9), RegularizerCallback({RULE: L1(falling)})]
+    trainer(*callbacks, accumulate_grad_batches=2).fit(module, loader(batches(COUNT)))
+    by_hand(accumulate=2, after=after)
+    assert equal(module.net, averaged.module)
+
+
+def test_a_parameter_group_that_is_added_in_the_middle_is_charged_from_then_on():
+    class Unfreezes(Module):
+        def configure_optimizers(self):
+            return sgd(self.net[2].parameters())
+
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.optimizers().add_param_group({"params": self.net[0].parameters()})
+
+    module = Unfreezes()
+    trainer(RegularizerCallback({RULE: L1(falling)}), max_epochs=2).fit(module, loader(batches(COUNT)))
+    net = mlp()
+    optimizer = sgd(net[2].parameters())
+    for update, batch in enumerate(batches(COUNT) * 2):
+        if update == COUNT:
+            optimizer.add_param_group({"params": net[0].parameters()})
+        net.zero_grad()
+        loss_of(net, batch).backward()
+        optimizer.step()
+        with torch.no_grad():
+            thresholds(net if update >= COUNT else net[2], optimizer, update)
+    assert equal(module.net, net)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, weights, zeros
 from shrinkage import L1, L2, ElasticNet, GroupLasso, Regularizer, Rows, regularize
-from shrinkage.metric import _metrics
+from shrinkage.metric import Metric, _metrics
 
 STRENGTH = 0.05
 PENALTY = L1(STRENGTH)
@@ -122,7 +122,7 @@ class Clears(SGD):
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_an_optimizer_that_clears_its_gradients(monkeypatch, how, set_to_none):
-    monkeypatch.setattr("shrinkage.metric._metrics", {**_metrics, Clears: lambda group, state, w: group["lr"]})
+    monkeypatch.setattr("shrinkage.metric._metrics", {**_metrics, Clears: Metric(lambda group, state, w: group["lr"])})
     ours, optimizer, _ = attached(lambda p: Clears(p, lr=0.1), how=how)
     optimizer.set_to_none = set_to_none
     for batch in batches(5):

@@ -11,13 +11,19 @@ import weakref
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.amp import GradScaler
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import SGD, Adam, AdamW
 from torch.utils._pytree import tree_flatten
 
 from models import batches, equal, loss_of, mlp, train
-from shrinkage import L1, GroupLasso, Regularizer, Rows, Toward
+from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, Toward
 
 KEY = "shrinkage"
 
@@ -30,7 +36,7 @@ def start(make=lambda p: Adam(p, lr=0.01), model=None):
     """Everything that has a state: a schedule, averaged gradients, and a reference that is taken from the model."""
     model = mlp() if model is None else model
     optimizer = make(model.parameters())
-    rules = {"0.weight": GroupLasso(halving, Rows()), "2.weight": L1(halving), "0.bias": Toward(L1(halving))}
+    rules = {"0.weight": GroupLasso(halving, Rows()), "2.weight": L1(halving), "0.bias": Toward(L2(0.5))}
     return model, optimizer, Regularizer(model, rules, entry=0.9)
 
 
@@ -193,7 +199,10 @@ def test_other_rules_are_told_that_they_find_nothing():
     state = copy.deepcopy(optimizer.state_dict())
     regularizer.detach()
     other = Regularizer(model, {"0.weight": L1(halving)}).attach(optimizer)
-    with pytest.warns(UserWarning, match=r"charge \[\['0.weight', '0.bias', '2.weight'\]\]; the one that charges"):
+    found = (
+        r"comes from a regularizer of 3 parameters \('0.weight', '0.bias', '2.weight'\); a regularizer of 1 .* nothing"
+    )
+    with pytest.warns(UserWarning, match=found):
         optimizer.load_state_dict(state)
     assert other.state_dict()["updates"] == [0]
 
@@ -266,6 +275,47 @@ def test_a_state_that_the_optimizer_refuses_changes_nothing():
     assert regularizer.state_dict()["updates"] == [3]
 
 
+def test_a_state_may_be_loaded_twice():
+    model, optimizer, regularizer = start()
+    regularizer.attach(optimizer)
+    train(model, optimizer, 2)
+    state = copy.deepcopy(optimizer.state_dict())
+    for _ in range(2):
+        train(model, optimizer, 1)
+        optimizer.load_state_dict(state)
+        assert regularizer.state_dict()["updates"] == [2]
+
+
+def test_each_of_several_optimizers_takes_its_own_part_along():
+    def begin(model):
+        optimizers = [SGD(model[0].parameters(), lr=0.1), Adam(model[2].parameters(), lr=0.01)]
+        regularizer = Regularizer(model, {"*.weight": Toward(L2(halving)), "*.bias": L1(halving)}, entry=0.9)
+        for optimizer in optimizers:
+            regularizer.attach(optimizer)
+        return optimizers, regularizer
+
+    def run(model, optimizers, count):
+        for i, batch in enumerate(batches(count)):
+            model.zero_grad()
+            loss_of(model, batch).backward()
+            for optimizer in optimizers[: 1 + i % 2]:
+                optimizer.step()
+
+    straight = mlp()
+    optimizers, _ = begin(straight)
+    run(straight, optimizers, 4)
+    saved = copy.deepcopy((straight.state_dict(), [optimizer.state_dict() for optimizer in optimizers]))
+    run(straight, optimizers, 4)
+    resumed = mlp()
+    resumed.load_state_dict(saved[0])
+    optimizers, regularizer = begin(resumed)
+    for optimizer, state in zip(optimizers, saved[1], strict=True):
+        optimizer.load_state_dict(state)
+    run(resumed, optimizers, 4)
+    assert equal(straight, resumed)
+    assert regularizer.state_dict()["updates"] == [8, 4]
+
+
 def test_a_parameter_group_that_came_later_is_part_of_the_state():
     def begin():
         model = mlp()
@@ -283,6 +333,35 @@ def test_a_parameter_group_that_came_later_is_part_of_the_state():
     resumed.load_state_dict(saved[0])
     optimizer.load_state_dict(saved[1])
     train(resumed, optimizer, 2)
+    assert equal(straight, resumed)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+@pytest.mark.parametrize("flat", [False, True])
+def test_distributed_checkpoints_take_it_along_unless_they_are_flattened(flat, tmp_path):
+    """Loading needs a template; making one steps the optimizer with a learning rate of 0."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+
+    def states(model, optimizer, regularizer):
+        moments = get_optimizer_state_dict(model, optimizer, options=options)
+        return {"model": model.state_dict(), "optimizer": moments, "regularizer": regularizer.state_dict()}
+
+    straight, optimizer, regularizer = start()
+    regularizer.attach(optimizer)
+    train(straight, optimizer, 3)
+    dcp.save(states(straight, optimizer, regularizer), checkpoint_id=tmp_path)
+    train(straight, optimizer, 3)
+
+    resumed, optimizer, regularizer = start()
+    regularizer.attach(optimizer)
+    state = states(resumed, optimizer, regularizer)
+    dcp.load(state, checkpoint_id=tmp_path)
+    resumed.load_state_dict(state["model"])
+    set_optimizer_state_dict(resumed, optimizer, state["optimizer"], options=options)
+    assert regularizer.state_dict()["updates"] == [1 if flat else 3]
+    if flat:
+        regularizer.load_state_dict(state["regularizer"])
+    train(resumed, optimizer, 3)
     assert equal(straight, resumed)
 
 

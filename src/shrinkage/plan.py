@@ -196,6 +196,13 @@ def warn_of_frozen(model: nn.Module, rules: Rules, how: How) -> None:
             )
 
 
+def not_charged(reason: str, names: Sequence[str]) -> str:
+    """Return the line of a printed regularizer about parameters that are not charged."""
+    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
+    listed = ", ".join(map(repr, names[:3] if others else names))
+    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
+
+
 def first_matches(selectors: Sequence[Selector | Weights], candidates: Sequence[NamedParameter]) -> list[int | None]:
     """Return for each candidate the index of the first selector that matches it; raise for one that never wins."""
     hits = [[matches(selector, candidate) for candidate in candidates] for selector in selectors]

@@ -7,7 +7,8 @@ The same rides in the `state_dict` of every optimizer that is attached to, in it
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -128,6 +129,25 @@ def replaced(plan: Plan, part: Plan) -> Plan:
     return Plan(tuple(newer.get(entry.name, entry) for entry in plan))
 
 
+class Planned(Protocol):
+    """What has a plan: a `Regularizer`."""
+
+    plan: Plan
+
+
+def checked_restore(regularizer: Planned, attachment: Attachment, state: State) -> Restore:
+    """Return what lets `attachment` go on from a state that rode in its optimizer's; raise if it does not fit."""
+    (progress,) = checked_progress(state, regularizer.plan)
+    progress.check(attachment)
+    part = with_references(part_of(regularizer.plan, state["parameters"]), state.get("references", {}))
+
+    def restore() -> None:
+        regularizer.plan = replaced(regularizer.plan, part)
+        progress.restore(attachment)
+
+    return restore
+
+
 def names_in(optimizer: Optimizer, attachment: Attachment) -> list[str]:
     """Return the names of what `attachment` charges in `optimizer`."""
     return [charge.name for charge in attachment.charges(optimizer)]
@@ -139,10 +159,10 @@ def take(group: dict[str, Any], names: Sequence[str], checked: Callable[[State],
     mine = next((state for state in states if state.get("parameters") == names), None)
     if mine is None:
         if states:
+            saved = " and ".join(charging(state.get("parameters", [])) for state in states)
             warnings.warn(
-                f"the optimizer's state comes from regularizers that charge {[s.get('parameters') for s in states]}; "
-                f"the one that charges {names} finds nothing there and keeps its own update count: attach it with the "
-                "rules that were saved, or give it a state with load_state_dict()",
+                f"the optimizer's state comes from {saved}; {charging(names)} finds nothing there and keeps its own "
+                "update count: attach it with the rules that were saved, or give it a state with load_state_dict()",
                 stacklevel=2,
             )
         return nothing
@@ -153,27 +173,35 @@ def take(group: dict[str, Any], names: Sequence[str], checked: Callable[[State],
     return restore
 
 
+def charging(names: Sequence[str]) -> str:
+    """Return the regularizer that charges `names` in words."""
+    return f"a regularizer of {len(names)} parameters ({', '.join(map(repr, names[:3]))}{' ...' * (len(names) > 3)})"
+
+
 def nothing() -> None:
     """Go on from where things stand."""
 
 
-def ride(
-    optimizer: Optimizer, attachment: Attachment, plan: Callable[[], Plan], checked: Callable[[State], Restore]
-) -> list[RemovableHandle]:
-    """Let the state of `attachment` ride in the `state_dict` of `optimizer`, beside those of other regularizers.
+def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, own: Progress | None) -> None:
+    """Let `attachment` go on from its regularizer's `own` progress, or else from what `optimizer` was loaded with."""
+    checked = partial(checked_restore, regularizer, attachment)
+    restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
+    if own is None:
+        restore()
+    else:
+        own.check(attachment)
+        own.restore(attachment)
 
-    Args:
-        optimizer: takes the state along.
-        attachment: what has a state.
-        plan: returns the plan, which has references.
-        checked: returns what goes on from a state, or raises.
-    """
+
+def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> list[RemovableHandle]:
+    """Let the state of `attachment` ride in the `state_dict` of `optimizer`, beside those of other regularizers."""
+    checked = partial(checked_restore, regularizer, attachment)
     restore = nothing
 
     def after_save(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         names = names_in(optimizer, attachment)
         first, *_ = state_dict["param_groups"]
-        state = {**state_of([Progress.of(attachment)], part_of(plan(), names)), "parameters": names}
+        state = {**state_of([Progress.of(attachment)], part_of(regularizer.plan, names)), "parameters": names}
         first[KEY] = [*first.get(KEY, []), state]
 
     def before_load(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

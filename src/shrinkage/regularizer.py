@@ -1,6 +1,6 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -14,22 +14,13 @@ from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
 from shrinkage.charge import Charge, charges_of, sum_of, value_of
-from shrinkage.declare import check_same_charge, declared_rules, rules_of
+from shrinkage.declarations import check_same_charge
+from shrinkage.declare import declared_rules, rules_of
 from shrinkage.errors import AttachmentError
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
-from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
-from shrinkage.progress import (
-    Progress,
-    checked_progress,
-    names_in,
-    part_of,
-    replaced,
-    ride,
-    state_of,
-    take,
-    with_references,
-)
+from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
+from shrinkage.progress import Progress, checked_progress, go_on, ride, state_of, with_references
 from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -105,9 +96,8 @@ class Regularizer:
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
 
-        The optimizer's own `state_dict` takes this one's along, and its `load_state_dict` brings it back. A state that
-        the optimizer was loaded with before is found now, unless this regularizer has one already. Loading one that was
-        saved without a regularizer leaves the update count as it is.
+        The optimizer's `state_dict` takes this one's along, and its `load_state_dict` brings it back, if called before
+        `attach` too. A state that was saved without a regularizer leaves the update count as it is.
 
         A wrapper or container that keeps optimizers in itself (Accelerate's, SAM's, ZeroRedundancyOptimizer) is
         attached to by those that do the work. A model that is trained by several optimizers attaches to each; an
@@ -135,16 +125,11 @@ class Regularizer:
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
-        checked = partial(self._checked, attachment)
-        restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
-        if self._resumed:
-            self._resumed[0].check(attachment)
-            restore = partial(self._resumed.pop(0).restore, attachment)
-        restore()
+        go_on(optimizer, attachment, self, self._resumed.pop(0) if self._resumed else None)
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
-            *ride(optimizer, attachment, lambda: self.plan, checked),
+            *ride(optimizer, attachment, self),
         ]
         explicit_attachments.setdefault(optimizer, []).append(attachment)
         self._attachments.append((ref(optimizer), attachment, handles))
@@ -191,8 +176,7 @@ class Regularizer:
         >>> optimizer.step()
         """
         wanted = None if optimizer is None else unwrapped(optimizer)
-        pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
-        chosen = [(held, attachment) for held, attachment in pairs if wanted is None or held is wanted]
+        chosen = [(held, attachment) for held, attachment in self._pairs() if wanted is None or held is wanted]
         if not chosen:
             raise AttachmentError("add_gradients_() needs an optimizer that this regularizer is attached to: attach it")
         for held, attachment in chosen:
@@ -241,7 +225,7 @@ class Regularizer:
         """
         steps: dict[str, Number] = {}
         maximized: set[str] = set()
-        for optimizer, attachment in zip(self._optimizers(), (held[1] for held in self._attachments), strict=True):
+        for optimizer, attachment in self._pairs():
             steps |= attachment.steps(optimizer)
             maximized |= attachment.maximized(optimizer)
         return residuals(self._model, self.plan, self._reached(), steps, maximized, closure, data, tolerance)
@@ -273,18 +257,6 @@ class Regularizer:
             each.restore(attachment)
         self._resumed = progress[len(self._attachments) :]
 
-    def _checked(self, attachment: Attachment, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what lets `attachment` go on from a state that rode in an optimizer's; raise if it does not fit."""
-        (progress,) = checked_progress(state, self.plan)
-        progress.check(attachment)
-        part = with_references(part_of(self.plan, state["parameters"]), state.get("references", {}))
-
-        def restore() -> None:
-            self.plan = replaced(self.plan, part)
-            progress.restore(attachment)
-
-        return restore
-
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not attached to anything, and go on counting when they are."""
         return {**vars(self), "_attachments": [], "_resumed": self._progress()}
@@ -303,8 +275,7 @@ class Regularizer:
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
-        pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
-        charges = [charge for optimizer, attachment in pairs for charge in attachment.charges(optimizer)]
+        charges = [charge for optimizer, attachment in self._pairs() for charge in attachment.charges(optimizer)]
         charged = {id(charge.parameter) for charge in charges}
         tied = {name.name for name in named_parameters(self._model) if id(name.parameter) in charged}
         return tied | {charge.name for charge in charges}
@@ -324,13 +295,9 @@ class Regularizer:
         self._attachments = [held for held in self._attachments if held[0]() is not None]
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 
+    def _pairs(self) -> list[tuple[Optimizer, Attachment]]:
+        return list(zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True))
+
     def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> list[Charge]:
         """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
         return charges_of(self._model, self.plan, optimizer, whole() or optimizer)
-
-
-def not_charged(reason: str, names: Sequence[str]) -> str:
-    """Return the line of a printed regularizer about parameters that are not charged."""
-    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
-    listed = ", ".join(map(repr, names[:3] if others else names))
-    return f"\n{reason}, so not charged: {listed}{others}" if names else ""

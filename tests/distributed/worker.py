@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from distributed import registry
-from shrinkage.declare import _registry
+from shrinkage.declarations import _registry
 
 COLLECTIVE = datetime.timedelta(seconds=float(os.environ.get("COLLECTIVE_SECONDS", "40")))
 MEETING = datetime.timedelta(seconds=float(os.environ.get("MEETING_SECONDS", "150")))

@@ -1,12 +1,11 @@
 """A Lightning `Callback` that charges penalties around the steps of the optimizers that the trainer makes."""
 
+from functools import partial
 from typing import Any
-
-from torch.optim import Optimizer
 
 from shrinkage.averages import check_decay
 from shrinkage.errors import AttachmentError
-from shrinkage.optimizers import parameters_of
+from shrinkage.optimizers import stepped, unwrapped
 from shrinkage.plan import How, Rules, as_rules
 from shrinkage.regularizer import Regularizer
 from shrinkage.select import named_parameters
@@ -28,6 +27,7 @@ class RegularizerCallback(Callback):
             out, what its layers declare with `regularize`.
         how: as in `Regularizer`.
         entry: as in `Regularizer`.
+        stochastic_rounding: as in `Regularizer`.
 
     Raises:
         SelectionError: when fit starts, if a rule matches nothing or never wins.
@@ -47,11 +47,18 @@ class RegularizerCallback(Callback):
 
     regularizer: Regularizer | None = None
 
-    def __init__(self, rules: Rules | None = None, *, how: How = "proximal", entry: float | None = None) -> None:
+    def __init__(
+        self,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        entry: float | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None:
         check_decay(entry)
         if rules is not None:
             as_rules(rules, how)
-        self._rules, self._how, self._entry = rules, how, entry
+        self._make = partial(Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding)
         self._module: LightningModule | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -63,12 +70,14 @@ class RegularizerCallback(Callback):
         """Attach to the optimizers, which the trainer has just made, and is going to load from a checkpoint."""
         regularizer = self.regularizer
         if regularizer is None or self._module is not pl_module or not trainer.global_step:
-            regularizer = Regularizer(pl_module, self._rules, how=self._how, entry=self._entry)
+            regularizer = self._make(pl_module)
         if self._saved is not None:
             regularizer.load_state_dict(self._saved)
         names = {entry.name for entry in regularizer.plan}
         charged = {id(each.parameter) for each in named_parameters(pl_module) if each.name in names}
-        holding = [optimizer for optimizer in trainer.optimizers if holds(optimizer, charged)]
+        holding = [
+            optimizer for optimizer in trainer.optimizers if not charged.isdisjoint(stepped(unwrapped(optimizer)))
+        ]
         if not holding:
             made = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "none at all"
             raise AttachmentError(
@@ -98,8 +107,3 @@ class RegularizerCallback(Callback):
     def _detach(self) -> None:
         if self.regularizer is not None:
             self.regularizer.detach()
-
-
-def holds(optimizer: Optimizer, parameters: set[int]) -> bool:
-    """Return whether `optimizer` holds one of the parameters with these ids."""
-    return not parameters.isdisjoint(id(parameter) for parameter in parameters_of(optimizer))

@@ -1,6 +1,7 @@
 """A Hugging Face `TrainerCallback` that charges penalties around the steps of the optimizer that the trainer makes."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -27,6 +28,7 @@ class RegularizerCallback(TrainerCallback):
             declare with `regularize`.
         how: as in `Regularizer`.
         entry: as in `Regularizer`.
+        stochastic_rounding: as in `Regularizer`.
 
     Raises:
         SelectionError: when training begins, if a rule matches nothing or never wins.
@@ -47,11 +49,18 @@ class RegularizerCallback(TrainerCallback):
 
     regularizer: Regularizer | None = None
 
-    def __init__(self, rules: Rules | None = None, *, how: How = "proximal", entry: float | None = None) -> None:
+    def __init__(
+        self,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        entry: float | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None:
         check_decay(entry)
         if rules is not None:
             as_rules(rules, how)
-        self._rules, self._how, self._entry = rules, how, entry
+        self._make = partial(Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding)
 
     def on_train_begin(
         self,
@@ -66,9 +75,9 @@ class RegularizerCallback(TrainerCallback):
         if model is None or optimizer is None:
             raise TypeError("on_train_begin is called by a Trainer, with a model and an optimizer")
         self._detach()  # a run that raised never came to its end
-        self.regularizer = Regularizer(model, self._rules, how=self._how, entry=self._entry)
+        self.regularizer = self._make(model)
         self.regularizer.attach(optimizer)
-        if state.global_step and self.regularizer.state_dict()["updates"] == [0]:
+        if state.global_step and not any(self.regularizer.state_dict()["updates"]):
             warnings.warn(
                 f"training resumes at step {state.global_step}, but the checkpoint's optimizer holds no state of a "
                 "regularizer: update counts of schedules, averaged gradients and references start anew",
