@@ -186,12 +186,9 @@ class Regularizer:
 
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
-        iteration = self._reached()
+        iteration, charged = self._reached(), charged_parameters(self._model, self.plan)
         with torch.no_grad():
-            values = [
-                value_of(entry.penalty.at(iteration), parameter)
-                for entry, parameter in charged_parameters(self._model, self.plan)
-            ]
+            values = [value_of(entry.penalty.at(iteration), parameter) for entry, parameter in charged]
         return sum_of(values) if values else torch.zeros(())
 
     def residuals(self, closure: Closure, data: Iterable[Any] | None = None, *, tolerance: float = 1e-3) -> Residuals:
