@@ -12,6 +12,7 @@ import weakref
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from pytorch_optimizer import SAM
 from torch import nn
 from torch.amp import GradScaler
 from torch.distributed.checkpoint.state_dict import (
@@ -314,6 +315,25 @@ def test_each_of_several_optimizers_takes_its_own_part_along():
     run(resumed, optimizers, 4)
     assert equal(straight, resumed)
     assert regularizer.state_dict()["updates"] == [8, 4]
+
+
+def test_a_wrapper_with_a_state_of_its_own_leaves_it_out_and_leaves_the_count_alone():
+    model = mlp()
+    optimizer = SAM(list(model.parameters()), base_optimizer=SGD, lr=0.1)
+    regularizer = Regularizer(model, {"0.weight": L1(halving)}).attach(optimizer)
+    for batch in batches(3):
+
+        def closure(batch=batch):
+            optimizer.zero_grad()
+            loss = loss_of(model, batch)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    state = copy.deepcopy(optimizer.state_dict())
+    assert KEY not in state["param_groups"][0]
+    optimizer.load_state_dict(state)
+    assert regularizer.state_dict()["updates"] == [3]
 
 
 def test_a_parameter_group_that_came_later_is_part_of_the_state():
