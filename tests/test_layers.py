@@ -32,6 +32,7 @@ FLOORS = [
     {"parametrized", "flattened", "select", "sharding", "plan"},
     {
         "metric",
+        "metrics",
         "apply",
         "optimizers",
         "averages",
@@ -43,6 +44,7 @@ FLOORS = [
         "declare",
         "progress",
         "stationarity",
+        "steps",
         "regularizer",
     },
     {"threshold", "report"},

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
@@ -606,14 +606,6 @@ def test_a_loss_that_is_maximised_loses_the_value_of_the_penalty():
     regularizer = Regularizer(other, L1(STRENGTH), how="gradient").attach(other_optimizer)
     train(other, other_optimizer, 1)
     assert equal(model, other)
-
-
-def test_lbfgs_with_weights_that_move_behind_its_back_warns():
-    model = mlp()
-    with pytest.warns(UserWarning, match=r"LBFGS does not know that '0\.weight' moves.*how=\"gradient\""):
-        Regularizer(model, L1(STRENGTH), how="decoupled").attach(LBFGS(model.parameters()))
-    model = mlp()
-    Regularizer(model, L1(STRENGTH), how="gradient").attach(LBFGS(model.parameters()))
 
 
 # Contexts.

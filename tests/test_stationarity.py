@@ -237,8 +237,10 @@ def test_frozen_and_tied_parameters():
 
 def test_a_model_that_is_frozen_has_nothing_to_solve():
     model = mlp().requires_grad_(False)
+    with pytest.warns(UserWarning, match="matches frozen parameters only"):
+        regularizer = Regularizer(model, L1(0.1))
     with pytest.raises(ValueError, match="no parameter of the model takes a gradient"):
-        Regularizer(model, L1(0.1)).residuals(lambda: loss_of(model, batches(1)[0]))
+        regularizer.residuals(lambda: loss_of(model, batches(1)[0]))
 
 
 def test_the_unit_of_decoupled_strengths_is_said():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shrinkage.penalties import L2, Penalty
 from shrinkage.prox import wide
-from shrinkage.rounding import NARROW, stochastic_round, stuck
+from shrinkage.rounding import stochastic_round, stuck
 from shrinkage.schedules import fixed
 from shrinkage.sharding import (
     Crossing,
@@ -109,10 +109,12 @@ def _(penalty: L2, w: Tensor, step: Number) -> None:
 
 def prox_(
     penalty: Penalty,
-    parameter: nn.Parameter,
+    parameter: Tensor,
     state: State,
     step: Callable[[State, Tensor], Number],
     generator: torch.Generator | None = None,
+    *,
+    elementwise: bool = True,
 ) -> None:
     """Move `parameter` to the penalty's proximal point.
 
@@ -123,14 +125,16 @@ def prox_(
         step: the step of the proximal operator, a number or shaped like its second argument, which is a piece of the
             parameter; the first is the state of that piece.
         generator: rounds stochastically to bfloat16 and float16; None rounds to the nearest number.
+        elementwise: whether `step` of an element follows from the state of that element, so that pieces can be cut.
     """
     w, state, penalty = local(parameter.detach()), local_state(state), piece_penalty(penalty, parameter)
     if w.numel() == 0:
         return
-    if w.numel() <= PIECE or not cuts(state, w):
+    if w.numel() <= PIECE or not (elementwise and cuts(state, w)):
         write_(w, penalty.prox(wide(w), step(state, w)), generator)
         return
-    shaped = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == w.shape}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_sparse}
+    shaped = {name: value for name, value in tensors.items() if value.shape == w.shape}
     for charge, (piece, *cut) in pieces(penalty, w, *shaped.values()):
         moved = charge.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
         write_(piece, moved, generator)
@@ -168,11 +172,8 @@ def prox_across_(moves: Sequence[Move]) -> None:
 
 
 def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
-    """Write `moved` into `w`, in its type."""
-    if generator is None or w.dtype not in NARROW:
-        w.copy_(moved)
-    else:
-        w.copy_(stochastic_round(moved, w.dtype, generator))
+    """Write `moved` into `w`, rounded to the nearest number of its type, or stochastically."""
+    w.copy_(moved if generator is None else stochastic_round(moved, w.dtype, generator))
 
 
 def stuck_share(
@@ -184,7 +185,12 @@ def stuck_share(
     return float(stuck(w, penalty.prox(widened, size) if prox else widened - size * penalty.gradient(widened)))
 
 
-def restore_(parameter: nn.Parameter, mask: Tensor, penalty: Penalty) -> None:
+def follow_(parameter: nn.Parameter, moved: Tensor, share: Number) -> None:
+    """Move `parameter` by a share of what was `moved`."""
+    parameter.detach().add_(moved * share)
+
+
+def restore_(parameter: Tensor, mask: Tensor, penalty: Penalty) -> None:
     """Set `parameter` to the penalty's origin where `mask` is true."""
     w = local(parameter.detach())
     w.copy_(torch.where(mask, piece_penalty(penalty, parameter).origin(w), w))

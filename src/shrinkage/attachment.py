@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from shrinkage.apply import Number
-from shrinkage.averages import Averages
+from shrinkage.averages import Averages, decides
 from shrinkage.charge import (
     Charge,
     Updates,
@@ -33,15 +33,15 @@ from shrinkage.charge import (
     check_added_once,
     check_gradients,
     check_kept,
-    warn_of_curvature,
 )
-from shrinkage.errors import AttachmentError, MetricError
+from shrinkage.errors import AttachmentError
 from shrinkage.gradients import Gradients
-from shrinkage.metric import Metric, metric_of
+from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step, sign_of
 from shrinkage.sharding import crossing_of, is_spread, local, local_state
-from shrinkage.update import Update, step_of
+from shrinkage.steps import noted_of, state_of, step_of
+from shrinkage.update import Update
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -78,14 +78,15 @@ class Attachment:
         current = [group["params"] for group in optimizer.param_groups]
         stale = any(charge.stale for charge in self._charges)
         if stale or self._seen is None or not same_objects(current, self._seen):
-            charges = self._resolve(optimizer)
+            charges = [located(charge) for charge in self._resolve(optimizer)]
             check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
-            warn_of_curvature(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
-            self._metric = metric_of(optimizer) if proximal else None
-            self._charges = [located(charge) for charge in charges]
+            self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
+            self._charges = charges
             self._seen = [list(parameters) for parameters in current]
+            if self.averages is not None:
+                self.averages.keep(averaged(charges))
         return self._charges
 
     def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
@@ -98,11 +99,10 @@ class Attachment:
                     f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
                     f"that is attached to this {type(optimizer).__name__}; detach() that one first"
                 )
-            if charge.how == "decoupled" and "lr" not in optimizer.param_groups[charge.group]:
-                raise MetricError(
-                    f'how="decoupled" multiplies by the learning rate, but the group of {charge.name!r} in this '
-                    f"{type(optimizer).__name__} has no 'lr'; choose how=\"gradient\" or register_metric(...)"
-                )
+            if charge.how == "decoupled":
+                check_decoupled(charge.name, charge.penalty.smooth, optimizer, optimizer.param_groups[charge.group])
+            if charge.how != "gradient":
+                check_spread(charge.name, charge.parameter, optimizer, crossing=charge.crossing is not None)
 
     def forget(self) -> None:
         """Look everything up again before the next step."""
@@ -189,7 +189,7 @@ class Attachment:
         """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
         for charge in self.charges(optimizer) if self.updates.steps else ():
-            state = local_state(optimizer.state.get(charge.parameter, {}))
+            state = local_state(state_of(charge, optimizer, noted_of(charge, self._metric, optimizer)))
             step = step_of(charge, self._metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
                 found[charge.name] = step(state, local(charge.parameter.detach()))
@@ -197,8 +197,12 @@ class Attachment:
 
     def maximized(self, optimizer: Optimizer) -> set[str]:
         """Return the names of the charged parameters for which `optimizer` climbs."""
-        groups = optimizer.param_groups
-        return {charge.name for charge in self.charges(optimizer) if sign_of(groups[charge.group]) < 0}
+        return {charge.name for charge in self.charges(optimizer) if sign_of(optimizer, charge.group) < 0}
+
+
+def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:
+    """Return the parameters whose averaged gradients decide about their zeros, by name."""
+    return {charge.name: charge.parameter for charge in charges if decides(charge.penalty, charge.how)}
 
 
 def located(charge: Charge) -> Charge:

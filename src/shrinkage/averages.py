@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from shrinkage.groups import at_least_float32
 from shrinkage.penalties import Penalty
@@ -36,14 +37,35 @@ class Averages:
         self._averages: dict[str, Average] = {}
         self._next: dict[str, Average] = {}
 
+    def keep(self, weights: Mapping[str, Tensor]) -> None:
+        """Average the gradients of these parameters, by name, and of no others; their averages are saved from now on.
+
+        A state_dict that is loaded in place, as distributed checkpoints are, finds them before the first step too.
+        """
+        self._averages = {
+            name: self._averages.get(name) or nothing_averaged(w)
+            for name, w in weights.items()
+            if name in self._averages or not is_lazy(w)
+        }
+
+    def check_complete(self, averages: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if `averages` are of some of these parameters only."""
+        missing = sorted(self._averages.keys() - averages.keys())
+        if averages and missing:
+            raise ValueError(
+                f"the state holds averaged gradients of {sorted(averages)} and none of {missing}: the process that "
+                "saved it does not step those (ZeroRedundancyOptimizer); save and load Regularizer.state_dict() in "
+                "every process"
+            )
+
     def update(self, name: str, grad: Tensor, overflow: Tensor | None = None) -> Tensor:
         """Return the average with one more gradient in it, unless `overflow` is 1: the sum over the sum of weights.
 
         It is 0 before the first gradient that counts. What is taken in stays only if `commit` follows.
         """
         like, grad = grad, local(grad).to(at_least_float32(grad.dtype))
-        start = self._averages.get(name) or Average(torch.zeros_like(grad), grad.new_zeros(()))
-        total, weight = local(start.total).to(grad), start.weight.to(grad)
+        total, weight = self._averages.get(name) or nothing_averaged(like)
+        total, weight = local(total).to(grad), weight.to(grad)
         next_total = total.lerp(grad, 1 - self.decay)
         next_weight = weight.lerp(torch.ones_like(weight), 1 - self.decay)
         if overflow is not None:  # the gradient is then infinite or NaN
@@ -69,6 +91,13 @@ class Averages:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from `state_dict`."""
         self._averages = {name: Average(**average) for name, average in state.items()}
+
+
+def nothing_averaged(like: Tensor) -> Average:
+    """Return the average of no gradient, of a parameter or gradient of the shape of `like`."""
+    piece = local(like.detach())
+    zeros = torch.zeros_like(piece, dtype=at_least_float32(piece.dtype), memory_format=torch.contiguous_format)
+    return Average(spread(zeros, like.detach()), zeros.new_zeros(()))
 
 
 def check_decay(entry: float | None) -> None:

@@ -1,6 +1,5 @@
 """What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,17 +9,17 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from shrinkage.apply import Number
 from shrinkage.errors import AttachmentError, ParameterError, SelectionError
-from shrinkage.flattened import check_piece, check_stepped
+from shrinkage.flattened import check_piece, check_stepped, is_piece
 from shrinkage.optimizers import group_indices, stepped
 from shrinkage.penalties import Penalty
 from shrinkage.plan import Entry, How, Plan, check_shape
 from shrinkage.prox import wide
 from shrinkage.select import NamedParameter, check_not_computed, named_parameters
-from shrinkage.sharding import Crossing, whole, whole_penalty
+from shrinkage.sharding import Crossing, put_shards_back, whole, whole_penalty
 
 
 class Place(NamedTuple):
@@ -91,7 +90,7 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
 
     FSDP takes its parameters out of their modules for each forward pass, and puts them back: those may come and go.
     """
-    sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or hasattr(parameter, "_fsdp_flattened")
+    sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
     return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
 
 
@@ -101,6 +100,7 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
     Names that were tied when the plan was made may have come apart, and others may have been tied since. The optimizer
     is one of those that do the work of the `given` one: it may step none of them, but together they have to.
     """
+    put_shards_back(model)
     held = {candidate.name: candidate for candidate in named_parameters(model)}
     for name, candidate in held.items():
         check_stepped(name, candidate.parameter)
@@ -173,15 +173,18 @@ def at_update(charge: Charge, update: int) -> Penalty:
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:
-    """Raise `ParameterError` if a gradient is sparse, or a parameter was flattened, before anything is changed."""
+    """Raise `ParameterError` if a penalty is to be added to a sparse gradient, or a parameter was flattened."""
     for charge in charges:
         name, parameter = charge.name, charge.parameter
         check_piece(name, parameter, charge.penalty)
+        if charge.how != "gradient":
+            continue
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
-                "rows that a batch touched, while a penalty charges all of them; build the layer with sparse=False, "
-                f"or leave it alone with {{{name!r}: None}}"
+                "rows that a batch touched, and a penalty in the gradient charges all of them; choose "
+                'how="proximal" or how="decoupled", which charge all rows after the step, or build the layer with '
+                "sparse=False"
             )
 
 
@@ -205,15 +208,9 @@ def check_unscaled(added: Iterable[Charge]) -> None:
         )
 
 
-def warn_of_curvature(charges: Iterable[Charge], optimizer: Optimizer) -> None:
-    """Warn if weights are moved behind the back of an optimizer that learns curvature from its own moves."""
-    moved = next((charge.name for charge in charges if charge.how != "gradient"), None)
-    if isinstance(optimizer, LBFGS) and moved is not None:
-        warnings.warn(
-            f'LBFGS does not know that {moved!r} moves between its steps by how="decoupled", so its estimate of the '
-            'curvature is off; how="gradient" adds the penalty to its gradients and to the loss of its line search',
-            stacklevel=4,
-        )
+def dense(grad: Tensor) -> Tensor:
+    """Return `grad` with the rows that a sparse gradient leaves out, which are 0."""
+    return grad.to_dense() if grad.is_sparse else grad
 
 
 def unless(overflow: Tensor | None, step: Number) -> Number:

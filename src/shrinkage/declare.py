@@ -140,13 +140,22 @@ class Declarations:
 
     def _bind(self, layer: nn.Module, rules: tuple[Rule, ...]) -> None:
         self._layer = weakref.ref(layer)
+        self._parameters = vars(layer).get("_parameters", {})  # empty in a deep copy, which gets them in a moment
         self.rules = rules
         _registry.add(self)
 
     def concern(self, held: Set[int]) -> bool:
-        """Return whether the layer has one of the parameters whose ids are `held`."""
+        """Return whether the layer has one of the parameters whose ids are `held`.
+
+        A declaration outlives its layer only in a copy by copy.copy(), which has the layer's own dict of parameters.
+        """
         layer = self._layer()
-        return layer is not None and not held.isdisjoint(id(parameter) for parameter in layer.parameters())
+        if layer is not None:
+            self._parameters = layer._parameters
+            return not held.isdisjoint(id(parameter) for parameter in layer.parameters())
+        if self.rules and not held.isdisjoint(id(parameter) for parameter in self._parameters.values()):
+            present(layer)
+        return False
 
     def check_stepped(self, flat: Tensor | None) -> None:
         """Raise `ParameterError` if no optimizer steps a charged parameter, as it went into a `flat` one."""
@@ -190,11 +199,11 @@ class Declarations:
 
 
 def present(layer: nn.Module | None) -> nn.Module:
-    """Return `layer`; raise if a declaration is copied without the layer that it is about."""
+    """Return `layer`; raise if a declaration is copied, or charged, without the layer that it is about."""
     if layer is None:
         raise SelectionError(
-            "this layer shares the declaration of another one, as copy.copy() makes it, and can not be copied with it; "
-            "declare it anew before: regularize(layer, None), then regularize(layer, penalty)"
+            "this layer shares the declaration of another one that is gone, as copy.copy() makes it, and can neither "
+            "be charged nor copied; declare it anew: regularize(layer, None), then regularize(layer, penalty)"
         )
     return layer
 

@@ -94,9 +94,13 @@ def check_hooks_see_steps(optimizer: object) -> None:
         )
 
 
-def sign_of(group: Mapping[str, Any]) -> float:
-    """Return the sign with which a penalty enters the objective of a parameter group: a penalty is never maximised."""
-    return -1.0 if group.get("maximize") else 1.0
+def sign_of(optimizer: Optimizer, group: int) -> float:
+    """Return the sign with which a penalty enters what `optimizer` works on in a group: a penalty is never maximised.
+
+    Whether it ascends is an option of the group, or of the whole optimizer.
+    """
+    climbs = optimizer.param_groups[group].get("maximize", getattr(optimizer, "maximize", False))
+    return -1.0 if climbs else 1.0
 
 
 def overflow_of(optimizer: Optimizer) -> Tensor | None:

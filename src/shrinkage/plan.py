@@ -159,8 +159,6 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
         GroupError: a parameter does not fall into the groups of its penalty.
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
     """
-    for each in named_parameters(model):
-        check_stepped(each.name, each.parameter)
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
     for candidate, rule in selected(model, as_rules(rules, how)):
         if rule.penalty is not None:
@@ -174,6 +172,8 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
 def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParameter, Rule]]:
     """Return the names of parameters that a rule selects, each with the first that does."""
     candidates = list(named_parameters(model))
+    for candidate in candidates:
+        check_stepped(candidate.name, candidate.parameter)
     selectors = [Weights.of(model) if rule.parameters is None else rule.parameters for rule in rules]
     winners = first_matches(selectors, candidates)
     return [(each, rules[winner]) for each, winner in zip(candidates, winners, strict=True) if winner is not None]

@@ -34,11 +34,17 @@ class Progress(NamedTuple):
         averages = attachment.averages
         return cls(attachment.updates.count(), {} if averages is None else averages.state_dict())
 
+    def check(self, attachment: Attachment) -> None:
+        """Raise `ValueError` if `attachment` can not go on from here."""
+        if attachment.averages is not None:
+            attachment.averages.check_complete(self.averages)
+
     def restore(self, attachment: Attachment) -> None:
         """Let `attachment` go on from here."""
         attachment.updates.steps, attachment.updates.skipped = self.updates, None
         if attachment.averages is not None:
             attachment.averages.load_state_dict(self.averages)
+        attachment.forget()
 
 
 def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:

@@ -121,25 +121,24 @@ class Regularizer:
             ValueError: the optimizer was loaded with averages or references of other shapes.
         """
         whole = unwrapped(optimizer)
-        attachments = {
-            each: Attachment(partial(self._charges, ref(whole)), self._averages(), Rounding(self._stochastic_rounding))
-            for each in working(whole)
-            if each not in self._optimizers()
-        }
+        attachments = {each: self._attachment(whole) for each in working(whole) if each not in self._optimizers()}
         for each, attachment in attachments.items():
             attachment.charges(each)
         for each, attachment in attachments.items():
             self._hook(each, attachment)
         return self
 
-    def _averages(self) -> Averages | None:
-        return None if self._entry is None else Averages(self._entry)
+    def _attachment(self, whole: Optimizer) -> Attachment:
+        """Return what applies the rules in one of the optimizers that do the work of `whole`."""
+        averages = None if self._entry is None else Averages(self._entry)
+        return Attachment(partial(self._charges, ref(whole)), averages, Rounding(self._stochastic_rounding))
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
         checked = partial(self._checked, attachment)
         restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
         if self._resumed:
+            self._resumed[0].check(attachment)
             restore = partial(self._resumed.pop(0).restore, attachment)
         restore()
         handles = [
@@ -267,21 +266,22 @@ class Regularizer:
                 f"the state counts updates of {len(progress)} optimizers, this regularizer is attached to "
                 f"{len(self._attachments)}; attach to the same optimizers in the same order"
             )
+        for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
+            each.check(attachment)
         self.plan = with_references(self.plan, state.get("references", {}))
         for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
             each.restore(attachment)
-            attachment.forget()
         self._resumed = progress[len(self._attachments) :]
 
     def _checked(self, attachment: Attachment, state: Mapping[str, Any]) -> Callable[[], None]:
         """Return what lets `attachment` go on from a state that rode in an optimizer's; raise if it does not fit."""
         (progress,) = checked_progress(state, self.plan)
+        progress.check(attachment)
         part = with_references(part_of(self.plan, state["parameters"]), state.get("references", {}))
 
         def restore() -> None:
             self.plan = replaced(self.plan, part)
             progress.restore(attachment)
-            attachment.forget()
 
         return restore
 
@@ -304,8 +304,10 @@ class Regularizer:
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
         pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
-        charged = {id(charge.parameter) for optimizer, attachment in pairs for charge in attachment.charges(optimizer)}
-        return {candidate.name for candidate in named_parameters(self._model) if id(candidate.parameter) in charged}
+        charges = [charge for optimizer, attachment in pairs for charge in attachment.charges(optimizer)]
+        charged = {id(charge.parameter) for charge in charges}
+        tied = {name.name for name in named_parameters(self._model) if id(name.parameter) in charged}
+        return tied | {charge.name for charge in charges}
 
     def _progress(self) -> list[Progress]:
         self._optimizers()
@@ -323,7 +325,7 @@ class Regularizer:
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 
     def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> list[Charge]:
-        """Return the charged parameters that `optimizer` holds, found by their names in the model as it is now."""
+        """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
         return charges_of(self._model, self.plan, optimizer, whole() or optimizer)
 
 

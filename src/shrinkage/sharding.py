@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from shrinkage.penalties import Penalty
@@ -58,6 +58,16 @@ def piece_like(tensor: Any, like: Any) -> Tensor:
     copied = module.DTensor.from_local(tensor, like.device_mesh, copies, run_check=False)
     cut: Tensor = copied.redistribute(placements=like.placements).to_local()
     return cut
+
+
+def put_shards_back(model: nn.Module) -> None:
+    """Let FSDP's modules hold their shards, which an evaluation leaves gathered: the optimizer has the shards."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported here: it takes long, and is seldom needed
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def type_of_spread() -> Any:

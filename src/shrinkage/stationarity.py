@@ -222,17 +222,20 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
 
 
 def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Parameter]]:
-    """Return the entries of `plan` with their parameters in `model`; raise `ParameterError` if one has no value yet."""
+    """Return the entries of `plan` with their parameters in `model`; raise `ParameterError` if one has no value yet.
+
+    Two that were tied since the plan was made are one.
+    """
     held = {candidate.name: candidate.parameter for candidate in named_parameters(model)}
-    found = []
+    found: dict[int, tuple[Entry, nn.Parameter]] = {}
     for entry in plan:
         parameter = held.get(entry.name)
         if parameter is not None and is_lazy(parameter):
             raise ParameterError(f"{entry.name!r} is lazy and has no value yet; run one forward pass first")
         if parameter is not None:
             check_has_value(entry.name, parameter)
-            found.append((entry, parameter))
-    return found
+            found.setdefault(id(parameter), (entry, parameter))
+    return list(found.values())
 
 
 def check_on_one_machine(charged: Iterable[tuple[Entry, nn.Parameter]]) -> None:

@@ -6,7 +6,6 @@ here, and it comes here on an overflow too: steps are then multiplied by 0, on t
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -14,24 +13,25 @@ from torch.optim import Optimizer
 
 from shrinkage.apply import (
     Move,
-    Number,
     State,
     add_gradient_,
     add_gradients_across_,
     decay_,
+    follow_,
     prox_,
     prox_across_,
     restore_,
 )
 from shrinkage.averages import Averages, decides
-from shrinkage.charge import Charge, check_unscaled, sum_of, unless, value_of, without_autograd_or_autocast
+from shrinkage.charge import Charge, check_unscaled, dense, sum_of, value_of, without_autograd_or_autocast
 from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, sign_of
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
-from shrinkage.sharding import local, local_gradient, local_state, spread, stays
+from shrinkage.sharding import local, local_gradient, spread, stays
+from shrinkage.steps import Step, iterate_of, noted_of, state_of, step_of, step_of_piece
 
 Pairs = Sequence[tuple[Charge, Penalty]]
 
@@ -63,6 +63,7 @@ class Update:
         self._gradients, self._averages, self._rounding = gradients, averages, rounding
         self._steps = steps
         self._moved: set[str] = set()  # by name, what has a gradient
+        self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
 
     def before(self, *, first: bool = True) -> None:
@@ -73,6 +74,8 @@ class Update:
         if scale is not None:
             check_unscaled(charge for charge, _ in in_gradient if self._has_early(charge))
         with without_autograd_or_autocast(charge for charge, _ in self._charged):
+            if first:
+                self._noted = {each.name: noted_of(each, self._metric, self._optimizer) for each, _ in self._charged}
             if first and self._averages is not None:
                 self._hold_zeros(self._averages, scale)
             self._add_gradients(in_gradient, scale)
@@ -92,13 +95,11 @@ class Update:
         across: list[Move] = []
         with without_autograd_or_autocast(charge for charge, _ in acting):
             for charge, penalty in acting:
-                step, state = (
-                    step_of(charge, self._metric, self._optimizer, overflow),
-                    self._optimizer.state.get(charge.parameter, {}),
-                )
+                step = step_of(charge, self._metric, self._optimizer, overflow)
+                state = state_of(charge, self._optimizer, self._noted.get(charge.name, {}))
                 generator = self._rounding.generator(charge, penalty, state, step, self._steps)
                 if charge.crossing is None:
-                    prox_(penalty, charge.parameter, state, step, generator)
+                    self._move(charge, penalty, state, step, generator)
                 else:
                     lr = self._optimizer.param_groups[charge.group]["lr"]
                     factor = step_of_piece(step, state, charge.parameter.detach(), lr)
@@ -107,6 +108,21 @@ class Update:
             for charge, penalty in acting:
                 if charge.name in self._held:
                     restore_(charge.parameter, self._held[charge.name], penalty)
+
+    def _move(
+        self, charge: Charge, penalty: Penalty, state: State, step: Step, generator: torch.Generator | None
+    ) -> None:
+        """Apply one proximal operator, to the parameter or to the iterate that it follows."""
+        elementwise = self._metric is None or self._metric.elementwise
+        iterate, share = iterate_of(charge, self._metric, self._optimizer)
+        if iterate is charge.parameter:
+            prox_(penalty, iterate, state, step, generator, elementwise=elementwise)
+            return
+        before = iterate.clone()
+        prox_(penalty, iterate, state, step, generator, elementwise=elementwise)
+        if charge.name in self._held:
+            restore_(iterate, self._held.pop(charge.name), penalty)
+        follow_(charge.parameter, iterate - before, share)
 
     def add_early(self) -> None:
         """Add the gradients of the penalties now, for good, and let the step leave them as they are then."""
@@ -135,7 +151,7 @@ class Update:
         return self._gradients.holds(charge.name, charge.parameter)
 
     def _sign(self, charge: Charge) -> float:
-        return sign_of(self._optimizer.param_groups[charge.group])
+        return sign_of(self._optimizer, charge.group)
 
     def _add_gradients(self, pairs: Pairs, scale: Tensor | None) -> None:
         """Let sums stand in `.grad` until the step is over, except where the loop had the penalty added."""
@@ -173,35 +189,13 @@ class Update:
         """Average the gradients of the data, and note the zeros for which the average is stationary."""
         overflow = overflow_of(self._optimizer)
         for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
-            w, grad = charge.parameter.detach(), local_gradient(charge.parameter)
+            w = iterate_of(charge, self._metric, self._optimizer)[0].detach()
+            grad = local_gradient(charge.parameter)
             if grad is None:  # others wait
                 unscaled = torch.zeros_like(wide(local(w)))
                 skipped: Tensor | None = unscaled.new_ones(())
             else:
                 sign = self._sign(charge)
-                unscaled, skipped = wide(grad) * (sign if scale is None else sign / scale), overflow
+                unscaled, skipped = wide(dense(grad)) * (sign if scale is None else sign / scale), overflow
             average = averages.update(charge.name, spread(unscaled, w), skipped)
             self._held[charge.name] = stays(penalty, w, average, charge.crossing)
-
-
-def step_of(
-    charge: Charge, metric: Metric | None, optimizer: Optimizer, overflow: Tensor | None
-) -> Callable[[State, Tensor], Number]:
-    """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
-    group = optimizer.param_groups[charge.group]
-    if charge.how == "decoupled" or metric is None:
-        return lambda state, w: unless(overflow, group["lr"])
-    return lambda state, w: unless(overflow, metric(group, state, w))
-
-
-def step_of_piece(step: Callable[[State, Tensor], Number], state: State, w: Tensor, lr: Number) -> Number:
-    """Return the step of this machine's piece of `w`: a number on all machines, or a tensor on all of them.
-
-    A metric that reads the optimizer's state may give either, and nothing on a machine that never had a gradient: there
-    elements step by `lr`, as do elements elsewhere that never had one.
-    """
-    piece = local(w)
-    with suppress(KeyError):
-        return step({}, piece)
-    found = step(local_state(state), piece) if state else lr
-    return torch.as_tensor(found, dtype=wide(piece).dtype, device=piece.device).expand_as(piece)

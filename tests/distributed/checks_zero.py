@@ -4,6 +4,7 @@ The optimizer inside is the one that steps, before it sends. The reference is on
 """
 
 import copy
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -233,3 +234,27 @@ def check_held_zeros(rank: int, world: int) -> None:
         assert_equal(together, alone)
         counts.append(zero_count(together))
     assert counts[0] > counts[1] > 0
+
+
+def check_resume_with_held_zeros(rank: int, world: int) -> None:
+    """Every process averages what it steps: it saves that itself, and refuses what another one saved."""
+    first, second = mlp(), mlp()
+    models, optimizers = (first, second), []
+    for model in models:
+        optimizers.append(ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.1))
+    regularizers = [Regularizer(m, L1(0.1), entry=0.9).attach(o) for m, o in zip(models, optimizers, strict=True)]
+    wrapped = data_parallel(first)
+    train_together(wrapped, optimizers[0], rank, range(10))
+    second.load_state_dict(first.state_dict())
+    mine = copy.deepcopy(regularizers[0].state_dict())
+    everyones: list[dict[str, Any]] = [{} for _ in range(world)]
+    dist.all_gather_object(everyones, mine)
+    with pytest.raises(ValueError, match=r"save and load Regularizer\.state_dict\(\) in every process"):
+        regularizers[1].load_state_dict(everyones[1 - rank])
+    merged = {name: average for state in everyones for name, average in state["averages"][0].items()}
+    regularizers[1].load_state_dict({**mine, "averages": [merged]})  # as one process would have saved it
+    train_together(wrapped, optimizers[0], rank, range(10, 20))
+    train_together(data_parallel(second), optimizers[1], rank, range(10, 20))
+    assert_equal(first, second)
+    saved = [each.state_dict()["averages"][0] for each in regularizers]
+    assert saved[0].keys() == saved[1].keys() == {"0.weight" if rank == 0 else "2.weight"}
