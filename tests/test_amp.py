@@ -159,3 +159,18 @@ def test_half_precision_by_autocast_with_loss_scaling(declare):
     found, hand = run(ours, None), run(mlp(), threshold)
     assert equal(found, hand)
     assert zeros(found) > 5
+
+
+@pytest.mark.parametrize("make", MAKES[1::2])
+def test_a_fused_step_leaves_its_gradients_unscaled_as_it_does_without_a_penalty(make):
+    """It divides them by the scale in place, so the sum with the penalty stays there."""
+    model, plain = mlp(), mlp()
+    optimizer = make(model.parameters())
+    Regularizer(model, L1(STRENGTH), how="gradient").attach(optimizer)
+    loss_of(plain, batches(1)[0]).backward()
+    scaler = scaler_of()
+    scaler.scale(loss_of(model, batches(1)[0])).backward()
+    scaler.step(optimizer)
+    for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
+        charged = STRENGTH * other.detach().sign() if other.dim() == 2 else 0.0
+        assert torch.equal(mine.grad, other.grad + charged)

@@ -123,12 +123,13 @@ class Clears(SGD):
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_an_optimizer_that_clears_its_gradients(monkeypatch, how, set_to_none):
     monkeypatch.setattr("shrinkage.metric._metrics", {**_metrics, Clears: Metric(lambda group, state, w: group["lr"])})
-    ours, optimizer, _ = attached(lambda p: Clears(p, lr=0.1), how=how)
+    ours, optimizer, regularizer = attached(lambda p: Clears(p, lr=0.1), how=how)
     optimizer.set_to_none = set_to_none
     for batch in batches(5):
         loss_of(ours, batch).backward()
         optimizer.step()
         assert all(p.grad is None if set_to_none else not p.grad.any() for p in ours.parameters())
+    assert regularizer.state_dict()["updates"] == [5]
     plain, plain_optimizer, _ = attached(how=how)
     train(plain, plain_optimizer)
     assert equal(ours, plain)
@@ -226,7 +227,6 @@ def test_optimizers_that_step_inside_of_the_backward_pass(how):
     assert regularizer.state_dict()["updates"] == [5, 5]
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.interface. is deprecated:DeprecationWarning")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_torchs_own_optimizers_in_backward():
     from torch.distributed.optim import _apply_optimizer_in_backward, _get_in_backward_optimizers

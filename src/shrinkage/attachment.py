@@ -136,7 +136,7 @@ class Attachment:
             return
         self._update.after()
         # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
-        if any(parameter.grad is not None or is_spread(parameter) for parameter in parameters_of(optimizer)):
+        if self._update.moves or any(p.grad is not None or is_spread(p) for p in parameters_of(optimizer)):
             self.updates.record(overflow_of(optimizer))
         if self.averages is not None:
             self.averages.commit()

@@ -27,7 +27,7 @@ class Gradients:
 
     def __init__(self) -> None:
         self._aside: list[Aside] = []
-        self._early: dict[str, TensorWeakRef | None] = {}  # by name, gradients to which the loop had the penalty added
+        self._early: dict[str, TensorWeakRef] = {}  # by name, gradients to which the loop had the penalty added
 
     @contextmanager
     def held_aside(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
@@ -53,15 +53,14 @@ class Gradients:
         self._aside = []
 
     def note_early(self, name: str, parameter: nn.Parameter) -> None:
-        """Note that the loop had the penalty added to this gradient; on other machines there may be one."""
-        self._early[name] = None if parameter.grad is None else TensorWeakRef(parameter.grad)
+        """Note that the loop had the penalty added to this gradient, if there is one on this machine."""
+        if parameter.grad is not None:
+            self._early[name] = TensorWeakRef(parameter.grad)
 
     def holds(self, name: str, parameter: nn.Parameter) -> bool:
         """Return whether the loop had the penalty added to this very gradient, since the last step."""
-        if name not in self._early:
-            return False
-        early = self._early[name]
-        return parameter.grad is None if early is None else early() is parameter.grad is not None
+        early = self._early.get(name)
+        return early is not None and early() is parameter.grad is not None
 
     def end_step(self) -> None:
         """Restore, and let the next step add what the loop does not."""

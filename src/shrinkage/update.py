@@ -72,17 +72,20 @@ class Update:
         scale = getattr(self._optimizer, "grad_scale", None)
         in_gradient = self._acting(lambda charge: charge.how == "gradient")
         if scale is not None:
-            check_unscaled(charge for charge, _ in in_gradient if self._gradients.holds(charge.name, charge.parameter))
+            check_unscaled(charge for charge, _ in in_gradient if self._has_early(charge))
         with without_autograd_or_autocast(charge for charge, _ in self._charged):
             if first:
                 self._noted = {each.name: noted_of(each, self._metric, self._optimizer) for each, _ in self._charged}
             if first and self._averages is not None:
                 self._hold_zeros(self._averages, scale)
-            self._add_gradients(
-                [pair for pair in in_gradient if not self._gradients.holds(pair[0].name, pair[0].parameter)], scale
-            )
+            self._add_gradients(in_gradient, scale)
             if first:
                 self._decay()
+
+    @property
+    def moves(self) -> bool:
+        """Whether something that is charged has a gradient."""
+        return bool(self._moved)
 
     def after(self) -> None:
         """Apply the proximal operators, and hold zeros."""
@@ -144,13 +147,16 @@ class Update:
     def _takes_part(self, charge: Charge) -> bool:
         return charge.takes_part or charge.name in self._moved
 
+    def _has_early(self, charge: Charge) -> bool:
+        return self._gradients.holds(charge.name, charge.parameter)
+
     def _sign(self, charge: Charge) -> float:
         return sign_of(self._optimizer, charge.group)
 
     def _add_gradients(self, pairs: Pairs, scale: Tensor | None) -> None:
-        """Let sums stand in `.grad` until the step is over."""
+        """Let sums stand in `.grad` until the step is over, except where the loop had the penalty added."""
         # A fused optimizer divides gradients by the loss scale in place, so they are not kept as they were anyway.
-        parameters = [charge.parameter for charge, _ in pairs] if scale is None else []
+        parameters = [charge.parameter for charge, _ in pairs if scale is None and not self._has_early(charge)]
         with self._gradients.held_aside(parameters):
             self._add(pairs, scale)
 
@@ -158,10 +164,11 @@ class Update:
         across: list[Move] = []
         for charge, penalty in pairs:
             factor = self._sign(charge) if scale is None else self._sign(charge) * scale
-            if charge.crossing is None:
+            added = self._has_early(charge)
+            if charge.crossing is not None:  # all machines take part in the sums, whatever their gradients hold
+                across.append(Move(penalty, charge.parameter, 0.0 if added else factor, charge.crossing))
+            elif not added:
                 add_gradient_(penalty, charge.parameter, factor)
-            else:
-                across.append(Move(penalty, charge.parameter, factor, charge.crossing))
         add_gradients_across_(across)
 
     def _decay(self) -> None:
