@@ -79,10 +79,10 @@ class Updates:
 def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place, ...]:
     """Return where `parameter` has to stay, of the `names` that it was found under.
 
-    FSDP takes its parameters out of their modules for each forward pass, and puts them back: those may come and go.
+    A distributed one may come and go: during an evaluation, and after it, FSDP's modules hold gathered ones.
     """
-    sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or hasattr(parameter, "_fsdp_flattened")
-    return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
+    plain = type(parameter) in (nn.Parameter, UninitializedParameter)
+    return tuple(Place(ref(name.module), name.attribute) for name in names) if plain else ()
 
 
 def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer) -> list[Charge]:
