@@ -49,8 +49,10 @@ class Charge(NamedTuple):
     @property
     def stale(self) -> bool:
         """Whether the model holds something else in the parameter's place by now, or the parameter came into being."""
-        moved = not all(place.holds(self.parameter) for place in self.places)
-        return moved or (self.lazy and not is_lazy(self.parameter))
+        for place in self.places:  # plain loops: this is asked before every step
+            if not place.holds(self.parameter):
+                return True
+        return self.lazy and not is_lazy(self.parameter)
 
     @property
     def before(self) -> bool:
