@@ -225,6 +225,7 @@ def test_a_lazy_parameter_of_a_shape_that_does_not_fit_is_refused(penalty, decla
         regularize(model[0], penalty)
     else:
         Regularizer(model, {"0.weight": penalty}).attach(optimizer)
+    optimizer.step()  # of other layers, as it were
     model(torch.ones(2, 5))
     assert_refused_and_unchanged(model, optimizer, GroupError, r"weight'? .*of shape \(4, 5\) can not be charged")
 
@@ -680,25 +681,30 @@ def evaluate(model, inputs):
         model(inputs)
 
 
-@pytest.mark.parametrize("attach_first", [True, False])
+@pytest.mark.parametrize("when", ["attached before", "attached after an evaluation", "declared"])
 @pytest.mark.usefixtures("one_process")
-def test_a_model_that_fsdp_left_gathered_is_charged_as_before(attach_first):
+def test_a_model_that_fsdp_left_gathered_is_charged_as_before(when):
     """After an evaluation FSDP's modules hold gathered parameters, which are not the optimizer's."""
     model, plain = mlp(), mlp()
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     shards, optimizer, plain_optimizer, inputs = model[0].weight, sgd(model), sgd(plain), torch.ones(2, 6)
-    regularizer = Regularizer(model, {"0.weight": L1(STRENGTH), "2.weight": L2(STRENGTH)})
-    if attach_first:
-        regularizer.attach(optimizer)
-    for _ in range(3):
+    if when == "declared":
+        regularize(model[0], L1(STRENGTH))
+        regularize(model[2], L2(STRENGTH))
+    else:
+        regularizer = Regularizer(model, {"0.weight": L1(STRENGTH), "2.weight": L2(STRENGTH)})
+        if when == "attached before":
+            regularizer.attach(optimizer)
+    for step in range(3):
         for each in (optimizer, plain_optimizer):
             each.zero_grad()
         for each in (model, plain):
             each(inputs).square().sum().backward()
-            evaluate(each, inputs)
-        assert model[0].weight is not shards
-        regularizer.attach(optimizer)
-        assert "not charged" not in repr(regularizer)
+            if step or when != "declared":
+                evaluate(each, inputs)
+                assert model[0].weight is not shards
+        if when != "declared":
+            assert "not charged" not in repr(regularizer.attach(optimizer))
         optimizer.step()
         model.reshard()
         plain_optimizer.step()

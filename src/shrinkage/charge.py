@@ -53,8 +53,10 @@ class Charge(NamedTuple):
     @property
     def stale(self) -> bool:
         """Whether the model holds something else in the parameter's place by now, or the parameter came into being."""
-        moved = not all(place.holds(self.parameter) for place in self.places)
-        return moved or (self.lazy and not is_lazy(self.parameter))
+        for place in self.places:  # plain loops: this is asked before every step
+            if not place.holds(self.parameter):
+                return True
+        return self.lazy and not is_lazy(self.parameter)
 
     @property
     def before(self) -> bool:
@@ -88,7 +90,7 @@ class Updates:
 def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place, ...]:
     """Return where `parameter` has to stay, of the `names` that it was found under.
 
-    FSDP takes its parameters out of their modules for each forward pass, and puts them back: those may come and go.
+    A distributed one may come and go: during an evaluation, and after it, FSDP's modules hold gathered ones.
     """
     sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
     return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
