@@ -452,7 +452,9 @@ def sparse_eta(name, optimizer, w):
 
 @pytest.mark.parametrize("name", SPARSE)
 @pytest.mark.parametrize("how", ["proximal", "decoupled"])
-def test_a_sparse_gradient_is_followed_by_a_charge_of_all_rows(name, how):
+@pytest.mark.parametrize("piece", [1 << 18, 5])
+def test_a_sparse_gradient_is_followed_by_a_charge_of_all_rows(monkeypatch, name, how, piece):
+    monkeypatch.setattr("shrinkage.apply.PIECE", piece)
     ours, hand = embedding(), embedding()
     optimizer, hand_optimizer = SPARSE[name](ours.parameters()), SPARSE[name](hand.parameters())
     Regularizer(ours, {"weight": L1(0.05)}, how=how).attach(optimizer)
