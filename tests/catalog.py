@@ -5,7 +5,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 from shrinkage import (
     L0,
@@ -331,4 +345,21 @@ OPTIMIZERS = [
     ),
     OptimizerCase("Adagrad", lambda p: Adagrad(p, lr=0.1)),
     OptimizerCase("Adagrad lr decay", lambda p: Adagrad(p, lr=0.1, lr_decay=1e-4)),
+    OptimizerCase("Adagrad fused", lambda p: Adagrad(p, lr=0.1, fused=True)),
+    OptimizerCase("NAdam", lambda p: NAdam(p, lr=0.02, momentum_decay=0.01), 800),
+    OptimizerCase("NAdam foreach", lambda p: NAdam(p, lr=0.02, foreach=True), 800),
+    OptimizerCase("RAdam", lambda p: RAdam(p, lr=0.02), 800),
+    OptimizerCase("RAdam foreach", lambda p: RAdam(p, lr=0.02, foreach=True), 800),
+    OptimizerCase("Adamax", lambda p: Adamax(p, lr=0.03), 1200),
+    OptimizerCase("Adamax foreach", lambda p: Adamax(p, lr=0.03, foreach=True), 1200),
+    OptimizerCase("Adadelta", lambda p: Adadelta(p, lr=0.3, eps=1e-3), 800),
+    OptimizerCase("Adadelta foreach", lambda p: Adadelta(p, lr=0.3, eps=1e-3, foreach=True), 800),
+    # `lambd` is an L2 penalty of its own, which the lasso does not have.
+    OptimizerCase("ASGD", lambda p: ASGD(p, lr=0.3, lambd=0.0), 800),
+    OptimizerCase("ASGD foreach", lambda p: ASGD(p, lr=0.3, lambd=0.0, foreach=True), 800),
+    # Its step does not shrink with the gradient: only the largest step size keeps it from jumping across the solution.
+    OptimizerCase("Rprop", lambda p: Rprop(p, lr=0.005, step_sizes=(1e-6, 0.01)), 800),
+    OptimizerCase("Rprop foreach", lambda p: Rprop(p, lr=0.005, step_sizes=(1e-6, 0.01), foreach=True), 800),
+    OptimizerCase("Adafactor", lambda p: Adafactor(p, lr=0.1, weight_decay=0.0), 1200),
+    OptimizerCase("Adafactor foreach", lambda p: Adafactor(p, lr=0.1, weight_decay=0.0, foreach=True), 1200),
 ]

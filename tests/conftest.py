@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 
 import shrinkage
-from shrinkage.declare import _registry
+from shrinkage.declarations import _registry
 
 expected = os.environ.get("SHRINKAGE_UNDER_TEST")
 if expected and Path(expected) != Path(shrinkage.__file__).parent:

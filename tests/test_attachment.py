@@ -486,12 +486,11 @@ def test_nothing_is_recorded_and_autocast_is_off():
     assert model[0].weight.requires_grad
 
 
-@pytest.mark.parametrize("how", ["gradient", "decoupled", "proximal"])
 @pytest.mark.parametrize("closure", [False, True])
-def test_a_sparse_gradient_is_refused_before_anything_changes(how, closure):
+def test_a_sparse_gradient_is_refused_before_anything_changes(closure):
     model = nn.Sequential(nn.Linear(3, 3), nn.Embedding(5, 3, sparse=True))
     optimizer = sgd(model.parameters())
-    regularizer = Regularizer(model, {"*.weight": L2(0.1)}, how=how).attach(optimizer)
+    regularizer = Regularizer(model, {"*.weight": L2(0.1)}, how="gradient").attach(optimizer)
 
     def backward():
         (model[0](torch.ones(3)).sum() + model[1](torch.tensor([1])).sum()).backward()
@@ -499,7 +498,9 @@ def test_a_sparse_gradient_is_refused_before_anything_changes(how, closure):
     if not closure:
         backward()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ParameterError, match=r"gradient of '1\.weight' of shape \(5, 3\) is sparse.*sparse=False"):
+    with pytest.raises(
+        ParameterError, match=r"gradient of '1\.weight' of shape \(5, 3\) is sparse.*proximal.*sparse=False"
+    ):
         optimizer.step(backward if closure else None)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(model[0].weight.grad, torch.ones(3, 3))
@@ -508,7 +509,7 @@ def test_a_sparse_gradient_is_refused_before_anything_changes(how, closure):
 
 def test_an_optimizer_without_a_metric_takes_the_other_ways():
     model = mlp()
-    optimizer = torch.optim.Adamax(model.parameters())
+    optimizer = torch.optim.Muon(weights(model))
     with pytest.raises(MetricError):
         Regularizer(model, L1(STRENGTH)).attach(optimizer)
     Regularizer(model, [Rule(L1(1.0), "0.weight", "gradient"), Rule(L1(1.0), "2.weight", "decoupled")]).attach(

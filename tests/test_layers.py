@@ -25,27 +25,33 @@ FLOORS = [
         "projections",
         "total_variation",
         "proximal_gradient",
+        "sums",
         "rounding",
     },
     {"penalties"},
-    {"parametrized", "select", "plan"},
+    {"parametrized", "flattened", "select", "sharding", "plan"},
     {
         "metric",
+        "metrics",
         "apply",
         "optimizers",
         "averages",
+        "gradients",
         "charge",
         "narrow",
+        "update",
         "attachment",
+        "declarations",
         "declare",
         "progress",
         "stationarity",
+        "steps",
         "regularizer",
     },
     {"threshold", "report"},
-    {"compat", "curves", "sets", "plots", "html", "cli", "demo"},
+    {"compat", "curves", "sets", "plots", "html", "cli", "demo", "integrations"},
 ]
-EXTRAS = {"jinja2", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "typer"}
+EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "transformers", "typer"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -345,7 +345,7 @@ MUTANTS = [
     Mutant("optimizers.py", "return depth == 2", "return False", "attachment"),
     Mutant("charge.py", "stack.enter_context(torch.autocast(device_type, enabled=False))", "pass", "attachment"),
     Mutant("attachment.py", "            check_gradients(charges)\n", "", "attachment"),
-    Mutant("declare.py", "_registry.add(self)", "_registry.additions += 1", "declare"),
+    Mutant("declarations.py", "_registry.add(self)", "_registry.additions += 1", "declare"),
     Mutant("declare.py", "or is_container(optimizer)", "", "declare"),
     Mutant("declare.py", "if each.concern(groups.keys())", "", "declare"),
     Mutant("declare.py", 'getattr(layer, "_orig_mod", layer)', "layer", "declare"),

@@ -3,7 +3,20 @@
 import pytest
 import torch
 from celer import Lasso as CelerLasso
-from torch.optim import SGD, Adagrad, Adam
+from torch.optim import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+    SparseAdam,
+)
 
 from catalog import OPTIMIZERS, OptimizerCase
 from problems import (
@@ -16,7 +29,7 @@ from problems import (
     digits_group_lasso,
     solve,
 )
-from shrinkage import L1, MCP, Blocks, Columns, ElasticNet, GroupLasso
+from shrinkage import L1, MCP, Blocks, Columns, ElasticNet, GroupLasso, Regularizer, Rows
 from shrinkage.duality import lasso_gap
 
 BUNDLED_LAMBDA_MAX = 2.148043575529
@@ -30,15 +43,36 @@ def test_lasso_is_scikit_learns(case):
     assert (found - problem.solution).abs().max() <= 1e-8
 
 
-@pytest.mark.parametrize("case", [c for c in OPTIMIZERS if c.name in {"SGD momentum", "Adam"}], ids=str)
+GROUP_OPTIMIZERS = [
+    OptimizerCase("SGD", lambda p: SGD(p, lr=0.4, momentum=0.9), 500),
+    OptimizerCase("Adam", lambda p: Adam(p, lr=0.03), 600),
+    OptimizerCase("RMSprop", lambda p: RMSprop(p, lr=0.05), 400),
+    OptimizerCase("Adagrad", lambda p: Adagrad(p, lr=1.0), 500),
+    OptimizerCase("NAdam", lambda p: NAdam(p, lr=0.03), 500),
+    OptimizerCase("RAdam", lambda p: RAdam(p, lr=0.05, betas=(0.9, 0.99)), 500),
+    OptimizerCase("Adamax", lambda p: Adamax(p, lr=0.1, betas=(0.9, 0.99)), 500),
+    OptimizerCase("Adadelta", lambda p: Adadelta(p, lr=2.0, eps=0.01), 400),
+    OptimizerCase("ASGD", lambda p: ASGD(p, lr=1.5, lambd=0.0), 400),
+    OptimizerCase("Adafactor", lambda p: Adafactor(p, lr=0.1, eps=(None, 1.0), weight_decay=0.0), 500),
+]
+
+
+@pytest.mark.parametrize("case", GROUP_OPTIMIZERS, ids=str)
 def test_group_lasso_is_scikit_learns(case):
-    problem = digits_group_lasso()
+    problem = digits_group_lasso(0.5)
     penalty = GroupLasso(problem.strength, Columns(), weigh_by_size=False)
     found = solve(problem, penalty, case.make, case.iterations)
-    zero = (found == 0).all(0)
-    assert int(zero.sum()) == 33
-    assert torch.equal(zero, (problem.solution == 0).all(0))
-    assert (found - problem.solution).abs().max() <= 1e-6
+    assert int((found == 0).all(0).sum()) == 44
+    assert_same(found, problem.solution)
+
+
+def test_rprop_finds_the_zero_groups_and_no_more():
+    """Its metric is step size / |g|, without bound where an element of a group has hardly a gradient."""
+    problem = digits_group_lasso()
+    penalty = GroupLasso(problem.strength, Columns(), weigh_by_size=False)
+    found = solve(problem, penalty, lambda p: Rprop(p, lr=0.005, step_sizes=(1e-6, 0.01)), 1000)
+    assert torch.equal((found == 0).all(0), (problem.solution == 0).all(0))
+    assert 1e-4 < (found - problem.solution).abs().max() < 0.02
 
 
 def assert_same(found, solution):
@@ -83,6 +117,42 @@ def test_the_first_feature_enters_at_the_largest_strength(case):
     assert below.nonzero()[:, 1].tolist() == [2]
     expected = 1e-4 * BUNDLED_LAMBDA_MAX * len(problem.x)  # the column has norm 1
     assert float(below[0, 2]) == pytest.approx(expected, rel=1e-6)
+
+
+SPARSE = [
+    (diabetes_lasso, OptimizerCase("SGD", lambda p: SGD(p, lr=0.3), 400)),
+    (diabetes_lasso, OptimizerCase("SGD momentum", lambda p: SGD(p, lr=0.1, momentum=0.8), 400)),
+    (diabetes_lasso, OptimizerCase("Adagrad", lambda p: Adagrad(p, lr=0.3), 400)),
+    (diabetes_lasso, OptimizerCase("SparseAdam", lambda p: SparseAdam(p, lr=0.03), 600)),
+    (lambda: digits_group_lasso(0.5), OptimizerCase("SGD, groups", lambda p: SGD(p, lr=2.0), 400)),
+    (lambda: digits_group_lasso(0.5), OptimizerCase("SparseAdam, groups", lambda p: SparseAdam(p, lr=0.03), 500)),
+]
+
+
+@pytest.mark.parametrize(("problem", "case"), SPARSE, ids=str)
+def test_rows_of_an_embedding_with_sparse_gradients_are_scikit_learns(problem, case):
+    problem = problem()
+    features, outputs = problem.solution.T.shape
+    table = torch.nn.Embedding(features, outputs, sparse=True, dtype=torch.float64)
+    torch.nn.init.zeros_(table.weight)
+    penalty = GroupLasso(problem.strength, Rows(), weigh_by_size=False)
+    optimizer = case.make(table.parameters())
+    Regularizer(table, {"weight": penalty}).attach(optimizer)
+    for _ in range(case.iterations):
+        optimizer.zero_grad()
+        problem.loss(lambda x: x @ table(torch.arange(features))).backward()
+        with torch.sparse.check_sparse_tensor_invariants():
+            optimizer.step()
+    found = table.weight.detach().T
+    assert torch.equal(found != 0, problem.solution != 0)
+    assert (found - problem.solution).abs().max() <= 1e-8
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_the_lambd_of_asgd_is_the_ridge_of_an_elastic_net(foreach):
+    problem = diabetes_elastic_net(1.0, 0.5)
+    found = solve(problem, L1(0.5), lambda p: ASGD(p, lr=0.3, lambd=0.5, alpha=0.3, foreach=foreach), 600)
+    assert_same(found, problem.solution)
 
 
 @pytest.mark.parametrize(

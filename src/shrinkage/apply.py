@@ -10,8 +10,8 @@ Large tensors are charged piece by piece, each small enough that its temporaries
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import singledispatch
-from typing import Any
+from functools import partial, singledispatch
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,32 +20,55 @@ from shrinkage.penalties import L2, Penalty
 from shrinkage.prox import wide
 from shrinkage.rounding import stochastic_round, stuck
 from shrinkage.schedules import fixed
+from shrinkage.sharding import (
+    Crossing,
+    gradient_across,
+    local,
+    local_gradient,
+    local_state,
+    piece_penalty,
+    prox_across,
+    together,
+)
 
 Number = float | Tensor
 State = Mapping[str, Any]
 PIECE = 1 << 18  # elements
 
 
-def pieces(penalty: Penalty, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield views of `tensors`, which have one shape, cut alike where `penalty` charges each piece by itself."""
+def pieces(penalty: Penalty, *tensors: Tensor) -> Iterator[tuple[Penalty, tuple[Tensor, ...]]]:
+    """Yield views of `tensors`, which have one shape, cut alike where `penalty` charges each piece by itself.
+
+    Each comes with the penalty of the piece.
+    """
     first, *_ = tensors
-    # What is written into a slice of a distributed tensor is lost, and a device other than a CPU has no such cache.
+    # What is written into a slice of another kind of tensor may be lost; a device other than a CPU has no such cache.
     may_cut = first.numel() > PIECE and type(first) is Tensor and first.device.type == "cpu"
-    dim = penalty.cut(first.shape) if may_cut else None
+    # The first dimension that is long enough for many pieces.
+    dims = penalty.cuts(first.shape) if may_cut else ()
+    dim = max(dims, key=lambda dim: min(first.shape[dim], 64), default=None)
     if dim is None:
-        yield tensors
-    else:
-        length = max(PIECE * first.shape[dim] // first.numel(), 1)
-        yield from zip(*(torch.split(tensor, length, dim) for tensor in tensors), strict=True)
+        yield penalty, tensors
+        return
+    length = max(PIECE * first.shape[dim] // first.numel(), 1)
+    for start in range(0, first.shape[dim], length):
+        take = partial(piece_of, dim=dim, start=start, length=min(length, first.shape[dim] - start))
+        yield penalty.with_tensors(take), tuple(map(take, tensors))
+
+
+def piece_of(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Return a view of `length` indices of dimension `dim`."""
+    return tensor.narrow(dim, start, length)
 
 
 def add_gradient_(penalty: Penalty, parameter: nn.Parameter, factor: Number) -> None:
     """Add `factor` times the penalty's derivative to the gradient of `parameter`."""
-    if parameter.grad is None:
+    gradient = local_gradient(parameter)
+    if gradient is None:
         return
-    for grad, w in pieces(penalty, parameter.grad, parameter.detach()):
+    for charge, (grad, w) in pieces(piece_penalty(penalty, parameter), gradient, local(parameter.detach())):
         widened = wide(grad)
-        add_derivative_(penalty, widened, wide(w).to(widened.dtype), factor)
+        add_derivative_(charge, widened, wide(w).to(widened.dtype), factor)
         if widened is not grad:
             grad.copy_(widened)
 
@@ -66,9 +89,9 @@ def _(penalty: L2, grad: Tensor, w: Tensor, factor: Number) -> None:
 
 def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number, generator: torch.Generator | None = None) -> None:
     """Move `parameter` by -step * R'(w): the decoupled form of a smooth penalty."""
-    for (w,) in pieces(penalty, parameter.detach()):
+    for charge, (w,) in pieces(piece_penalty(penalty, parameter), local(parameter.detach())):
         widened = wide(w)
-        decay_by_derivative_(penalty, widened, step)
+        decay_by_derivative_(charge, widened, step)
         if widened is not w:
             write_(w, widened, generator)
 
@@ -86,10 +109,12 @@ def _(penalty: L2, w: Tensor, step: Number) -> None:
 
 def prox_(
     penalty: Penalty,
-    parameter: nn.Parameter,
+    parameter: Tensor,
     state: State,
     step: Callable[[State, Tensor], Number],
     generator: torch.Generator | None = None,
+    *,
+    elementwise: bool = True,
 ) -> None:
     """Move `parameter` to the penalty's proximal point.
 
@@ -100,15 +125,50 @@ def prox_(
         step: the step of the proximal operator, a number or shaped like its second argument, which is a piece of the
             parameter; the first is the state of that piece.
         generator: rounds stochastically to bfloat16 and float16; None rounds to the nearest number.
+        elementwise: whether `step` of an element follows from the state of that element, so that pieces can be cut.
     """
-    w = parameter.detach()
-    if w.numel() <= PIECE or not cuts(state, w):
+    w, state, penalty = local(parameter.detach()), local_state(state), piece_penalty(penalty, parameter)
+    if w.numel() == 0:
+        return
+    if w.numel() <= PIECE or not (elementwise and cuts(state, w)):
         write_(w, penalty.prox(wide(w), step(state, w)), generator)
         return
-    shaped = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == w.shape}
-    for piece, *cut in pieces(penalty, w, *shaped.values()):
-        moved = penalty.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_sparse}
+    shaped = {name: value for name, value in tensors.items() if value.shape == w.shape}
+    for charge, (piece, *cut) in pieces(penalty, w, *shaped.values()):
+        moved = charge.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
         write_(piece, moved, generator)
+
+
+class Move(NamedTuple):
+    """One parameter whose groups cross machines, and its place in a step.
+
+    `factor` is what its derivative is multiplied by, or the step of its prox: a number, or shaped like the piece here.
+    """
+
+    penalty: Penalty
+    parameter: nn.Parameter
+    factor: Number
+    crossing: Crossing
+    generator: torch.Generator | None = None
+
+
+def add_gradients_across_(moves: Sequence[Move], *, to_weights: bool = False) -> None:
+    """Add `factor` times the penalty's derivative to each gradient, or to the weights themselves."""
+    computations = [gradient_across(move.penalty, move.parameter.detach(), move.crossing) for move in moves]
+    for move, slope in zip(moves, together(computations, [move.crossing for move in moves]), strict=True):
+        gradient = local_gradient(move.parameter)
+        if gradient is not None:
+            target = local(move.parameter.detach()) if to_weights else gradient
+            write_(target, wide(target) + move.factor * slope, move.generator if to_weights else None)
+
+
+def prox_across_(moves: Sequence[Move]) -> None:
+    """Move each parameter that has a gradient on this machine to the penalty's proximal point."""
+    computations = [prox_across(move.penalty, move.parameter.detach(), move.factor, move.crossing) for move in moves]
+    for move, moved in zip(moves, together(computations, [move.crossing for move in moves]), strict=True):
+        if move.parameter.grad is not None:
+            write_(local(move.parameter.detach()), moved, move.generator)
 
 
 def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
@@ -125,10 +185,15 @@ def stuck_share(
     return float(stuck(w, penalty.prox(widened, size) if prox else widened - size * penalty.gradient(widened)))
 
 
-def restore_(parameter: nn.Parameter, mask: Tensor, penalty: Penalty) -> None:
+def follow_(parameter: nn.Parameter, moved: Tensor, share: Number) -> None:
+    """Move `parameter` by a share of what was `moved`."""
+    parameter.detach().add_(moved * share)
+
+
+def restore_(parameter: Tensor, mask: Tensor, penalty: Penalty) -> None:
     """Set `parameter` to the penalty's origin where `mask` is true."""
-    w = parameter.detach()
-    w.copy_(torch.where(mask, penalty.origin(w), w))
+    w = local(parameter.detach())
+    w.copy_(torch.where(mask, piece_penalty(penalty, parameter).origin(w), w))
 
 
 @contextmanager

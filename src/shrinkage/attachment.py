@@ -1,14 +1,13 @@
-"""One optimizer and the parameters charged in it: what happens around each of its steps.
+"""One optimizer and the parameters charged in it: when something happens around each of its steps.
 
-Order within one update: the user's loop unscales and clips; then penalty gradients, decoupled decay, the optimizer,
-and the proximal operators. What the hooks take care of:
+What happens is in `update.py`. What the hooks take care of:
 
 * a step with a closure computes its gradients inside, so the penalty's are added inside too, and its value to the loss
   that the closure returns (a line search needs it);
-* a fused optimizer unscales and skips in its own kernel, so its gradients still carry the loss scale, and its hooks run
-  on an overflow too: thresholds are then multiplied by 0, on the device;
 * an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
 * a step that raised never reached its second hook: the next first hook starts afresh;
+* a penalty is in `.grad` during the step only, so that stepping twice on the same gradients charges as torch's
+  `weight_decay` does;
 * trainers replace parameters and parameter groups: both are looked up again when they changed, in the optimizer or in
   the model.
 """
@@ -22,26 +21,27 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from shrinkage.apply import Number, State, add_gradient_, decay_, prox_, restore_
+from shrinkage.apply import Number
 from shrinkage.averages import Averages, decides
 from shrinkage.charge import (
     Charge,
     Updates,
     at_update,
+    check_added_once,
     check_gradients,
     check_kept,
-    sum_of,
-    unless,
-    without_autograd_or_autocast,
 )
-from shrinkage.errors import AttachmentError, MetricError
-from shrinkage.metric import Metric, metric_of
+from shrinkage.errors import AttachmentError
+from shrinkage.gradients import Gradients
+from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.narrow import Rounding
-from shrinkage.optimizers import overflow_of, runs_inside_own_step
-from shrinkage.penalties import Penalty
-from shrinkage.prox import wide
+from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step, sign_of
+from shrinkage.sharding import crossing_of, is_spread, local, local_state
+from shrinkage.steps import noted_of, state_of, step_of
+from shrinkage.update import Update
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -65,12 +65,12 @@ class Attachment:
         self.updates = Updates()
         self.averages = averages
         self._rounding = rounding or Rounding()
+        self._gradients = Gradients()
         self._resolve = resolve
         self._charges: Sequence[Charge] = ()
-        self._penalties: Sequence[Penalty] = ()  # those of the charges, with the strengths of this update
         self._metric: Metric | None = None
-        self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so in this step
         self._seen: list[list[Tensor]] | None = None
+        self._update: Update | None = None  # the one that is under way
         self._depth = 0
 
     def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
@@ -78,13 +78,15 @@ class Attachment:
         current = [group["params"] for group in optimizer.param_groups]
         stale = any(charge.stale for charge in self._charges)
         if stale or self._seen is None or not same_objects(current, self._seen):
-            charges = self._resolve(optimizer)
+            charges = [located(charge) for charge in self._resolve(optimizer)]
             check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
-            self._metric = metric_of(optimizer) if proximal else None
-            self._charges, self._penalties = charges, [charge.penalty for charge in charges]
+            self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
+            self._charges = charges
             self._seen = [list(parameters) for parameters in current]
+            if self.averages is not None:
+                self.averages.keep(averaged(charges))
         return self._charges
 
     def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
@@ -97,11 +99,10 @@ class Attachment:
                     f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
                     f"that is attached to this {type(optimizer).__name__}; detach() that one first"
                 )
-            if charge.how == "decoupled" and "lr" not in optimizer.param_groups[charge.group]:
-                raise MetricError(
-                    f'how="decoupled" multiplies by the learning rate, but the group of {charge.name!r} in this '
-                    f"{type(optimizer).__name__} has no 'lr'; choose how=\"gradient\" or register_metric(...)"
-                )
+            if charge.how == "decoupled":
+                check_decoupled(charge.name, charge.penalty.smooth, optimizer, optimizer.param_groups[charge.group])
+            if charge.how != "gradient":
+                check_spread(charge.name, charge.parameter, optimizer, crossing=charge.crossing is not None)
 
     def forget(self) -> None:
         """Look everything up again before the next step."""
@@ -113,17 +114,17 @@ class Attachment:
             self._depth += 1
             return None
         self._depth = 1
-        self._held = {}
+        self._end_step()  # the last one may have raised
         charges = self.charges(optimizer)
         if not charges:
             return None
-        self._set_strengths()
+        update = self._update = self._started(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             check_gradients(charges)
-            self._apply_before(optimizer)
+            update.before()
             return None
-        charged = self._charged_closure(optimizer, closure)
+        charged = self._charged_closure(update, closure)
         if len(args) > 1:
             return (args[0], charged, *args[2:]), kwargs
         return args, {**kwargs, "closure": charged}
@@ -131,106 +132,84 @@ class Attachment:
     def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
         """Apply proximal operators and count the update; the last hook of a step."""
         self._depth = max(self._depth - 1, 0)
-        if self._depth or self._seen is None:
+        if self._depth or self._update is None:
             return
-        overflow = overflow_of(optimizer)
-        acting = self._acting(lambda charge: not charge.before)
-        if acting:
-            with without_autograd_or_autocast(self._charges):
-                for charge, penalty in acting:
-                    step = self._step(charge, optimizer, overflow)
-                    state = optimizer.state.get(charge.parameter, {})
-                    generator = self._rounding.generator(charge, penalty, state, step, self.updates.steps)
-                    prox_(penalty, charge.parameter, state, step, generator)
-                    if charge.name in self._held:
-                        restore_(charge.parameter, self._held.pop(charge.name), penalty)
-        self.updates.record(overflow)
+        self._update.after()
+        # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
+        if any(parameter.grad is not None or is_spread(parameter) for parameter in parameters_of(optimizer)):
+            self.updates.record(overflow_of(optimizer))
+        if self.averages is not None:
+            self.averages.commit()
+        self._end_step()
 
-    def _acting(self, chosen: Callable[[Charge], bool]) -> list[tuple[Charge, Penalty]]:
-        """Return the `chosen` charges whose parameters have a gradient, with their penalties at this update."""
-        pairs = zip(self._charges, self._penalties, strict=True)
-        return [(charge, penalty) for charge, penalty in pairs if chosen(charge) and charge.parameter.grad is not None]
+    def _end_step(self) -> None:
+        """Leave nothing behind that belongs to one step only."""
+        self._gradients.restore()
+        self._update = None
+        if self.averages is not None:
+            self.averages.discard()
 
-    def _set_strengths(self) -> None:
-        """Evaluate the schedules of this update, before anything is changed."""
+    def _started(self, optimizer: Optimizer) -> Update:
+        """Return the update of the next step, its schedules evaluated, before anything is changed."""
+        charged = [(charge, charge.penalty) for charge in self._charges]
         if any(charge.penalty.scheduled for charge in self._charges):
-            update = self.updates.count()
-            self._penalties = [at_update(charge, update) for charge in self._charges]
+            count = self.updates.count()
+            charged = [(charge, at_update(charge, count)) for charge in self._charges]
+        steps = self.updates.steps
+        return Update(optimizer, charged, self._metric, self._gradients, self.averages, self._rounding, steps)
 
-    def _charged_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _charged_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
         first = True
 
         @functools.wraps(closure)
         def charged() -> Any:
             nonlocal first
+            self._gradients.restore()  # those of the last call, to which a closure may add
             loss = closure()
             check_gradients(self._charges)
-            self._apply_before(optimizer, first=first)
+            update.before(first=first)
             first = False
-            in_gradient = self._acting(lambda charge: charge.how == "gradient")
-            return loss + self._value(in_gradient) if loss is not None and in_gradient else loss
+            value = None if loss is None else update.value()
+            return loss if value is None else loss + value
 
         return charged
 
-    def _apply_before(self, optimizer: Optimizer, *, first: bool = True) -> None:
-        """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
-        if first and self.averages is not None:
-            self._hold_zeros(optimizer, self.averages)
-        acting = self._acting(lambda charge: charge.before)
-        if not acting:
-            return
-        scale = getattr(optimizer, "grad_scale", None)
-        overflow = overflow_of(optimizer)
-        with without_autograd_or_autocast(self._charges):
-            for charge, penalty in acting:
-                group = optimizer.param_groups[charge.group]
-                if charge.how == "gradient":
-                    sign = -1.0 if group.get("maximize") else 1.0
-                    add_gradient_(penalty, charge.parameter, sign if scale is None else sign * scale)
-                elif first:
-                    step = self._step(charge, optimizer, overflow)
-                    generator = self._rounding.generator(charge, penalty, {}, step, self.updates.steps)
-                    decay_(penalty, charge.parameter, step({}, charge.parameter), generator)
+    def add_gradients(self, optimizer: Optimizer) -> None:
+        """Add the gradients of the penalties now, and let the next step leave them as they are then."""
+        self._started(optimizer).add_early()
 
-    def _hold_zeros(self, optimizer: Optimizer, averages: Averages) -> None:
-        """Average the gradients of the data, and note the zeros for which the average is stationary."""
-        scale, overflow = getattr(optimizer, "grad_scale", None), overflow_of(optimizer)
-        with without_autograd_or_autocast(self._charges):
-            for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
-                sign = -1.0 if optimizer.param_groups[charge.group].get("maximize") else 1.0
-                grad = charge.parameter.grad
-                if grad is not None:
-                    unscaled = wide(grad) * (sign if scale is None else sign / scale)
-                    average = averages.update(charge.name, unscaled, overflow)
-                    self._held[charge.name] = penalty.stays(wide(charge.parameter.detach()), average)
+    def check_addition(self, optimizer: Optimizer) -> None:
+        """Raise if the gradients can not take the penalties now."""
+        charges = self.charges(optimizer)
+        check_gradients(charges)
+        check_added_once(charge for charge in charges if self._gradients.holds(charge.name, charge.parameter))
 
     def steps(self, optimizer: Optimizer) -> dict[str, Number]:
         """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
         for charge in self.charges(optimizer) if self.updates.steps else ():
-            state = optimizer.state.get(charge.parameter, {})
+            state = local_state(state_of(charge, optimizer, noted_of(charge, self._metric, optimizer)))
+            step = step_of(charge, self._metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
-                found[charge.name] = self._step(charge, optimizer, None)(state, charge.parameter.detach())
+                found[charge.name] = step(state, local(charge.parameter.detach()))
         return found
 
     def maximized(self, optimizer: Optimizer) -> set[str]:
         """Return the names of the charged parameters for which `optimizer` climbs."""
-        groups = optimizer.param_groups
-        return {charge.name for charge in self.charges(optimizer) if groups[charge.group].get("maximize")}
+        return {charge.name for charge in self.charges(optimizer) if sign_of(optimizer, charge.group) < 0}
 
-    def _value(self, acting: Sequence[tuple[Charge, Penalty]]) -> Tensor:
-        """Return the value of the penalties that are `acting`, at least one."""
-        with without_autograd_or_autocast(self._charges):
-            return sum_of([penalty.value(wide(charge.parameter.detach())) for charge, penalty in acting])
 
-    def _step(self, charge: Charge, optimizer: Optimizer, overflow: Tensor | None) -> Callable[[State, Tensor], Number]:
-        """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
-        group = optimizer.param_groups[charge.group]
-        metric = self._metric
-        if charge.how == "decoupled" or metric is None:
-            return lambda state, w: unless(overflow, group["lr"])
-        return lambda state, w: unless(overflow, metric(group, state, w))
+def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:
+    """Return the parameters whose averaged gradients decide about their zeros, by name."""
+    return {charge.name: charge.parameter for charge in charges if decides(charge.penalty, charge.how)}
+
+
+def located(charge: Charge) -> Charge:
+    """Return `charge` with how its groups cross machines."""
+    if is_lazy(charge.parameter):
+        return charge
+    return charge._replace(crossing=crossing_of(charge.penalty, charge.parameter))
 
 
 def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

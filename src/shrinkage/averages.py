@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from shrinkage.groups import at_least_float32
 from shrinkage.penalties import Penalty
+from shrinkage.sharding import local, spread
 
 
 class Average(NamedTuple):
@@ -33,24 +35,54 @@ class Averages:
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self._averages: dict[str, Average] = {}
+        self._next: dict[str, Average] = {}
+
+    def keep(self, weights: Mapping[str, Tensor]) -> None:
+        """Average the gradients of these parameters, by name, and of no others; their averages are saved from now on.
+
+        A state_dict that is loaded in place, as distributed checkpoints are, finds them before the first step too.
+        """
+        self._averages = {
+            name: self._averages.get(name) or nothing_averaged(w)
+            for name, w in weights.items()
+            if name in self._averages or not is_lazy(w)
+        }
+
+    def check_complete(self, averages: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if `averages` are of some of these parameters only."""
+        missing = sorted(self._averages.keys() - averages.keys())
+        if averages and missing:
+            raise ValueError(
+                f"the state holds averaged gradients of {sorted(averages)} and none of {missing}: the process that "
+                "saved it does not step those (ZeroRedundancyOptimizer); save and load Regularizer.state_dict() in "
+                "every process"
+            )
 
     def update(self, name: str, grad: Tensor, overflow: Tensor | None = None) -> Tensor:
-        """Take in one gradient, unless `overflow` is 1, and return the average: the sum over the sum of weights.
+        """Return the average with one more gradient in it, unless `overflow` is 1: the sum over the sum of weights.
 
-        It is 0 before the first gradient that counts.
+        It is 0 before the first gradient that counts. What is taken in stays only if `commit` follows.
         """
-        grad = grad.to(at_least_float32(grad.dtype))
-        if name not in self._averages:
-            self._averages[name] = Average(torch.zeros_like(grad), grad.new_zeros(()))
-        total, weight = self._averages[name]
-        total, weight = total.to(grad), weight.to(grad)
+        like, grad = grad, local(grad).to(at_least_float32(grad.dtype))
+        total, weight = self._averages.get(name) or nothing_averaged(like)
+        total, weight = local(total).to(grad), weight.to(grad)
         next_total = total.lerp(grad, 1 - self.decay)
         next_weight = weight.lerp(torch.ones_like(weight), 1 - self.decay)
         if overflow is not None:  # the gradient is then infinite or NaN
             next_total = torch.where(overflow > 0, total, next_total)
             next_weight = torch.where(overflow > 0, weight, next_weight)
-        self._averages[name] = Average(next_total, next_weight)
-        return next_total / next_weight.clamp_min(torch.finfo(next_weight.dtype).tiny)
+        self._next[name] = Average(spread(next_total, like), next_weight)
+        average: Tensor = spread(next_total / next_weight.clamp_min(torch.finfo(next_weight.dtype).tiny), like)
+        return average
+
+    def commit(self) -> None:
+        """Keep what was taken in: the update has happened."""
+        self._averages |= self._next
+        self._next = {}
+
+    def discard(self) -> None:
+        """Forget what was taken in for an update that did not happen."""
+        self._next = {}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the averages as tensors."""
@@ -59,6 +91,13 @@ class Averages:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from `state_dict`."""
         self._averages = {name: Average(**average) for name, average in state.items()}
+
+
+def nothing_averaged(like: Tensor) -> Average:
+    """Return the average of no gradient, of a parameter or gradient of the shape of `like`."""
+    piece = local(like.detach())
+    zeros = torch.zeros_like(piece, dtype=at_least_float32(piece.dtype), memory_format=torch.contiguous_format)
+    return Average(spread(zeros, like.detach()), zeros.new_zeros(()))
 
 
 def check_decay(entry: float | None) -> None:

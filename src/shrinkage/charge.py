@@ -1,7 +1,6 @@
 """What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,10 +13,13 @@ from torch.optim import Optimizer
 
 from shrinkage.apply import Number
 from shrinkage.errors import AttachmentError, ParameterError, SelectionError
-from shrinkage.optimizers import group_indices
+from shrinkage.flattened import check_piece, check_stepped, is_piece
+from shrinkage.optimizers import group_indices, stepped
 from shrinkage.penalties import Penalty
-from shrinkage.plan import How, Plan, check_shape
+from shrinkage.plan import Entry, How, Plan, check_shape
+from shrinkage.prox import wide
 from shrinkage.select import NamedParameter, check_not_computed, named_parameters
+from shrinkage.sharding import Crossing, put_shards_back, whole, whole_penalty
 
 
 class Place(NamedTuple):
@@ -35,7 +37,8 @@ class Place(NamedTuple):
 class Charge(NamedTuple):
     """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group.
 
-    `places` are where it was found, `lazy` whether it had no shape yet then.
+    `places` are where it was found, `lazy` whether it had no shape yet then. `crossing` tells how its groups cross
+    machines; None if each machine can charge its piece by itself.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Charge(NamedTuple):
     group: int
     places: tuple[Place, ...] = ()
     lazy: bool = False
+    crossing: Crossing | None = None
 
     @property
     def stale(self) -> bool:
@@ -58,6 +62,11 @@ class Charge(NamedTuple):
     def before(self) -> bool:
         """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
         return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this machine has a part in the charge: it has a gradient, or others wait for its sums."""
+        return self.parameter.grad is not None or self.crossing is not None
 
 
 @dataclass
@@ -83,19 +92,23 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
 
     A distributed one may come and go: during an evaluation, and after it, FSDP's modules hold gathered ones.
     """
-    plain = type(parameter) in (nn.Parameter, UninitializedParameter)
-    return tuple(Place(ref(name.module), name.attribute) for name in names) if plain else ()
+    sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
+    return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
 
 
-def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer) -> list[Charge]:
+def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> list[Charge]:
     """Return what `plan` charges in `optimizer`, found by names in the model as it is now.
 
-    Names that were tied when the plan was made may have come apart, and others may have been tied since.
+    Names that were tied when the plan was made may have come apart, and others may have been tied since. The optimizer
+    is one of those that do the work of the `given` one: it may step none of them, but together they have to.
     """
     put_shards_back(model)
     held = {candidate.name: candidate for candidate in named_parameters(model)}
+    for name, candidate in held.items():
+        check_stepped(name, candidate.parameter)
     groups = group_indices(optimizer)
     charges: dict[int, Charge] = {}
+    ids: set[int] = set()
     for entry in plan:
         found = [held[name] for name in (entry.name, *entry.aliases) if name in held]
         if not found:
@@ -106,32 +119,28 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer) -> list[Charg
         for candidate in found:
             check_not_computed(candidate)
             parameter = candidate.parameter
-            if parameter is None or id(parameter) not in groups:
-                continue
-            lazy = is_lazy(parameter)
-            if not lazy:
-                check_shape(candidate.name, parameter.shape, entry.penalty)
-            penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
-            places = places_of([candidate], parameter)
-            charge = Charge(candidate.name, penalty, entry.how, parameter, groups[id(parameter)], places, lazy)
-            charges[id(parameter)] = merged(charges.get(id(parameter), charge), charge)
-    if not charges:
+            ids.add(id(parameter))
+            if parameter is not None and id(parameter) in groups:
+                charge = charge_of(entry, candidate, parameter, groups[id(parameter)])
+                charges[id(parameter)] = merged(charges.get(id(parameter), charge), charge)
+    if not charges and stepped(given).isdisjoint(ids):
         names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in plan.entries[:3])
         raise AttachmentError(
-            f"this {type(optimizer).__name__} holds none of the {len(plan)} charged parameters ({names} ...); "
+            f"this {type(given).__name__} holds none of the {len(plan)} charged parameters ({names} ...); "
             "make it from the parameters of the same model, after whatever replaced them"
         )
     return list(charges.values())
 
 
-def put_shards_back(model: nn.Module) -> None:
-    """Let FSDP's modules hold their shards, which an evaluation leaves gathered: the optimizer has the shards."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported here: it takes long, and is seldom needed
-    if fsdp is None:
-        return
-    for module in model.modules():
-        if isinstance(module, fsdp.FSDPModule):
-            module.reshard()
+def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> Charge:
+    """Return the charge of one parameter, found under one name, in one group of an optimizer."""
+    check_piece(candidate.name, parameter, entry.penalty)
+    lazy = is_lazy(parameter)
+    if not lazy:
+        check_shape(candidate.name, parameter.shape, entry.penalty)
+    penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
+    places = places_of([candidate], parameter)
+    return Charge(candidate.name, penalty, entry.how, parameter, group, places, lazy)
 
 
 def merged(one: Charge, other: Charge) -> Charge:
@@ -166,20 +175,59 @@ def at_update(charge: Charge, update: int) -> Penalty:
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:
-    """Raise `ParameterError` if a gradient is sparse, before anything is changed."""
+    """Raise `ParameterError` if a penalty is to be added to a sparse gradient, or a parameter was flattened."""
     for charge in charges:
         name, parameter = charge.name, charge.parameter
+        check_piece(name, parameter, charge.penalty)
+        if charge.how != "gradient":
+            continue
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
-                "rows that a batch touched, while a penalty charges all of them; build the layer with sparse=False, "
-                f"or leave it alone with {{{name!r}: None}}"
+                "rows that a batch touched, and a penalty in the gradient charges all of them; choose "
+                'how="proximal" or how="decoupled", which charge all rows after the step, or build the layer with '
+                "sparse=False"
             )
+
+
+def check_added_once(added: Iterable[Charge]) -> None:
+    """Raise `AttachmentError` if there is a gradient to which its penalty was added already."""
+    for charge in added:
+        raise AttachmentError(
+            f"add_gradients_() has been called on this gradient of {charge.name!r} of shape "
+            f"{tuple(charge.parameter.shape)} already; call it once per update, after the last backward(). After a "
+            "step that was left out, optimizer.zero_grad(set_to_none=True) makes new gradients"
+        )
+
+
+def check_unscaled(added: Iterable[Charge]) -> None:
+    """Raise `AttachmentError` if there is a gradient that still carries the loss scale, but its penalty does not."""
+    for charge in added:
+        raise AttachmentError(
+            f"add_gradients_() has been called on the gradient of {charge.name!r} of shape "
+            f"{tuple(charge.parameter.shape)} while it was multiplied by the loss scale; call "
+            "scaler.unscale_(optimizer) before it"
+        )
+
+
+def dense(grad: Tensor) -> Tensor:
+    """Return `grad` with the rows that a sparse gradient leaves out, which are 0."""
+    return grad.to_dense() if grad.is_sparse else grad
 
 
 def unless(overflow: Tensor | None, step: Number) -> Number:
     """Return `step`, or 0 if the update is skipped."""
-    return step if overflow is None else step * (1 - overflow)
+    if overflow is None:
+        return step
+    happens = 1 - overflow
+    # A number has double precision, and thresholds that are rounded otherwise are others.
+    return step * (happens if isinstance(step, Tensor) or happens.device.type == "mps" else happens.double())
+
+
+def value_of(penalty: Penalty, parameter: Tensor) -> Tensor:
+    """Return the value of `penalty` at a parameter, of which this machine may hold only a piece."""
+    value = whole_penalty(penalty).value(wide(whole(parameter.detach())))
+    return value
 
 
 def sum_of(values: Sequence[Tensor]) -> Tensor:
@@ -188,9 +236,11 @@ def sum_of(values: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def without_autograd_or_autocast(charges: Sequence[Charge]) -> Iterator[None]:
+def without_autograd_or_autocast(charges: Iterable[Charge]) -> Iterator[None]:
     """Hold a context in which nothing is recorded and every operation runs in the type of its operands."""
     with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # its tensors do not count how often they are written
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for device_type in {charge.parameter.device.type for charge in charges}:
             if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):

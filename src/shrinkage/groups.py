@@ -20,11 +20,12 @@ from shrinkage.errors import GroupError
 class Layout:
     """How a tensor falls into groups: its shape with some dimensions split, and those that tell groups apart.
 
-    At least one dimension of `shape` runs within a group.
+    At least one dimension of `shape` runs within a group. `split` names the dimensions of the tensor that are split.
     """
 
     shape: tuple[int, ...]
     between: tuple[int, ...]
+    split: tuple[int, ...] = ()
 
     @property
     def within(self) -> tuple[int, ...]:
@@ -84,13 +85,13 @@ class Groups(ABC):
         permuted = matrix.reshape(tuple(layout.shape[dim] for dim in order))
         return permuted.permute(back).reshape(tuple(shape))
 
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Return a dimension along which a tensor of `shape` may be cut without cutting a group.
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the dimensions along which a tensor of `shape` may be cut without cutting a group.
 
-        None if there is one group, or groups are counted as `Heads` are, which a piece has fewer of.
+        None if groups are counted as `Heads` are, which a piece has fewer of.
         """
         layout = self.layout(shape)
-        return layout.between[0] if layout.between and layout.shape == tuple(shape) else None
+        return () if layout.split else layout.between
 
     def spread(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """Return one value per group, shape `(groups,)`, as a tensor of `shape` that holds it in each element.
@@ -178,7 +179,7 @@ class Heads(Groups):
                 f"got {size} in shape {tuple(shape)}"
             )
         split = (*shape[: self.dim], self.count, size // self.count, *shape[self.dim + 1 :])
-        return Layout(split, (self.dim,))
+        return Layout(split, (self.dim,), (self.dim,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ class Blocks(Groups):
                 f"got shape {tuple(shape)}"
             )
         split = (height // self.rows, self.rows, width // self.columns, self.columns, *rest)
-        return Layout(split, (0, 2))
+        return Layout(split, (0, 2), (0, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,109 +1,135 @@
-"""Which metric did this optimizer step in? One function per optimizer class.
+"""Which metric did this optimizer step in? A table of the optimizers whose metric is known, open to registration.
 
-Where the loss has gradient g and the iteration has come to rest, an update moves a weight by -eta * g. That eta, a
-number or one per element, is the optimizer's metric: the step that a proximal operator has to use for the optimizer to
-rest where loss + penalty is stationary, and nowhere else.
-
-* momentum b <- mu b + (1 - d) g rests at b = g (1 - d) / (1 - mu), so eta = lr (1 - d) / (1 - mu);
-* Adam's bias correction of the first moment belongs to its estimate of g, that of the second to the metric:
-  eta = lr / (sqrt(v_hat) + eps);
-* an element whose second moment is exactly 0 never had a gradient; it takes eta = lr, not lr / eps, which would throw
-  out at the first step what the data has not reached yet.
-
-Reference: Yun, Lozano and Yang (2021), "Adaptive proximal gradient methods for structured neural networks", alg. 1.
+What a metric is, and the formulas of torch's own optimizers, stand in `metrics.py`.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
 
-import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import (
+    ASGD,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Muon,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+    SparseAdam,
+)
 
 from shrinkage.errors import MetricError
-from shrinkage.groups import at_least_float32
+from shrinkage.metrics import (
+    Group,
+    Number,
+    State,
+    adadelta_before,
+    adadelta_metric,
+    adafactor_before,
+    adafactor_metric,
+    adagrad_metric,
+    adam_metric,
+    adamax_metric,
+    asgd_before,
+    asgd_metric,
+    nadam_metric,
+    radam_metric,
+    rmsprop_metric,
+    rprop_metric,
+    sgd_metric,
+    sparse_adam_metric,
+)
+from shrinkage.sharding import is_spread
 
-Number = float | Tensor
-Metric = Callable[[Mapping[str, Any], Mapping[str, Any], Tensor], Number]
-
-
-def sgd_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor) -> Number:
-    """lr (1 - dampening) / (1 - momentum); Nesterov's momentum rests at the same point."""
-    lr: Number = group["lr"]
-    if group["momentum"] == 0:
-        return lr
-    rest: float = (1 - group["dampening"]) / (1 - group["momentum"])
-    return lr * rest
-
-
-def adam_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor) -> Number:
-    """lr / (sqrt(v_hat) + eps), v_hat the bias-corrected second moment, or its running maximum (amsgrad)."""
-    second_moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-    beta2 = group["betas"][1]
-    correction = 1 - beta2 ** updates(state["step"], second_moment)
-    return adaptive_step(group["lr"], second_moment, group["eps"], correction)
-
-
-def rmsprop_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor) -> Number:
-    """lr / (1 - momentum) / (sqrt(v) + eps), v the second moment, or the variance (centered)."""
-    second_moment = state["square_avg"]
-    lr = group["lr"] / (1 - group["momentum"]) if group["momentum"] > 0 else group["lr"]
-    step = adaptive_step(lr, second_moment, group["eps"])
-    if not group["centered"]:
-        return step
-    variance = second_moment.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
-    centered = lr / (variance.to(at_least_float32(variance.dtype)).sqrt() + group["eps"])
-    return torch.where(second_moment == 0, step, centered)
+Eta = Callable[[Group, State, Tensor], Number]
+Before = Callable[[Group, State, Tensor], State]
+Iterate = Callable[[Group, State, Tensor], tuple[Tensor, Number]]
 
 
-def adagrad_metric(group: Mapping[str, Any], state: Mapping[str, Any], w: Tensor) -> Number:
-    """lr / (1 + (t - 1) lr_decay) / (sqrt(sum of squared gradients) + eps)."""
-    lr = group["lr"]
-    if group["lr_decay"]:
-        lr = lr / (1 + (updates(state["step"], state["sum"]) - 1) * group["lr_decay"])
-    return adaptive_step(lr, state["sum"], group["eps"])
+@dataclass(frozen=True)
+class Metric:
+    """How an optimizer turns a gradient into a move; see `register_metric` for the functions."""
 
-
-def adaptive_step(lr: Number, second_moment: Tensor, eps: float, correction: Number = 1.0) -> Tensor:
-    """Return lr / (sqrt(second_moment / correction) + eps), and lr where the second moment is exactly 0."""
-    moment = second_moment.to(at_least_float32(second_moment.dtype))
-    denominator = (moment / correction).sqrt_().add_(eps).clamp_(max=torch.finfo(moment.dtype).max)
-    # Between 1, where the moment is 0, and the denominator, where it is positive: several times faster than a mask.
-    return denominator.new_ones(()).lerp(denominator, moment.sign()).reciprocal_().mul_(lr)
-
-
-def updates(count: Number, like: Tensor) -> Number:
-    """Return an optimizer's update count: a number where it is at hand, a tensor where reading it would wait.
-
-    It is at least 1, though a fused optimizer whose first step met an overflow has made none.
-    """
-    if isinstance(count, Tensor) and count.device.type != "cpu":
-        return count.to(like.device).clamp_min(1)
-    return max(float(count), 1.0)
+    eta: Eta
+    before: Before | None = None
+    iterate: Iterate | None = None
+    elementwise: bool = True
 
 
 _metrics: dict[type[Optimizer], Metric] = {
-    SGD: sgd_metric,
-    Adam: adam_metric,
-    AdamW: adam_metric,
-    RMSprop: rmsprop_metric,
-    Adagrad: adagrad_metric,
+    SGD: Metric(sgd_metric),
+    Adam: Metric(adam_metric),
+    AdamW: Metric(adam_metric),
+    RMSprop: Metric(rmsprop_metric),
+    Adagrad: Metric(adagrad_metric),
+    NAdam: Metric(nadam_metric),
+    RAdam: Metric(radam_metric),
+    SparseAdam: Metric(sparse_adam_metric),
+    Adamax: Metric(adamax_metric),
+    Adadelta: Metric(adadelta_metric, before=adadelta_before),
+    ASGD: Metric(asgd_metric, before=asgd_before),
+    Rprop: Metric(rprop_metric),
+    Adafactor: Metric(adafactor_metric, before=adafactor_before, elementwise=False),
 }
 
+GRADIENT = 'how="gradient" (no exact zeros)'
+DECOUPLED = 'how="decoupled" (exact zeros, strength in units of weight_decay)'
 
-def register_metric(optimizer_class: type[Optimizer], metric: Metric) -> None:
+# Optimizers whose steps have no metric of single weights: why, and what can be done.
+_without: Mapping[type[Optimizer], tuple[str, str]] = MappingProxyType(
+    {
+        LBFGS: (
+            "it moves all weights along one direction, as far as a line search says, and learns the curvature from its "
+            "own moves alone: what moves weights after the step makes that wrong",
+            f"{GRADIENT}, which is exact inside its closure",
+        ),
+        Muon: (
+            "it moves a matrix along the orthogonal factor of its momentum, by a size that does not depend on the "
+            "gradient",
+            f"{DECOUPLED}, or {GRADIENT}",
+        ),
+    }
+)
+
+
+def register_metric(
+    optimizer_class: type[Optimizer],
+    metric: Eta,
+    *,
+    before: Before | None = None,
+    iterate: Iterate | None = None,
+    elementwise: bool = True,
+) -> None:
     """Tell which metric an optimizer steps in, so that `how="proximal"` works with it.
 
     Args:
         optimizer_class: the optimizer; its subclasses are included as long as they do not override `step`.
         metric: a function of (parameter group, state of the parameter, parameter), called after a step, that returns
-            eta: the move per unit of constant gradient, a number or a tensor shaped like the parameter. A large
-            parameter comes in pieces, and what its state holds in the parameter's shape is cut alike.
+            eta: the move per unit of constant gradient, a number or a tensor shaped like the parameter. The state it
+            sees holds the parameter's gradient too, as "grad".
+        before: a function of the same, called before each step, that returns a mapping of what the metric needs and
+            the step is about to change; copies of tensors. The metric finds it in the state. At the first step the
+            state that `before` sees is empty.
+        iterate: a function of the same, for optimizers whose gradients move another tensor than the parameter, which
+            follows it. Returns that tensor, which the proximal operator then moves instead, and the share of its moves
+            by which the parameter follows, as in the last step.
+        elementwise: whether eta of an element follows from the state of that element. A large parameter then comes in
+            pieces, and what its state holds in the parameter's shape is cut alike.
 
     Raises:
         TypeError: `optimizer_class` is not an optimizer class.
 
+    >>> import torch
     >>> class HalvedSGD(torch.optim.SGD):
     ...     def step(self, closure=None):
     ...         for group in self.param_groups:
@@ -113,28 +139,82 @@ def register_metric(optimizer_class: type[Optimizer], metric: Metric) -> None:
     """
     if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
         raise TypeError(f"expected a subclass of torch.optim.Optimizer, got {optimizer_class!r}")
-    _metrics[optimizer_class] = metric
+    _metrics[optimizer_class] = Metric(metric, before, iterate, elementwise)
 
 
-def metric_of(optimizer: Optimizer) -> Metric:
-    """Return the function that tells which metric `optimizer` steps in.
+def known_metric(optimizer: Optimizer) -> Metric | None:
+    """Return how `optimizer` steps, or None if that is not known.
 
     A subclass is known by its parent's metric only while it runs its parent's `step`.
-
-    Raises:
-        MetricError: no metric is registered for the class of `optimizer`.
     """
     own = type(optimizer)
     for optimizer_class in own.__mro__:
         metric = _metrics.get(optimizer_class) if issubclass(optimizer_class, Optimizer) else None
         if metric is not None and runs_step_of(own, optimizer_class):
             return metric
+    return None
+
+
+def metric_of(optimizer: Optimizer) -> Metric:
+    """Return how `optimizer` steps.
+
+    Raises:
+        MetricError: no metric is known for the class of `optimizer`, or it has none.
+    """
+    metric = known_metric(optimizer)
+    if metric is not None:
+        return metric
+    own = type(optimizer)
+    for optimizer_class, (reason, instead) in _without.items():
+        if issubclass(own, optimizer_class):
+            raise MetricError(
+                f'how="proximal" needs a metric, the move of each weight per unit of its gradient, and {own.__name__} '
+                f"has none: {reason}; choose {instead}"
+            )
     known = ", ".join(sorted(known.__name__ for known in _metrics))
     raise MetricError(
         f'how="proximal" needs the metric that {own.__name__} steps in, and none is known for it (known: {known}); '
-        'choose how="decoupled" (exact zeros, strength in units of weight_decay), how="gradient" (no exact zeros), or '
-        f"register_metric({own.__name__}, ...)"
+        f"choose {DECOUPLED}, {GRADIENT}, or register_metric({own.__name__}, ...)"
     )
+
+
+def check_decoupled(name: str, smooth: bool, optimizer: Optimizer, group: Group) -> None:
+    """Raise `MetricError` if the learning rate of `optimizer` can not decay the parameter `name`."""
+    own = type(optimizer).__name__
+    if "lr" not in group:
+        raise MetricError(
+            f'how="decoupled" multiplies by the learning rate, but the group of {name!r} in this {own} has no '
+            "'lr'; choose how=\"gradient\" or register_metric(...)"
+        )
+    if isinstance(optimizer, LBFGS):
+        reason, instead = _without[LBFGS]
+        raise MetricError(f'how="decoupled" of {name!r} does not go with {own}: {reason}; choose {instead}')
+    metric = known_metric(optimizer)
+    if smooth and metric is not None and metric.iterate is not None:
+        raise MetricError(
+            f'how="decoupled" of {name!r} decays before the step, and {own} moves another tensor, which would not '
+            'follow; choose how="proximal", how="gradient", or the weight decay of the optimizer itself'
+        )
+
+
+def check_spread(name: str, parameter: Tensor, optimizer: Optimizer, *, crossing: bool) -> None:
+    """Raise `MetricError` if the metric of `optimizer` needs more of a parameter than the piece on this machine.
+
+    Args:
+        name: the parameter's.
+        parameter: what is charged, perhaps spread over machines.
+        optimizer: what moves it.
+        crossing: whether its groups cross machines.
+    """
+    metric = known_metric(optimizer)
+    if metric is None or not is_spread(parameter):
+        return
+    if not metric.elementwise or (crossing and metric.iterate is not None):
+        raise MetricError(
+            f"{name!r} of shape {tuple(parameter.shape)} is spread over machines, and the step of "
+            f"{type(optimizer).__name__} at one element depends on others, or on a tensor that the parameter follows: "
+            'choose how="gradient", or keep the parameter whole on each machine (DistributedDataParallel)'
+        )
 
 
 def runs_step_of(optimizer_class: type[Optimizer], parent: type[Optimizer]) -> bool:

@@ -12,6 +12,7 @@ from shrinkage.apply import Number, State, stuck_share
 from shrinkage.charge import Charge
 from shrinkage.penalties import Penalty
 from shrinkage.rounding import NARROW
+from shrinkage.sharding import is_spread
 
 
 @dataclass
@@ -40,7 +41,8 @@ class Rounding:
             seed = crc32(f"{charge.name} {steps}".encode())
             return torch.Generator(charge.parameter.device).manual_seed(seed)
         # In steps 1, 2, 4, 8 ... only: an accelerator is waited for, and the learning rate may warm up from 0.
-        if steps & (steps + 1) == 0 and charge.name not in self.told and not is_captured(charge.parameter):
+        known = charge.name in self.told or is_captured(charge.parameter) or is_spread(charge.parameter)
+        if steps & (steps + 1) == 0 and not known:
             self._warn_of_stuck(charge, penalty, state, step)
         return None
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from shrinkage.errors import AttachmentError
+
 HookType = TypeVar("HookType", bound=Callable[..., Any])
 
 
@@ -19,29 +21,86 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
 
 
 def group_indices(optimizer: Optimizer) -> Mapping[int, int]:
-    """Return the index of the parameter group of every parameter of `optimizer`, by id."""
-    return {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    """Return the index of the parameter group of every parameter that `optimizer` steps itself, by id.
+
+    It leaves the others to the optimizers that it keeps.
+    """
+    if is_sharded(optimizer):
+        return {}
+    left = {id(p) for kept in kept_optimizers(optimizer) for p in parameters_of(kept)}
+    pairs = ((id(p), index) for index, group in enumerate(optimizer.param_groups) for p in group["params"])
+    return {identity: index for identity, index in pairs if identity not in left}
 
 
-def share_parameters(one: Optimizer, other: Optimizer) -> bool:
-    """Return whether two optimizers hold a parameter in common."""
-    return not {id(p) for p in parameters_of(one)}.isdisjoint(id(p) for p in parameters_of(other))
+def kept_optimizers(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the optimizers that `optimizer` keeps, itself or in a list, to step some or all of its parameters."""
+    attributes = (value if isinstance(value, list | tuple) else (value,) for value in vars(optimizer).values())
+    kept = [each for values in attributes for each in values if isinstance(each, Optimizer) and each is not optimizer]
+    if not kept:
+        return []
+    held = {id(p) for p in parameters_of(optimizer)}
+    # Of a sharded optimizer's parameters this process may step none.
+    return [each for each in kept if is_sharded(optimizer) or any(id(p) in held for p in parameters_of(each))]
+
+
+def working(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the optimizers that step the parameters of `optimizer`: itself, or those that it keeps, or both."""
+    kept = list(dict.fromkeys(each for inner in kept_optimizers(optimizer) for each in working(inner)))
+    return kept if kept and not group_indices(optimizer) else [optimizer, *kept]
+
+
+def stepped(optimizer: Optimizer) -> set[int]:
+    """Return the ids of the parameters that a step of `optimizer` moves, in this process or in another one."""
+    if is_sharded(optimizer):
+        return {id(parameter) for parameter in parameters_of(optimizer)}
+    return set(group_indices(optimizer)).union(*map(stepped, kept_optimizers(optimizer)))
+
+
+def is_sharded(optimizer: Optimizer) -> bool:
+    """Return whether every process steps other parameters of `optimizer`: whether it is a ZeroRedundancyOptimizer."""
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")  # a second to import
+    return module is not None and isinstance(optimizer, module.ZeroRedundancyOptimizer)
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
-    """Return the optimizer that does the work, inside of wrappers that keep it as an attribute.
+    """Return `optimizer`, or the one inside of wrappers that are no optimizers and keep one as an attribute.
 
-    An optimizer that keeps another one for other parameters is not a wrapper.
+    Raises:
+        TypeError: there is none.
+        AttachmentError: its steps are hidden from hooks.
     """
-    for attribute in ("optimizer", "_optimizer", "base_optimizer"):
+    check_hooks_see_steps(optimizer)
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    for attribute in ("optimizer", "_optimizer", "base_optimizer", "optim"):
         inner = getattr(optimizer, attribute, None)
-        if inner is None or getattr(inner, "param_groups", None) is None:
-            continue
-        if not isinstance(optimizer, Optimizer) or share_parameters(optimizer, inner):
+        if inner is not None and getattr(inner, "param_groups", None) is not None:
             return unwrapped(inner)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
+    raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+
+
+def check_hooks_see_steps(optimizer: object) -> None:
+    """Raise `AttachmentError` if `optimizer` steps what are not the model's parameters, or not in `step`."""
+    if any(parent.__module__.startswith("deepspeed.runtime.") for parent in type(optimizer).__mro__):
+        raise AttachmentError(
+            f"DeepSpeed's {type(optimizer).__name__} steps flat pieces of the parameters of its own, in which no "
+            "penalty finds its parameter; train with fully_shard (FSDP2) or ZeroRedundancyOptimizer instead, or attach "
+            "to the torch optimizer of an engine that uses neither ZeRO nor half precision"
+        )
+    if isinstance(optimizer, Optimizer) and is_sharded(optimizer) and getattr(optimizer, "_overlap_with_ddp", False):
+        raise AttachmentError(
+            "this ZeroRedundancyOptimizer steps while gradients are still being computed, where no hook runs; make it "
+            "with overlap_with_ddp=False"
+        )
+
+
+def sign_of(optimizer: Optimizer, group: int) -> float:
+    """Return the sign with which a penalty enters what `optimizer` works on in a group: a penalty is never maximised.
+
+    Whether it ascends is an option of the group, or of the whole optimizer.
+    """
+    climbs = optimizer.param_groups[group].get("maximize", getattr(optimizer, "maximize", False))
+    return -1.0 if climbs else 1.0
 
 
 def overflow_of(optimizer: Optimizer) -> Tensor | None:

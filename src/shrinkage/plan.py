@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from shrinkage.errors import GroupError, SelectionError
+from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.penalties.base import Penalty
 from shrinkage.select import (
     NamedParameter,
@@ -171,6 +172,8 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
 def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParameter, Rule]]:
     """Return the names of parameters that a rule selects, each with the first that does."""
     candidates = list(named_parameters(model))
+    for candidate in candidates:
+        check_stepped(candidate.name, candidate.parameter)
     selectors = [Weights.of(model) if rule.parameters is None else rule.parameters for rule in rules]
     winners = first_matches(selectors, candidates)
     return [(each, rules[winner]) for each, winner in zip(candidates, winners, strict=True) if winner is not None]
@@ -191,6 +194,13 @@ def warn_of_frozen(model: nn.Module, rules: Rules, how: How) -> None:
                 "they require a gradient; their trained stand-ins, such as 'lora_A' of PEFT, have names of their own",
                 stacklevel=3,
             )
+
+
+def not_charged(reason: str, names: Sequence[str]) -> str:
+    """Return the line of a printed regularizer about parameters that are not charged."""
+    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
+    listed = ", ".join(map(repr, names[:3] if others else names))
+    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
 
 
 def first_matches(selectors: Sequence[Selector | Weights], candidates: Sequence[NamedParameter]) -> list[int | None]:
@@ -225,6 +235,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
     penalty = rule.penalty.bound(first.name, first.parameter)
+    check_piece(first.name, first.parameter, penalty)
     if shape is not None:
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)

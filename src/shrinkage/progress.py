@@ -1,16 +1,26 @@
-"""What a regularizer saves: how many updates it made, what it averaged, and the references it took from the model."""
+"""What a regularizer saves: how many updates it made, what it averaged, and the references it took from the model.
 
-from collections.abc import Mapping, Sequence
+The same rides in the `state_dict` of every optimizer that is attached to, in its first parameter group. There a plain
+`load_state_dict` keeps it, so that it is still found by a regularizer that is attached after the optimizer was loaded.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from shrinkage.attachment import Attachment
 from shrinkage.penalties import Toward
 from shrinkage.plan import Plan
 
 State = Mapping[str, Any]
+Restore = Callable[[], None]
+KEY = "shrinkage"  # in the first parameter group of an optimizer's state_dict
 
 
 class Progress(NamedTuple):
@@ -25,11 +35,17 @@ class Progress(NamedTuple):
         averages = attachment.averages
         return cls(attachment.updates.count(), {} if averages is None else averages.state_dict())
 
+    def check(self, attachment: Attachment) -> None:
+        """Raise `ValueError` if `attachment` can not go on from here."""
+        if attachment.averages is not None:
+            attachment.averages.check_complete(self.averages)
+
     def restore(self, attachment: Attachment) -> None:
         """Let `attachment` go on from here."""
         attachment.updates.steps, attachment.updates.skipped = self.updates, None
         if attachment.averages is not None:
             attachment.averages.load_state_dict(self.averages)
+        attachment.forget()
 
 
 def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:
@@ -37,28 +53,52 @@ def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:
     state: dict[str, Any] = {"version": 1, "updates": [each.updates for each in progress]}
     if any(each.averages for each in progress):
         state["averages"] = [each.averages for each in progress]
-    references = {
-        entry.name: entry.penalty.reference
-        for entry in plan
-        if isinstance(entry.penalty, Toward) and entry.penalty.saved
-    }
+    references = references_of(plan)
     return {**state, "references": references} if references else state
 
 
-def checked_progress(state: object) -> list[Progress]:
+def checked_progress(state: object, plan: Plan) -> list[Progress]:
     """Return the progress in a state of `Regularizer.state_dict`, or raise `ValueError`."""
     updates = state.get("updates") if isinstance(state, Mapping) and state.get("version") == 1 else None
     if not isinstance(updates, list) or not all(isinstance(count, int) and count >= 0 for count in updates):
         found = f"a mapping with the keys {list(state)}" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"expected {{'version': 1, 'updates': [...]}} of Regularizer.state_dict(), got {found}")
     averages = state.get("averages", [{}] * len(updates)) if isinstance(state, Mapping) else []
+    if len(averages) != len(updates):
+        raise ValueError(f"the state has averages of {len(averages)} optimizers and updates of {len(updates)}")
+    for each in averages:
+        check_averages(each, plan)
     return [Progress(count, dict(each)) for count, each in zip(updates, averages, strict=True)]
+
+
+def check_averages(averages: Mapping[str, Mapping[str, Tensor]], plan: Plan) -> None:
+    """Raise `ValueError` unless `averages` are those of parameters in `plan`."""
+    shapes = {entry.name: entry.shape for entry in plan}
+    for name, average in averages.items():
+        if name not in shapes:
+            raise ValueError(
+                f"the state holds an averaged gradient of {name!r}, which this regularizer does not charge (it charges "
+                f"{', '.join(map(repr, shapes))}); use the rules that it was saved with"
+            )
+        found = {part: tuple(tensor.shape) for part, tensor in average.items()}
+        shape = found.get("total") if shapes[name] is None else shapes[name]
+        if found != {"total": shape, "weight": ()}:
+            raise ValueError(
+                f"the averaged gradient of {name!r} consists of {found}; expected the parameter's shape {shape} as its "
+                "total, and a weight of shape ()"
+            )
+
+
+def references_of(plan: Plan) -> dict[str, Any]:
+    """Return the references that have to be saved, by the name of the parameter."""
+    penalties = {entry.name: entry.penalty for entry in plan}
+    return {name: each.reference for name, each in penalties.items() if isinstance(each, Toward) and each.saved}
 
 
 def with_references(plan: Plan, references: Mapping[str, Tensor]) -> Plan:
     """Return `plan` with the saved references in place of those that were taken from the model as it is now."""
-    saved = {entry.name for entry in plan if isinstance(entry.penalty, Toward) and entry.penalty.saved}
-    if saved != references.keys():
+    saved = references_of(plan)
+    if saved.keys() != references.keys():
         raise ValueError(
             f"the state holds references of {sorted(references)}, this regularizer of {sorted(saved)}; use the rules "
             "that it was saved with"
@@ -76,3 +116,106 @@ def with_references(plan: Plan, references: Mapping[str, Tensor]) -> Plan:
             entry = replace(entry, penalty=replace(entry.penalty, reference=moved.clone()))
         entries.append(entry)
     return Plan(tuple(entries))
+
+
+def part_of(plan: Plan, names: Sequence[str]) -> Plan:
+    """Return the entries of `plan` that have these names."""
+    return Plan(tuple(entry for entry in plan if entry.name in names))
+
+
+def replaced(plan: Plan, part: Plan) -> Plan:
+    """Return `plan` with the entries of `part` in place of those of the same names."""
+    newer = {entry.name: entry for entry in part}
+    return Plan(tuple(newer.get(entry.name, entry) for entry in plan))
+
+
+class Planned(Protocol):
+    """What has a plan: a `Regularizer`."""
+
+    plan: Plan
+
+
+def checked_restore(regularizer: Planned, attachment: Attachment, state: State) -> Restore:
+    """Return what lets `attachment` go on from a state that rode in its optimizer's; raise if it does not fit."""
+    (progress,) = checked_progress(state, regularizer.plan)
+    progress.check(attachment)
+    part = with_references(part_of(regularizer.plan, state["parameters"]), state.get("references", {}))
+
+    def restore() -> None:
+        regularizer.plan = replaced(regularizer.plan, part)
+        progress.restore(attachment)
+
+    return restore
+
+
+def names_in(optimizer: Optimizer, attachment: Attachment) -> list[str]:
+    """Return the names of what `attachment` charges in `optimizer`."""
+    return [charge.name for charge in attachment.charges(optimizer)]
+
+
+def take(group: dict[str, Any], names: Sequence[str], checked: Callable[[State], Restore]) -> Restore:
+    """Take the state of the regularizer that charges `names` out of `group`, and return what goes on from it."""
+    states = group.get(KEY, [])
+    mine = next((state for state in states if state.get("parameters") == names), None)
+    if mine is None:
+        if states:
+            saved = " and ".join(charging(state.get("parameters", [])) for state in states)
+            warnings.warn(
+                f"the optimizer's state comes from {saved}; {charging(names)} finds nothing there and keeps its own "
+                "update count: attach it with the rules that were saved, or give it a state with load_state_dict()",
+                stacklevel=2,
+            )
+        return nothing
+    restore = checked(mine)
+    others = [state for state in states if state is not mine]
+    group.pop(KEY)
+    group.update({KEY: others} if others else {})
+    return restore
+
+
+def charging(names: Sequence[str]) -> str:
+    """Return the regularizer that charges `names` in words."""
+    return f"a regularizer of {len(names)} parameters ({', '.join(map(repr, names[:3]))}{' ...' * (len(names) > 3)})"
+
+
+def nothing() -> None:
+    """Go on from where things stand."""
+
+
+def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, own: Progress | None) -> None:
+    """Let `attachment` go on from its regularizer's `own` progress, or else from what `optimizer` was loaded with."""
+    checked = partial(checked_restore, regularizer, attachment)
+    restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
+    if own is None:
+        restore()
+    else:
+        own.check(attachment)
+        own.restore(attachment)
+
+
+def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> list[RemovableHandle]:
+    """Let the state of `attachment` ride in the `state_dict` of `optimizer`, beside those of other regularizers."""
+    checked = partial(checked_restore, regularizer, attachment)
+    restore = nothing
+
+    def after_save(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        names = names_in(optimizer, attachment)
+        first, *_ = state_dict["param_groups"]
+        state = {**state_of([Progress.of(attachment)], part_of(regularizer.plan, names)), "parameters": names}
+        first[KEY] = [*first.get(KEY, []), state]
+
+    def before_load(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        nonlocal restore
+        first, *others = state_dict["param_groups"]
+        first = dict(first)
+        restore = take(first, names_in(optimizer, attachment), checked)
+        return {**state_dict, "param_groups": [first, *others]}
+
+    def after_load(optimizer: Optimizer) -> None:  # only now: the optimizer might have refused its part
+        restore()
+
+    return [
+        optimizer.register_state_dict_post_hook(after_save),
+        optimizer.register_load_state_dict_pre_hook(before_load),
+        optimizer.register_load_state_dict_post_hook(after_load),
+    ]

@@ -1,8 +1,7 @@
 """`Regularizer`: rules for a model, attached to its optimizers."""
 
-import glob
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -14,14 +13,14 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Charge, charges_of, sum_of
-from shrinkage.declare import check_same_charge, declared_rules
-from shrinkage.errors import SelectionError
+from shrinkage.charge import Charge, charges_of, sum_of, value_of
+from shrinkage.declarations import check_same_charge
+from shrinkage.declare import declared_rules, rules_of
+from shrinkage.errors import AttachmentError
 from shrinkage.narrow import Rounding
-from shrinkage.optimizers import uncompiled, unwrapped
-from shrinkage.plan import How, Plan, Rule, Rules, resolve, warn_of_frozen
-from shrinkage.progress import Progress, checked_progress, state_of, with_references
-from shrinkage.prox import wide
+from shrinkage.optimizers import uncompiled, unwrapped, working
+from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
+from shrinkage.progress import Progress, checked_progress, go_on, ride, state_of, with_references
 from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -97,30 +96,43 @@ class Regularizer:
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
 
-        A wrapper that keeps an optimizer in itself (Accelerate's, SAM's) is attached to by that one. A model that is
-        trained by several optimizers attaches to each; an optimizer that is attached to already stays as it is.
+        The optimizer's `state_dict` takes this one's along, and its `load_state_dict` brings it back, if called before
+        `attach` too. A state that was saved without a regularizer leaves the update count as it is.
+
+        A wrapper or container that keeps optimizers in itself (Accelerate's, SAM's, ZeroRedundancyOptimizer) is
+        attached to by those that do the work. A model that is trained by several optimizers attaches to each; an
+        optimizer that is attached to already stays as it is.
 
         Raises:
             TypeError: there is no optimizer in `optimizer`.
             AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
-                them there.
+                them there, or its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`).
             MetricError: a rule is proximal, and the optimizer's metric is not known.
+            ValueError: the optimizer was loaded with averages or references of other shapes.
         """
-        optimizer = unwrapped(optimizer)
-        if optimizer in self._optimizers():
-            return self
+        whole = unwrapped(optimizer)
+        attachments = {each: self._attachment(whole) for each in working(whole) if each not in self._optimizers()}
+        for each, attachment in attachments.items():
+            attachment.charges(each)
+        for each, attachment in attachments.items():
+            self._hook(each, attachment)
+        return self
+
+    def _attachment(self, whole: Optimizer) -> Attachment:
+        """Return what applies the rules in one of the optimizers that do the work of `whole`."""
         averages = None if self._entry is None else Averages(self._entry)
-        attachment = Attachment(self._charges, averages, Rounding(self._stochastic_rounding))
-        attachment.charges(optimizer)
-        if self._resumed:
-            self._resumed.pop(0).restore(attachment)
+        return Attachment(partial(self._charges, ref(whole)), averages, Rounding(self._stochastic_rounding))
+
+    def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
+        """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
+        go_on(optimizer, attachment, self, self._resumed.pop(0) if self._resumed else None)
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
+            *ride(optimizer, attachment, self),
         ]
         explicit_attachments.setdefault(optimizer, []).append(attachment)
         self._attachments.append((ref(optimizer), attachment, handles))
-        return self
 
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
@@ -133,12 +145,51 @@ class Regularizer:
                 explicit_attachments[optimizer].remove(attachment)
         self._attachments = []
 
+    @uncompiled
+    def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
+        """Add the derivatives of the penalties with `how="gradient"` to `.grad` now, as terms of the loss would.
+
+        For a loop that clips gradients with the penalties in them: call it once per update, after the last
+        `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
+        Without this call they come after the clipping, as torch's `weight_decay` does. Other rules act around the
+        step as ever.
+
+        Args:
+            optimizer: the one that steps next, where several are attached; left out, all of them.
+
+        Raises:
+            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before; at
+                the step, if a fused optimizer's gradients still carried the loss scale.
+            ParameterError: a gradient is sparse.
+
+        Gradients that still carry the loss scale can be told only by a fused optimizer, so unscale them first.
+
+        >>> import shrinkage, torch
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> regularizer = Regularizer(layer, shrinkage.L2(0.5), how="gradient").attach(optimizer)
+        >>> layer(torch.ones(2)).sum().backward()
+        >>> regularizer.add_gradients_()
+        >>> torch.equal(layer.weight.grad, 1 + 0.5 * layer.weight.detach())
+        True
+        >>> _ = torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        >>> optimizer.step()
+        """
+        wanted = None if optimizer is None else unwrapped(optimizer)
+        chosen = [(held, attachment) for held, attachment in self._pairs() if wanted is None or held is wanted]
+        if not chosen:
+            raise AttachmentError("add_gradients_() needs an optimizer that this regularizer is attached to: attach it")
+        for held, attachment in chosen:
+            attachment.check_addition(held)
+        for held, attachment in chosen:
+            attachment.add_gradients(held)
+
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
         iteration = self._reached()
         with torch.no_grad():
             values = [
-                entry.penalty.at(iteration).value(wide(parameter))
+                value_of(entry.penalty.at(iteration), parameter)
                 for entry, parameter in charged_parameters(self._model, self.plan)
             ]
         return sum_of(values) if values else torch.zeros(())
@@ -174,7 +225,7 @@ class Regularizer:
         """
         steps: dict[str, Number] = {}
         maximized: set[str] = set()
-        for optimizer, attachment in zip(self._optimizers(), (held[1] for held in self._attachments), strict=True):
+        for optimizer, attachment in self._pairs():
             steps |= attachment.steps(optimizer)
             maximized |= attachment.maximized(optimizer)
         return residuals(self._model, self.plan, self._reached(), steps, maximized, closure, data, tolerance)
@@ -191,18 +242,19 @@ class Regularizer:
 
         Raises:
             ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached, or its
-                references are not those of this model.
+                averages or references are not those of this model; nothing is changed then.
         """
-        progress = checked_progress(state)
+        progress = checked_progress(state, self.plan)
         if self._attachments and len(progress) != len(self._attachments):
             raise ValueError(
                 f"the state counts updates of {len(progress)} optimizers, this regularizer is attached to "
                 f"{len(self._attachments)}; attach to the same optimizers in the same order"
             )
+        for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
+            each.check(attachment)
         self.plan = with_references(self.plan, state.get("references", {}))
         for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
             each.restore(attachment)
-            attachment.forget()
         self._resumed = progress[len(self._attachments) :]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,8 +275,7 @@ class Regularizer:
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
-        pairs = zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True)
-        charges = [charge for optimizer, attachment in pairs for charge in attachment.charges(optimizer)]
+        charges = [charge for optimizer, attachment in self._pairs() for charge in attachment.charges(optimizer)]
         charged = {id(charge.parameter) for charge in charges}
         tied = {name.name for name in named_parameters(self._model) if id(name.parameter) in charged}
         return tied | {charge.name for charge in charges}
@@ -244,23 +295,9 @@ class Regularizer:
         self._attachments = [held for held in self._attachments if held[0]() is not None]
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 
-    def _charges(self, optimizer: Optimizer) -> list[Charge]:
-        """Return the charged parameters that `optimizer` holds, found by their names in the model as it is now."""
-        return charges_of(self._model, self.plan, optimizer)
+    def _pairs(self) -> list[tuple[Optimizer, Attachment]]:
+        return list(zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True))
 
-
-def not_charged(reason: str, names: Sequence[str]) -> str:
-    """Return the line of a printed regularizer about parameters that are not charged."""
-    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
-    listed = ", ".join(map(repr, names[:3] if others else names))
-    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
-
-
-def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
-    """Return the declarations of a model's layers as rules for the model."""
-    if not declared:
-        raise SelectionError(
-            "there are no rules, and no layer of the model declares any with regularize(); "
-            "give at least one, such as {nn.Linear: L1(1e-4)}"
-        )
-    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]
+    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> list[Charge]:
+        """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
+        return charges_of(self._model, self.plan, optimizer, whole() or optimizer)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shrinkage.groups import Columns, Groups, Rows, at_least_float32
 from shrinkage.select import named_parameters
+from shrinkage.sharding import local, whole
 from shrinkage.tables import shape_text, table
 
 Model = nn.Module | Mapping[str, Tensor]
@@ -106,6 +107,8 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
     Raises:
         TypeError: `model` is neither a module nor a mapping.
 
+    Of a model that is spread over machines, all of them have to ask.
+
     >>> layer = torch.nn.Linear(3, 2, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 1e-4]]))
     >>> print(report(layer))
@@ -115,7 +118,7 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
     all        6          4  66.7%            5  83.3%
     """
     tensors = distinct(named_tensors(model))
-    return Report(below, tuple(tensor_report(name, tensor, below) for name, tensor in tensors))
+    return Report(below, tuple(tensor_report(name, whole(tensor), below) for name, tensor in tensors))
 
 
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
@@ -137,10 +140,16 @@ def distinct(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
     """Yield the tensors of `named` that are not one that came before under another name."""
     seen: set[object] = set()
     for name, tensor in named:
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else name
+        place = (memory_of(tensor), tuple(tensor.shape), tensor.stride()) if tensor.numel() else name
         if place not in seen:
             seen.add(place)
             yield name, tensor
+
+
+def memory_of(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor lies: two that share their elements agree, even if this machine's piece is empty."""
+    piece = local(tensor)
+    return piece.untyped_storage()._cdata, piece.storage_offset()
 
 
 def tensor_report(name: str, tensor: Tensor, below: float) -> TensorReport:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.errors import ParameterError, SelectionError
+from shrinkage.flattened import is_piece
 from shrinkage.parametrized import Computed, computed_weights
 
 Selector = str | type[nn.Module] | tuple[type[nn.Module], str] | Callable[[str, nn.Module, nn.Parameter], bool]
@@ -69,6 +70,12 @@ class Weights:
         parameter = candidate.parameter
         if candidate.attribute != "weight" or isinstance(candidate.module, LEFT_ALONE):
             return False
+        if is_piece(parameter):
+            raise ParameterError(
+                f"FullyShardedDataParallel has flattened {candidate.name!r}, so that matrices can not be told from "
+                "vectors any more; make the Regularizer before it wraps the model, or name parameters with a glob such "
+                'as "*.weight"'
+            )
         if parameter is None or nn.parameter.is_lazy(parameter):
             return True
         return parameter.dim() >= 2 and id(parameter) not in self.left_alone

@@ -14,10 +14,12 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.apply import Number, at_origin
 from shrinkage.errors import ParameterError
+from shrinkage.flattened import check_has_value
 from shrinkage.penalties import Penalty
 from shrinkage.plan import Entry, Plan, Rules, resolve
 from shrinkage.prox import wide
 from shrinkage.select import named_parameters
+from shrinkage.sharding import is_spread
 from shrinkage.tables import table
 
 Closure = Callable[..., Tensor]
@@ -127,7 +129,9 @@ def residuals(
         data: batches.
         tolerance: see `Residuals`.
     """
-    planned = {id(parameter): entry.name for entry, parameter in charged_parameters(model, plan)}
+    found = charged_parameters(model, plan)
+    check_on_one_machine(found)
+    planned = {id(parameter): entry.name for entry, parameter in found}
     held = {planned.get(id(parameter), name): parameter for name, parameter in trained(model)}
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
@@ -200,6 +204,7 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     1.0
     """
     found = charged_parameters(model, resolve(model, rules))
+    check_on_one_machine(found)
     charged = [(entry.penalty.at(0), parameter) for entry, parameter in found if parameter.requires_grad]
     if not charged:
         raise ValueError("the rules charge no parameter that takes a gradient")
@@ -228,8 +233,19 @@ def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Par
         if parameter is not None and is_lazy(parameter):
             raise ParameterError(f"{entry.name!r} is lazy and has no value yet; run one forward pass first")
         if parameter is not None:
+            check_has_value(entry.name, parameter)
             found.setdefault(id(parameter), (entry, parameter))
     return list(found.values())
+
+
+def check_on_one_machine(charged: Iterable[tuple[Entry, nn.Parameter]]) -> None:
+    """Raise `ParameterError` if a parameter is spread over machines: then its gradient is there after backward only."""
+    for entry, parameter in charged:
+        if is_spread(parameter):
+            raise ParameterError(
+                f"{entry.name!r} of shape {entry.shape} is spread over machines, and no gradient can be asked for; "
+                "gather a full state_dict, load it into a model on one machine, and ask there"
+            )
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -14,6 +14,7 @@ from shrinkage.penalties import L1
 from shrinkage.plan import Rule, resolve
 from shrinkage.report import Model, distinct, named_tensors
 from shrinkage.select import Selector, named_parameters, nearest
+from shrinkage.sharding import local, piece_like, whole
 
 
 def threshold_(model: Model, magnitude: float, *, relative: bool = False, parameters: Selector | None = None) -> int:
@@ -53,10 +54,10 @@ def threshold_tensor_(w: Tensor, magnitude: float, relative: bool) -> int:
     """Apply `threshold_` to one tensor."""
     if w.numel() == 0:
         return 0
-    wide = w.to(at_least_float32(w.dtype))
+    wide = whole(w).to(at_least_float32(w.dtype))
     limit = magnitude * wide.std(correction=0) if relative else magnitude
-    small = (wide.abs() < limit) & (w != 0)
-    w.masked_fill_(small, 0.0)
+    small = (wide.abs() < limit) & (wide != 0)
+    local(w).masked_fill_(piece_like(small, w), 0.0)
     return int(small.sum())
 
 

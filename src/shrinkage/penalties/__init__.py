@@ -21,13 +21,13 @@ from shrinkage.penalties.fused import FusedLasso as FusedLasso
 from shrinkage.penalties.group_linf import GroupLInf as GroupLInf
 from shrinkage.penalties.grouped import Grouped as Grouped
 from shrinkage.penalties.grouped import GroupLasso as GroupLasso
-from shrinkage.penalties.grouped import SparseGroupLasso as SparseGroupLasso
 from shrinkage.penalties.matrix import Nuclear as Nuclear
 from shrinkage.penalties.matrix import Orthogonal as Orthogonal
 from shrinkage.penalties.nonconvex import MCP as MCP
 from shrinkage.penalties.nonconvex import SCAD as SCAD
 from shrinkage.penalties.nonconvex import LogSum as LogSum
 from shrinkage.penalties.nonnegative import NonNegative as NonNegative
+from shrinkage.penalties.sparse_group import SparseGroupLasso as SparseGroupLasso
 from shrinkage.penalties.toward import Toward as Toward
 from shrinkage.penalties.weighted import Weighted as Weighted
 

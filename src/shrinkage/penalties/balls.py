@@ -40,9 +40,9 @@ class ConstraintOnGroups(Constraint):
         """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
         self.groups.layout(shape)
 
-    def cut(self, shape: Sequence[int]) -> int | None:
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Cut between groups."""
-        return self.groups.cut(shape)
+        return self.groups.cuts(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class, its number and the groups."""

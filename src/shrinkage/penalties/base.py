@@ -19,11 +19,13 @@ strength plays no part.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from shrinkage.sums import Sums
 
 
 class Description(NamedTuple):
@@ -76,8 +78,8 @@ class Penalty(ABC):
         """Raise `GroupError` if a tensor of `shape` can not be charged."""
 
     @abstractmethod
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Return along which dimension a tensor of `shape` may be cut into pieces that are charged each by itself.
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the dimensions along which a tensor of `shape` may be cut into pieces that are charged by themselves.
 
         None if it has to be charged as a whole.
         """
@@ -110,6 +112,32 @@ class Penalty(ABC):
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         """Return where `w` is 0 and stationary for the gradient `average`, a mask shaped like `w`."""
         return (w == 0) & (self.residual(torch.zeros_like(w), average) == 0)
+
+    def prox_by_sums(
+        self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
+    ) -> Sums[Tensor] | None:
+        """Return a computation of the prox of a piece that needs sums over the whole tensor; None if sums do not do.
+
+        Which it is depends on nothing but the class of `step`, `shape` and `cut`, and so does how often it asks.
+
+        Args:
+            w: the piece.
+            step: a number, or shaped like the piece.
+            shape: of the whole tensor.
+            cut: the dimensions along which the whole was cut.
+        """
+        return None
+
+    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
+        """Return a computation of the gradient of a piece, as `prox_by_sums` does of the prox."""
+        return None
+
+    def with_tensors(self, take: Callable[[Tensor], Tensor]) -> "Penalty":
+        """Return the penalty with `take` applied to the tensors in it that have the parameter's shape.
+
+        With a `take` that cuts a piece out, it is the penalty of that piece.
+        """
+        return self
 
     def bound(self, name: str, parameter: Tensor) -> "Penalty":
         """Return the penalty as it charges `parameter`, which the model calls `name`."""

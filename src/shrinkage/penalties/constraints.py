@@ -16,7 +16,7 @@ from shrinkage import projections, prox
 from shrinkage.errors import GroupError
 from shrinkage.groups import Groups, Whole, at_least_float32
 from shrinkage.penalties.base import Description, Penalty
-from shrinkage.penalties.elementwise import infinite_unless_zero, longest_dimension
+from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.per_group import check_groups
 from shrinkage.schedules import Strength, check_strength, fixed
 
@@ -80,9 +80,9 @@ class Constraint(Penalty):
     def check_shape(self, shape: Sequence[int]) -> None:
         """Take any shape."""
 
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Return None: the elements share the constraint."""
-        return None
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return none: the elements share the constraint."""
+        return ()
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class and its numbers."""
@@ -122,9 +122,9 @@ class Box(Constraint):
         """Clamp."""
         return w.clamp(self.low, self.high)
 
-    def cut(self, shape: Sequence[int]) -> int | None:
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Cut anywhere."""
-        return longest_dimension(shape)
+        return tuple(range(len(shape)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +222,9 @@ class NofM(Constraint):
         if len(shape) < 2 or shape[1] % self.m:
             raise GroupError(f"{self} needs a dimension 1 that is a multiple of {self.m}, got shape {tuple(shape)}")
 
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Cut along dimension 0."""
-        return 0
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Cut along all dimensions but 1."""
+        return tuple(dim for dim in range(len(shape)) if dim != 1)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return n of m."""

@@ -56,18 +56,13 @@ class Elementwise(Penalty):
     def check_shape(self, shape: Sequence[int]) -> None:
         """Take any shape."""
 
-    def cut(self, shape: Sequence[int]) -> int | None:
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Cut along the first dimension that is long enough for many pieces."""
-        return longest_dimension(shape)
+        return tuple(range(len(shape)))
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class, its strengths, and its other numbers with their names."""
         return Description(type(self).__name__, ", ".join(map(number_text, self._fields().items())), "-")
-
-
-def longest_dimension(shape: Sequence[int]) -> int | None:
-    """Return the first dimension of `shape` that is long enough for many pieces, None if there is no dimension."""
-    return max(range(len(shape)), key=lambda dim: min(shape[dim], 64), default=None)
 
 
 def largest(values: Tensor) -> Tensor:

@@ -105,10 +105,9 @@ class FusedLasso(Penalty):
         if not -len(shape) <= self.dim < len(shape):
             raise GroupError(f"{self} needs a dimension {self.dim}, got shape {tuple(shape)}")
 
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Cut along the longest other dimension."""
-        others = [dim for dim in range(len(shape)) if dim != self.dim % len(shape)]
-        return max(others, key=lambda dim: shape[dim], default=None)
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Cut along the other dimensions."""
+        return tuple(dim for dim in range(len(shape)) if dim != self.dim % len(shape))
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class, its strength and its dimension."""

@@ -1,21 +1,21 @@
 """Penalties of the norms of groups: a whole row, column or head becomes zero at once."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from shrinkage import prox, radial
+from shrinkage import radial
 from shrinkage.errors import GroupError
-from shrinkage.groups import Groups, Layout, at_least_float32, norms_within
+from shrinkage.groups import Groups, at_least_float32, norms_within
+from shrinkage.penalties import by_sums
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1
-from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
+from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.per_group import PerGroup, check_groups
-from shrinkage.schedules import Strength, check_strength, fixed, total
-
-BISECTIONS = 70
+from shrinkage.schedules import Strength
+from shrinkage.sums import Sums, alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,14 @@ class Grouped(PerGroup):
         """Raise `GroupError` if a tensor of `shape` does not fall into the groups, or there are too few weights."""
         self.penalty.check_shape((self.groups.layout(shape).count,))
 
-    def cut(self, shape: Sequence[int]) -> int | None:
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Cut between groups, unless the charge is another in each group."""
-        return None if self.penalty.cut((2,)) is None else PerGroup.cut(self, shape)
+        return () if self._differs else PerGroup.cuts(self, shape)
+
+    @property
+    def _differs(self) -> bool:
+        """Whether the charge of a norm is another in each group."""
+        return self.penalty.with_tensors(Tensor.detach) is not self.penalty
 
     def bound(self, name: str, parameter: Tensor) -> "Grouped":
         """Return the same with the charge of a norm on the parameter's device."""
@@ -103,43 +108,65 @@ class Grouped(PerGroup):
 
     def gradient(self, w: Tensor) -> Tensor:
         """weight * phi'(||w_g||) * w_g / ||w_g||, and 0 in a group that is zero."""
-        norms = self.groups.norms(w)
-        slopes = self.weight(w.shape) * self.penalty.gradient(norms) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        slopes = by_sums.slopes(self.groups.norms(w), self.penalty, self.weight(w.shape))
         return w * self.groups.spread(slopes.to(w.dtype), w.shape)
+
+    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
+        """Sum squares over each group."""
+        if not self._add_up(shape, cut):
+            return None
+        layout = self.groups.layout(w.shape)
+        split = w.reshape(layout.shape)
+        return by_sums.reshaped(by_sums.gradient_by_sums(split, layout, self.penalty, self.weight(shape)), w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Scale each group by prox_phi(||w_g||) / ||w_g||; in a diagonal metric, solve the secular equation."""
+        if isinstance(step, Tensor) and step.dim():
+            computation = self.prox_by_sums(w, step, w.shape)
+            return self._searched_prox(w, step) if computation is None else alone(computation)
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
-        if isinstance(step, Tensor) and step.dim():
-            steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
-            scaled = self._prox_in_metric(split, steps, layout, self.weight(w.shape))
-        else:
-            norms = norms_within(split, layout.within)
-            shrunk = self.penalty.prox(norms.reshape(-1), step * self.weight(w.shape)).reshape(norms.shape)
-            scale = (shrunk / norms.clamp_min(torch.finfo(norms.dtype).tiny)).masked_fill(norms.isinf(), 1.0)
-            scaled = split * scale
-        return scaled.reshape(w.shape).to(w.dtype)
+        norms = norms_within(split, layout.within)
+        return by_sums.scaled(split, norms, step, self.penalty, self.weight(w.shape)).reshape(w.shape).to(w.dtype)
 
-    def _prox_in_metric(self, w: Tensor, steps: Tensor, layout: Layout, weight: float) -> Tensor:
-        """Solve for all groups at once; the quadratic part of phi is taken in first.
-
-        The prox of R + q/2 ||.||^2 with step s at w is that of R with step s / (1 + s q) at w / (1 + s q).
-        """
+    def prox_by_sums(
+        self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
+    ) -> Sums[Tensor] | None:
+        """Sum squares over each group, or the terms of the secular equation; None where minima are searched for."""
+        if not self._add_up(shape, cut):
+            return None
+        layout, weight = self.groups.layout(w.shape), self.weight(shape)
+        split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
+        if not (isinstance(step, Tensor) and step.dim()):
+            return by_sums.reshaped(by_sums.scaled_by_sums(split, step, layout, self.penalty, weight), w)
         parts = self.penalty.radial()
         if parts is None:
-            charge = radial.Charge(
-                cost=lambda norms: weight * self.penalty.cost(norms.reshape(-1)).reshape(layout.kept),
-                slope=lambda norms: weight * self.penalty.gradient(norms.reshape(-1)).reshape(layout.kept),
-                slope_at_zero=weight * as_column(self.penalty.slope_at_zero, layout.kept),
-            )
-            return w * radial.radial_scale_in_metric(w, steps, layout.within, charge)
+            return None
         linear, quadratic = (weight * as_column(part, layout.kept) for part in parts)
-        if isinstance(quadratic, Tensor) or quadratic:
-            w, steps = w / (1 + steps * quadratic), steps / (1 + steps * quadratic)
-        if not isinstance(linear, Tensor) and not linear:
-            return w.clone()
-        return w * radial.block_scale_in_metric(w, steps * linear, layout.within)
+        steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
+        # Elsewhere a look at whether the iteration has come to rest would wait for the device, or for other machines.
+        to_rest = not cut and w.device.type == "cpu"
+        computation = by_sums.scaled_in_metric_by_sums(split, steps, layout, (linear, quadratic), to_rest=to_rest)
+        return by_sums.reshaped(computation, w)
+
+    def _add_up(self, shape: Sequence[int], cut: Collection[int]) -> bool:
+        """Return whether sums over pieces of groups add up to those over groups if `shape` is cut along `cut`."""
+        layout = self.groups.layout(shape)
+        between = any(dim in layout.between for dim in cut)
+        return not any(dim in layout.split for dim in cut) and not (between and self._differs)
+
+    def _searched_prox(self, w: Tensor, step: Tensor) -> Tensor:
+        """Search for the best minimum of each group."""
+        layout, weight = self.groups.layout(w.shape), self.weight(w.shape)
+        split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
+        steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
+        charge = radial.Charge(
+            cost=lambda norms: weight * self.penalty.cost(norms.reshape(-1)).reshape(layout.kept),
+            slope=lambda norms: weight * self.penalty.gradient(norms.reshape(-1)).reshape(layout.kept),
+            slope_at_zero=weight * as_column(self.penalty.slope_at_zero, layout.kept),
+        )
+        scale = radial.radial_scale_in_metric(split, steps, layout.within, charge)
+        return (split * scale).reshape(w.shape).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the distance per group, shape `(groups,)`: to the ball of radius weight * slope where w_g is 0."""
@@ -156,6 +183,8 @@ class Grouped(PerGroup):
     def combined(self, other: Penalty) -> Penalty | None:
         """L1 + GroupLasso is SparseGroupLasso; two of the same groups are one; groups that overlap are refused."""
         if isinstance(other, L1) and isinstance(self.penalty, L1):
+            from shrinkage.penalties.sparse_group import SparseGroupLasso  # it is made of this class
+
             strength = self.penalty.strength
             return SparseGroupLasso(other.strength, strength, self.groups, weigh_by_size=self.weigh_by_size)
         if not isinstance(other, Grouped):
@@ -191,108 +220,6 @@ def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True
     tensor(7.0711)
     """
     return Grouped(L1(strength), groups, weigh_by_size=weigh_by_size)
-
-
-@dataclass(frozen=True, slots=True)
-class SparseGroupLasso(PerGroup):
-    """Charge weights and norms of groups together: zero groups, and zeros inside the others.
-
-    R(w) = l1 * sum |w| + group * sum over groups g of  sqrt(size of g) * ||w_g||
-
-    The prox is exact in every diagonal metric: soft threshold first, then `GroupLasso`'s.
-
-    Args:
-        l1: >= 0, strength of the absolute values, loss units per unit of |w|; or a schedule of the update count.
-        group: >= 0, strength of the norms, as in `GroupLasso`; or a schedule of the update count.
-        groups: which elements belong together, such as `Rows()`.
-        weigh_by_size: multiply the cost of a group by the square root of its size.
-
-    Raises:
-        ValueError: a strength is negative or not finite.
-        TypeError: `groups` is not a group view.
-        GroupError: from any method, if the tensor can not be divided into these groups.
-
-    Reference: Simon et al. (2013), "A sparse-group lasso", eq. 3.
-
-    >>> from shrinkage import Rows
-    >>> penalty = SparseGroupLasso(1.0, 1.0, Rows(), weigh_by_size=False)
-    >>> penalty.prox(torch.tensor([[4.0, 5.0, 0.5], [1.5, 1.5, 0.0]]), step=1.0)
-    tensor([[2.4000, 3.2000, 0.0000],
-            [0.0000, 0.0000, 0.0000]])
-    """
-
-    l1: Strength
-    group: Strength
-    groups: Groups
-    _: KW_ONLY
-    weigh_by_size: bool = True
-
-    def __post_init__(self) -> None:
-        check_strength("SparseGroupLasso", "l1", self.l1)
-        check_strength("SparseGroupLasso", "group", self.group)
-        check_groups(self.groups)
-
-    @property
-    def of_groups(self) -> Grouped:
-        """The part that charges norms."""
-        return GroupLasso(self.group, self.groups, weigh_by_size=self.weigh_by_size)
-
-    def slope(self, shape: Sequence[int]) -> float:
-        """Return the norm of gradient that a zero group withstands beyond `l1`, plus `l1`."""
-        return fixed(self.l1) + self.of_groups.slope(shape)
-
-    def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        """Return both strengths."""
-        texts = ["schedule" if callable(strength) else f"{strength:g}" for strength in (self.l1, self.group)]
-        return "SparseGroupLasso", ", ".join(texts)
-
-    def value(self, w: Tensor) -> Tensor:
-        """l1 * sum |w| plus the group lasso's value."""
-        return L1(self.l1).value(w) + self.of_groups.value(w)
-
-    def gradient(self, w: Tensor) -> Tensor:
-        """l1 * sign(w) plus the group lasso's gradient."""
-        return L1(self.l1).gradient(w) + self.of_groups.gradient(w)
-
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Soft threshold, then the group lasso's prox."""
-        return self.of_groups.prox(L1(self.l1).prox(prox.wide(w), step), step).to(w.dtype)
-
-    def residual(self, w: Tensor, grad: Tensor) -> Tensor:
-        """Return the distance per group, shape `(groups,)`."""
-        norms = self.groups.norms(w)
-        beyond = prox.soft_threshold(grad, fixed(self.l1))
-        at_zero = self.of_groups.residual(torch.zeros_like(w), beyond)
-        inside = torch.where(w == 0, beyond, grad + self.gradient(w))
-        return torch.where(norms == 0, at_zero, self.groups.norms(inside))
-
-    def stays(self, w: Tensor, average: Tensor) -> Tensor:
-        """Return the elements of zero groups that are stationary, and zeros inside the others that `l1` holds."""
-        group_stays = PerGroup.stays(self, w, average)
-        alive = self.groups.spread(self.groups.norms(w) > 0, w.shape)
-        return group_stays | (alive & L1(self.l1).stays(w, average))
-
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """Return the least l1 + group at which 0 is stationary, in the proportion that they have now."""
-        l1, group = fixed(self.l1), fixed(self.group)
-        if l1 + group == 0:
-            return infinite_unless_zero(grad)
-        zero, low, high = torch.zeros_like(grad), 0.0, float(grad.abs().sum())
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            scaled = replace(self, l1=middle * l1 / (l1 + group), group=middle * group / (l1 + group))
-            low, high = (low, middle) if bool((scaled.residual(zero, grad) == 0).all()) else (middle, high)
-        return grad.new_tensor(high)
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Add L1, or GroupLasso of the same groups, to its part."""
-        if isinstance(other, L1):
-            return replace(self, l1=total(self.l1, other.strength))
-        if isinstance(other, Grouped) and isinstance(other.penalty, L1):
-            both = self.of_groups.combined(other)
-            if isinstance(both, Grouped) and isinstance(both.penalty, L1):
-                return replace(self, group=both.penalty.strength)
-        return None
 
 
 def as_column(part: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:

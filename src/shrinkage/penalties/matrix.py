@@ -28,9 +28,9 @@ class OfMatrix(Penalty):
         """Raise `GroupError` unless there are two dimensions or more."""
         matrix_shape(self, shape)
 
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Return None: the matrix is charged as a whole."""
-        return None
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return none: a matrix is charged as a whole."""
+        return ()
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class and its strength."""

@@ -1,6 +1,6 @@
 """Signs: weights that may not become negative, with or without another penalty on top."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.constraints import Constraint
-from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero, longest_dimension
+from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
 from shrinkage.penalties.per_group import PerGroup
+from shrinkage.sums import Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +89,22 @@ class NonNegative(Constraint):
         if self.penalty is not None:
             self.penalty.check_shape(shape)
 
-    def cut(self, shape: Sequence[int]) -> int | None:
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Cut as the penalty does."""
         if self.penalty is not None:
-            return self.penalty.cut(shape)
-        return longest_dimension(shape)
+            return self.penalty.cuts(shape)
+        return tuple(range(len(shape)))
+
+    def prox_by_sums(
+        self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
+    ) -> Sums[Tensor] | None:
+        """max(w, 0), then the penalty's."""
+        return None if self.penalty is None else self.penalty.prox_by_sums(w.clamp_min(0), step, shape, cut)
+
+    def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
+        """Return the same with the penalty's tensors taken."""
+        inner = None if self.penalty is None else self.penalty.with_tensors(take)
+        return NonNegative(inner) if isinstance(inner, Elementwise | PerGroup) else self
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the penalty, as not negative."""

@@ -37,9 +37,9 @@ class PerGroup(Penalty):
         """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
         self.groups.layout(shape)
 
-    def cut(self, shape: Sequence[int]) -> int | None:
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Cut between groups."""
-        return self.groups.cut(shape)
+        return self.groups.cuts(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the charge of a group, and how many groups there are."""

@@ -1,6 +1,6 @@
 """Penalties of the distance to a reference, such as the weights a model was pretrained with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage import prox
 from shrinkage.errors import GroupError, ParameterError, SelectionError
 from shrinkage.penalties.base import Description, Penalty
+from shrinkage.sums import Sums
 
 Reference = Tensor | Mapping[str, Tensor]
 
@@ -90,11 +91,27 @@ class Toward(Penalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the reference plus the penalty's prox of the difference; what does not move comes back bit for bit."""
+        difference = prox.wide(w) - self._reference(prox.wide(w))
+        return self._moved(w, difference, self.penalty.prox(difference, step))
+
+    def prox_by_sums(
+        self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
+    ) -> Sums[Tensor] | None:
+        """Return the reference plus the penalty's."""
+        difference = prox.wide(w) - self._reference(prox.wide(w))
+        computation = self.penalty.prox_by_sums(difference, step, shape, cut)
+        return None if computation is None else self._moved_by_sums(w, difference, computation)
+
+    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
+        """Return the penalty's at the difference."""
+        return self.penalty.gradient_by_sums(w - self._reference(w), shape, cut)
+
+    def _moved_by_sums(self, w: Tensor, difference: Tensor, computation: Sums[Tensor]) -> Sums[Tensor]:
+        return self._moved(w, difference, (yield from computation))
+
+    def _moved(self, w: Tensor, difference: Tensor, moved: Tensor) -> Tensor:
         wide = prox.wide(w)
-        reference = self._reference(wide)
-        difference = wide - reference
-        moved = self.penalty.prox(difference, step)
-        return torch.where(moved == difference, wide, reference + moved).to(w.dtype)
+        return torch.where(moved == difference, wide, self._reference(wide) + moved).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the penalty's at the difference."""
@@ -114,9 +131,14 @@ class Toward(Penalty):
         if isinstance(self.reference, Tensor) and tuple(self.reference.shape) != tuple(shape):
             raise GroupError(f"the reference has shape {tuple(self.reference.shape)}, the parameter {tuple(shape)}")
 
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Return None: the reference belongs to the whole."""
-        return None
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Cut as the penalty does, and the reference alike."""
+        return self.penalty.cuts(shape)
+
+    def with_tensors(self, take: Callable[[Tensor], Tensor]) -> "Toward":
+        """Return the same with the reference taken."""
+        reference = take(self.reference) if isinstance(self.reference, Tensor) else self.reference
+        return Toward(self.penalty.with_tensors(take), reference, saved=self.saved)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the penalty, and that it is toward a reference."""

@@ -1,6 +1,6 @@
 """A weight for every element, or for every group, on top of a penalty's strength."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -102,9 +102,9 @@ class Weighted(Elementwise):
         if tuple(shape) != tuple(self.weights.shape):
             raise GroupError(f"weights of shape {tuple(self.weights.shape)} can not charge shape {tuple(shape)}")
 
-    def cut(self, shape: Sequence[int]) -> int | None:
-        """Return None: the weights belong to the whole."""
-        return None
+    def with_tensors(self, take: Callable[[Tensor], Tensor]) -> "Weighted":
+        """Return the same with the weights taken."""
+        return Weighted(self.penalty, take(self.weights))
 
     def bound(self, name: str, parameter: Tensor) -> "Weighted":
         """Return the same with weights on the parameter's device."""

@@ -1,0 +1,109 @@
+"""A Lightning `Callback` that charges penalties around the steps of the optimizers that the trainer makes."""
+
+from functools import partial
+from typing import Any
+
+from shrinkage.averages import check_decay
+from shrinkage.errors import AttachmentError
+from shrinkage.optimizers import stepped, unwrapped
+from shrinkage.plan import How, Rules, as_rules
+from shrinkage.regularizer import Regularizer
+from shrinkage.select import named_parameters
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise ImportError("this callback needs Lightning: pip install 'shrinkage[lightning]'") from error
+
+
+class RegularizerCallback(Callback):
+    """Charges parameters of a LightningModule that rules select, in every optimizer of the trainer that holds them.
+
+    minimizes  training loss + sum over rules of  R(parameters); a penalty comes after the trainer's gradient clipping,
+    and once per optimizer step, however many batches it accumulates.
+
+    Args:
+        rules: as in `Regularizer`, with the names that parameters have in the LightningModule ("model.0.weight"); left
+            out, what its layers declare with `regularize`.
+        how: as in `Regularizer`.
+        entry: as in `Regularizer`.
+        stochastic_rounding: as in `Regularizer`.
+
+    Raises:
+        SelectionError: when fit starts, if a rule matches nothing or never wins.
+        AttachmentError: when fit starts, if no optimizer holds a charged parameter, or another regularizer charges one.
+        MetricError: when fit starts, if a rule is proximal, and the metric of an optimizer is not known.
+
+    Attributes:
+        regularizer: the `Regularizer`, as soon as fit has started; it stays after the end, for its `residuals`.
+
+    A checkpoint of the trainer holds the state, and `fit(ckpt_path=...)` goes on from it. Another `fit` of the same
+    trainer goes on counting updates where the last one ended, as the trainer does; that of a new trainer starts at 0.
+
+    >>> from lightning.pytorch import Trainer
+    >>> from shrinkage import L1
+    >>> trainer = Trainer(callbacks=[RegularizerCallback({"model.*.weight": L1(1e-3)})], logger=False)
+    """
+
+    regularizer: Regularizer | None = None
+
+    def __init__(
+        self,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        entry: float | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None:
+        check_decay(entry)
+        if rules is not None:
+            as_rules(rules, how)
+        self._make = partial(Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding)
+        self._module: LightningModule | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what a checkpoint of an earlier run brought: this one's is loaded after this."""
+        self._saved = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach to the optimizers, which the trainer has just made, and is going to load from a checkpoint."""
+        regularizer = self.regularizer
+        if regularizer is None or self._module is not pl_module or not trainer.global_step:
+            regularizer = self._make(pl_module)
+        if self._saved is not None:
+            regularizer.load_state_dict(self._saved)
+        names = {entry.name for entry in regularizer.plan}
+        charged = {id(each.parameter) for each in named_parameters(pl_module) if each.name in names}
+        holding = [
+            optimizer for optimizer in trainer.optimizers if not charged.isdisjoint(stepped(unwrapped(optimizer)))
+        ]
+        if not holding:
+            made = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "none at all"
+            raise AttachmentError(
+                f"no optimizer of the trainer (it has {made}) holds any of the charged parameters "
+                f"{sorted(names)[:3]}; return one from configure_optimizers() that does"
+            )
+        self.regularizer, self._module = regularizer, pl_module
+        for optimizer in holding:
+            regularizer.attach(optimizer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take all hooks off, so that nothing is charged twice by another fit."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take all hooks off: Lightning does not call `teardown` after an exception."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the regularizer, which also rides in the optimizers' while fit runs."""
+        return {} if self.regularizer is None else self.regularizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until there are optimizers."""
+        self._saved = state_dict
+
+    def _detach(self) -> None:
+        if self.regularizer is not None:
+            self.regularizer.detach()

@@ -1,0 +1,95 @@
+"""A Hugging Face `TrainerCallback` that charges penalties around the steps of the optimizer that the trainer makes."""
+
+import warnings
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from shrinkage.averages import check_decay
+from shrinkage.plan import How, Rules, as_rules
+from shrinkage.regularizer import Regularizer
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError("this callback needs transformers: pip install 'shrinkage[transformers]'") from error
+
+
+class RegularizerCallback(TrainerCallback):
+    """Charges parameters of the trainer's model that rules select, around the steps of its optimizer.
+
+    minimizes  training loss + sum over rules of  R(parameters); a penalty comes after the trainer's gradient clipping,
+    and once per optimizer step, however many batches it accumulates.
+
+    Args:
+        rules: as in `Regularizer`, with the names of the model that the trainer was given; left out, what its layers
+            declare with `regularize`.
+        how: as in `Regularizer`.
+        entry: as in `Regularizer`.
+        stochastic_rounding: as in `Regularizer`.
+
+    Raises:
+        SelectionError: when training begins, if a rule matches nothing or never wins.
+        AttachmentError: when training begins, if the optimizer holds no charged parameter, or another regularizer
+            charges one.
+        MetricError: when training begins, if a rule is proximal, and the optimizer's metric is not known.
+
+    Attributes:
+        regularizer: the `Regularizer`, as soon as training has begun; it stays after the end, for its `residuals`.
+
+    The state rides in the optimizer's, so `train(resume_from_checkpoint=...)` goes on from it, unless checkpoints were
+    made with `save_only_model=True`. Every call of `train` that does not resume counts updates from 0, as the trainer
+    counts its steps.
+
+    >>> from shrinkage import L1
+    >>> callback = RegularizerCallback({"*.attention.*.weight": L1(1e-3)})  # Trainer(..., callbacks=[callback])
+    """
+
+    regularizer: Regularizer | None = None
+
+    def __init__(
+        self,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        entry: float | None = None,
+        stochastic_rounding: bool = False,
+    ) -> None:
+        check_decay(entry)
+        if rules is not None:
+            as_rules(rules, how)
+        self._make = partial(Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Attach to the optimizer, which the trainer has made, and loaded from a checkpoint if it resumes."""
+        if model is None or optimizer is None:
+            raise TypeError("on_train_begin is called by a Trainer, with a model and an optimizer")
+        self._detach()  # a run that raised never came to its end
+        self.regularizer = self._make(model)
+        self.regularizer.attach(optimizer)
+        if state.global_step and not any(self.regularizer.state_dict()["updates"]):
+            warnings.warn(
+                f"training resumes at step {state.global_step}, but the checkpoint's optimizer holds no state of a "
+                "regularizer: update counts of schedules, averaged gradients and references start anew",
+                stacklevel=2,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take all hooks off, so that nothing is charged twice by another run."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self.regularizer is not None:
+            self.regularizer.detach()

@@ -1,0 +1,194 @@
+"""One update: what happens to the charged parameters of one optimizer before and after its step.
+
+Order: the user's loop unscales and clips; then penalty gradients, decoupled decay, the optimizer, and the proximal
+operators. A fused optimizer unscales and skips in its own kernel, so that its gradients still carry the loss scale
+here, and it comes here on an overflow too: steps are then multiplied by 0, on the device.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from shrinkage.apply import (
+    Move,
+    State,
+    add_gradient_,
+    add_gradients_across_,
+    decay_,
+    follow_,
+    prox_,
+    prox_across_,
+    restore_,
+)
+from shrinkage.averages import Averages, decides
+from shrinkage.charge import Charge, check_unscaled, dense, sum_of, value_of, without_autograd_or_autocast
+from shrinkage.gradients import Gradients
+from shrinkage.metric import Metric
+from shrinkage.narrow import Rounding
+from shrinkage.optimizers import overflow_of, sign_of
+from shrinkage.penalties import Penalty
+from shrinkage.prox import wide
+from shrinkage.sharding import local, local_gradient, spread, stays
+from shrinkage.steps import Step, iterate_of, noted_of, state_of, step_of, step_of_piece
+
+Pairs = Sequence[tuple[Charge, Penalty]]
+
+
+class Update:
+    """Penalties around one step of one optimizer, at the strengths of that step.
+
+    Args:
+        optimizer: what steps.
+        charged: what is charged in it, with the penalty at this update.
+        metric: how the optimizer steps; None if that is not known, and not asked.
+        gradients: what stands in `.grad`.
+        averages: the averaged gradients that hold zeros; None lets every gradient move them.
+        rounding: how results are rounded to half precision.
+        steps: how many the optimizer made before this one.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        charged: Pairs,
+        metric: Metric | None,
+        gradients: Gradients,
+        averages: Averages | None,
+        rounding: Rounding,
+        steps: int,
+    ) -> None:
+        self._optimizer, self._charged, self._metric = optimizer, charged, metric
+        self._gradients, self._averages, self._rounding = gradients, averages, rounding
+        self._steps = steps
+        self._moved: set[str] = set()  # by name, what has a gradient
+        self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
+        self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
+
+    def before(self, *, first: bool = True) -> None:
+        """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
+        self._moved = {charge.name for charge, _ in self._charged if charge.parameter.grad is not None}
+        scale = getattr(self._optimizer, "grad_scale", None)
+        in_gradient = self._acting(lambda charge: charge.how == "gradient")
+        if scale is not None:
+            check_unscaled(charge for charge, _ in in_gradient if self._gradients.holds(charge.name, charge.parameter))
+        with without_autograd_or_autocast(charge for charge, _ in self._charged):
+            if first:
+                self._noted = {each.name: noted_of(each, self._metric, self._optimizer) for each, _ in self._charged}
+            if first and self._averages is not None:
+                self._hold_zeros(self._averages, scale)
+            self._add_gradients(
+                [pair for pair in in_gradient if not self._gradients.holds(pair[0].name, pair[0].parameter)], scale
+            )
+            if first:
+                self._decay()
+
+    def after(self) -> None:
+        """Apply the proximal operators, and hold zeros."""
+        self._gradients.end_step()
+        acting = self._acting(lambda charge: not charge.before)
+        overflow = overflow_of(self._optimizer)
+        across: list[Move] = []
+        with without_autograd_or_autocast(charge for charge, _ in acting):
+            for charge, penalty in acting:
+                step = step_of(charge, self._metric, self._optimizer, overflow)
+                state = state_of(charge, self._optimizer, self._noted.get(charge.name, {}))
+                generator = self._rounding.generator(charge, penalty, state, step, self._steps)
+                if charge.crossing is None:
+                    self._move(charge, penalty, state, step, generator)
+                else:
+                    lr = self._optimizer.param_groups[charge.group]["lr"]
+                    factor = step_of_piece(step, state, charge.parameter.detach(), lr)
+                    across.append(Move(penalty, charge.parameter, factor, charge.crossing, generator))
+            prox_across_(across)
+            for charge, penalty in acting:
+                if charge.name in self._held:
+                    restore_(charge.parameter, self._held[charge.name], penalty)
+
+    def _move(
+        self, charge: Charge, penalty: Penalty, state: State, step: Step, generator: torch.Generator | None
+    ) -> None:
+        """Apply one proximal operator, to the parameter or to the iterate that it follows."""
+        elementwise = self._metric is None or self._metric.elementwise
+        iterate, share = iterate_of(charge, self._metric, self._optimizer)
+        if iterate is charge.parameter:
+            prox_(penalty, iterate, state, step, generator, elementwise=elementwise)
+            return
+        before = iterate.clone()
+        prox_(penalty, iterate, state, step, generator, elementwise=elementwise)
+        if charge.name in self._held:
+            restore_(iterate, self._held.pop(charge.name), penalty)
+        follow_(charge.parameter, iterate - before, share)
+
+    def add_early(self) -> None:
+        """Add the gradients of the penalties now, for good, and let the step leave them as they are then."""
+        in_gradient = self._acting(lambda charge: charge.how == "gradient")
+        with without_autograd_or_autocast(charge for charge, _ in in_gradient):
+            self._add(in_gradient, None)
+        for charge, _ in in_gradient:
+            self._gradients.note_early(charge.name, charge.parameter)
+
+    def value(self) -> Tensor | None:
+        """Return what the penalties in the gradient add to the loss that the optimizer works on; None if none does."""
+        in_gradient = self._acting(lambda charge: charge.how == "gradient")
+        with without_autograd_or_autocast(charge for charge, _ in in_gradient):
+            values = [value_of(penalty, charge.parameter) * self._sign(charge) for charge, penalty in in_gradient]
+        return sum_of(values) if values else None
+
+    def _acting(self, chosen: Callable[[Charge], bool]) -> Pairs:
+        """Return the `chosen` charges that this machine takes part in, with their penalties at this update."""
+        # An optimizer may clear the gradients itself, so that they are gone after its step.
+        return [pair for pair in self._charged if chosen(pair[0]) and self._takes_part(pair[0])]
+
+    def _takes_part(self, charge: Charge) -> bool:
+        return charge.takes_part or charge.name in self._moved
+
+    def _sign(self, charge: Charge) -> float:
+        return sign_of(self._optimizer, charge.group)
+
+    def _add_gradients(self, pairs: Pairs, scale: Tensor | None) -> None:
+        """Let sums stand in `.grad` until the step is over."""
+        # A fused optimizer divides gradients by the loss scale in place, so they are not kept as they were anyway.
+        parameters = [charge.parameter for charge, _ in pairs] if scale is None else []
+        with self._gradients.held_aside(parameters):
+            self._add(pairs, scale)
+
+    def _add(self, pairs: Pairs, scale: Tensor | None) -> None:
+        across: list[Move] = []
+        for charge, penalty in pairs:
+            factor = self._sign(charge) if scale is None else self._sign(charge) * scale
+            if charge.crossing is None:
+                add_gradient_(penalty, charge.parameter, factor)
+            else:
+                across.append(Move(penalty, charge.parameter, factor, charge.crossing))
+        add_gradients_across_(across)
+
+    def _decay(self) -> None:
+        """Move weights by the derivatives of penalties that are decoupled and smooth."""
+        overflow = overflow_of(self._optimizer)
+        across: list[Move] = []
+        for charge, penalty in self._acting(lambda charge: charge.before and charge.how == "decoupled"):
+            step = step_of(charge, self._metric, self._optimizer, overflow)
+            generator = self._rounding.generator(charge, penalty, {}, step, self._steps)
+            size = step({}, charge.parameter)
+            if charge.crossing is None:
+                decay_(penalty, charge.parameter, size, generator)
+            else:
+                across.append(Move(penalty, charge.parameter, -size, charge.crossing, generator))
+        add_gradients_across_(across, to_weights=True)
+
+    def _hold_zeros(self, averages: Averages, scale: Tensor | None) -> None:
+        """Average the gradients of the data, and note the zeros for which the average is stationary."""
+        overflow = overflow_of(self._optimizer)
+        for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
+            w = iterate_of(charge, self._metric, self._optimizer)[0].detach()
+            grad = local_gradient(charge.parameter)
+            if grad is None:  # others wait
+                unscaled = torch.zeros_like(wide(local(w)))
+                skipped: Tensor | None = unscaled.new_ones(())
+            else:
+                sign = self._sign(charge)
+                unscaled, skipped = wide(dense(grad)) * (sign if scale is None else sign / scale), overflow
+            average = averages.update(charge.name, spread(unscaled, w), skipped)
+            self._held[charge.name] = stays(penalty, w, average, charge.crossing)

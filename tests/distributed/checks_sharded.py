@@ -1,0 +1,134 @@
+"""Parameters that are cut over processes: every penalty gives what it gives in one process.
+
+Where nothing has to be added up, bit for bit; sums over processes come in another order: to 1e-6, with the same zeros.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from catalog import EXPLICIT_PENALTIES
+from distributed.common import ALL_CASES, Zoo, zero_count, zoo_rules
+from distributed.registry import worlds
+from shrinkage import Penalty, Regularizer
+from shrinkage.penalties import Grouped, SparseGroupLasso, Toward
+from shrinkage.penalties.nonnegative import NonNegative
+from shrinkage.plan import How
+from shrinkage.sharding import crossing_of
+
+Placements = Callable[[Tensor], list[Shard | Replicate]]
+STEPS = 4
+
+# The fused kernel rounds the last elements of a piece otherwise than those in the middle of a whole.
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+    "SGD momentum": lambda p: SGD(p, lr=0.05, momentum=0.9, foreach=True),
+    "AdamW": lambda p: AdamW(p, lr=0.02, foreach=False),
+}
+
+
+def rows(w: Tensor) -> list[Shard | Replicate]:
+    return [Shard(0)]
+
+
+def columns(w: Tensor) -> list[Shard | Replicate]:
+    return [Shard(w.dim() - 1)]
+
+
+def rows_and_columns(w: Tensor) -> list[Shard | Replicate]:
+    return [Shard(0), Shard(w.dim() - 1)]
+
+
+def copies_of_columns(w: Tensor) -> list[Shard | Replicate]:
+    return [Replicate(), Shard(w.dim() - 1)]
+
+
+def cut(zoo: Zoo, mesh: DeviceMesh, placements: Placements) -> Zoo:
+    """Replace the weights by pieces on this process."""
+    spread = [distribute_tensor(w.detach(), mesh, placements(w), src_data_rank=None) for w in zoo.weights]
+    zoo.weights = nn.ParameterList(map(nn.Parameter, spread))
+    return zoo
+
+
+def whole(w: Tensor) -> Tensor:
+    return w.full_tensor() if isinstance(w, DTensor) else w
+
+
+def train(zoo: Zoo, optimizer: Optimizer, steps: range) -> None:
+    """Steps on gradients that are made from the whole weights, the same in every process."""
+    for step in steps:
+        for w in zoo.weights:
+            full = whole(w.detach())
+            noise = torch.sin((step + 1.3) * torch.arange(1.0, full.numel() + 1)).reshape(full.shape)
+            grad = full - 0.3 + noise
+            if isinstance(w, DTensor):
+                w.grad = distribute_tensor(grad, w.device_mesh, w.placements, src_data_rank=None)
+            else:
+                w.grad = grad
+        optimizer.step()
+
+
+def sums_suffice(penalty: Penalty) -> bool:
+    """Whether a penalty that crosses processes asks for sums, which come in another order there."""
+    if isinstance(penalty, Toward | NonNegative) and penalty.penalty is not None:
+        return sums_suffice(penalty.penalty)
+    return isinstance(penalty, Grouped | SparseGroupLasso)
+
+
+def compare(mesh: DeviceMesh, placements: Placements, how: How, strength: float, cases: Sequence) -> dict[str, float]:
+    """Train the zoo cut over processes and whole, with several optimizers; return differences and zeros."""
+    measured = {}
+    for name, make in OPTIMIZERS.items():
+        rules = zoo_rules(cases, strength)
+        spread, alone = cut(Zoo(cases), mesh, placements), Zoo(cases)
+        for zoo in (spread, alone):
+            optimizer = make(list(zoo.parameters()))
+            Regularizer(zoo, rules, how=how).attach(optimizer)
+            train(zoo, optimizer, range(STEPS))
+        worst = 0.0
+        for case, piece, reference, penalty in zip(cases, spread.weights, alone.weights, rules.values(), strict=True):
+            found = whole(piece.detach())
+            difference = float((found - reference).abs().max())
+            assert torch.equal(found == 0, reference == 0), f"{case} with {name}: other zeros"
+            if sums_suffice(penalty) and crossing_of(penalty, piece) is not None:
+                worst = max(worst, difference)
+                assert difference <= 1e-6 * float(reference.abs().max()), f"{case} with {name}: {difference}"
+            elif sums_suffice(penalty):
+                assert difference <= 1e-6, f"{case} with {name}: {difference}"
+            else:
+                assert difference == 0, f"{case} with {name}: {difference}"
+        measured |= {f"zeros with {name}": float(zero_count(alone)), f"difference with {name}": worst}
+    return measured
+
+
+@worlds(2, 4)
+def check_rows_are_cut(rank: int, world: int) -> dict[str, float]:
+    measured = compare(init_device_mesh("cpu", (world,)), rows, "proximal", 2.0, ALL_CASES)
+    assert min(value for name, value in measured.items() if "zeros" in name) > 100, measured
+    return measured
+
+
+@worlds(2, 4)
+def check_columns_are_cut(rank: int, world: int) -> dict[str, float]:
+    return compare(init_device_mesh("cpu", (world,)), columns, "proximal", 2.0, ALL_CASES)
+
+
+@worlds(4)
+def check_rows_and_columns_are_cut(rank: int, world: int) -> dict[str, float]:
+    return compare(init_device_mesh("cpu", (2, 2)), rows_and_columns, "proximal", 2.0, ALL_CASES)
+
+
+@worlds(4)
+def check_copies_of_cut_columns(rank: int, world: int) -> dict[str, float]:
+    return compare(init_device_mesh("cpu", (2, 2)), copies_of_columns, "proximal", 2.0, ALL_CASES)
+
+
+def check_decoupled(rank: int, world: int) -> dict[str, float]:
+    return compare(init_device_mesh("cpu", (world,)), columns, "decoupled", 2.0, ALL_CASES)
+
+
+def check_gradient(rank: int, world: int) -> dict[str, float]:
+    return compare(init_device_mesh("cpu", (world,)), rows, "gradient", 0.5, EXPLICIT_PENALTIES)

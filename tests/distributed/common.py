@@ -1,0 +1,138 @@
+"""A model with every penalty in it, and what several checks share: training by parts, and comparing processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW, Optimizer
+
+from catalog import CONSTRAINTS, PENALTIES, ConstraintCase, PenaltyCase
+from models import batches, loss_of
+from shrinkage import Penalty
+
+STEPS = 5
+Batch = tuple[Tensor, Tensor]
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+    "SGD momentum": lambda p: SGD(p, lr=0.05, momentum=0.9),
+    "AdamW fused": lambda p: AdamW(p, lr=0.02, fused=True),
+}
+
+
+def parts(rank: int, count: int = STEPS) -> list[Batch]:
+    """The batches of one process: the same inputs at each call, others in every process."""
+    return [(x.roll(rank + 1, 0) * (rank + 1), y.roll(3 * rank, 0)) for x, y in batches(count)]
+
+
+def average_gradients_(model: nn.Module, own: Sequence[Batch], loss: Callable[[nn.Module, Batch], Tensor]) -> None:
+    """Set the gradients of one step to the average over the batches of all processes, summed in their order."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    gradients = []
+    for batch in own:
+        for parameter in model.parameters():
+            parameter.grad = None
+        loss(model, batch).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for parameter, *grads in zip(model.parameters(), *gradients, strict=True):
+        shares = [grad / len(own) for grad in grads if grad is not None]
+        parameter.grad = None if not shares else sum(shares[1:], shares[0])
+
+
+def train_alone(
+    model: nn.Module,
+    optimizer: Optimizer,
+    world: int,
+    steps: range = range(STEPS),
+    loss: Callable[[nn.Module, Batch], Tensor] = loss_of,
+) -> None:
+    """Train in one process on what `world` processes see."""
+    seen = [parts(rank, steps.stop) for rank in range(world)]
+    for step in steps:
+        average_gradients_(model, [own[step] for own in seen], loss)
+        optimizer.step()
+
+
+def train_together(
+    model: nn.Module,
+    optimizer: Optimizer,
+    rank: int,
+    steps: range = range(STEPS),
+    loss: Callable[[nn.Module, Batch], Tensor] = loss_of,
+) -> None:
+    """Train on this process's part."""
+    for batch in parts(rank, steps.stop)[steps.start :]:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        optimizer.step()
+
+
+class Zoo(nn.Module):
+    """One parameter per case of the catalogue, and the part of the loss that moves it."""
+
+    def __init__(self, cases: Sequence[PenaltyCase | ConstraintCase]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weights = nn.ParameterList(torch.randn(case.shape, generator=generator) for case in cases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([(w * noise(w, x)).sum().square() + (w - 0.3).square().sum() for w in self.weights]).sum()
+
+
+def noise(w: Tensor, x: Tensor) -> Tensor:
+    """Numbers in the shape of `w` that depend on a batch."""
+    return torch.sin(x.sum() * torch.arange(1.0, w.numel() + 1)).reshape(w.shape)
+
+
+def zoo_loss(model: nn.Module, batch: Batch) -> Tensor:
+    loss: Tensor = model(batch[0])
+    return loss
+
+
+def zoo_rules(cases: Sequence[PenaltyCase | ConstraintCase], strength: float) -> dict[str, Penalty]:
+    """One rule per parameter of `Zoo`."""
+    made = (case.make(strength) if isinstance(case, PenaltyCase) else case.make() for case in cases)
+    return {f"weights.{index}": penalty for index, penalty in enumerate(made)}
+
+
+ALL_CASES = [*PENALTIES, *CONSTRAINTS]
+
+
+def differences(one: nn.Module, other: nn.Module) -> Iterator[float]:
+    """The largest difference of each pair of parameters."""
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        yield float((a.detach() - b.detach()).abs().max()) if a.numel() else 0.0
+
+
+def zero_count(model: nn.Module) -> int:
+    """Exact zeros among all parameters."""
+    return sum(int((p == 0).sum()) for p in model.parameters())
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    """All parameters agree, value for value."""
+    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(a, b), f"{name}: {(a - b).abs().max()}"
+
+
+def assert_same_everywhere(model: nn.Module) -> None:
+    """All parameters agree, bit for bit, in all processes."""
+    for name, parameter in model.named_parameters():
+        mine = parameter.detach().contiguous()
+        all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(all_of_them, mine)
+        assert all(torch.equal(each.view(torch.int32), mine.view(torch.int32)) for each in all_of_them), name
+
+
+def same_everywhere(value: object) -> bool:
+    """Whether a value is equal in all processes."""
+    values: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return all(each == value for each in values)
+
+
+def data_parallel(model: nn.Module, **options: object) -> DistributedDataParallel:
+    """The model with gradients averaged over all processes."""
+    return DistributedDataParallel(model, **options)  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""torch.compile of the model, of the step and of the whole train step, against the same loop without it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW
+
+from models import batches, equal, loss_of, mlp, train, zeros
+from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, Rule, regularize
+
+STRENGTH = 0.05
+RULES = [Rule(L1(STRENGTH), "0.weight"), Rule(L2(STRENGTH), "*.bias", "gradient"), Rule(L1(0.5), "2.*", "decoupled")]
+MAKES = [lambda p: SGD(p, lr=0.1, momentum=0.5), lambda p: AdamW(p, lr=0.01, fused=True)]
+
+
+def adam(p):
+    return Adam(p, lr=0.01)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled_yet():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def attached(make, rules=RULES):
+    model = mlp()
+    optimizer = make(model.parameters())
+    return model, optimizer, Regularizer(model, rules).attach(optimizer)
+
+
+def run_compiled(which, backend, model, optimizer, count=6):
+    """Train with one part compiled."""
+    forward = torch.compile(model, backend=backend) if which == "model" else model
+    step = torch.compile(optimizer.step, backend=backend) if which == "step" else optimizer.step
+
+    def train_step(batch):
+        optimizer.zero_grad()
+        loss_of(forward, batch).backward()
+        step()
+
+    if which == "train step":
+        train_step = torch.compile(train_step, backend=backend)
+    for batch in batches(count):
+        train_step(batch)
+
+
+def close(one, other):
+    """Compiled optimizers compute in other formulas, which round otherwise; zeros come out the same."""
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    return zeros(one) == zeros(other)
+
+
+@pytest.mark.parametrize("which", ["model", "step", "train step"])
+@pytest.mark.parametrize("make", MAKES, ids=["SGD", "AdamW fused"])
+def test_what_is_compiled_is_charged_as_what_is_not(which, make):
+    plain, optimizer, _ = attached(make)
+    train(plain, optimizer, 6)
+    ours, optimizer, regularizer = attached(make)
+    run_compiled(which, "eager", ours, optimizer)
+    assert equal(ours, plain) if which == "model" else close(ours, plain)
+    assert regularizer.state_dict()["updates"] == [6]
+    assert zeros(ours) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["model", "step", "train step"])
+def test_inductor(which):
+    plain, optimizer, _ = attached(adam)
+    train(plain, optimizer, 6)
+    ours, optimizer, regularizer = attached(adam)
+    run_compiled(which, "inductor", ours, optimizer)
+    assert close(ours, plain)
+    assert regularizer.state_dict()["updates"] == [6]
+
+
+@pytest.mark.parametrize(
+    ("which", "how"), [("step", "gradient"), ("train step", "gradient"), ("step", "proximal"), ("model", "decoupled")]
+)
+def test_a_strength_and_a_learning_rate_that_change_compile_nothing_anew(which, how):
+    """As many graphs as the loop without a regularizer, and none after the learning rate was found to vary."""
+    counts = []
+    for rules in (None, {"*.weight": L1(lambda update: STRENGTH / (1 + update))}):
+        torch.compiler.reset()
+        model = mlp()
+        optimizer = SGD(model.parameters(), lr=torch.tensor(0.1))
+        if rules:
+            regularizer = Regularizer(model, rules, how=how).attach(optimizer)
+        counter = torch._dynamo.testing.CompileCounter()
+        seen = []
+
+        def schedule(counter=counter, seen=seen, optimizer=optimizer):
+            seen.append(counter.frame_count)
+            optimizer.param_groups[0]["lr"].mul_(0.9)
+
+        optimizer.register_step_post_hook(torch.compiler.disable(lambda *_: schedule()))
+        run_compiled(which, counter, model, optimizer, count=12)
+        assert len(seen) == 12
+        assert seen[-1] == seen[2]
+        counts.append(seen[-1])
+    assert counts[0] == counts[1] > 0
+    assert regularizer.state_dict()["updates"] == [12]
+
+
+def test_a_compiled_train_step_that_clips_with_the_penalty():
+    def run(compiled):
+        model = mlp()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        regularizer = Regularizer(model, L1(0.5), how="gradient").attach(optimizer)
+
+        def train_step(batch):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            regularizer.add_gradients_()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+
+        step = torch.compile(train_step, backend="eager") if compiled else train_step
+        for batch in batches(6):
+            step(batch)
+        return model
+
+    assert close(run(True), run(False))
+
+
+def test_declarations_in_a_compiled_train_step():
+    plain, optimizer, _ = attached(MAKES[0], {"0.weight": GroupLasso(0.1, Rows())})
+    train(plain, optimizer, 6)
+    ours = mlp()
+    regularize(ours[0], GroupLasso(0.1, Rows()))
+    run_compiled("train step", "eager", ours, MAKES[0](ours.parameters()))
+    assert close(ours, plain)
+    assert not equal(ours, mlp())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks there
+def test_a_closure_in_a_compiled_step():
+    plain, optimizer, _ = attached(MAKES[0])
+    train(plain, optimizer, 6)
+    ours, optimizer, _ = attached(MAKES[0])
+    step = torch.compile(optimizer.step, backend="eager")
+    for batch in batches(6):
+
+        def closure(batch=batch):
+            optimizer.zero_grad()
+            loss = loss_of(ours, batch)
+            loss.backward()
+            return loss
+
+        step(closure)
+    assert close(ours, plain)
