@@ -49,6 +49,7 @@ from shrinkage.charge import (
     without_autograd_or_autocast,
 )
 from shrinkage.errors import AttachmentError, MetricError
+from shrinkage.flattened import is_piece
 from shrinkage.metric import Metric, metric_of
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step
@@ -67,6 +68,7 @@ class Attachment:
         resolve: returns what is charged in an optimizer; called again whenever the optimizer's parameters changed.
         averages: the averaged gradients that hold zeros; None lets every gradient move them.
         rounding: how bfloat16 and float16 parameters are written; None rounds to the nearest number.
+        whole: returns the optimizer of whose work this is a part; an update of that is counted.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class Attachment:
         resolve: Callable[[Optimizer], Sequence[Charge]],
         averages: Averages | None = None,
         rounding: Rounding | None = None,
+        whole: Callable[[], Optimizer | None] = lambda: None,
     ) -> None:
         self.updates = Updates()
         self.averages = averages
         self._rounding = rounding or Rounding()
         self._resolve = resolve
+        self._whole = whole
         self._charges: Sequence[Charge] = ()
         self._penalties: Sequence[Penalty] = ()  # those of the charges, with the strengths of this update
         self._metric: Metric | None = None
@@ -155,7 +159,7 @@ class Attachment:
             with without_autograd_or_autocast(self._charges):
                 self._apply_after(acting, optimizer, overflow)
         # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
-        if any(parameter.grad is not None or is_spread(parameter) for parameter in parameters_of(optimizer)):
+        if any(p.grad is not None or is_spread(p) or is_piece(p) for p in parameters_of(self._whole() or optimizer)):
             self.updates.record(overflow)
 
     def _apply_after(
