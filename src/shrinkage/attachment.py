@@ -35,6 +35,7 @@ from shrinkage.charge import (
     check_kept,
 )
 from shrinkage.errors import AttachmentError
+from shrinkage.flattened import is_piece
 from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.narrow import Rounding
@@ -54,6 +55,7 @@ class Attachment:
         resolve: returns what is charged in an optimizer; called again whenever the optimizer's parameters changed.
         averages: the averaged gradients that hold zeros; None lets every gradient move them.
         rounding: how bfloat16 and float16 parameters are written; None rounds to the nearest number.
+        whole: returns the optimizer of whose work this is a part; an update of that is counted.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Attachment:
         resolve: Callable[[Optimizer], Sequence[Charge]],
         averages: Averages | None = None,
         rounding: Rounding | None = None,
+        whole: Callable[[], Optimizer | None] = lambda: None,
     ) -> None:
         self.updates = Updates()
         self.averages = averages
         self._rounding = rounding or Rounding()
         self._gradients = Gradients()
         self._resolve = resolve
+        self._whole = whole
         self._charges: Sequence[Charge] = ()
         self._metric: Metric | None = None
         self._seen: list[list[Tensor]] | None = None
@@ -136,7 +140,7 @@ class Attachment:
             return
         self._update.after()
         # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
-        if self._update.moves or any(p.grad is not None or is_spread(p) for p in parameters_of(optimizer)):
+        if self._update.moves or any(map(may_move, parameters_of(self._whole() or optimizer))):
             self.updates.record(overflow_of(optimizer))
         if self.averages is not None:
             self.averages.commit()
@@ -203,6 +207,11 @@ class Attachment:
 def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:
     """Return the parameters whose averaged gradients decide about their zeros, by name."""
     return {charge.name: charge.parameter for charge in charges if decides(charge.penalty, charge.how)}
+
+
+def may_move(parameter: Tensor) -> bool:
+    """Return whether a step moves `parameter`, here or on another machine that holds a piece of it."""
+    return parameter.grad is not None or is_spread(parameter) or is_piece(parameter)
 
 
 def located(charge: Charge) -> Charge:

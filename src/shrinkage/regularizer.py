@@ -121,7 +121,7 @@ class Regularizer:
     def _attachment(self, whole: Optimizer) -> Attachment:
         """Return what applies the rules in one of the optimizers that do the work of `whole`."""
         averages = None if self._entry is None else Averages(self._entry)
-        return Attachment(partial(self._charges, ref(whole)), averages, Rounding(self._stochastic_rounding))
+        return Attachment(partial(self._charges, ref(whole)), averages, Rounding(self._stochastic_rounding), ref(whole))
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""

@@ -230,3 +230,15 @@ def check_pieces_that_are_whole(rank: int, world: int) -> None:
     wrapped = FullyShardedDataParallel(model, sharding_strategy=strategy, use_orig_params=True, device_id=cpu)
     with pytest.raises(ParameterError, match="use fully_shard"):
         regularizer.attach(SGD(wrapped.parameters(), lr=0.1))
+
+
+def check_an_update_counts_where_there_is_no_piece(rank: int, world: int) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    regularizer = Regularizer(model, L1(lambda update: 0.1 * update))
+    wrapped = flattened(model)
+    optimizer = SGD(wrapped.parameters(), lr=0.1)
+    regularizer.attach(optimizer)
+    wrapped(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    assert (model.weight.grad is None) == (rank == 1)
+    assert regularizer.state_dict()["updates"] == [1]

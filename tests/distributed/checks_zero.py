@@ -158,25 +158,23 @@ def train_with_closures(model: nn.Module, optimizer: Optimizer, rank: int) -> No
         optimizer.step(closure)
 
 
+@worlds(2, 4)
 def check_a_group_that_is_added(rank: int, world: int) -> None:
-    """A layer joins after two steps; its parameters go to the processes as the others did."""
-    together, alone = mlp(), mlp()
-    optimizer = ZeroRedundancyOptimizer(together[0].parameters(), Adam, lr=0.02)
-    reference = Adam(alone[0].parameters(), lr=0.02)
-    regularizers = [
-        Regularizer(model, {"0.weight": L1(0.1), "2.weight": GroupLasso(0.1, Rows())}).attach(each)
-        for model, each in ((together, optimizer), (alone, reference))
-    ]
-    wrapped = data_parallel(together)
-    train_together(wrapped, optimizer, rank, range(2))
-    train_alone(alone, reference, world, range(2))
-    optimizer.add_param_group({"params": list(together[2].parameters()), "lr": 0.05})
-    reference.add_param_group({"params": list(alone[2].parameters()), "lr": 0.05})
-    train_together(wrapped, optimizer, rank, range(2, STEPS))
-    train_alone(alone, reference, world, range(2, STEPS))
-    assert_equal(together, alone)
-    assert_same_everywhere(together)
-    assert zero_count(together) > 0
+    """A layer joins after two steps; of 4 processes its parameters go to those that had none."""
+    parted, whole = mlp(), mlp()
+    optimizer = ZeroRedundancyOptimizer(parted[0].parameters(), Adam, lr=0.02)
+    reference = Adam(whole[0].parameters(), lr=0.02)
+    regularizers = []
+    for model, each in ((parted, optimizer), (whole, reference)):
+        rules = {"0.weight": L1(0.1), "2.weight": GroupLasso(0.1, Rows())}
+        regularizers.append(Regularizer(model, rules).attach(each))
+        wrapped = data_parallel(model)
+        train_together(wrapped, each, rank, range(2))
+        each.add_param_group({"params": list(model[2].parameters()), "lr": 0.05})
+        train_together(wrapped, each, rank, range(2, STEPS))
+    assert_equal(parted, whole)
+    assert_same_everywhere(parted)
+    assert (parted[2].weight == 0).any()
     assert [each.state_dict()["updates"] for each in regularizers] == [[STEPS], [STEPS]]
 
 
