@@ -129,7 +129,7 @@ SPARSE = [
 ]
 
 
-@pytest.mark.parametrize(("problem", "case"), SPARSE, ids=str)
+@pytest.mark.parametrize(("problem", "case"), SPARSE, ids=[str(case) for _, case in SPARSE])
 def test_rows_of_an_embedding_with_sparse_gradients_are_scikit_learns(problem, case):
     problem = problem()
     features, outputs = problem.solution.T.shape
