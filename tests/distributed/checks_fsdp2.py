@@ -45,6 +45,7 @@ from shrinkage import (
     report,
     threshold_,
 )
+from shrinkage.sharding import crossing_of
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 STEPS = 6
@@ -176,6 +177,8 @@ def check_messages(rank: int, world: int) -> dict[str, float]:
         model = sharded(nn.Sequential(*(nn.Linear(6, 6) for _ in range(5))))
         optimizer = make(list(model.parameters()))
         Regularizer(model, {"0.*": None, "*.weight": GroupLasso(0.01, Columns()), "*": L1(0.01)}).attach(optimizer)
+        assert crossing_of(L1(0.01), model[1].bias) is None  # what a machine charges by itself is in no message
+        assert crossing_of(GroupLasso(0.01, Rows()), model[1].weight) is None
         model(torch.randn(4, 6)).square().sum().backward()
         calls = []
         dist.all_reduce = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)  # noqa: B023
