@@ -232,7 +232,7 @@ MUTANTS = [
         'state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]',
         'state["exp_avg_sq"]',
         "metric",
-        "amsgrad",
+        "every_step and amsgrad",
     ),
     Mutant("metrics.py", 'if not group["centered"]:', "if True:", "metric", "centered"),
     Mutant("metrics.py", '- 1) * group["lr_decay"]', ') * group["lr_decay"]', "metric", "Adagrad"),

@@ -69,6 +69,7 @@ WITHOUT_MOMENTUM = {
     "SGD": lambda p, **o: SGD(p, lr=0.1, **o),
     "SGD tensor": lambda p, **o: SGD(p, lr=torch.tensor(0.1), **o),
     "Adam": lambda p, **o: Adam(p, lr=0.1, betas=(0.0, 0.99), **o),
+    "Adam amsgrad": lambda p, **o: Adam(p, lr=0.1, betas=(0.0, 0.9), amsgrad=True, **o),
     "RMSprop": lambda p, **o: RMSprop(p, lr=0.1, **o),
     "RMSprop centered": lambda p, **o: RMSprop(p, lr=0.1, centered=True, **o),
     "Adagrad": lambda p, **o: Adagrad(p, lr=0.1, lr_decay=0.1, **o),
