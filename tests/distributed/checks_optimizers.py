@@ -126,9 +126,9 @@ def check_a_learning_rate_needs_no_metric(rank: int, world: int) -> None:
     with pytest.raises(MetricError, match="spread over machines"):
         Regularizer(nn.ParameterList([parameter]), {"0": L1(1.0)}).attach(Trusts([parameter]))
     optimizer = Trusts([parameter], lr=0.1)
-    Regularizer(nn.ParameterList([parameter]), {"0": L1(1.0)}, how="decoupled").attach(optimizer)
+    Regularizer(nn.ParameterList([parameter]), {"0": L1(5.0)}, how="decoupled").attach(optimizer)
     parameter.grad = distribute_tensor(gradients[0], mesh, [Shard(0)])
     optimizer.step()
-    expected = nn.functional.softshrink(weight.add(gradients[0], alpha=-0.1), 0.1)
+    expected = nn.functional.softshrink(weight.add(gradients[0], alpha=-0.1), 0.5)
     assert torch.equal(parameter.full_tensor(), expected)
     assert (expected == 0).any()
