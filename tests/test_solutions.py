@@ -177,7 +177,7 @@ def test_elastic_net_is_scikit_learns(alpha, l1_ratio, count, case):
     [
         OptimizerCase("SGD", lambda p: SGD(p, lr=0.4, momentum=0.9), 800),
         OptimizerCase("Adam", lambda p: Adam(p, lr=0.03), 600),
-        OptimizerCase("Adagrad", lambda p: Adagrad(p, lr=1.0), 1800),
+        pytest.param(OptimizerCase("Adagrad", lambda p: Adagrad(p, lr=1.0), 1800), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -223,9 +223,10 @@ LOGISTIC = [
     (0.01, 13, 0.10748301, OptimizerCase("SGD", lambda p: SGD(p, lr=1.0, momentum=0.96), 2200)),
     (0.01, 13, 0.10748301, OptimizerCase("Adagrad", lambda p: Adagrad(p, lr=10.0), 4000)),
 ]
+LONG = [pytest.param(*row, marks=pytest.mark.slow if row[3].iterations > 2000 else ()) for row in LOGISTIC]
 
 
-@pytest.mark.parametrize(("fraction", "count", "least", "case"), LOGISTIC, ids=str)
+@pytest.mark.parametrize(("fraction", "count", "least", "case"), LONG, ids=str)
 def test_logistic_lasso_is_scikit_learns(fraction, count, least, case):
     problem = breast_cancer_logistic_lasso(fraction, intercept=True)
     assert problem.strength / fraction == pytest.approx(0.383683244478, rel=1e-10)

@@ -120,9 +120,9 @@ class Attachment:
         self._depth = 1
         self._end_step()  # the last one may have raised
         charges = self.charges(optimizer)
+        update = self._update = self._started(optimizer)  # it counts, even if only other processes step what is charged
         if not charges:
             return None
-        update = self._update = self._started(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             check_gradients(charges)

@@ -145,24 +145,20 @@ class Regularizer:
                 explicit_attachments[optimizer].remove(attachment)
         self._attachments = []
 
-    @uncompiled
     def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
         """Add the derivatives of the penalties with `how="gradient"` to `.grad` now, as terms of the loss would.
 
         For a loop that clips gradients with the penalties in them: call it once per update, after the last
         `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
-        Without this call they come after the clipping, as torch's `weight_decay` does. Other rules act around the
-        step as ever.
+        Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever.
 
         Args:
             optimizer: the one that steps next, where several are attached; left out, all of them.
 
         Raises:
             AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before; at
-                the step, if a fused optimizer's gradients still carried the loss scale.
+                the step of a fused optimizer, if they still carried the loss scale: unscale them first.
             ParameterError: a gradient is sparse.
-
-        Gradients that still carry the loss scale can be told only by a fused optimizer, so unscale them first.
 
         >>> import shrinkage, torch
         >>> layer = torch.nn.Linear(2, 2)
@@ -175,6 +171,9 @@ class Regularizer:
         >>> _ = torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
         >>> optimizer.step()
         """
+        uncompiled(self._add_gradients)(optimizer)
+
+    def _add_gradients(self, optimizer: Optimizer | None) -> None:
         wanted = None if optimizer is None else unwrapped(optimizer)
         chosen = [(held, attachment) for held, attachment in self._pairs() if wanted is None or held is wanted]
         if not chosen:

@@ -1,6 +1,7 @@
 """fully_shard, tensor parallel, and both: models trained in the way of each, against one process."""
 
 import copy
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -363,3 +364,17 @@ def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world
     regularizer.load_state_dict(state["regularizer"])
     same(model, optimizer, range(4, 8))
     assert_close(model, alone)
+
+
+def check_the_guide_saves_and_loads(rank: int, world: int) -> None:
+    """The code of docs/machines.md."""
+    guide = Path(__file__).parents[2] / "docs" / "machines.md"
+    (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    folder = [tempfile.mkdtemp() if rank == 0 else None]
+    dist.broadcast_object_list(folder)
+    model = sharded(mlp())
+    optimizer = adamw(list(model.parameters()))
+    regularizer = Regularizer(model, L1(lambda update: 0.01 * update), entry=0.9).attach(optimizer)
+    train_together(model, optimizer, rank, range(3))
+    exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer, "path": Path(folder[0])})
+    assert regularizer.state_dict()["updates"] == [3]
