@@ -90,6 +90,33 @@ def test_optimizers_and_models_are_not_kept_alive():
     assert held[1]() is None
 
 
+def test_a_model_that_holds_its_optimizer_is_not_kept_alive():
+    model = mlp()
+    model.optimizer = SGD(model.parameters(), lr=0.1)
+    Regularizer(model, L1(STRENGTH)).attach(model.optimizer)
+    train(model, model.optimizer, 1)
+    held = weakref.ref(model.optimizer), weakref.ref(model)
+    del model
+    gc.collect()
+    assert held[0]() is held[1]() is None
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_an_optimizer_whose_step_raised_is_not_kept_alive(declared):
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    if declared:
+        regularize(model[0], L1(STRENGTH))
+    else:
+        Regularizer(model, L1(STRENGTH)).attach(optimizer)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    held = weakref.ref(optimizer), weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert held[0]() is held[1]() is None
+
+
 def test_attaching_twice_charges_once():
     model, once = mlp(), mlp()
     optimizer, other = SGD(model.parameters(), lr=0.1), SGD(once.parameters(), lr=0.1)

@@ -193,6 +193,27 @@ def test_two_models_in_one_optimizer_may_have_the_same_names():
     assert second.state_dict()["averages"][0]["weight"]["total"].shape == (4, 3)
 
 
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_two_models_with_the_same_names_may_be_attached_in_another_order(attach_first):
+    def made():
+        models = mlp(), mlp()
+        optimizer = SGD([p for model in models for p in model.parameters()], lr=0.1)
+        return *(Regularizer(model, {"0.weight": Toward(L1(halving))}) for model in models), optimizer
+
+    one, two, optimizer = made()
+    one.attach(optimizer).load_state_dict({**one.state_dict(), "updates": [3]})
+    two.attach(optimizer).load_state_dict({**two.state_dict(), "updates": [5]})
+    saved = optimizer.state_dict()
+    one, two, optimizer = made()
+    if attach_first:
+        two.attach(optimizer)
+        one.attach(optimizer)
+    optimizer.load_state_dict(saved)
+    two.attach(optimizer)
+    one.attach(optimizer)
+    assert (one.state_dict()["updates"], two.state_dict()["updates"]) == ([3], [5])
+
+
 def test_other_rules_are_told_that_they_find_nothing():
     model, optimizer, regularizer = start()
     regularizer.attach(optimizer)

@@ -144,6 +144,7 @@ class Move(NamedTuple):
     """One parameter whose groups cross machines, and its place in a step.
 
     `factor` is what its derivative is multiplied by, or the step of its prox: a number, or shaped like the piece here.
+    `moves` tells whether this machine had a gradient; otherwise it only adds its sums to those of the others.
     """
 
     penalty: Penalty
@@ -151,6 +152,7 @@ class Move(NamedTuple):
     factor: Number
     crossing: Crossing
     generator: torch.Generator | None = None
+    moves: bool = True
 
 
 def add_gradients_across_(moves: Sequence[Move], *, to_weights: bool = False) -> None:
@@ -164,10 +166,10 @@ def add_gradients_across_(moves: Sequence[Move], *, to_weights: bool = False) ->
 
 
 def prox_across_(moves: Sequence[Move]) -> None:
-    """Move each parameter that has a gradient on this machine to the penalty's proximal point."""
+    """Move each parameter that had a gradient on this machine to the penalty's proximal point."""
     computations = [prox_across(move.penalty, move.parameter.detach(), move.factor, move.crossing) for move in moves]
     for move, moved in zip(moves, together(computations, [move.crossing for move in moves]), strict=True):
-        if move.parameter.grad is not None:
+        if move.moves:
             write_(local(move.parameter.detach()), moved, move.generator)
 
 

@@ -13,11 +13,10 @@ What happens is in `update.py`. What the hooks take care of:
 """
 
 import functools
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from operator import is_
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ from shrinkage.flattened import is_piece
 from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.narrow import Rounding
-from shrinkage.optimizers import overflow_of, parameters_of, runs_inside_own_step, sign_of
+from shrinkage.optimizers import Beside, overflow_of, parameters_of, runs_inside_own_step, sign_of
 from shrinkage.sharding import crossing_of, is_spread, local, local_state
 from shrinkage.steps import noted_of, state_of, step_of
 from shrinkage.update import Update
@@ -95,7 +94,7 @@ class Attachment:
 
     def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
         """Raise if another attachment charges one of the parameters, or a learning rate is needed and there is none."""
-        others = [other for other in explicit_attachments.get(optimizer, ()) if other is not self]
+        others = [other for other in explicit_attachments.get(optimizer, []) if other is not self]
         taken = {id(charge.parameter) for other in others for charge in other._charges}
         for charge in charges:
             if id(charge.parameter) in taken:
@@ -106,7 +105,8 @@ class Attachment:
             if charge.how == "decoupled":
                 check_decoupled(charge.name, charge.penalty.smooth, optimizer, optimizer.param_groups[charge.group])
             if charge.how != "gradient":
-                check_spread(charge.name, charge.parameter, optimizer, crossing=charge.crossing is not None)
+                crossing = charge.crossing is not None
+                check_spread(charge.name, charge.parameter, charge.how, optimizer, crossing=crossing)
 
     def forget(self) -> None:
         """Look everything up again before the next step."""
@@ -228,4 +228,4 @@ def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tenso
 
 
 # The attachments that a `Regularizer` made, so that a declaration on a layer never charges a parameter a second time.
-explicit_attachments: MutableMapping[Optimizer, list[Attachment]] = WeakKeyDictionary()
+explicit_attachments: Beside[list[Attachment]] = Beside("attachments")

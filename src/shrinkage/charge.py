@@ -63,11 +63,6 @@ class Charge(NamedTuple):
         """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
         return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
 
-    @property
-    def takes_part(self) -> bool:
-        """Whether this machine has a part in the charge: it has a gradient, or others wait for its sums."""
-        return self.parameter.grad is not None or self.crossing is not None
-
 
 @dataclass
 class Updates:

@@ -19,7 +19,7 @@ from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attac
 from shrinkage.charge import Charge, Place, check_gradients, places_of
 from shrinkage.errors import SelectionError
 from shrinkage.flattened import check_stepped, is_flat
-from shrinkage.optimizers import group_indices, parameters_of, uncompiled
+from shrinkage.optimizers import Beside, group_indices, parameters_of, uncompiled
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How, Rule, resolve
 from shrinkage.select import named_parameters
@@ -108,7 +108,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.declarations: weakref.WeakSet[Declarations] = weakref.WeakSet()
-        self.attachments: weakref.WeakKeyDictionary[Optimizer, tuple[Attachment, object]] = weakref.WeakKeyDictionary()
+        self.attachments: Beside[tuple[Attachment | None, object]] = Beside("declared")
         self.additions = 0
 
     def add(self, declarations: Declarations) -> None:
@@ -123,7 +123,7 @@ class Registry:
         """Run before every step of every optimizer."""
         if not self.declarations:
             return None
-        state = (self.additions, list(explicit_attachments.get(optimizer, ())))
+        state = (self.additions, explicit_attachments.get(optimizer, []).copy())
         attachment, seen = self.attachments.get(optimizer, (None, None))
         if attachment is None:
             attachment = Attachment(self.resolve)
@@ -131,7 +131,7 @@ class Registry:
             attachment.forget()
         self.attachments[optimizer] = (attachment, state)
         if attachment.charges(optimizer):
-            for explicit in explicit_attachments.get(optimizer, ()):  # nothing is changed if they refuse this step
+            for explicit in explicit_attachments.get(optimizer, []):  # nothing is changed if they refuse this step
                 check_gradients(explicit.charges(optimizer))
         return attachment.before_step(optimizer, args, kwargs)
 
@@ -153,7 +153,7 @@ class Registry:
                 other, _, others = declared.get(id(parameter), (rule, name, ()))
                 check_same_charge(name, other, rule.penalty, rule.how)
                 declared[id(parameter)] = (rule, name, (*others, *places))
-        for attachment in explicit_attachments.get(optimizer, ()):
+        for attachment in explicit_attachments.get(optimizer, []):
             for charge in attachment.charges(optimizer):
                 if id(charge.parameter) in declared:
                     rule, _, _ = declared.pop(id(charge.parameter))

@@ -197,19 +197,20 @@ def check_decoupled(name: str, smooth: bool, optimizer: Optimizer, group: Group)
         )
 
 
-def check_spread(name: str, parameter: Tensor, optimizer: Optimizer, *, crossing: bool) -> None:
+def check_spread(name: str, parameter: Tensor, how: str, optimizer: Optimizer, *, crossing: bool) -> None:
     """Raise `MetricError` if the metric of `optimizer` needs more of a parameter than the piece on this machine.
 
     Args:
         name: the parameter's.
         parameter: what is charged, perhaps spread over machines.
+        how: "proximal", or "decoupled", which asks for the learning rate only.
         optimizer: what moves it.
         crossing: whether its groups cross machines.
     """
     metric = known_metric(optimizer)
     if metric is None or not is_spread(parameter):
         return
-    if not metric.elementwise or (crossing and metric.iterate is not None):
+    if (how == "proximal" and not metric.elementwise) or (crossing and metric.iterate is not None):
         raise MetricError(
             f"{name!r} of shape {tuple(parameter.shape)} is spread over machines, and the step of "
             f"{type(optimizer).__name__} at one element depends on others, or on a tensor that the parameter follows: "

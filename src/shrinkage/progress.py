@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.attachment import Attachment
+from shrinkage.optimizers import parameters_of
 from shrinkage.penalties import Toward
 from shrinkage.plan import Plan
 
@@ -153,10 +154,19 @@ def names_in(optimizer: Optimizer, attachment: Attachment) -> list[str]:
     return [charge.name for charge in attachment.charges(optimizer)]
 
 
-def take(group: dict[str, Any], names: Sequence[str], checked: Callable[[State], Restore]) -> Restore:
-    """Take the state of the regularizer that charges `names` out of `group`, and return what goes on from it."""
-    states = group.get(KEY, [])
-    mine = next((state for state in states if state.get("parameters") == names), None)
+def positions_in(optimizer: Optimizer, attachment: Attachment) -> list[int]:
+    """Return where `optimizer` holds them, which tells two models apart whose parameters have the same names."""
+    positions = {id(parameter): index for index, parameter in enumerate(parameters_of(optimizer))}
+    return [positions[id(charge.parameter)] for charge in attachment.charges(optimizer)]
+
+
+def take(
+    group: dict[str, Any], optimizer: Optimizer, attachment: Attachment, checked: Callable[[State], Restore]
+) -> Restore:
+    """Take the state of what charges the same in `optimizer` out of `group`, and return what goes on from it."""
+    states, names, positions = group.get(KEY, []), names_in(optimizer, attachment), positions_in(optimizer, attachment)
+    alike = [state for state in states if state.get("parameters") == names]
+    mine = next((state for state in alike if state.get("positions") == positions), alike[0] if alike else None)
     if mine is None:
         if states:
             saved = " and ".join(charging(state.get("parameters", [])) for state in states)
@@ -185,7 +195,7 @@ def nothing() -> None:
 def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, own: Progress | None) -> None:
     """Let `attachment` go on from its regularizer's `own` progress, or else from what `optimizer` was loaded with."""
     checked = partial(checked_restore, regularizer, attachment)
-    restore = take(optimizer.param_groups[0], names_in(optimizer, attachment), checked)
+    restore = take(optimizer.param_groups[0], optimizer, attachment, checked)
     if own is None:
         restore()
     else:
@@ -201,14 +211,15 @@ def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> 
     def after_save(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         names = names_in(optimizer, attachment)
         first, *_ = state_dict["param_groups"]
-        state = {**state_of([Progress.of(attachment)], part_of(regularizer.plan, names)), "parameters": names}
+        state = state_of([Progress.of(attachment)], part_of(regularizer.plan, names))
+        state |= {"parameters": names, "positions": positions_in(optimizer, attachment)}
         first[KEY] = [*first.get(KEY, []), state]
 
     def before_load(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         nonlocal restore
         first, *others = state_dict["param_groups"]
         first = dict(first)
-        restore = take(first, names_in(optimizer, attachment), checked)
+        restore = take(first, optimizer, attachment, checked)
         return {**state_dict, "param_groups": [first, *others]}
 
     def after_load(optimizer: Optimizer) -> None:  # only now: the optimizer might have refused its part

@@ -131,7 +131,7 @@ class Regularizer:
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
             *ride(optimizer, attachment, self),
         ]
-        explicit_attachments.setdefault(optimizer, []).append(attachment)
+        explicit_attachments[optimizer] = [*explicit_attachments.get(optimizer, []), attachment]
         self._attachments.append((ref(optimizer), attachment, handles))
 
     def detach(self) -> None:

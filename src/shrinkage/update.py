@@ -103,7 +103,8 @@ class Update:
                 else:
                     lr = self._optimizer.param_groups[charge.group]["lr"]
                     factor = step_of_piece(step, state, charge.parameter.detach(), lr)
-                    across.append(Move(penalty, charge.parameter, factor, charge.crossing, generator))
+                    moves = self._has_gradient(charge)
+                    across.append(Move(penalty, charge.parameter, factor, charge.crossing, generator, moves))
             prox_across_(across)
             for charge, penalty in acting:
                 if charge.name in self._held:
@@ -145,7 +146,10 @@ class Update:
         return [pair for pair in self._charged if chosen(pair[0]) and self._takes_part(pair[0])]
 
     def _takes_part(self, charge: Charge) -> bool:
-        return charge.takes_part or charge.name in self._moved
+        return charge.crossing is not None or self._has_gradient(charge)
+
+    def _has_gradient(self, charge: Charge) -> bool:
+        return charge.parameter.grad is not None or charge.name in self._moved
 
     def _has_early(self, charge: Charge) -> bool:
         return self._gradients.holds(charge.name, charge.parameter)

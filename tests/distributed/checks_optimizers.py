@@ -8,7 +8,7 @@ from schedulefree import SGDScheduleFree
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.optim import ASGD, Adadelta, Adafactor, Adamax, NAdam, Optimizer, RAdam
+from torch.optim import ASGD, SGD, Adadelta, Adafactor, Adamax, NAdam, Optimizer, RAdam
 
 from shrinkage import L1, Columns, GroupLasso, MetricError, Penalty, Regularizer, Rows, register_metric
 
@@ -22,6 +22,21 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor]], Optimizer]] = {
     "schedule-free": lambda p: SGDScheduleFree(p, lr=0.3, foreach=False),
 }
 STEPS = 8
+
+
+class Clears(SGD):
+    """An optimizer that clears the gradients at the end of its own step."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.zero_grad()
+
+
+class Trusts(SGD):
+    """Stands for an optimizer whose step at one element depends on others."""
+
+    def step(self, closure=None):
+        super().step(closure)
 
 
 def register_schedule_free() -> None:
@@ -72,6 +87,20 @@ def check_metrics_of_pieces(rank: int, world: int) -> dict[str, float]:
     return measured
 
 
+def check_groups_where_the_step_clears_gradients(rank: int, world: int) -> None:
+    register_metric(Clears, lambda group, state, w: group["lr"])
+    mesh = init_device_mesh("cpu", (world,))
+    weight, gradients = start()
+    alone, together = (nn.Parameter(w) for w in (weight, distribute_tensor(weight, mesh, [Shard(0)])))
+    expected = train(alone, SGD([alone], lr=0.1), GroupLasso(2.0, Columns()), gradients)
+    spread = [distribute_tensor(gradient, mesh, [Shard(0)]) for gradient in gradients]
+    found = train(together, Clears([together], lr=0.1), GroupLasso(2.0, Columns()), spread)
+    assert isinstance(found, DTensor)
+    assert torch.equal(found.full_tensor() == 0, expected == 0)
+    assert (expected == 0).any()
+    assert float((found.full_tensor() - expected).abs().max()) <= 1e-12
+
+
 def check_what_needs_the_whole_is_refused(rank: int, world: int) -> None:
     register_schedule_free()
     mesh = init_device_mesh("cpu", (world,))
@@ -86,3 +115,20 @@ def check_what_needs_the_whole_is_refused(rank: int, world: int) -> None:
             regularizer.attach(optimizer)
         assert not optimizer._optimizer_step_pre_hooks
         Regularizer(nn.ParameterList([parameter]), {"0": penalty}, how="gradient").attach(optimizer)
+
+
+def check_a_learning_rate_needs_no_metric(rank: int, world: int) -> None:
+    """A trust ratio needs the whole of a parameter, and decoupled penalties do not ask for it."""
+    register_metric(Trusts, lambda group, state, w: group["lr"] * w.norm(), elementwise=False)
+    mesh = init_device_mesh("cpu", (world,))
+    weight, gradients = start()
+    parameter = nn.Parameter(distribute_tensor(weight.clone(), mesh, [Shard(0)]))
+    with pytest.raises(MetricError, match="spread over machines"):
+        Regularizer(nn.ParameterList([parameter]), {"0": L1(1.0)}).attach(Trusts([parameter]))
+    optimizer = Trusts([parameter], lr=0.1)
+    Regularizer(nn.ParameterList([parameter]), {"0": L1(5.0)}, how="decoupled").attach(optimizer)
+    parameter.grad = distribute_tensor(gradients[0], mesh, [Shard(0)])
+    optimizer.step()
+    expected = nn.functional.softshrink(weight.add(gradients[0], alpha=-0.1), 0.5)
+    assert torch.equal(parameter.full_tensor(), expected)
+    assert (expected == 0).any()
