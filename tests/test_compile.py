@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.optim import SGD, Adam, AdamW
 
 from models import batches, equal, loss_of, mlp, train, zeros
@@ -88,7 +89,7 @@ def test_a_strength_and_a_learning_rate_that_change_compile_nothing_anew(which, 
         optimizer = SGD(model.parameters(), lr=torch.tensor(0.1))
         if rules:
             regularizer = Regularizer(model, rules, how=how).attach(optimizer)
-        counter = torch._dynamo.testing.CompileCounter()
+        counter = CompileCounter()
         seen = []
 
         def schedule(counter=counter, seen=seen, optimizer=optimizer):
