@@ -15,11 +15,11 @@ from torch import Tensor
 from shrinkage.groups import norms_within
 from shrinkage.sums import Sums, alone
 
-# 4 iterations reach rounding where the steps of a group differ by e^1, 11 where they differ by e^30.
+# Newton's steps are at rest after 4 where the steps of a group differ by e^1, after 11 where they differ by e^30.
 NEWTON_ITERATIONS = 12
-ROUNDING = 16  # in units of the type's eps: below it a Newton step is noise
 GRID = 64  # multipliers per group among which brackets are sought, over up to 60 powers of e
 BASINS = 2  # brackets that are followed to their stationary point
+LARGEST = {torch.float32: 1e19, torch.float64: 1e150}  # of a metric, so that no product of two overflows
 BISECTIONS = {torch.float32: 26, torch.float64: 54}  # to rounding
 
 
@@ -39,7 +39,7 @@ def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]
         Factors in [0, 1], the shape of `w`; exactly 0 in a group that is zero, exactly 1 where the threshold is 0.
 
     Reference: Deleu and Bengio (2021), "Structured sparsity inducing adaptive optimizers", theorem 1.
-    An element with a zero threshold that is no larger than the type's smallest normal number may become zero.
+    Thresholds below 1e-19 (float64: 1e-150) count as that where it is asked whether a group is zero.
 
     >>> block_scale_in_metric(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 1.0]]), within=(1,))
     tensor([[0.8000, 0.8000]])
@@ -55,36 +55,100 @@ def block_scale_by_sums(
 ) -> Sums[Tensor]:
     """Return what `block_scale_in_metric` does, for groups that `w` may hold only a piece of.
 
-    Newton's method on  S(theta)^(-1/2) - 1, which increases and is concave, rises to the root from any point below it
-    (Moré and Hebden), so a fixed number of iterations serves all groups and nothing is read back from the device.
-
     Args:
         w: any shape.
         thresholds: the shape of `w`.
         within: the dimensions of `w` that run inside a group.
         to_rest: end as soon as no group moves, which takes a look at all of them.
     """
-    tiny = torch.finfo(w.dtype).tiny
-    size = w.abs()
-    squares = size.square()
-    positive = thresholds.clamp_min(tiny)
-    dual = (size / positive).square_()
-    parts = [part.sum(within, keepdim=True) for part in (squares, squares * thresholds, dual, dual / positive)]
-    square, weighted, dual_square, dual_weighted = yield torch.stack(parts)
-    zero = dual_square <= 1
-    start = secular_lower_bound(square, weighted, dual_square, dual_weighted)
-    theta = start
+    metric = thresholds.clamp_min(1 / LARGEST[w.dtype]).reciprocal()
+    theta, zero = yield from secular_root(
+        lambda: secular_sums(w, metric, within),
+        lambda theta: secular_terms(w, metric, theta, within),
+        to_rest=to_rest,
+    )
+    return secular_scale(metric, theta, zero).masked_fill(thresholds == 0, 1.0)
+
+
+def secular_root(
+    sums: Callable[[], Tensor], terms: Callable[[Tensor], Tensor], *, to_rest: bool
+) -> Sums[tuple[Tensor, Tensor]]:
+    """Return the root theta of each group's secular equation, and which groups are zero.
+
+    Newton's method on  S(theta)^(-1/2) - 1, which increases and is concave, rises to the root from any point below it
+    (Moré and Hebden), so a fixed number of iterations serves all groups and nothing is read back from the device.
+
+    Args:
+        sums: returns `secular_sums` of a piece.
+        terms: returns `secular_terms` of a piece at theta.
+        to_rest: end as soon as no group moves, which takes a look at all of them.
+    """
+    theta, bound, zero = secular_start((yield sums()))
+    resting = zero
     for _ in range(NEWTON_ITERATIONS):
-        shifted = theta + thresholds
-        squares = (size / shifted).square_()
-        parts = [squares.sum(within, keepdim=True), squares.div_(shifted).sum(within, keepdim=True)]
-        total, slope = yield torch.stack(parts)
-        rise = ((total.sqrt() - 1) * total / slope.clamp_min(tiny)).clamp_min(0)  # no root above in a zero group
-        theta = theta + rise
-        if to_rest and bool((rise <= ROUNDING * torch.finfo(w.dtype).eps * theta).all()):
+        moved = secular_step(theta, bound, (yield terms(theta)))
+        # A group at rest stays there, so that what becomes of it does not depend on its company.
+        theta, resting = torch.where(resting, theta, moved), resting | at_rest(theta, moved)
+        if to_rest and bool(resting.all()):
             break
-    theta = torch.where(start.isinf(), start, theta).masked_fill(zero, 1.0)
-    return (1 / (1 + thresholds / theta)).mul_((~zero).to(w.dtype))
+    return theta, zero
+
+
+def secular_sums(w: Tensor, metric: Tensor, within: tuple[int, ...]) -> Tensor:
+    """Return the sums over each group from which its root is bracketed, one after the other in a new first dimension.
+
+    w^2, w^2 t, w^2 t^2, (w / t)^2 and (w / t)^2 / t, where 1 / t is the `metric`.
+    """
+    thresholds = metric.reciprocal()
+    squares, dual = w.square(), (w * metric).square()
+    weighted = squares * thresholds
+    parts = (squares, weighted, weighted * thresholds, dual, dual * metric)
+    return torch.stack([part.sum(within, keepdim=True) for part in parts])
+
+
+def secular_terms(w: Tensor, metric: Tensor, theta: Tensor, within: tuple[int, ...]) -> Tensor:
+    """Return S(theta) = sum (w / (theta + t))^2  of each group and  sum w^2 / (theta + t)^3  in a new first dimension.
+
+    1 / t is the `metric`, so that one division serves an element.
+    """
+    inverse = metric / (theta * metric + 1)
+    squares = (w * inverse).square()
+    return torch.stack([squares.sum(within, keepdim=True), (squares * inverse).sum(within, keepdim=True)])
+
+
+def secular_start(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a point near the root of each group's secular equation, a lower bound of it, and which groups are zero.
+
+    With the mean m and the variance s^2 of t, weighted by w^2, S(theta) is ||w||^2 / (theta + m)^2 times
+    1 + 3 s^2 / (theta + m)^2 + ...: the point is the root of these terms, where s is small beside ||w||.
+    """
+    square, weighted, second, dual_square, dual_weighted = sums
+    norm, tiny = square.sqrt(), torch.finfo(sums.dtype).tiny
+    bound = secular_lower_bound(square, weighted, dual_square, dual_weighted)
+    mean = weighted / square.clamp_min(tiny)
+    spread = (second / square.clamp_min(tiny) - mean.square()) / square.clamp_min(tiny)
+    near = torch.where((spread > 0) & (spread < 0.1), norm * (1 + 1.5 * spread) - mean, 0.0)
+    return torch.fmax(near, bound), bound, dual_square <= 1
+
+
+def secular_step(theta: Tensor, bound: Tensor, terms: Tensor) -> Tensor:
+    """Return theta after an iteration of Newton's method, which from above may fall below the lower `bound`."""
+    total, slope = terms
+    moved = theta + (total.sqrt() - 1) * total / slope.clamp_min(torch.finfo(theta.dtype).tiny)
+    # An infinite norm is its own root, and 0 / 0 there.
+    return torch.where(bound.isinf(), bound, torch.maximum(moved, bound))
+
+
+def at_rest(theta: Tensor, moved: Tensor) -> Tensor:
+    """Return whether no further iteration is needed: it squares the relative error, times 3/2 at most."""
+    small = 0.5 * torch.finfo(theta.dtype).eps ** 0.5
+    return ((moved - theta).abs() <= small * moved) | ~moved.isfinite()
+
+
+def secular_scale(metric: Tensor, theta: Tensor, zero: Tensor) -> Tensor:
+    """Return the factor theta / (theta + t) of each element, 0 where its group is zero; 1 / t is the `metric`."""
+    kept = theta.masked_fill(zero, 0.0) * metric
+    return torch.where(theta.isinf(), 1.0, kept / (kept + 1))
 
 
 def secular_lower_bound(square: Tensor, weighted: Tensor, dual_square: Tensor, dual_weighted: Tensor) -> Tensor:
