@@ -16,6 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from shrinkage.batches import Joined, Shrink, batched
+from shrinkage.compiled import compiled_shrink_
+from shrinkage.inplace import shrink_, touches_once
+from shrinkage.metrics import AdaptiveStep, Step, number
 from shrinkage.penalties import L2, Penalty
 from shrinkage.prox import wide
 from shrinkage.rounding import stochastic_round, stuck
@@ -33,7 +37,7 @@ from shrinkage.sharding import (
 
 Number = float | Tensor
 State = Mapping[str, Any]
-PIECE = 1 << 18  # elements
+PIECE = 1 << 15  # elements: eight temporaries of that size are 1 MiB
 
 
 def pieces(penalty: Penalty, *tensors: Tensor) -> Iterator[tuple[Penalty, tuple[Tensor, ...]]]:
@@ -111,7 +115,7 @@ def prox_(
     penalty: Penalty,
     parameter: Tensor,
     state: State,
-    step: Callable[[State, Tensor], Number],
+    step: Callable[[State, Tensor], Step],
     generator: torch.Generator | None = None,
     *,
     elementwise: bool = True,
@@ -131,13 +135,41 @@ def prox_(
     if w.numel() == 0:
         return
     if w.numel() <= PIECE or not (elementwise and cuts(state, w)):
-        write_(w, penalty.prox(wide(w), step(state, w)), generator)
+        write_(w, penalty.prox(wide(w), number(step(state, w))), generator)
         return
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_sparse}
     shaped = {name: value for name, value in tensors.items() if value.shape == w.shape}
     for charge, (piece, *cut) in pieces(penalty, w, *shaped.values()):
-        moved = charge.prox(wide(piece), step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
-        write_(piece, moved, generator)
+        size = number(step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
+        write_(piece, charge.prox(wide(piece), size), generator)
+
+
+def shrink_all_(shrinks: Sequence[Shrink], *, compile: bool) -> None:
+    """Do what `prox_` does for many parameters whose steps cost nothing to ask for: joined, in place, or compiled."""
+    for batch in batched(shrinks):
+        if len(batch) > 1:
+            joined = Joined(batch)
+            shrink_(*joined.shrink)
+            joined.write_back()
+            continue
+        (only,) = batch
+        if not (compile and compiled_shrink_(*only)):
+            shrink_by_pieces_(*only)
+
+
+def shrink_by_pieces_(penalty: Penalty, w: Tensor, step: Step) -> None:
+    """Move `w` in place, with scratch memory for one piece only."""
+    if touches_once(penalty, w, step):
+        shrink_(penalty, w, step)
+        return
+    shaped = (
+        [step.moment] if isinstance(step, AdaptiveStep) else [step] if isinstance(step, Tensor) and step.dim() else []
+    )
+    for charge, (piece, *cut) in pieces(penalty, w, *shaped):
+        if isinstance(step, AdaptiveStep):
+            shrink_(charge, piece, step._replace(moment=cut[0]))
+        else:
+            shrink_(charge, piece, cut[0] if cut else step)
 
 
 class Move(NamedTuple):
@@ -179,11 +211,11 @@ def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
 
 
 def stuck_share(
-    penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Number], *, prox: bool
+    penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Step], *, prox: bool
 ) -> float:
     """Return the share of the elements that a prox, or decay, is to move which rounding brings back; waits for it."""
     w = parameter.detach()
-    widened, size = wide(w), step(state, w)
+    widened, size = wide(w), number(step(state, w))
     return float(stuck(w, penalty.prox(widened, size) if prox else widened - size * penalty.gradient(widened)))
 
 

@@ -33,10 +33,12 @@ from shrinkage.charge import (
     check_gradients,
     check_kept,
 )
+from shrinkage.compiled import Compile
 from shrinkage.errors import AttachmentError
 from shrinkage.flattened import is_piece
 from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
+from shrinkage.metrics import number
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import Beside, overflow_of, parameters_of, runs_inside_own_step, sign_of
 from shrinkage.sharding import crossing_of, is_spread, local, local_state
@@ -55,6 +57,7 @@ class Attachment:
         averages: the averaged gradients that hold zeros; None lets every gradient move them.
         rounding: how bfloat16 and float16 parameters are written; None rounds to the nearest number.
         whole: returns the optimizer of whose work this is a part; an update of that is counted.
+        compile: whether large parameters are moved by compiled kernels; "auto" where that pays.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Attachment:
         averages: Averages | None = None,
         rounding: Rounding | None = None,
         whole: Callable[[], Optimizer | None] = lambda: None,
+        compile: Compile = "auto",
     ) -> None:
         self.updates = Updates()
         self.averages = averages
@@ -70,6 +74,7 @@ class Attachment:
         self._gradients = Gradients()
         self._resolve = resolve
         self._whole = whole
+        self._compile = compile
         self._charges: Sequence[Charge] = ()
         self._metric: Metric | None = None
         self._seen: list[list[Tensor]] | None = None
@@ -160,7 +165,8 @@ class Attachment:
             count = self.updates.count()
             charged = [(charge, at_update(charge, count)) for charge in self._charges]
         steps = self.updates.steps
-        return Update(optimizer, charged, self._metric, self._gradients, self.averages, self._rounding, steps)
+        held = (self._metric, self._gradients, self.averages, self._rounding)
+        return Update(optimizer, charged, *held, steps, self._compile)
 
     def _charged_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
@@ -196,7 +202,7 @@ class Attachment:
             state = local_state(state_of(charge, optimizer, noted_of(charge, self._metric, optimizer)))
             step = step_of(charge, self._metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
-                found[charge.name] = step(state, local(charge.parameter.detach()))
+                found[charge.name] = number(step(state, local(charge.parameter.detach())))
         return found
 
     def maximized(self, optimizer: Optimizer) -> set[str]:

@@ -33,6 +33,7 @@ from shrinkage.metrics import (
     Group,
     Number,
     State,
+    Step,
     adadelta_before,
     adadelta_metric,
     adafactor_before,
@@ -51,33 +52,52 @@ from shrinkage.metrics import (
 )
 from shrinkage.sharding import is_spread
 
-Eta = Callable[[Group, State, Tensor], Number]
+Eta = Callable[[Group, State, Tensor], Step]
 Before = Callable[[Group, State, Tensor], State]
 Iterate = Callable[[Group, State, Tensor], tuple[Tensor, Number]]
 
 
+def never(group: Group) -> bool:
+    """Return False."""
+    return False
+
+
+def always(group: Group) -> bool:
+    """Return True."""
+    return True
+
+
+def unless_centered(group: Group) -> bool:
+    """Return whether RMSprop divides by a second moment, and not by a variance."""
+    return not group["centered"]
+
+
 @dataclass(frozen=True)
 class Metric:
-    """How an optimizer turns a gradient into a move; see `register_metric` for the functions."""
+    """How an optimizer turns a gradient into a move; see `register_metric` for the functions.
+
+    `deferred` tells, of a parameter group, whether eta is a number or an `AdaptiveStep`, which is computed later.
+    """
 
     eta: Eta
     before: Before | None = None
     iterate: Iterate | None = None
     elementwise: bool = True
+    deferred: Callable[[Group], bool] = never
 
 
 _metrics: dict[type[Optimizer], Metric] = {
-    SGD: Metric(sgd_metric),
-    Adam: Metric(adam_metric),
-    AdamW: Metric(adam_metric),
-    RMSprop: Metric(rmsprop_metric),
-    Adagrad: Metric(adagrad_metric),
-    NAdam: Metric(nadam_metric),
-    RAdam: Metric(radam_metric),
-    SparseAdam: Metric(sparse_adam_metric),
+    SGD: Metric(sgd_metric, deferred=always),
+    Adam: Metric(adam_metric, deferred=always),
+    AdamW: Metric(adam_metric, deferred=always),
+    RMSprop: Metric(rmsprop_metric, deferred=unless_centered),
+    Adagrad: Metric(adagrad_metric, deferred=always),
+    NAdam: Metric(nadam_metric, deferred=always),
+    RAdam: Metric(radam_metric, deferred=always),
+    SparseAdam: Metric(sparse_adam_metric, deferred=always),
     Adamax: Metric(adamax_metric),
     Adadelta: Metric(adadelta_metric, before=adadelta_before),
-    ASGD: Metric(asgd_metric, before=asgd_before),
+    ASGD: Metric(asgd_metric, before=asgd_before, deferred=always),
     Rprop: Metric(rprop_metric),
     Adafactor: Metric(adafactor_metric, before=adafactor_before, elementwise=False),
 }

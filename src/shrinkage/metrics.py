@@ -17,7 +17,7 @@ Reference: Yun, Lozano and Yang (2021), "Adaptive proximal gradient methods for 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,44 @@ Group = Mapping[str, Any]
 State = Mapping[str, Any]
 
 
+class AdaptiveStep(NamedTuple):
+    """The step lr / (sqrt(moment / correction) + eps) of each element, computed only where it is used.
+
+    Where the moment is exactly 0 the step is lr.
+
+    Args:
+        lr: a number or a 0-dim tensor.
+        moment: the second moment, shaped like the parameter.
+        eps: a number or a 0-dim tensor.
+        correction: of the moment's bias; a number or a 0-dim tensor.
+    """
+
+    lr: Number
+    moment: Tensor
+    eps: Number
+    correction: Number = 1.0
+
+    def tensor(self) -> Tensor:
+        """Return the steps, in float32 at least."""
+        denominator = self.denominator()
+        # Between 1, where the moment is 0, and the denominator, where it is positive: several times faster than a mask.
+        steps = denominator.new_ones(()).lerp(denominator, self.moment.sign().to(denominator.dtype))
+        return steps.reciprocal_().mul_(self.lr)
+
+    def denominator(self) -> Tensor:
+        """Return sqrt(moment / correction) + eps."""
+        root = self.moment.to(at_least_float32(self.moment.dtype), copy=True).sqrt_()
+        return root.mul_(self.correction**-0.5).add_(self.eps).clamp_(max=torch.finfo(root.dtype).max)
+
+
+Step = Number | AdaptiveStep
+
+
+def number(step: Step) -> Number:
+    """Return `step` as a number, or as a tensor with one number per element."""
+    return step.tensor() if isinstance(step, AdaptiveStep) else step
+
+
 def sgd_metric(group: Group, state: State, w: Tensor) -> Number:
     """lr (1 - dampening) / (1 - momentum); Nesterov's momentum rests at the same point."""
     lr = at_hand(group["lr"])
@@ -39,44 +77,44 @@ def sgd_metric(group: Group, state: State, w: Tensor) -> Number:
     return lr * rest
 
 
-def adam_metric(group: Group, state: State, w: Tensor) -> Number:
+def adam_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr / (sqrt(v_hat) + eps), v_hat the bias-corrected second moment, or its running maximum (amsgrad)."""
     second_moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     beta2 = group["betas"][1]
     correction = 1 - beta2 ** updates(state["step"], second_moment)
-    return adaptive_step(group["lr"], second_moment, group["eps"], correction)
+    return AdaptiveStep(at_hand(group["lr"]), second_moment, group["eps"], correction)
 
 
-def rmsprop_metric(group: Group, state: State, w: Tensor) -> Number:
+def rmsprop_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr / (1 - momentum) / (sqrt(v) + eps), v the second moment, or the variance (centered)."""
     second_moment = state["square_avg"]
-    lr = group["lr"] / (1 - group["momentum"]) if group["momentum"] > 0 else group["lr"]
-    step = adaptive_step(lr, second_moment, group["eps"])
+    lr = at_hand(group["lr"]) / (1 - max(group["momentum"], 0))
+    step = AdaptiveStep(lr, second_moment, group["eps"])
     if not group["centered"]:
         return step
     variance = second_moment.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
     centered = lr / (variance.to(at_least_float32(variance.dtype)).sqrt() + group["eps"])
-    return torch.where(second_moment == 0, step, centered)
+    return torch.where(second_moment == 0, step.tensor(), centered)
 
 
-def adagrad_metric(group: Group, state: State, w: Tensor) -> Number:
+def adagrad_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr / (1 + (t - 1) lr_decay) / (sqrt(sum of squared gradients) + eps)."""
-    lr = group["lr"]
+    lr = at_hand(group["lr"])
     if group["lr_decay"]:
         lr = lr / (1 + (updates(state["step"], state["sum"]) - 1) * group["lr_decay"])
-    return adaptive_step(lr, state["sum"], group["eps"])
+    return AdaptiveStep(lr, state["sum"], group["eps"])
 
 
-def nadam_metric(group: Group, state: State, w: Tensor) -> Number:
+def nadam_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr (1 - mu_t + mu_{t+1}) / (sqrt(v_hat) + eps), with mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2)."""
     beta1, beta2 = group["betas"]
     count = updates(state["step"], state["exp_avg_sq"])
     now, later = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (count, count + 1))
-    lr = group["lr"] * (1 - now + later)
-    return adaptive_step(lr, state["exp_avg_sq"], group["eps"], 1 - beta2**count)
+    lr = at_hand(group["lr"]) * (1 - now + later)
+    return AdaptiveStep(lr, state["exp_avg_sq"], group["eps"], 1 - beta2**count)
 
 
-def radam_metric(group: Group, state: State, w: Tensor) -> Number:
+def radam_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr r_t / (sqrt(v_hat) + eps / sqrt(1 - beta2^t)), r_t the rectification; lr while there is none: rho_t <= 5."""
     lr, beta2 = at_hand(group["lr"]), group["betas"][1]
     count = updates(state["step"], state["exp_avg_sq"])
@@ -86,18 +124,18 @@ def radam_metric(group: Group, state: State, w: Tensor) -> Number:
     if not isinstance(length, Tensor) and length <= 5:
         return lr
     rectification = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
-    step = adaptive_step(lr * rectification, state["exp_avg_sq"], group["eps"] / correction**0.5, correction)
-    return torch.where(length > 5, step, lr) if isinstance(length, Tensor) else step
+    step = AdaptiveStep(lr * rectification, state["exp_avg_sq"], group["eps"] / correction**0.5, correction)
+    return torch.where(length > 5, step.tensor(), lr) if isinstance(length, Tensor) else step
 
 
-def sparse_adam_metric(group: Group, state: State, w: Tensor) -> Number:
+def sparse_adam_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr / (sqrt(v_hat) + eps / sqrt(1 - beta2^t)): Adam's, with eps added before the correction.
 
     A row moves, by this metric, in the share of the steps that touch it, and its gradient is 0 in the others: charged
     at every step, it rests in expectation where loss + penalty does.
     """
     correction = 1 - group["betas"][1] ** updates(state["step"], state["exp_avg_sq"])
-    return adaptive_step(group["lr"], state["exp_avg_sq"], group["eps"] / correction**0.5, correction)
+    return AdaptiveStep(at_hand(group["lr"]), state["exp_avg_sq"], group["eps"] / correction**0.5, correction)
 
 
 def adamax_metric(group: Group, state: State, w: Tensor) -> Number:
@@ -162,14 +200,6 @@ def adafactor_metric(group: Group, state: State, w: Tensor) -> Number:
     if "grad" in state:
         lr = lr / ((wide(state["grad"]) / root).norm(2) / w.numel() ** 0.5 / group["d"]).clamp_(min=1)
     return lr / torch.where(second_moment == 0, 1.0, root)
-
-
-def adaptive_step(lr: Number, second_moment: Tensor, eps: float, correction: Number = 1.0) -> Tensor:
-    """Return lr / (sqrt(second_moment / correction) + eps), and lr where the second moment is exactly 0."""
-    moment = second_moment.to(at_least_float32(second_moment.dtype))
-    denominator = (moment / correction).sqrt_().add_(eps).clamp_(max=torch.finfo(moment.dtype).max)
-    # Between 1, where the moment is 0, and the denominator, where it is positive: several times faster than a mask.
-    return denominator.new_ones(()).lerp(denominator, moment.sign()).reciprocal_().mul_(lr)
 
 
 def at_hand(number: Number) -> Number:

@@ -8,8 +8,9 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from shrinkage.apply import Number, State, stuck_share
+from shrinkage.apply import State, stuck_share
 from shrinkage.charge import Charge
+from shrinkage.metrics import Step
 from shrinkage.penalties import Penalty
 from shrinkage.rounding import NARROW
 from shrinkage.sharding import is_spread
@@ -28,7 +29,7 @@ class Rounding:
     told: set[str] = field(default_factory=set)
 
     def generator(
-        self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Number], steps: int
+        self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Step], steps: int
     ) -> torch.Generator | None:
         """Return what draws the rounding of `charge` in step number `steps`; None to round to the nearest number.
 
@@ -47,7 +48,7 @@ class Rounding:
         return None
 
     def _warn_of_stuck(
-        self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Number]
+        self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Step]
     ) -> None:
         share = stuck_share(penalty, charge.parameter, state, step, prox=not charge.before)
         if share > 0.5:

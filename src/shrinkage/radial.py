@@ -141,13 +141,13 @@ def secular_step(theta: Tensor, bound: Tensor, terms: Tensor) -> Tensor:
 
 def at_rest(theta: Tensor, moved: Tensor) -> Tensor:
     """Return whether no further iteration is needed: it squares the relative error, times 3/2 at most."""
-    small = 0.5 * torch.finfo(theta.dtype).eps ** 0.5
+    small: float = 0.5 * torch.finfo(theta.dtype).eps ** 0.5
     return ((moved - theta).abs() <= small * moved) | ~moved.isfinite()
 
 
 def secular_scale(metric: Tensor, theta: Tensor, zero: Tensor) -> Tensor:
     """Return the factor theta / (theta + t) of each element, 0 where its group is zero; 1 / t is the `metric`."""
-    kept = theta.masked_fill(zero, 0.0) * metric
+    kept: Tensor = theta.masked_fill(zero, 0.0) * metric
     return torch.where(theta.isinf(), 1.0, kept / (kept + 1))
 
 

@@ -14,6 +14,7 @@ from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
 from shrinkage.charge import Charge, charges_of, sum_of, value_of
+from shrinkage.compiled import Compile
 from shrinkage.declarations import check_same_charge
 from shrinkage.declare import declared_rules, rules_of
 from shrinkage.errors import AttachmentError
@@ -45,6 +46,8 @@ class Regularizer:
         stochastic_rounding: write bfloat16 and float16 parameters rounded up or down at random, so that penalties too
             small to move a weight in one step move it in the mean. The same in all replicas of a model, whatever the
             seeds; other types are not concerned, nor is what how="gradient" adds to gradients.
+        compile: move large parameters by kernels of torch.compile, which takes seconds at the first step. "auto" does
+            so from 16 million charged weights on, and on accelerators. Without a compiler nothing else changes.
 
     Raises:
         ValueError: `entry` is not between 0 and 1.
@@ -75,6 +78,7 @@ class Regularizer:
         how: How = "proximal",
         entry: float | None = None,
         stochastic_rounding: bool = False,
+        compile: Compile = "auto",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
@@ -82,6 +86,7 @@ class Regularizer:
         self._model = model
         self._entry = entry
         self._stochastic_rounding = stochastic_rounding
+        self._compile: Compile = compile
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
         if rules is not None:
@@ -121,7 +126,8 @@ class Regularizer:
     def _attachment(self, whole: Optimizer) -> Attachment:
         """Return what applies the rules in one of the optimizers that do the work of `whole`."""
         averages = None if self._entry is None else Averages(self._entry)
-        return Attachment(partial(self._charges, ref(whole)), averages, Rounding(self._stochastic_rounding), ref(whole))
+        rounding = Rounding(self._stochastic_rounding)
+        return Attachment(partial(self._charges, ref(whole)), averages, rounding, ref(whole), self._compile)
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""

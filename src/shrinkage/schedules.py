@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from numbers import Real
 
+from torch import Tensor
+
 Schedule = Callable[[int], float]
 Strength = float | Schedule
 
@@ -40,7 +42,7 @@ def check_positive(owner: str, name: str, number: float, *, above: float = 0.0) 
 
 
 def fixed(strength: Strength) -> float:
-    """Return the number that `strength` is.
+    """Return the number that `strength` is; in a kernel that is being compiled it stands in a tensor.
 
     Raises:
         TypeError: `strength` is a schedule, so its value depends on the update count.
@@ -48,6 +50,8 @@ def fixed(strength: Strength) -> float:
     >>> fixed(0.5)
     0.5
     """
+    if isinstance(strength, Tensor):
+        return strength
     if callable(strength):
         raise TypeError("the strength is a schedule: take the penalty of one update with .at(iteration)")
     return float(strength)

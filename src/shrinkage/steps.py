@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 from shrinkage.apply import Number, State
 from shrinkage.charge import Charge, unless
 from shrinkage.metric import Metric
-from shrinkage.metrics import at_hand
+from shrinkage.metrics import AdaptiveStep, Step, at_hand, number
 from shrinkage.prox import wide
 from shrinkage.sharding import local, local_gradient, local_state
 
-Step = Callable[[State, Tensor], Number]
+StepOf = Callable[[State, Tensor], Step]
 
 
 def noted_of(charge: Charge, metric: Metric | None, optimizer: Optimizer) -> State:
@@ -34,21 +34,38 @@ def state_of(charge: Charge, optimizer: Optimizer, noted: State) -> State:
 
 def iterate_of(charge: Charge, metric: Metric | None, optimizer: Optimizer) -> tuple[Tensor, Number]:
     """Return the tensor that the optimizer's gradients move, and the share of its moves in the parameter's."""
+    if metric is None or metric.iterate is None:
+        return charge.parameter, 1.0
     state = optimizer.state.get(charge.parameter)
-    if metric is None or metric.iterate is None or not state:
+    if not state:
         return charge.parameter, 1.0
     return metric.iterate(optimizer.param_groups[charge.group], state, charge.parameter)
 
 
-def step_of(charge: Charge, metric: Metric | None, optimizer: Optimizer, overflow: Tensor | None) -> Step:
+def is_deferred(charge: Charge, metric: Metric | None, optimizer: Optimizer) -> bool:
+    """Return whether the step costs nothing to ask for: a number, or an `AdaptiveStep` that is computed later."""
+    if charge.how == "decoupled" or metric is None:
+        return True
+    return metric.deferred(optimizer.param_groups[charge.group])
+
+
+def step_of(charge: Charge, metric: Metric | None, optimizer: Optimizer, overflow: Tensor | None) -> StepOf:
     """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
     group = optimizer.param_groups[charge.group]
     if charge.how == "decoupled" or metric is None:
         return lambda state, w: unless(overflow, at_hand(group["lr"]))
-    return lambda state, w: unless(overflow, metric.eta(group, state, w))
+    eta = metric.eta
+
+    def step(state: State, w: Tensor) -> Step:
+        found = eta(group, state, w)
+        if isinstance(found, AdaptiveStep):
+            return found._replace(lr=unless(overflow, found.lr))
+        return unless(overflow, found)
+
+    return step
 
 
-def step_of_piece(step: Step, state: State, w: Tensor, lr: Number) -> Number:
+def step_of_piece(step: StepOf, state: State, w: Tensor, lr: Number) -> Number:
     """Return the step of this machine's piece of `w`: a number on all machines, or a tensor on all of them.
 
     A metric that reads the optimizer's state may give either, and nothing on a machine that never had a gradient: there
@@ -56,6 +73,6 @@ def step_of_piece(step: Step, state: State, w: Tensor, lr: Number) -> Number:
     """
     piece = local(w)
     with suppress(KeyError):
-        return step({}, piece)
-    found = step(local_state(state), piece) if state else lr
+        return number(step({}, piece))
+    found = number(step(local_state(state), piece)) if state else lr
     return torch.as_tensor(found, dtype=wide(piece).dtype, device=piece.device).expand_as(piece)

@@ -21,17 +21,21 @@ from shrinkage.apply import (
     prox_,
     prox_across_,
     restore_,
+    shrink_all_,
 )
 from shrinkage.averages import Averages, decides
+from shrinkage.batches import Shrink
 from shrinkage.charge import Charge, check_unscaled, dense, sum_of, value_of, without_autograd_or_autocast
+from shrinkage.compiled import Compile, pays
 from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric
+from shrinkage.metrics import number
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, sign_of
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
-from shrinkage.sharding import local, local_gradient, spread, stays
-from shrinkage.steps import Step, iterate_of, noted_of, state_of, step_of, step_of_piece
+from shrinkage.sharding import local, local_gradient, local_state, piece_penalty, spread, stays
+from shrinkage.steps import StepOf, is_deferred, iterate_of, noted_of, state_of, step_of, step_of_piece
 
 Pairs = Sequence[tuple[Charge, Penalty]]
 
@@ -47,6 +51,7 @@ class Update:
         averages: the averaged gradients that hold zeros; None lets every gradient move them.
         rounding: how results are rounded to half precision.
         steps: how many the optimizer made before this one.
+        compile: whether large parameters are moved by compiled kernels; "auto" where that pays.
     """
 
     def __init__(
@@ -58,10 +63,11 @@ class Update:
         averages: Averages | None,
         rounding: Rounding,
         steps: int,
+        compile: Compile = "auto",
     ) -> None:
         self._optimizer, self._charged, self._metric = optimizer, charged, metric
         self._gradients, self._averages, self._rounding = gradients, averages, rounding
-        self._steps = steps
+        self._steps, self._compile = steps, compile
         self._moved: set[str] = set()  # by name, what has a gradient
         self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
@@ -93,25 +99,36 @@ class Update:
         acting = self._acting(lambda charge: not charge.before)
         overflow = overflow_of(self._optimizer)
         across: list[Move] = []
+        shrinks: list[Shrink] = []
         with without_autograd_or_autocast(charge for charge, _ in acting):
             for charge, penalty in acting:
                 step = step_of(charge, self._metric, self._optimizer, overflow)
                 state = state_of(charge, self._optimizer, self._noted.get(charge.name, {}))
                 generator = self._rounding.generator(charge, penalty, state, step, self._steps)
-                if charge.crossing is None:
+                if charge.crossing is None and generator is None and self._is_plain(charge):
+                    w = local(charge.parameter.detach())
+                    if w.numel():
+                        shrinks.append(Shrink(piece_penalty(penalty, charge.parameter), w, step(local_state(state), w)))
+                elif charge.crossing is None:
                     self._move(charge, penalty, state, step, generator)
                 else:
                     lr = self._optimizer.param_groups[charge.group]["lr"]
                     factor = step_of_piece(step, state, charge.parameter.detach(), lr)
                     moves = self._has_gradient(charge)
                     across.append(Move(penalty, charge.parameter, factor, charge.crossing, generator, moves))
+            shrink_all_(shrinks, compile=pays(shrinks) if self._compile == "auto" else self._compile)
             prox_across_(across)
             for charge, penalty in acting:
                 if charge.name in self._held:
                     restore_(charge.parameter, self._held[charge.name], penalty)
 
+    def _is_plain(self, charge: Charge) -> bool:
+        """Return whether the parameter itself is moved, by a step that costs nothing to ask for."""
+        iterates = self._metric is not None and self._metric.iterate is not None
+        return not iterates and is_deferred(charge, self._metric, self._optimizer)
+
     def _move(
-        self, charge: Charge, penalty: Penalty, state: State, step: Step, generator: torch.Generator | None
+        self, charge: Charge, penalty: Penalty, state: State, step: StepOf, generator: torch.Generator | None
     ) -> None:
         """Apply one proximal operator, to the parameter or to the iterate that it follows."""
         elementwise = self._metric is None or self._metric.elementwise
@@ -182,7 +199,7 @@ class Update:
         for charge, penalty in self._acting(lambda charge: charge.before and charge.how == "decoupled"):
             step = step_of(charge, self._metric, self._optimizer, overflow)
             generator = self._rounding.generator(charge, penalty, {}, step, self._steps)
-            size = step({}, charge.parameter)
+            size = number(step({}, charge.parameter))
             if charge.crossing is None:
                 decay_(penalty, charge.parameter, size, generator)
             else:

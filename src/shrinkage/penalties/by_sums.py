@@ -18,17 +18,16 @@ def norms_by_sums(w: Tensor, layout: Layout) -> Sums[Tensor]:
     return squares.sqrt()
 
 
-def scaled(w: Tensor, norms: Tensor, step: float | Tensor, charge: Elementwise, weight: float) -> Tensor:
-    """Return each group of `w` scaled by prox_phi(norm) / norm, in the metric of one step for all."""
+def scales(norms: Tensor, step: float | Tensor, charge: Elementwise, weight: float) -> Tensor:
+    """Return prox_phi(norm) / norm of each group, in the metric of one step for all."""
     shrunk = charge.prox(norms.reshape(-1), step * weight).reshape(norms.shape)
-    scale = (shrunk / norms.clamp_min(torch.finfo(norms.dtype).tiny)).masked_fill(norms.isinf(), 1.0)
-    return w * scale
+    return (shrunk / norms.clamp_min(torch.finfo(norms.dtype).tiny)).masked_fill(norms.isinf(), 1.0)
 
 
 def scaled_by_sums(w: Tensor, step: float | Tensor, layout: Layout, charge: Elementwise, weight: float) -> Sums[Tensor]:
     """Return `scaled` with the norms of whole groups."""
     norms = yield from norms_by_sums(w, layout)
-    return scaled(w, norms, step, charge, weight)
+    return w * scales(norms, step, charge, weight)
 
 
 def scaled_in_metric_by_sums(

@@ -13,7 +13,7 @@ from shrinkage.penalties import by_sums
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.penalties.per_group import PerGroup, check_groups
+from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
 from shrinkage.schedules import Strength
 from shrinkage.sums import Sums, alone
 
@@ -97,6 +97,13 @@ class Grouped(PerGroup):
         bound = self.penalty.bound(name, parameter)
         return replace(self, penalty=bound) if isinstance(bound, Elementwise) else self
 
+    def parts(self, shape: Sequence[int]) -> Parts | None:
+        """Return the charge of a norm if it is linear plus quadratic, times the weight."""
+        radial, weight = self.penalty.radial(), self.weight(shape)
+        if radial is None or isinstance(radial.linear, Tensor) or isinstance(radial.quadratic, Tensor):
+            return None
+        return Parts(0.0, weight * radial.linear, weight * radial.quadratic)
+
     def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
         """Return what a norm is charged."""
         penalty, strength, _ = self.penalty.describe(None)
@@ -126,8 +133,8 @@ class Grouped(PerGroup):
             return self._searched_prox(w, step) if computation is None else alone(computation)
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
-        norms = norms_within(split, layout.within)
-        return by_sums.scaled(split, norms, step, self.penalty, self.weight(w.shape)).reshape(w.shape).to(w.dtype)
+        scales = by_sums.scales(norms_within(split, layout.within), step, self.penalty, self.weight(w.shape))
+        return (split * scales).reshape(w.shape).to(w.dtype)
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()

@@ -3,12 +3,21 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from shrinkage.groups import Groups
 from shrinkage.penalties.base import Description, Penalty
+
+
+class Parts(NamedTuple):
+    """A charge of a group:  l1 * sum |w|  +  linear * ||w||  +  quadratic / 2 * ||w||^2."""
+
+    l1: float
+    linear: float
+    quadratic: float
 
 
 class PerGroup(Penalty):
@@ -28,6 +37,10 @@ class PerGroup(Penalty):
     def holds_zeros(self) -> bool:
         """True: a group that is zero withstands gradients up to the slope."""
         return True
+
+    def parts(self, shape: Sequence[int]) -> Parts | None:
+        """Return what a group of a tensor of `shape` is charged, if it is such a sum and the same for all groups."""
+        return None
 
     @abstractmethod
     def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:

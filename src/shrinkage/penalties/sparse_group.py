@@ -12,7 +12,7 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.grouped import Grouped, GroupLasso
-from shrinkage.penalties.per_group import PerGroup, check_groups
+from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
 from shrinkage.schedules import Strength, check_strength, fixed, total
 from shrinkage.sums import Sums
 
@@ -66,6 +66,10 @@ class SparseGroupLasso(PerGroup):
     def slope(self, shape: Sequence[int]) -> float:
         """Return the norm of gradient that a zero group withstands beyond `l1`, plus `l1`."""
         return fixed(self.l1) + self.of_groups.slope(shape)
+
+    def parts(self, shape: Sequence[int]) -> Parts | None:
+        """Return both parts."""
+        return Parts(fixed(self.l1), self.of_groups.weight(shape) * fixed(self.group), 0.0)
 
     def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
         """Return both strengths."""

@@ -1,0 +1,115 @@
+"""Small tensors joined to one, so that what is done to each costs one call for many of them."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shrinkage.metrics import AdaptiveStep, Number, Step
+from shrinkage.penalties import Penalty
+from shrinkage.penalties.elementwise import Elementwise
+
+LARGEST = 1 << 15  # weights in one batch
+
+
+class Shrink(NamedTuple):
+    """A tensor that is to move to its proximal point, in place."""
+
+    penalty: Penalty
+    w: Tensor
+    step: Step
+
+
+def batched(shrinks: Sequence[Shrink]) -> Iterator[list[Shrink]]:
+    """Yield `shrinks` in lists that can be joined: of one penalty and step, and of shapes that fit; others alone."""
+    alike: dict[object, list[Shrink]] = {}
+    for shrink in shrinks:
+        if shrink.w.numel() > LARGEST // 2:
+            yield [shrink]
+        else:
+            alike.setdefault(key(shrink), []).append(shrink)
+    for members in alike.values():
+        yield from (members[start : start + count] for start, count in portions(members))
+
+
+def portions(members: Sequence[Shrink]) -> Iterator[tuple[int, int]]:
+    """Yield where portions of at most `LARGEST` weights start, and how many members they have."""
+    start, weights = 0, 0
+    for index, member in enumerate(members):
+        size = member.w.numel()
+        if weights + size > LARGEST and index > start:
+            yield start, index - start
+            start, weights = index, 0
+        weights += size
+    yield start, len(members) - start
+
+
+def key(shrink: Shrink) -> object:
+    """Return what is equal for tensors that can be joined."""
+    penalty, w, step = shrink
+    if penalty.with_tensors(Tensor.detach) is not penalty:
+        return id(w)
+    shape = w.shape
+    rest: object = None
+    if not isinstance(penalty, Elementwise):
+        dim = dim_between(penalty, shape)
+        if dim is None:
+            return id(w)
+        rest = (dim, shape[:dim], shape[dim + 1 :])
+    if isinstance(step, AdaptiveStep):
+        numbers = tuple(
+            type(each) if isinstance(each, Tensor) else each for each in (step.lr, step.eps, step.correction)
+        )
+        return id(penalty), w.dtype, step.moment.dtype, w.device, rest, numbers
+    if isinstance(step, Tensor):
+        return (id(penalty), w.dtype, w.device, rest, id(step)) if step.dim() == 0 else id(w)
+    return id(penalty), w.dtype, w.device, rest, step
+
+
+@lru_cache(maxsize=4096)
+def dim_between(penalty: Penalty, shape: torch.Size) -> int | None:
+    """Return the first dimension along which tensors can be joined as they can be cut, so that no group changes."""
+    return next(iter(penalty.cuts(shape)), None)
+
+
+class Joined:
+    """Tensors of a batch as one; `write_back` gives each its part of what became of it."""
+
+    def __init__(self, members: Sequence[Shrink]) -> None:
+        self._targets = [member.w for member in members]
+        penalty, first, step = members[0]
+        self._dim = None if isinstance(penalty, Elementwise) else dim_between(penalty, first.shape)
+        w = self._join(self._targets)
+        if isinstance(step, AdaptiveStep):
+            step = self._join_steps([member.step for member in members if isinstance(member.step, AdaptiveStep)])
+        self.shrink = Shrink(penalty, w, step)
+
+    def _join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return tensors one after the other: flat, or along the dimension that tells groups apart."""
+        if self._dim is None:
+            return torch.cat([tensor.reshape(-1) for tensor in tensors])
+        return torch.cat(list(tensors), self._dim)
+
+    def _join_steps(self, steps: Sequence[AdaptiveStep]) -> AdaptiveStep:
+        def joined(numbers: Sequence[Number]) -> Number:
+            """Numbers are equal; tensors, which it would take a wait to compare, are spread out."""
+            if not isinstance(numbers[0], Tensor):
+                return numbers[0]
+            pairs = zip(numbers, self._targets, strict=True)
+            return self._join([number.expand(w.shape) for number, w in pairs if isinstance(number, Tensor)])
+
+        lrs, moments, epsilons, corrections = zip(*steps, strict=True)
+        return AdaptiveStep(joined(lrs), self._join(moments), joined(epsilons), joined(corrections))
+
+    def write_back(self) -> None:
+        """Give each tensor its part."""
+        w, dim = self.shrink.w, self._dim
+        if dim is None:
+            parts = torch.split(w, [target.numel() for target in self._targets])
+            torch._foreach_copy_(
+                self._targets, [part.view(t.shape) for part, t in zip(parts, self._targets, strict=True)]
+            )
+        else:
+            torch._foreach_copy_(self._targets, torch.split(w, [target.shape[dim] for target in self._targets], dim))

@@ -1,0 +1,246 @@
+"""Proximal operators that `torch.compile` turns into few passes over memory: in place, without scratch of that size.
+
+A kernel is a pure function of tensors, hyperparameters included, whose last pass writes into the parameter. It is
+compiled once for each kind of rule and type of number, whatever the shapes, learning rates and strengths are.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from shrinkage import radial
+from shrinkage.batches import Shrink
+from shrinkage.groups import Layout
+from shrinkage.metrics import AdaptiveStep, Number, Step
+from shrinkage.penalties import L1, Penalty
+from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.penalties.per_group import Parts, PerGroup
+from shrinkage.prox import soft_threshold, wide
+from shrinkage.schedules import Strength
+
+Kernel = Callable[..., Any]
+Compile = bool | Literal["auto"]
+
+MANY = 1 << 24  # weights charged in one step, from which the seconds of compilation are soon saved
+LEAST = 1 << 16  # weights in one tensor, below which calling a kernel costs more than it saves
+# Nothing of a parameter's size is written down between its first use and its last.
+ONE_PASS: dict[str, Any] = {
+    "realize_opcount_threshold": 10_000,
+    "realize_reads_threshold": 10_000,
+    "realize_acc_reads_threshold": 10_000,
+}
+# Shapes of examples to compile with: as large as what follows, and no two sizes alike, which would be taken for a rule.
+EXAMPLES = {1: (1_000_003,), 2: (1009, 1013), 3: (101, 103, 107), 4: (29, 31, 37, 41), 5: (13, 17, 19, 23, 29)}
+
+_log = logging.getLogger("shrinkage")
+_rehearsed: dict[tuple[object, ...], bool] = {}  # by kind of kernel: whether it could be compiled
+
+
+def pays(shrinks: Sequence[Shrink]) -> bool:
+    """Return whether compilation pays: for many weights, and where each call starts kernels on a device."""
+    return any(w.device.type != "cpu" for _, w, _ in shrinks) or sum(w.numel() for _, w, _ in shrinks) >= MANY
+
+
+def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
+    """Move `w` to the proximal point and return True; False, and nothing is done, where there is no kernel for it."""
+    if w.numel() < LEAST or penalty.with_tensors(Tensor.detach) is not penalty:
+        return False
+    moments = [step.moment] if isinstance(step, AdaptiveStep) else []
+    order = memory_order(w, *moments)
+    if order is None or (isinstance(step, Tensor) and step.dim()):
+        return False
+    if isinstance(penalty, Elementwise):
+        if isinstance(penalty, L1) and isinstance(step, float):
+            return False  # torch's own soft threshold is faster
+        tensors = [tensor.permute(order).view(-1) for tensor in (w, *moments)]
+        return run(type(penalty).__name__, partial(shrink_elements_, traced(penalty)), tensors, step)
+    parts = penalty.parts(w.shape) if isinstance(penalty, PerGroup) else None
+    folded = fold(penalty.groups.layout(w.shape), order) if isinstance(penalty, PerGroup) else None
+    if parts is None or not parts.linear or folded is None or not isinstance(step, AdaptiveStep):
+        return False
+    shape, within = folded
+    tensors = [tensor.permute(order).view(shape) for tensor in (w, *moments)]
+    view = "".join("w" if dim in within else "g" for dim in range(len(shape)))
+    kind = " ".join(("Grouped", view, *(name for name, part in parts._asdict().items() if part)))
+    return run(kind, partial(shrink_groups_, parts, within), tensors, step)
+
+
+def run(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], step: Step) -> bool:
+    """Call `shrink_` with tensors in one order of memory, and return whether it could be compiled.
+
+    The first time it is tried on an example, so that nothing is half done where there is no compiler.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # not imported before it is needed: it takes long
+
+    numbers = numbers_of(step)
+    w = tensors[0]
+    key = (kind, w.device, *(tensor.dtype for tensor in tensors), *(number.device for number in numbers))
+    if key not in _rehearsed:
+        example = [torch.ones(EXAMPLES[w.dim()], dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
+        try:
+            shrink_(kind, *example, *numbers)
+            _rehearsed[key] = True
+        except TorchDynamoException as error:
+            _rehearsed[key] = False
+            _log.warning("%s goes on without torch.compile, which failed: %s", kind, str(error).strip().splitlines()[0])
+    if _rehearsed[key]:
+        shrink_(kind, *tensors, *numbers)
+    return _rehearsed[key]
+
+
+@cache
+def compiled(kernel: FunctionType, kind: str) -> Kernel:
+    """Return `kernel`, compiled for one kind of rule: torch counts compilations by code, so each kind has its own."""
+    name = "".join(letter if letter.isalnum() else "_" for letter in f"{kernel.__name__}{kind}")
+    own = FunctionType(kernel.__code__.replace(co_name=name), kernel.__globals__, name, kernel.__defaults__)
+    found: Kernel = torch.compile(own, dynamic=True, fullgraph=True, options=ONE_PASS)
+    return found
+
+
+def numbers_of(step: Step) -> list[Tensor]:
+    """Return the numbers in `step` as tensors, on a CPU where they are at hand, so that no device is waited for."""
+    if isinstance(step, AdaptiveStep):
+        scale = step.correction**-0.5
+        return [as_scalar(number) for number in (step.lr, scale, step.eps)]
+    return [as_scalar(step)]
+
+
+def as_scalar(number: Number) -> Tensor:
+    """Return `number` as a 0-dim tensor of its own, in double precision as Python's numbers are."""
+    return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.float64)
+
+
+def traced(penalty: Penalty) -> Penalty:
+    """Return `penalty` with tensors for strengths, which a compiled kernel takes as arguments, not as constants."""
+    copy = object.__new__(type(penalty))  # its checks are for numbers
+    for field in dataclasses.fields(penalty):
+        value: Any = getattr(penalty, field.name, None)
+        if field.type == Strength:
+            value = as_scalar(value)
+        elif isinstance(value, Penalty):
+            value = traced(value)
+        object.__setattr__(copy, field.name, value)
+    return copy
+
+
+# Elements
+
+
+def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, *arguments: Tensor) -> None:
+    """Move elements, given (step) or (moment, lr, scale, eps)."""
+    compiled(in_metric if len(arguments) > 1 else in_plain_metric, kind)(penalty, w, *arguments)
+
+
+def in_plain_metric(penalty: Penalty, w: Tensor, step: Tensor) -> None:
+    """w <- prox(w)."""
+    w.copy_(penalty.prox(wide(w), step))
+
+
+def in_metric(penalty: Penalty, w: Tensor, moment: Tensor, lr: Tensor, scale: Tensor, eps: Tensor) -> None:
+    """w <- prox(w) in the metric of an `AdaptiveStep`."""
+    w.copy_(penalty.prox(wide(w), denominator(moment, scale, eps).reciprocal() * lr))
+
+
+def denominator(moment: Tensor, scale: Tensor, eps: Tensor) -> Tensor:
+    """Return sqrt(moment) * scale + eps, and 1 where the moment is exactly 0."""
+    return torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)
+
+
+# Groups
+
+
+def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, *arguments: Tensor) -> None:
+    """Move groups, given (moment, lr, scale, eps), by the secular equation of each."""
+    given = (w, *arguments, *(as_scalar(part) if part else None for part in parts), within)
+    theta, bound, zero = compiled(first_pass, kind)(*given)
+    resting = zero
+    for _ in range(radial.NEWTON_ITERATIONS):
+        theta, resting = compiled(newton_pass, kind)(theta, bound, resting, *given)
+        # Elsewhere a look at it would wait for the device.
+        if w.device.type == "cpu" and bool(resting.all()):
+            break
+    compiled(last_pass_, kind)(theta, zero, *given)
+
+
+def first_pass(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where to start, a lower bound, and which groups are zero."""
+    w, metric, within = left_for_norms(*given)
+    return radial.secular_start(radial.secular_sums(w, metric, within))
+
+
+def newton_pass(theta: Tensor, bound: Tensor, resting: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    """Return the multipliers after one more iteration, and which groups are at rest."""
+    w, metric, within = left_for_norms(*given)
+    moved = radial.secular_step(theta, bound, radial.secular_terms(w, metric, theta, within))
+    return torch.where(resting, theta, moved), resting | radial.at_rest(theta, moved)
+
+
+def last_pass_(theta: Tensor, zero: Tensor, w: Tensor, *given: Any) -> None:
+    """Scale each element, unless the step or the strength is 0."""
+    inner, metric, _ = left_for_norms(w, *given)
+    _, lr, _, _, _, linear, _, _ = given
+    w.copy_(torch.where(lr * linear == 0, inner, inner * radial.secular_scale(metric, theta, zero)))
+
+
+def left_for_norms(
+    w: Tensor,
+    moment: Tensor,
+    lr: Tensor,
+    scale: Tensor,
+    eps: Tensor,
+    l1: Tensor | None,
+    linear: Tensor,
+    quadratic: Tensor | None,
+    within: tuple[int, ...],
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Return what is left for the penalty of norms: elements, the metric in units of its strength, and `within`.
+
+    The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `by_sums`.
+    """
+    inner, divisor = wide(w), denominator(moment, scale, eps)
+    if l1 is not None:
+        inner = soft_threshold(inner, lr * l1 / divisor)
+    if quadratic is not None:
+        shrunk = divisor + lr * quadratic
+        inner, divisor = inner * (divisor / shrunk), shrunk
+    return inner, (divisor * (1 / (lr * linear))).clamp_max(radial.LARGEST[inner.dtype]), within
+
+
+# Memory
+
+
+def memory_order(*tensors: Tensor) -> tuple[int, ...] | None:
+    """Return the order of dimensions in which all of `tensors` lie in memory without gaps; None if there is none."""
+    strides = tensors[0].stride()
+    order = tuple(sorted(range(len(strides)), key=lambda dim: -strides[dim]))
+    return order if all(tensor.permute(order).is_contiguous() for tensor in tensors) else None
+
+
+def fold(layout: Layout, order: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the shape and the dimensions within of `layout` in an order of memory, neighbours of one kind as one.
+
+    None if dimensions are split and not in their own order.
+    """
+    if layout.split and list(order) != sorted(order):
+        return None
+    dims = range(len(layout.shape)) if len(layout.shape) != len(order) else order
+    shape: list[int] = []
+    kinds: list[bool] = []
+    for dim in dims:
+        if layout.shape[dim] == 1:
+            continue
+        between = dim in layout.between
+        if kinds and kinds[-1] == between:
+            shape[-1] *= layout.shape[dim]
+        else:
+            shape.append(layout.shape[dim])
+            kinds.append(between)
+    if all(kinds):
+        return None
+    return tuple(shape), tuple(dim for dim, between in enumerate(kinds) if not between)

@@ -1,0 +1,87 @@
+"""Proximal operators that move a tensor in place, with as little scratch memory as their steps allow.
+
+The plain form takes any penalty, and is what every other form is compared with. A penalty for which torch has
+something that touches each weight once is registered beside it.
+"""
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from shrinkage.groups import at_least_float32, norms_within
+from shrinkage.metrics import AdaptiveStep, Step, number
+from shrinkage.penalties import L1, Grouped, Penalty
+from shrinkage.penalties.by_sums import scales
+from shrinkage.prox import wide
+from shrinkage.schedules import fixed
+
+BLOCK = 1 << 16  # elements
+
+
+def touches_once(penalty: Penalty, w: Tensor, step: Step) -> bool:
+    """Return whether `shrink_` needs no scratch memory of the size of `w`."""
+    whole = isinstance(penalty, L1) and isinstance(step, float) and wide(w) is w
+    return whole or (isinstance(penalty, Grouped) and in_plain_metric(w, step))
+
+
+def in_plain_metric(w: Tensor, step: Step) -> bool:
+    """Return whether one step serves all elements of `w`, which lie in memory in their order."""
+    return not isinstance(step, AdaptiveStep) and not (isinstance(step, Tensor) and step.dim()) and w.is_contiguous()
+
+
+@singledispatch
+def shrink_(penalty: Penalty, w: Tensor, step: Step) -> None:
+    """w <- prox(w), computed in float32 at least."""
+    w.copy_(penalty.prox(wide(w), number(step)))
+
+
+@shrink_.register
+def _(penalty: L1, w: Tensor, step: Step) -> None:
+    """Torch's own soft threshold writes where it reads; its zeros have the signs of the weights.
+
+    It takes a number only, and rounds it to a narrow type.
+    """
+    if wide(w) is not w:
+        w.copy_(penalty.prox(wide(w), number(step)))
+    elif isinstance(step, AdaptiveStep):
+        threshold = step.tensor().mul_(fixed(penalty.strength))
+        kept = torch.minimum(w, threshold)
+        w.sub_(torch.maximum(kept, threshold.neg_(), out=kept))
+    elif isinstance(step, Tensor):
+        threshold = step * fixed(penalty.strength)
+        w.sub_(w.clamp(-threshold, threshold))
+    else:
+        torch._C._nn.softshrink(w, step * fixed(penalty.strength), out=w)  # type: ignore[call-arg]
+
+
+@shrink_.register
+def _(penalty: Grouped, w: Tensor, step: Step) -> None:
+    """In a plain metric, norms are read once and weights scaled where they are."""
+    if isinstance(step, AdaptiveStep) or not in_plain_metric(w, step):
+        w.copy_(penalty.prox(wide(w), number(step)))
+        return
+    layout = penalty.groups.layout(w.shape)
+    split = w.view(layout.shape)
+    norms = norms_in_blocks(split, layout.within)
+    split.mul_(scales(norms, step, penalty.penalty, penalty.weight(w.shape)))
+
+
+def norms_in_blocks(w: Tensor, within: tuple[int, ...]) -> Tensor:
+    """Return the norms over the dimensions `within`, which stay with size 1, reading `w` once.
+
+    What lies together in memory comes first. Across it, squares are added up block by block, so that no tensor of the
+    squares is written down.
+    """
+    together = tuple(dim for dim in within if all(later in within for later in range(dim, w.dim())))
+    norms = norms_within(w, together) if together else w
+    across = tuple(dim for dim in within if dim not in together)
+    rows = max(BLOCK * norms.shape[0] // max(norms.numel(), 1), 1)
+    if not across:
+        return norms
+    if across[0] != 0 or rows >= norms.shape[0]:
+        return norms_within(norms, across)
+    squares = torch.zeros((rows, *norms.shape[1:]), dtype=at_least_float32(w.dtype), device=w.device)
+    for block in torch.split(norms, rows):
+        squares[: len(block)].addcmul_(block, block)
+    return squares.sum(across, keepdim=True).sqrt()
