@@ -76,6 +76,7 @@ class Attachment:
         self._whole = whole
         self._compile = compile
         self._charges: Sequence[Charge] = ()
+        self._scheduled = False
         self._metric: Metric | None = None
         self._seen: list[list[Tensor]] | None = None
         self._update: Update | None = None  # the one that is under way
@@ -92,6 +93,7 @@ class Attachment:
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
             self._charges = charges
+            self._scheduled = any(charge.penalty.scheduled for charge in charges)
             self._seen = [list(parameters) for parameters in current]
             if self.averages is not None:
                 self.averages.keep(averaged(charges))
@@ -161,9 +163,8 @@ class Attachment:
     def _started(self, optimizer: Optimizer) -> Update:
         """Return the update of the next step, its schedules evaluated, before anything is changed."""
         charged = [(charge, charge.penalty) for charge in self._charges]
-        if any(charge.penalty.scheduled for charge in self._charges):
-            count = self.updates.count()
-            charged = [(charge, at_update(charge, count)) for charge in self._charges]
+        if self._scheduled:
+            charged = list(zip(self._charges, at_update(self._charges, self.updates.count()), strict=True))
         steps = self.updates.steps
         held = (self._metric, self._gradients, self.averages, self._rounding)
         return Update(optimizer, charged, *held, steps, self._compile)

@@ -161,12 +161,20 @@ def check_kept(before: Sequence[Charge], now: Sequence[Charge], optimizer: Optim
             )
 
 
-def at_update(charge: Charge, update: int) -> Penalty:
-    """Return the penalty of `charge` at an update; an error of its schedule gets the parameter's name."""
-    try:
-        return charge.penalty.at(update)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"the schedule of {charge.name!r} at update {update}: {error}") from error
+def at_update(charges: Sequence[Charge], update: int) -> list[Penalty]:
+    """Return the penalties of `charges` at an update; an error of a schedule gets the parameter's name.
+
+    A penalty that several parameters share is asked once, and stays one for all of them.
+    """
+    found: dict[int, Penalty] = {}
+    for charge in charges:
+        if id(charge.penalty) in found:
+            continue
+        try:
+            found[id(charge.penalty)] = charge.penalty.at(update)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"the schedule of {charge.name!r} at update {update}: {error}") from error
+    return [found[id(charge.penalty)] for charge in charges]
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:

@@ -29,6 +29,7 @@ Compile = bool | Literal["auto"]
 
 MANY = 1 << 24  # weights charged in one step, from which the seconds of compilation are soon saved
 LEAST = 1 << 16  # weights in one tensor, below which calling a kernel costs more than it saves
+ROWS = 64  # of memory that sums over rows add up at a time: streams that a processor can foresee
 # Nothing of a parameter's size is written down between its first use and its last.
 ONE_PASS: dict[str, Any] = {
     "realize_opcount_threshold": 10_000,
@@ -165,27 +166,33 @@ def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, 
         # Elsewhere a look at it would wait for the device.
         if w.device.type == "cpu" and bool(resting.all()):
             break
-    compiled(last_pass_, kind)(theta, zero, *given)
+    compiled(last_pass_, kind)(radial.settled(theta, zero), *given)
 
 
 def first_pass(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return where to start, a lower bound, and which groups are zero."""
     w, metric, within = left_for_norms(*given)
-    return radial.secular_start(radial.secular_sums(w, metric, within))
+    return radial.secular_start(added_up(radial.secular_sums(w, metric, within[-1:]), within[:-1]))
 
 
 def newton_pass(theta: Tensor, bound: Tensor, resting: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     """Return the multipliers after one more iteration, and which groups are at rest."""
     w, metric, within = left_for_norms(*given)
-    moved = radial.secular_step(theta, bound, radial.secular_terms(w, metric, theta, within))
+    terms = added_up(radial.secular_terms(w, metric, theta, within[-1:]), within[:-1])
+    moved = radial.secular_step(theta, bound, terms)
     return torch.where(resting, theta, moved), resting | radial.at_rest(theta, moved)
 
 
-def last_pass_(theta: Tensor, zero: Tensor, w: Tensor, *given: Any) -> None:
+def added_up(parts: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return sums that were taken over the last dimension within groups, added up over the others."""
+    return parts.sum([dim + 1 for dim in dims], keepdim=True) if dims else parts
+
+
+def last_pass_(root: Tensor, w: Tensor, *given: Any) -> None:
     """Scale each element, unless the step or the strength is 0."""
     inner, metric, _ = left_for_norms(w, *given)
     _, lr, _, _, _, linear, _, _ = given
-    w.copy_(torch.where(lr * linear == 0, inner, inner * radial.secular_scale(metric, theta, zero)))
+    w.copy_(torch.where(lr * linear == 0, inner, inner * radial.secular_scale(metric, root)))
 
 
 def left_for_norms(
@@ -243,4 +250,6 @@ def fold(layout: Layout, order: Sequence[int]) -> tuple[tuple[int, ...], tuple[i
             kinds.append(between)
     if all(kinds):
         return None
+    if kinds == [False, True] and shape[0] % ROWS == 0 and shape[0] > ROWS:
+        shape, kinds = [shape[0] // ROWS, ROWS, shape[1]], [False, False, True]
     return tuple(shape), tuple(dim for dim, between in enumerate(kinds) if not between)

@@ -62,18 +62,16 @@ def block_scale_by_sums(
         to_rest: end as soon as no group moves, which takes a look at all of them.
     """
     metric = thresholds.clamp_min(1 / LARGEST[w.dtype]).reciprocal()
-    theta, zero = yield from secular_root(
+    root = yield from secular_root(
         lambda: secular_sums(w, metric, within),
         lambda theta: secular_terms(w, metric, theta, within),
         to_rest=to_rest,
     )
-    return secular_scale(metric, theta, zero).masked_fill(thresholds == 0, 1.0)
+    return secular_scale(metric, root).masked_fill(thresholds == 0, 1.0)
 
 
-def secular_root(
-    sums: Callable[[], Tensor], terms: Callable[[Tensor], Tensor], *, to_rest: bool
-) -> Sums[tuple[Tensor, Tensor]]:
-    """Return the root theta of each group's secular equation, and which groups are zero.
+def secular_root(sums: Callable[[], Tensor], terms: Callable[[Tensor], Tensor], *, to_rest: bool) -> Sums[Tensor]:
+    """Return the root of each group's secular equation, 0 for a group that is zero.
 
     Newton's method on  S(theta)^(-1/2) - 1, which increases and is concave, rises to the root from any point below it
     (Moré and Hebden), so a fixed number of iterations serves all groups and nothing is read back from the device.
@@ -91,7 +89,7 @@ def secular_root(
         theta, resting = torch.where(resting, theta, moved), resting | at_rest(theta, moved)
         if to_rest and bool(resting.all()):
             break
-    return theta, zero
+    return settled(theta, zero)
 
 
 def secular_sums(w: Tensor, metric: Tensor, within: tuple[int, ...]) -> Tensor:
@@ -100,10 +98,12 @@ def secular_sums(w: Tensor, metric: Tensor, within: tuple[int, ...]) -> Tensor:
     w^2, w^2 t, w^2 t^2, (w / t)^2 and (w / t)^2 / t, where 1 / t is the `metric`.
     """
     thresholds = metric.reciprocal()
-    squares, dual = w.square(), (w * metric).square()
-    weighted = squares * thresholds
-    parts = (squares, weighted, weighted * thresholds, dual, dual * metric)
-    return torch.stack([part.sum(within, keepdim=True) for part in parts])
+    terms = w.square()
+    parts = [terms.sum(within, keepdim=True)]
+    parts += [terms.mul_(thresholds).sum(within, keepdim=True) for _ in range(2)]
+    terms = (w * metric).square_()
+    parts += [terms.sum(within, keepdim=True), terms.mul_(metric).sum(within, keepdim=True)]
+    return torch.stack(parts)
 
 
 def secular_terms(w: Tensor, metric: Tensor, theta: Tensor, within: tuple[int, ...]) -> Tensor:
@@ -111,9 +111,9 @@ def secular_terms(w: Tensor, metric: Tensor, theta: Tensor, within: tuple[int, .
 
     1 / t is the `metric`, so that one division serves an element.
     """
-    inverse = metric / (theta * metric + 1)
-    squares = (w * inverse).square()
-    return torch.stack([squares.sum(within, keepdim=True), (squares * inverse).sum(within, keepdim=True)])
+    inverse = (theta * metric).add_(1).reciprocal_().mul_(metric)
+    terms = (w * inverse).square_()
+    return torch.stack([terms.sum(within, keepdim=True), terms.mul_(inverse).sum(within, keepdim=True)])
 
 
 def secular_start(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,10 +145,15 @@ def at_rest(theta: Tensor, moved: Tensor) -> Tensor:
     return ((moved - theta).abs() <= small * moved) | ~moved.isfinite()
 
 
-def secular_scale(metric: Tensor, theta: Tensor, zero: Tensor) -> Tensor:
-    """Return the factor theta / (theta + t) of each element, 0 where its group is zero; 1 / t is the `metric`."""
-    kept: Tensor = theta.masked_fill(zero, 0.0) * metric
-    return torch.where(theta.isinf(), 1.0, kept / (kept + 1))
+def settled(theta: Tensor, zero: Tensor) -> Tensor:
+    """Return the roots: 0 for groups that are zero, and none so large that its product with a metric overflows."""
+    return theta.clamp_max(LARGEST[theta.dtype]).masked_fill_(zero, 0.0)
+
+
+def secular_scale(metric: Tensor, root: Tensor) -> Tensor:
+    """Return the factor root / (root + t) of each element, where 1 / t is the `metric`."""
+    kept = root * metric
+    return kept.div_(kept + 1)
 
 
 def secular_lower_bound(square: Tensor, weighted: Tensor, dual_square: Tensor, dual_weighted: Tensor) -> Tensor:

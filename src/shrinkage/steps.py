@@ -1,6 +1,6 @@
 """The step of one charged parameter's proximal operator, and the tensor that it moves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shrinkage.apply import Number, State
+from shrinkage.batches import Shrink
 from shrinkage.charge import Charge, unless
 from shrinkage.metric import Metric
 from shrinkage.metrics import AdaptiveStep, Step, at_hand, number
+from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
-from shrinkage.sharding import local, local_gradient, local_state
+from shrinkage.sharding import is_spread, local, local_gradient, local_state, piece_penalty
 
 StepOf = Callable[[State, Tensor], Step]
 
@@ -63,6 +65,15 @@ def step_of(charge: Charge, metric: Metric | None, optimizer: Optimizer, overflo
         return unless(overflow, found)
 
     return step
+
+
+def shrink_of(charge: Charge, penalty: Penalty, step: StepOf, optimizer: Optimizer, noted: State) -> Sequence[Shrink]:
+    """Return what is to be done to this machine's piece of a parameter whose step is deferred; nothing if empty."""
+    state = {} if charge.how == "decoupled" else optimizer.state.get(charge.parameter, {})
+    w = charge.parameter.detach()
+    if is_spread(w):
+        penalty, state, w = piece_penalty(penalty, w), local_state(state), local(w)
+    return [Shrink(penalty, w, step({**state, **noted} if noted else state, w))] if w.numel() else []
 
 
 def step_of_piece(step: StepOf, state: State, w: Tensor, lr: Number) -> Number:

@@ -34,8 +34,9 @@ from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, sign_of
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
-from shrinkage.sharding import local, local_gradient, local_state, piece_penalty, spread, stays
-from shrinkage.steps import StepOf, is_deferred, iterate_of, noted_of, state_of, step_of, step_of_piece
+from shrinkage.rounding import NARROW
+from shrinkage.sharding import local, local_gradient, spread, stays
+from shrinkage.steps import StepOf, is_deferred, iterate_of, noted_of, shrink_of, state_of, step_of, step_of_piece
 
 Pairs = Sequence[tuple[Charge, Penalty]]
 
@@ -80,7 +81,7 @@ class Update:
         if scale is not None:
             check_unscaled(charge for charge, _ in in_gradient if self._has_early(charge))
         with without_autograd_or_autocast(charge for charge, _ in self._charged):
-            if first:
+            if first and self._metric is not None and self._metric.before is not None:
                 self._noted = {each.name: noted_of(each, self._metric, self._optimizer) for each, _ in self._charged}
             if first and self._averages is not None:
                 self._hold_zeros(self._averages, scale)
@@ -103,13 +104,13 @@ class Update:
         with without_autograd_or_autocast(charge for charge, _ in acting):
             for charge, penalty in acting:
                 step = step_of(charge, self._metric, self._optimizer, overflow)
-                state = state_of(charge, self._optimizer, self._noted.get(charge.name, {}))
+                noted = self._noted.get(charge.name, {})
+                if self._is_plain(charge):
+                    shrinks += shrink_of(charge, penalty, step, self._optimizer, noted)
+                    continue
+                state = state_of(charge, self._optimizer, noted)
                 generator = self._rounding.generator(charge, penalty, state, step, self._steps)
-                if charge.crossing is None and generator is None and self._is_plain(charge):
-                    w = local(charge.parameter.detach())
-                    if w.numel():
-                        shrinks.append(Shrink(piece_penalty(penalty, charge.parameter), w, step(local_state(state), w)))
-                elif charge.crossing is None:
+                if charge.crossing is None:
                     self._move(charge, penalty, state, step, generator)
                 else:
                     lr = self._optimizer.param_groups[charge.group]["lr"]
@@ -123,7 +124,12 @@ class Update:
                     restore_(charge.parameter, self._held[charge.name], penalty)
 
     def _is_plain(self, charge: Charge) -> bool:
-        """Return whether the parameter itself is moved, by a step that costs nothing to ask for."""
+        """Return whether the parameter itself is moved, here, by a step that is known without a pass over it.
+
+        Rounding to narrow types is looked after one by one.
+        """
+        if charge.crossing is not None or charge.parameter.dtype in NARROW:
+            return False
         iterates = self._metric is not None and self._metric.iterate is not None
         return not iterates and is_deferred(charge, self._metric, self._optimizer)
 

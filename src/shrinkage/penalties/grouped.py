@@ -95,7 +95,9 @@ class Grouped(PerGroup):
     def bound(self, name: str, parameter: Tensor) -> "Grouped":
         """Return the same with the charge of a norm on the parameter's device."""
         bound = self.penalty.bound(name, parameter)
-        return replace(self, penalty=bound) if isinstance(bound, Elementwise) else self
+        if bound is self.penalty or not isinstance(bound, Elementwise):
+            return self
+        return replace(self, penalty=bound)
 
     def parts(self, shape: Sequence[int]) -> Parts | None:
         """Return the charge of a norm if it is linear plus quadratic, times the weight."""

@@ -104,7 +104,9 @@ class NonNegative(Constraint):
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
         """Return the same with the penalty's tensors taken."""
         inner = None if self.penalty is None else self.penalty.with_tensors(take)
-        return NonNegative(inner) if isinstance(inner, Elementwise | PerGroup) else self
+        if inner is self.penalty or not isinstance(inner, Elementwise | PerGroup):
+            return self
+        return NonNegative(inner)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the penalty, as not negative."""
@@ -116,7 +118,9 @@ class NonNegative(Constraint):
     def bound(self, name: str, parameter: Tensor) -> Penalty:
         """Return the same with the penalty bound."""
         inner = None if self.penalty is None else self.penalty.bound(name, parameter)
-        return NonNegative(inner) if isinstance(inner, Elementwise | PerGroup) else self
+        if inner is self.penalty or not isinstance(inner, Elementwise | PerGroup):
+            return self
+        return NonNegative(inner)
 
     def combined(self, other: Penalty) -> Penalty | None:
         """Charge `other` on top."""
