@@ -27,6 +27,7 @@ from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, we
 from shrinkage import L0, L1, L2, GroupLasso, MetricError, Regularizer, Rows, register_metric
 from shrinkage.attachment import explicit_attachments
 from shrinkage.metric import _metrics, metric_of
+from shrinkage.metrics import number
 
 UNCENTERED = [case for case in OPTIMIZERS if "centered" not in case.name]
 
@@ -36,7 +37,7 @@ def eta_after(optimizer: Optimizer, parameter: nn.Parameter, group: int = 0, not
     grad = {} if parameter.grad is None else {"grad": parameter.grad}
     state = {**optimizer.state[parameter], **grad, **(noted or {})}
     with torch.no_grad():
-        return metric_of(optimizer).eta(optimizer.param_groups[group], state, parameter)
+        return number(metric_of(optimizer).eta(optimizer.param_groups[group], state, parameter))
 
 
 def eta_of_step(optimizer: Optimizer, parameter: nn.Parameter):

@@ -16,6 +16,7 @@ from problems import diabetes_lasso, digits_group_lasso, solve
 from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer
 from shrinkage.attachment import explicit_attachments
 from shrinkage.metric import _metrics, metric_of
+from shrinkage.metrics import number
 
 GUIDE = (Path(__file__).parent.parent / "docs/optimizers.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
@@ -204,7 +205,7 @@ def test_adopt_divides_by_the_second_moment_of_before(foreach):
             noted = metric.before(group, optimizer.state.get(parameter, {}), parameter)
         parameter.grad = torch.randn(4, dtype=torch.float64)
         optimizer.step()
-        eta = metric.eta(group, {**optimizer.state[parameter], **noted}, parameter)
+        eta = number(metric.eta(group, {**optimizer.state[parameter], **noted}, parameter))
         torch.testing.assert_close(before - parameter.detach(), eta * parameter.grad, rtol=1e-12, atol=1e-14)
 
 

@@ -1,11 +1,12 @@
 """The three ways in which a penalty enters an optimizer's step. All in-place work on parameters is here.
 
 Everything is computed in float32 at least and written back in the type of the parameter, rounded to the nearest number
-or, with a generator, stochastically. The plain form takes any
-penalty; a penalty that torch's own optimizers know is registered beside it with the very operation that they use, so
-that results agree with theirs bit for bit.
+or, with a generator, stochastically. The plain form takes any penalty; a penalty that torch's own optimizers know is
+registered beside it with the very operation that they use, so that results agree with theirs bit for bit.
 
-Large tensors are charged piece by piece, each small enough that its temporaries stay in a processor's cache.
+Large tensors are charged piece by piece, each small enough that its temporaries stay in a processor's cache. `prox_` is
+the plain form of what `shrink_all_` does faster: small tensors joined (`batches.py`), in place where torch touches each
+weight once (`inplace.py`), and compiled (`compiled.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from shrinkage.batches import Joined, Shrink, batched
 from shrinkage.compiled import compiled_shrink_
 from shrinkage.inplace import shrink_, touches_once
 from shrinkage.metrics import AdaptiveStep, Step, number
-from shrinkage.penalties import L2, Penalty
+from shrinkage.penalties import L1, L2, Penalty
 from shrinkage.prox import wide
 from shrinkage.rounding import stochastic_round, stuck
 from shrinkage.schedules import fixed
@@ -37,24 +38,25 @@ from shrinkage.sharding import (
 
 Number = float | Tensor
 State = Mapping[str, Any]
-PIECE = 1 << 15  # elements: eight temporaries of that size are 1 MiB
+PIECE = 1 << 16  # elements: four temporaries of that size are 1 MiB
 
 
-def pieces(penalty: Penalty, *tensors: Tensor) -> Iterator[tuple[Penalty, tuple[Tensor, ...]]]:
+def pieces(penalty: Penalty, *tensors: Tensor, share: int = 1) -> Iterator[tuple[Penalty, tuple[Tensor, ...]]]:
     """Yield views of `tensors`, which have one shape, cut alike where `penalty` charges each piece by itself.
 
-    Each comes with the penalty of the piece.
+    Each comes with the penalty of the piece. A piece has at most a `share` of PIECE elements.
     """
     first, *_ = tensors
+    size = PIECE // share
     # What is written into a slice of another kind of tensor may be lost; a device other than a CPU has no such cache.
-    may_cut = first.numel() > PIECE and type(first) is Tensor and first.device.type == "cpu"
+    may_cut = first.numel() > size and type(first) is Tensor and first.device.type == "cpu"
     # The first dimension that is long enough for many pieces.
     dims = penalty.cuts(first.shape) if may_cut else ()
     dim = max(dims, key=lambda dim: min(first.shape[dim], 64), default=None)
     if dim is None:
         yield penalty, tensors
         return
-    length = max(PIECE * first.shape[dim] // first.numel(), 1)
+    length = max(size * first.shape[dim] // first.numel(), 1)
     for start in range(0, first.shape[dim], length):
         take = partial(piece_of, dim=dim, start=start, length=min(length, first.shape[dim] - start))
         yield penalty.with_tensors(take), tuple(map(take, tensors))
@@ -165,7 +167,8 @@ def shrink_by_pieces_(penalty: Penalty, w: Tensor, step: Step) -> None:
     shaped = (
         [step.moment] if isinstance(step, AdaptiveStep) else [step] if isinstance(step, Tensor) and step.dim() else []
     )
-    for charge, (piece, *cut) in pieces(penalty, w, *shaped):
+    share = 1 if isinstance(penalty, L1) else 2  # others need up to eight temporaries
+    for charge, (piece, *cut) in pieces(penalty, w, *shaped, share=share):
         if isinstance(step, AdaptiveStep):
             shrink_(charge, piece, step._replace(moment=cut[0]))
         else:

@@ -13,7 +13,7 @@ What happens is in `update.py`. What the hooks take care of:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from operator import is_
 from typing import Any
@@ -41,6 +41,7 @@ from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric
 from shrinkage.metrics import number
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import Beside, overflow_of, parameters_of, runs_inside_own_step, sign_of
+from shrinkage.penalties import Penalty
 from shrinkage.sharding import crossing_of, is_spread, local, local_state
 from shrinkage.steps import noted_of, state_of, step_of
 from shrinkage.update import Update
@@ -87,7 +88,7 @@ class Attachment:
         current = [group["params"] for group in optimizer.param_groups]
         stale = any(charge.stale for charge in self._charges)
         if stale or self._seen is None or not same_objects(current, self._seen):
-            charges = [located(charge) for charge in self._resolve(optimizer)]
+            charges = with_shared_penalties(located(charge) for charge in self._resolve(optimizer))
             check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
@@ -226,6 +227,12 @@ def located(charge: Charge) -> Charge:
     if is_lazy(charge.parameter):
         return charge
     return charge._replace(crossing=crossing_of(charge.penalty, charge.parameter))
+
+
+def with_shared_penalties(charges: Iterable[Charge]) -> list[Charge]:
+    """Return `charges` in which equal penalties are one object, by which small parameters are charged together."""
+    known: dict[Penalty, Penalty] = {}
+    return [charge._replace(penalty=known.setdefault(charge.penalty, charge.penalty)) for charge in charges]
 
 
 def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

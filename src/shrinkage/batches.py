@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shrinkage.groups import at_least_float32
 from shrinkage.metrics import AdaptiveStep, Number, Step
 from shrinkage.penalties import Penalty
 from shrinkage.penalties.elementwise import Elementwise
@@ -98,8 +99,9 @@ class Joined:
             if not isinstance(numbers[0], Tensor):
                 return numbers[0]
             pairs = zip(numbers, self._targets, strict=True)
-            return self._join([number.expand(w.shape) for number, w in pairs if isinstance(number, Tensor)])
+            return self._join([number.to(dtype).expand(w.shape) for number, w in pairs if isinstance(number, Tensor)])
 
+        dtype = at_least_float32(steps[0].moment.dtype)
         lrs, moments, epsilons, corrections = zip(*steps, strict=True)
         return AdaptiveStep(joined(lrs), self._join(moments), joined(epsilons), joined(corrections))
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from shrinkage import radial
 from shrinkage.batches import Shrink
 from shrinkage.groups import Layout
+from shrinkage.inplace import touches_once
 from shrinkage.metrics import AdaptiveStep, Number, Step
-from shrinkage.penalties import L1, Penalty
+from shrinkage.penalties import Penalty
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.per_group import Parts, PerGroup
 from shrinkage.prox import soft_threshold, wide
@@ -27,7 +28,7 @@ from shrinkage.schedules import Strength
 Kernel = Callable[..., Any]
 Compile = bool | Literal["auto"]
 
-MANY = 1 << 24  # weights charged in one step, from which the seconds of compilation are soon saved
+MANY = 1 << 22  # weights charged in one step, from which the seconds of compilation are saved in a thousand steps
 LEAST = 1 << 16  # weights in one tensor, below which calling a kernel costs more than it saves
 ROWS = 64  # of memory that sums over rows add up at a time: streams that a processor can foresee
 # Nothing of a parameter's size is written down between its first use and its last.
@@ -40,25 +41,35 @@ ONE_PASS: dict[str, Any] = {
 EXAMPLES = {1: (1_000_003,), 2: (1009, 1013), 3: (101, 103, 107), 4: (29, 31, 37, 41), 5: (13, 17, 19, 23, 29)}
 
 _log = logging.getLogger("shrinkage")
-_rehearsed: dict[tuple[object, ...], bool] = {}  # by kind of kernel: whether it could be compiled
+_compiles: dict[tuple[object, ...], bool] = {}  # by kind of kernel: whether it could be compiled
+
+
+def check_compile(compile: object) -> None:
+    """Raise `ValueError` unless `compile` is True, False or "auto"."""
+    if compile is not True and compile is not False and compile != "auto":
+        raise ValueError(f'compile must be True, False or "auto", got {compile!r}')
 
 
 def pays(shrinks: Sequence[Shrink]) -> bool:
-    """Return whether compilation pays: for many weights, and where each call starts kernels on a device."""
-    return any(w.device.type != "cpu" for _, w, _ in shrinks) or sum(w.numel() for _, w, _ in shrinks) >= MANY
+    """Return whether compilation pays: for many weights, and where each call starts kernels on a device.
+
+    A weight of a group in a metric counts as eight, as it saves as much; one that is touched once anyway saves nothing.
+    """
+    if any(w.device.type != "cpu" for _, w, _ in shrinks):
+        return True
+    slow = (shrink for shrink in shrinks if not touches_once(*shrink))
+    return sum(w.numel() * (8 if isinstance(penalty, PerGroup) else 1) for penalty, w, _ in slow) >= MANY
 
 
 def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
     """Move `w` to the proximal point and return True; False, and nothing is done, where there is no kernel for it."""
-    if w.numel() < LEAST or penalty.with_tensors(Tensor.detach) is not penalty:
+    if w.numel() < LEAST or touches_once(penalty, w, step) or penalty.with_tensors(Tensor.detach) is not penalty:
         return False
     moments = [step.moment] if isinstance(step, AdaptiveStep) else []
     order = memory_order(w, *moments)
     if order is None or (isinstance(step, Tensor) and step.dim()):
         return False
     if isinstance(penalty, Elementwise):
-        if isinstance(penalty, L1) and isinstance(step, float):
-            return False  # torch's own soft threshold is faster
         tensors = [tensor.permute(order).view(-1) for tensor in (w, *moments)]
         return run(type(penalty).__name__, partial(shrink_elements_, traced(penalty)), tensors, step)
     parts = penalty.parts(w.shape) if isinstance(penalty, PerGroup) else None
@@ -75,24 +86,24 @@ def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
 def run(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], step: Step) -> bool:
     """Call `shrink_` with tensors in one order of memory, and return whether it could be compiled.
 
-    The first time it is tried on an example, so that nothing is half done where there is no compiler.
+    The first time it is called with an example. Compilation comes before anything is written, also when torch was reset
+    in between and compiles once more.
     """
     from torch._dynamo.exc import TorchDynamoException  # not imported before it is needed: it takes long
 
     numbers = numbers_of(step)
     w = tensors[0]
     key = (kind, w.device, *(tensor.dtype for tensor in tensors), *(number.device for number in numbers))
-    if key not in _rehearsed:
-        example = [torch.ones(EXAMPLES[w.dim()], dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
-        try:
+    try:
+        if key not in _compiles:
+            example = [torch.ones(EXAMPLES[w.dim()], dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
             shrink_(kind, *example, *numbers)
-            _rehearsed[key] = True
-        except TorchDynamoException as error:
-            _rehearsed[key] = False
-            _log.warning("%s goes on without torch.compile, which failed: %s", kind, str(error).strip().splitlines()[0])
-    if _rehearsed[key]:
-        shrink_(kind, *tensors, *numbers)
-    return _rehearsed[key]
+        if _compiles.setdefault(key, True):
+            shrink_(kind, *tensors, *numbers)
+    except TorchDynamoException as error:
+        _compiles[key] = False
+        _log.warning("%s goes on without torch.compile, which failed: %s", kind, str(error).strip().splitlines()[0])
+    return _compiles[key]
 
 
 @cache
@@ -106,10 +117,8 @@ def compiled(kernel: FunctionType, kind: str) -> Kernel:
 
 def numbers_of(step: Step) -> list[Tensor]:
     """Return the numbers in `step` as tensors, on a CPU where they are at hand, so that no device is waited for."""
-    if isinstance(step, AdaptiveStep):
-        scale = step.correction**-0.5
-        return [as_scalar(number) for number in (step.lr, scale, step.eps)]
-    return [as_scalar(step)]
+    numbers = (step.lr, step.eps, step.correction) if isinstance(step, AdaptiveStep) else (step,)
+    return [as_scalar(number) for number in numbers]
 
 
 def as_scalar(number: Number) -> Tensor:
@@ -134,7 +143,7 @@ def traced(penalty: Penalty) -> Penalty:
 
 
 def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, *arguments: Tensor) -> None:
-    """Move elements, given (step) or (moment, lr, scale, eps)."""
+    """Move elements, given (step) or (moment, lr, eps, correction)."""
     compiled(in_metric if len(arguments) > 1 else in_plain_metric, kind)(penalty, w, *arguments)
 
 
@@ -143,22 +152,19 @@ def in_plain_metric(penalty: Penalty, w: Tensor, step: Tensor) -> None:
     w.copy_(penalty.prox(wide(w), step))
 
 
-def in_metric(penalty: Penalty, w: Tensor, moment: Tensor, lr: Tensor, scale: Tensor, eps: Tensor) -> None:
-    """w <- prox(w) in the metric of an `AdaptiveStep`."""
-    w.copy_(penalty.prox(wide(w), denominator(moment, scale, eps).reciprocal() * lr))
-
-
-def denominator(moment: Tensor, scale: Tensor, eps: Tensor) -> Tensor:
-    """Return sqrt(moment) * scale + eps, and 1 where the moment is exactly 0."""
-    return torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)
+def in_metric(penalty: Penalty, w: Tensor, moment: Tensor, lr: Tensor, eps: Tensor, correction: Tensor) -> None:
+    """w <- prox(w) in the metric of an `AdaptiveStep`, whose operations these are, one by one."""
+    denominator = torch.where(moment == 0, 1.0, (wide(moment) / correction).sqrt() + eps)
+    w.copy_(penalty.prox(wide(w), denominator.reciprocal() * lr))
 
 
 # Groups
 
 
 def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, *arguments: Tensor) -> None:
-    """Move groups, given (moment, lr, scale, eps), by the secular equation of each."""
-    given = (w, *arguments, *(as_scalar(part) if part else None for part in parts), within)
+    """Move groups, given (moment, lr, eps, correction), by the secular equation of each."""
+    *others, correction = arguments
+    given = (w, *others, correction.rsqrt(), *(as_scalar(part) if part else None for part in parts), within)
     theta, bound, zero = compiled(first_pass, kind)(*given)
     resting = zero
     for _ in range(radial.NEWTON_ITERATIONS):
@@ -199,8 +205,8 @@ def left_for_norms(
     w: Tensor,
     moment: Tensor,
     lr: Tensor,
-    scale: Tensor,
     eps: Tensor,
+    scale: Tensor,
     l1: Tensor | None,
     linear: Tensor,
     quadratic: Tensor | None,
@@ -210,7 +216,7 @@ def left_for_norms(
 
     The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `by_sums`.
     """
-    inner, divisor = wide(w), denominator(moment, scale, eps)
+    inner, divisor = wide(w), torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)
     if l1 is not None:
         inner = soft_threshold(inner, lr * l1 / divisor)
     if quadratic is not None:

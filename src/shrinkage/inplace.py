@@ -1,10 +1,12 @@
 """Proximal operators that move a tensor in place, with as little scratch memory as their steps allow.
 
 The plain form takes any penalty, and is what every other form is compared with. A penalty for which torch has
-something that touches each weight once is registered beside it.
+something that touches each weight once has a form of its own.
 """
 
-from functools import singledispatch
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +23,8 @@ BLOCK = 1 << 16  # elements
 
 def touches_once(penalty: Penalty, w: Tensor, step: Step) -> bool:
     """Return whether `shrink_` needs no scratch memory of the size of `w`."""
-    whole = isinstance(penalty, L1) and isinstance(step, float) and wide(w) is w
-    return whole or (isinstance(penalty, Grouped) and in_plain_metric(w, step))
+    whole = type(penalty) is L1 and isinstance(step, float) and wide(w) is w
+    return whole or (type(penalty) is Grouped and in_plain_metric(w, step))
 
 
 def in_plain_metric(w: Tensor, step: Step) -> bool:
@@ -30,20 +32,23 @@ def in_plain_metric(w: Tensor, step: Step) -> bool:
     return not isinstance(step, AdaptiveStep) and not (isinstance(step, Tensor) and step.dim()) and w.is_contiguous()
 
 
-@singledispatch
 def shrink_(penalty: Penalty, w: Tensor, step: Step) -> None:
     """w <- prox(w), computed in float32 at least."""
+    FORMS.get(type(penalty), shrink_plainly_)(penalty, w, step)
+
+
+def shrink_plainly_(penalty: Penalty, w: Tensor, step: Step) -> None:
+    """w <- prox(w)."""
     w.copy_(penalty.prox(wide(w), number(step)))
 
 
-@shrink_.register
-def _(penalty: L1, w: Tensor, step: Step) -> None:
+def shrink_elements_(penalty: L1, w: Tensor, step: Step) -> None:
     """Torch's own soft threshold writes where it reads; its zeros have the signs of the weights.
 
     It takes a number only, and rounds it to a narrow type.
     """
     if wide(w) is not w:
-        w.copy_(penalty.prox(wide(w), number(step)))
+        shrink_plainly_(penalty, w, step)
     elif isinstance(step, AdaptiveStep):
         threshold = step.tensor().mul_(fixed(penalty.strength))
         kept = torch.minimum(w, threshold)
@@ -55,11 +60,10 @@ def _(penalty: L1, w: Tensor, step: Step) -> None:
         torch._C._nn.softshrink(w, step * fixed(penalty.strength), out=w)  # type: ignore[call-arg]
 
 
-@shrink_.register
-def _(penalty: Grouped, w: Tensor, step: Step) -> None:
+def shrink_groups_(penalty: Grouped, w: Tensor, step: Step) -> None:
     """In a plain metric, norms are read once and weights scaled where they are."""
     if isinstance(step, AdaptiveStep) or not in_plain_metric(w, step):
-        w.copy_(penalty.prox(wide(w), number(step)))
+        shrink_plainly_(penalty, w, step)
         return
     layout = penalty.groups.layout(w.shape)
     split = w.view(layout.shape)
@@ -85,3 +89,9 @@ def norms_in_blocks(w: Tensor, within: tuple[int, ...]) -> Tensor:
     for block in torch.split(norms, rows):
         squares[: len(block)].addcmul_(block, block)
     return squares.sum(across, keepdim=True).sqrt()
+
+
+# By exact class: what is derived from one may have a prox of its own.
+FORMS: MappingProxyType[type[Penalty], Callable[[Any, Tensor, Step], None]] = MappingProxyType(
+    {L1: shrink_elements_, Grouped: shrink_groups_}
+)

@@ -56,8 +56,8 @@ class AdaptiveStep(NamedTuple):
 
     def denominator(self) -> Tensor:
         """Return sqrt(moment / correction) + eps."""
-        root = self.moment.to(at_least_float32(self.moment.dtype), copy=True).sqrt_()
-        return root.mul_(self.correction**-0.5).add_(self.eps).clamp_(max=torch.finfo(root.dtype).max)
+        corrected = self.moment.to(at_least_float32(self.moment.dtype)) / self.correction
+        return corrected.sqrt_().add_(self.eps).clamp_(max=torch.finfo(corrected.dtype).max)
 
 
 Step = Number | AdaptiveStep

@@ -14,7 +14,7 @@ from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
 from shrinkage.charge import Charge, charges_of, sum_of, value_of
-from shrinkage.compiled import Compile
+from shrinkage.compiled import Compile, check_compile
 from shrinkage.declarations import check_same_charge
 from shrinkage.declare import declared_rules, rules_of
 from shrinkage.errors import AttachmentError
@@ -50,7 +50,7 @@ class Regularizer:
             so from 16 million charged weights on, and on accelerators. Without a compiler nothing else changes.
 
     Raises:
-        ValueError: `entry` is not between 0 and 1.
+        ValueError: `entry` is not between 0 and 1, or `compile` is not one of its three values.
         SelectionError: a rule matches nothing or never wins, or two rules clash on a parameter.
         GroupError: a parameter does not fall into the groups of its penalty.
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
@@ -83,6 +83,7 @@ class Regularizer:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
         check_decay(entry)
+        check_compile(compile)
         self._model = model
         self._entry = entry
         self._stochastic_rounding = stochastic_rounding
