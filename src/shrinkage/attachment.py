@@ -6,6 +6,7 @@ What happens is in `update.py`. What the hooks take care of:
   that the closure returns (a line search needs it);
 * an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
 * a step that raised never reached its second hook: the next first hook starts afresh;
+* a distributed checkpoint steps an optimizer that has no state: that is no update;
 * a penalty is in `.grad` during the step only, so that stepping twice on the same gradients charges as torch's
   `weight_decay` does;
 * trainers replace parameters and parameter groups: both are looked up again when they changed, in the optimizer or in
@@ -38,7 +39,14 @@ from shrinkage.flattened import is_piece
 from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.narrow import Rounding
-from shrinkage.optimizers import Beside, overflow_of, parameters_of, runs_inside_own_step, sign_of
+from shrinkage.optimizers import (
+    Beside,
+    overflow_of,
+    parameters_of,
+    runs_inside_own_step,
+    sign_of,
+    steps_for_a_checkpoint,
+)
 from shrinkage.sharding import crossing_of, is_spread, local, local_state
 from shrinkage.steps import noted_of, state_of, step_of
 from shrinkage.update import Update
@@ -119,6 +127,8 @@ class Attachment:
             return None
         self._depth = 1
         self._end_step()  # the last one may have raised
+        if steps_for_a_checkpoint(optimizer):
+            return None
         charges = self.charges(optimizer)
         update = self._update = self._started(optimizer)  # it counts, even if only other processes step what is charged
         if not charges:
