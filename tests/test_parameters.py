@@ -106,6 +106,32 @@ def test_weights_tied_later_are_charged_once():
     torch.testing.assert_close(regularizer.value(), STRENGTH * plain.encoder.weight.detach().abs().sum())
 
 
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_weight_of_another_optimizer_is_charged_once_it_is_tied_to_one_of_this(declared):
+    model, plain = Autoencoder(), Autoencoder()
+    for each in (model, plain):
+        each.decoder.weight = nn.Parameter(each.encoder.weight.detach().clone())
+    optimizer, plain_optimizer = (SGD([each.encoder.weight, *each.head.parameters()], lr=LR) for each in (model, plain))
+    if declared:
+        regularize(model.decoder, L1(STRENGTH))
+        regularize(model.head, L1(STRENGTH))
+    else:
+        Regularizer(model, {"decoder.weight": L1(STRENGTH), "head.weight": L1(STRENGTH)}).attach(optimizer)
+    train(model, optimizer, 1)
+    train_by_hand(plain, plain_optimizer, after=lambda: soft_(plain.head.weight, LR * STRENGTH), count=1)
+    for each in (model, plain):
+        each.decoder.weight = each.encoder.weight
+    train(model, optimizer)
+
+    def after():
+        soft_(plain.head.weight, LR * STRENGTH)
+        soft_(plain.encoder.weight, LR * STRENGTH)
+
+    train_by_hand(plain, plain_optimizer, after=after)
+    assert (model.encoder.weight == 0).any()
+    assert equal(model, plain)
+
+
 def test_two_rules_that_come_to_clash_on_a_weight_tied_later_are_refused():
     model = Autoencoder()
     model.decoder.weight = nn.Parameter(model.encoder.weight.detach().clone())

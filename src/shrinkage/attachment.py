@@ -14,7 +14,7 @@ What happens is in `update.py`. What the hooks take care of:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from operator import is_
 from typing import Any
@@ -28,6 +28,8 @@ from shrinkage.apply import Number
 from shrinkage.averages import Averages, decides
 from shrinkage.charge import (
     Charge,
+    Found,
+    Place,
     Updates,
     at_update,
     check_added_once,
@@ -41,6 +43,7 @@ from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import (
     Beside,
+    group_indices,
     overflow_of,
     parameters_of,
     runs_inside_own_step,
@@ -67,7 +70,7 @@ class Attachment:
 
     def __init__(
         self,
-        resolve: Callable[[Optimizer], Sequence[Charge]],
+        resolve: Callable[[Optimizer], Found],
         averages: Averages | None = None,
         rounding: Rounding | None = None,
         whole: Callable[[], Optimizer | None] = lambda: None,
@@ -79,6 +82,8 @@ class Attachment:
         self._resolve = resolve
         self._whole = whole
         self._charges: Sequence[Charge] = ()
+        self._elsewhere: Sequence[Place] = ()
+        self._held: Container[int] = ()
         self._metric: Metric | None = None
         self._seen: list[list[Tensor]] | None = None
         self._update: Update | None = None  # the one that is under way
@@ -87,18 +92,25 @@ class Attachment:
     def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
         """Return what is charged in `optimizer` now."""
         current = [group["params"] for group in optimizer.param_groups]
-        stale = any(charge.stale for charge in self._charges)
-        if stale or self._seen is None or not same_objects(current, self._seen):
-            charges = [located(charge) for charge in self._resolve(optimizer)]
+        if self._stale() or self._seen is None or not same_objects(current, self._seen):
+            found = self._resolve(optimizer)
+            charges = [located(charge) for charge in found.charges]
             check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
-            self._charges = charges
+            self._charges, self._elsewhere, self._held = charges, found.elsewhere, group_indices(optimizer)
             self._seen = [list(parameters) for parameters in current]
             if self.averages is not None:
                 self.averages.keep(averaged(charges))
         return self._charges
+
+    def _stale(self) -> bool:
+        """Return whether the model changed where rules charge it."""
+        for place in self._elsewhere:  # a plain loop: this is asked before every step
+            if place.holds_any(self._held):
+                return True
+        return any(charge.stale for charge in self._charges)
 
     def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
         """Raise if another attachment charges one of the parameters, or a learning rate is needed and there is none."""

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Charge, charges_of, sum_of, value_of
+from shrinkage.charge import Found, charges_of, sum_of, value_of
 from shrinkage.declarations import check_same_charge
 from shrinkage.declare import declared_rules, rules_of
 from shrinkage.errors import AttachmentError
@@ -294,6 +294,6 @@ class Regularizer:
     def _pairs(self) -> list[tuple[Optimizer, Attachment]]:
         return list(zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True))
 
-    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> list[Charge]:
+    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> Found:
         """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
         return charges_of(self._model, self.plan, optimizer, whole() or optimizer)
