@@ -755,6 +755,13 @@ MUTANTS = [
         "metric",
         "by_hand",
     ),
+    Mutant(
+        "update.py",
+        'charge.how == "gradient" and (is_spread(charge.parameter) or self._has_gradient(charge))',
+        'charge.how == "gradient" and self._has_gradient(charge)',
+        "distributed",
+        "a_closure_without_gradients",
+    ),
     Mutant("update.py", "follow_(charge.parameter, iterate - before, share)", "pass", "registered", "papers"),
     Mutant(
         "update.py",
