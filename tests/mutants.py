@@ -538,6 +538,7 @@ MUTANTS = [
         "pass",
         "regularizer",
     ),
+    Mutant("progress.py", "kept.pop(next(own, 0))", "kept.pop(0)", "resume", "own_count"),
     Mutant("progress.py", "first[KEY] = [*first.get(KEY, []), state]", "first[KEY] = [state]", "resume", "share"),
     Mutant(
         "progress.py",

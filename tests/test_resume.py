@@ -338,6 +338,34 @@ def test_each_of_several_optimizers_takes_its_own_part_along():
     assert regularizer.state_dict()["updates"] == [8, 4]
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_each_of_several_optimizers_goes_on_from_its_own_count_after_detach(order):
+    model = mlp()
+    optimizers = [SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2])]
+    regularizer = Regularizer(model, L1(0.1)).attach(optimizers[0]).attach(optimizers[1])
+    for optimizer, count in zip(optimizers, (3, 1), strict=True):
+        train(model, optimizer, count)
+    for _ in range(2):
+        regularizer.detach()
+        for index in order:
+            regularizer.attach(optimizers[index])
+        assert regularizer.state_dict()["updates"] == [(3, 1)[index] for index in order]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_after_detach_other_optimizers_go_on_in_order(copied):
+    model = mlp()
+    optimizers = [SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2])]
+    regularizer = Regularizer(model, L1(0.1)).attach(optimizers[0]).attach(optimizers[1])
+    train(model, optimizers[0], 3)
+    regularizer.detach()
+    if copied:
+        model, regularizer = copy.deepcopy((model, regularizer))
+    others = [SGD(layer.parameters(), lr=0.1) for layer in (model[2], model[0])]
+    regularizer.attach(others[0]).attach(others[1])
+    assert regularizer.state_dict()["updates"] == [3, 0]
+
+
 def test_a_wrapper_with_a_state_of_its_own_leaves_it_out_and_leaves_the_count_alone():
     model = mlp()
     optimizer = SAM(list(model.parameters()), base_optimizer=SGD, lr=0.1)

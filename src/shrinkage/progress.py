@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
+from weakref import ref
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -47,6 +48,21 @@ class Progress(NamedTuple):
         if attachment.averages is not None:
             attachment.averages.load_state_dict(self.averages)
         attachment.forget()
+
+
+class Kept(NamedTuple):
+    """Progress that waits for an optimizer: for the one that it was made with, or for any if that is not known."""
+
+    progress: Progress
+    made_with: ref[Optimizer] | None = None
+
+
+def taken(kept: list[Kept], optimizer: Optimizer) -> Progress | None:
+    """Take out what waits for `optimizer`, or else what waits longest."""
+    if not kept:
+        return None
+    own = (index for index, each in enumerate(kept) if each.made_with is not None and each.made_with() is optimizer)
+    return kept.pop(next(own, 0)).progress
 
 
 def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from shrinkage.errors import AttachmentError
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
-from shrinkage.progress import Progress, checked_progress, go_on, ride, state_of, with_references
+from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, taken, with_references
 from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -90,7 +90,7 @@ class Regularizer:
             for name in {charged.name, *charged.aliases} & declared.keys():
                 check_same_charge(name, declared[name], charged.penalty, charged.how)
         self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
-        self._resumed: list[Progress] = []
+        self._kept: list[Kept] = []  # for what is attached to next
         self._iteration = 0  # reached by an optimizer that may be gone
 
     def attach(self, optimizer: Optimizer) -> "Regularizer":
@@ -125,7 +125,7 @@ class Regularizer:
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
-        go_on(optimizer, attachment, self, self._resumed.pop(0) if self._resumed else None)
+        go_on(optimizer, attachment, self, taken(self._kept, optimizer))
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
@@ -136,7 +136,7 @@ class Regularizer:
 
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
-        self._resumed = self._progress()
+        self._kept = [Kept(Progress.of(each), ref(optimizer)) for optimizer, each in self._pairs()] + self._kept
         for optimizer_ref, attachment, handles in self._attachments:
             for handle in handles:
                 handle.remove()
@@ -251,11 +251,11 @@ class Regularizer:
         self.plan = with_references(self.plan, state.get("references", {}))
         for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
             each.restore(attachment)
-        self._resumed = progress[len(self._attachments) :]
+        self._kept = [Kept(each) for each in progress[len(self._attachments) :]]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not attached to anything, and go on counting when they are."""
-        return {**vars(self), "_attachments": [], "_resumed": self._progress()}
+        return {**vars(self), "_attachments": [], "_kept": [Kept(each) for each in self._progress()]}
 
     def __repr__(self) -> str:
         count = len(self.plan)
@@ -277,8 +277,8 @@ class Regularizer:
         return tied | {charge.name for charge in charges}
 
     def _progress(self) -> list[Progress]:
-        self._optimizers()
-        return [Progress.of(attachment) for _, attachment, _ in self._attachments] + self._resumed
+        made = [Progress.of(attachment) for _, attachment in self._pairs()]
+        return made + [each.progress for each in self._kept]
 
     def _reached(self) -> int:
         """Return the number of updates at which strengths are taken outside of a step."""
