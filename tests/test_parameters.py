@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import SGD, Adam, AdamW
 
 from catalog import CONSTRAINTS, PENALTIES
-from models import equal, mlp, soft_, train, train_by_hand, zeros
+from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, zeros
 from shrinkage import (
     L1,
     L2,
@@ -468,6 +468,27 @@ def test_one_of_several_parameters_replaced_is_refused_by_name():
     model[2].weight = nn.Parameter(torch.ones(3, 8))
     message = r"'2\.weight' of shape \(3, 8\) was replaced in the model, but this SGD still updates"
     assert_refused_and_unchanged(model, optimizer, AttachmentError, message)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_optimizer_that_was_replaced_with_its_parameters_is_passed_over(whole):
+    """As long as something holds it; strengths are those of the new one's updates."""
+    model = mlp()
+    old = sgd(model)
+    regularizer = Regularizer(model, {"*.weight": L1(lambda update: STRENGTH + update)}).attach(old)
+    train(model, old, 2)
+    for layer in (model[0], model[2]) if whole else (model[0],):
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+    assert "not in an attached optimizer" in repr(regularizer)
+    optimizer = sgd(model)
+    regularizer.attach(optimizer)
+    train(model, optimizer, 1)
+    assert repr(regularizer).startswith("Regularizer: 2 parameters, attached to SGD, SGD\n")
+    assert "not charged" not in repr(regularizer)
+    residuals = regularizer.residuals(lambda: loss_of(model, batches(1)[0]))
+    assert {each.strength for each in residuals.charged} == {f"{STRENGTH + 1:g}"}
+    with pytest.raises(AttachmentError):
+        old.step()
 
 
 @pytest.mark.parametrize("change", ["double", "swap", "to", "load_state_dict", "to_empty", "half"])

@@ -105,6 +105,12 @@ class Attachment:
                 self.averages.keep(averaged(charges))
         return self._charges
 
+    def charges_left(self, optimizer: Optimizer) -> Sequence[Charge]:
+        """Return what is charged in `optimizer` now; nothing if its next step is refused, as after a replacement."""
+        with suppress(AttachmentError):
+            return self.charges(optimizer)
+        return ()
+
     def _stale(self) -> bool:
         """Return whether the model changed where rules charge it."""
         for place in self._elsewhere:  # a plain loop: this is asked before every step
@@ -214,7 +220,7 @@ class Attachment:
     def steps(self, optimizer: Optimizer) -> dict[str, Number]:
         """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
-        for charge in self.charges(optimizer) if self.updates.steps else ():
+        for charge in self.charges_left(optimizer) if self.updates.steps else ():
             state = local_state(state_of(charge, optimizer, noted_of(charge, self._metric, optimizer)))
             step = step_of(charge, self._metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
@@ -223,7 +229,7 @@ class Attachment:
 
     def maximized(self, optimizer: Optimizer) -> set[str]:
         """Return the names of the charged parameters for which `optimizer` climbs."""
-        return {charge.name for charge in self.charges(optimizer) if sign_of(optimizer, charge.group) < 0}
+        return {charge.name for charge in self.charges_left(optimizer) if sign_of(optimizer, charge.group) < 0}
 
 
 def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from shrinkage.errors import AttachmentError
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
-from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, taken, with_references
+from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, with_references
 from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -108,7 +108,7 @@ class Regularizer:
             AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
                 them there, or its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`).
             MetricError: a rule is proximal, and the optimizer's metric is not known.
-            ValueError: the optimizer was loaded with averages or references of other shapes.
+            ValueError: what was loaded has averages or references of other shapes.
         """
         whole = unwrapped(optimizer)
         attachments = {each: self._attachment(whole) for each in working(whole) if each not in self._optimizers()}
@@ -125,7 +125,7 @@ class Regularizer:
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
-        go_on(optimizer, attachment, self, taken(self._kept, optimizer))
+        go_on(optimizer, attachment, self, self._kept)
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
@@ -137,12 +137,11 @@ class Regularizer:
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
         self._kept = [Kept(Progress.of(each), ref(optimizer)) for optimizer, each in self._pairs()] + self._kept
-        for optimizer_ref, attachment, handles in self._attachments:
+        for optimizer, attachment in self._pairs():
+            explicit_attachments[optimizer].remove(attachment)
+        for _, _, handles in self._attachments:
             for handle in handles:
                 handle.remove()
-            optimizer = optimizer_ref()
-            if optimizer is not None:
-                explicit_attachments[optimizer].remove(attachment)
         self._attachments = []
 
     def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
@@ -246,7 +245,8 @@ class Regularizer:
                 f"the state counts updates of {len(progress)} optimizers, this regularizer is attached to "
                 f"{len(self._attachments)}; attach to the same optimizers in the same order"
             )
-        for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
+        for (optimizer, attachment), each in zip(self._pairs(), progress, strict=False):
+            attachment.charges_left(optimizer)  # the model may have changed since the last step
             each.check(attachment)
         self.plan = with_references(self.plan, state.get("references", {}))
         for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
@@ -271,7 +271,7 @@ class Regularizer:
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
-        charges = [charge for optimizer, attachment in self._pairs() for charge in attachment.charges(optimizer)]
+        charges = [charge for optimizer, attachment in self._pairs() for charge in attachment.charges_left(optimizer)]
         charged = {id(charge.parameter) for charge in charges}
         tied = {name.name for name in named_parameters(self._model) if id(name.parameter) in charged}
         return tied | {charge.name for charge in charges}
@@ -282,7 +282,8 @@ class Regularizer:
 
     def _reached(self) -> int:
         """Return the number of updates at which strengths are taken outside of a step."""
-        return next((progress.updates for progress in self._progress()), self._iteration)
+        made = [each.updates.count() for optimizer, each in self._pairs() if each.charges_left(optimizer)]
+        return [*made, *(each.progress.updates for each in self._kept), self._iteration][0]
 
     def _optimizers(self) -> list[Optimizer]:
         """Return the optimizers that are attached to, after forgetting those that are gone."""
