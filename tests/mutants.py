@@ -57,7 +57,7 @@ MUTANTS = [
     ),
     Mutant("attachment.py", "self._depth += 1\n            return None", "pass", "attachment"),
     Mutant("attachment.py", "if self._depth and runs_inside_own_step(optimizer):", "if self._depth:", "attachment"),
-    Mutant("attachment.py", "with suppress(AttachmentError):", "if True:", "parameters", "passed_over"),
+    Mutant("attachment.py", "with suppress(AttachmentError):", "with suppress():", "parameters", "passed_over"),
     Mutant("attachment.py", "first=first", "first=True", "attachment"),
     Mutant(
         "attachment.py",
