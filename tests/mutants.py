@@ -163,6 +163,9 @@ MUTANTS = [
     Mutant("curves.py", "return [[], [behind]]", "return [[behind]]", "docs"),
     Mutant("declarations.py", "_registry.add(self)", "_registry.additions += 1", "declare"),
     Mutant("declarations.py", " if each.concern(groups.keys())]", "]", "declare", "around_another"),
+    Mutant(
+        "declarations.py", "[(each, each.lookups) for each in explicit]", "explicit.copy()", "declare", "tied_to_its"
+    ),
     Mutant("declarations.py", "elif seen != state:", "elif False:", "declare", "takes_over"),
     Mutant("declarations.py", "if id(charge.parameter) in declared:", "if False:", "declare", "takes_over"),
     Mutant(

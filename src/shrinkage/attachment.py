@@ -76,6 +76,7 @@ class Attachment:
         whole: Callable[[], Optimizer | None] = lambda: None,
     ) -> None:
         self.updates = Updates()
+        self.lookups = 0  # how often what is charged was found anew
         self.averages = averages
         self._rounding = rounding or Rounding()
         self._gradients = Gradients()
@@ -101,6 +102,7 @@ class Attachment:
             self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
             self._charges, self._elsewhere, self._held = charges, found.elsewhere, group_indices(optimizer)
             self._seen = [list(parameters) for parameters in current]
+            self.lookups += 1
             if self.averages is not None:
                 self.averages.keep(averaged(charges))
         return self._charges

@@ -129,7 +129,9 @@ class Registry:
         """Run before every step of every optimizer."""
         if not self.declarations:
             return None
-        state = (self.additions, explicit_attachments.get(optimizer, []).copy())
+        explicit = explicit_attachments.get(optimizer, [])
+        taken = [each.charges(optimizer) for each in explicit]
+        state = (self.additions, [(each, each.lookups) for each in explicit])
         attachment, seen = self.attachments.get(optimizer, (None, None))
         if attachment is None:
             attachment = Attachment(self.resolve)
@@ -137,8 +139,8 @@ class Registry:
             attachment.forget()
         self.attachments[optimizer] = (attachment, state)
         if attachment.charges(optimizer):
-            for explicit in explicit_attachments.get(optimizer, []):  # nothing is changed if they refuse this step
-                check_gradients(explicit.charges(optimizer))
+            for charges in taken:  # nothing is changed if they refuse this step
+                check_gradients(charges)
         return attachment.before_step(optimizer, args, kwargs)
 
     def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
