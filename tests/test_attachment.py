@@ -562,7 +562,8 @@ def test_an_argument_that_is_no_closure_is_passed_on():
     assert optimizer.seen == 0.5
 
 
-def test_parameters_that_move_between_groups_take_their_new_learning_rate():
+@pytest.mark.parametrize("swapped", [False, True])
+def test_parameters_that_move_between_groups_take_their_new_learning_rate(swapped):
     model = mlp()
     first, second = list(model[0].parameters()), list(model[2].parameters())
     optimizer = SGD([{"params": first, "lr": 0.1}, {"params": second, "lr": 0.5}])
@@ -570,11 +571,12 @@ def test_parameters_that_move_between_groups_take_their_new_learning_rate():
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = first[:0], first + second
+    moved = (second, first) if swapped else (first[:0], first + second)
+    optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = moved
     expected = [w.detach().clone() for w in weights(model)]
     optimizer.step()
-    for w, before in zip(weights(model), expected, strict=True):
-        soft_(before, 0.5 * STRENGTH)
+    for w, before, lr in zip(weights(model), expected, (0.5, 0.1 if swapped else 0.5), strict=True):
+        soft_(before, lr * STRENGTH)
         assert torch.equal(w, before)
 
 

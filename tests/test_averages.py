@@ -223,6 +223,94 @@ def test_the_printed_regularizer_says_so():
     assert "zeros held" not in repr(Regularizer(mlp(), L1(0.1)))
 
 
+def narrowed(model, optimizer):
+    """Let the first layer have half of its rows."""
+    for name, dim in (("0.weight", 0), ("0.bias", 0), ("2.weight", 1)):
+        module, attribute = model[int(name[0])], name[2:]
+        whole = getattr(module, attribute)
+        setattr(module, attribute, nn.Parameter(whole.detach().narrow(dim, 0, whole.shape[dim] // 2).clone()))
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+
+
+def test_a_parameter_that_is_replaced_by_one_of_another_shape_is_averaged_anew():
+    model = mlp()
+    optimizer = sgd(model.parameters())
+    regularizer = Regularizer(model, {"*.weight": L1(STRENGTH), "2.bias": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+    noisy(model, optimizer, 5)
+    narrowed(model, optimizer)
+    optimizer.zero_grad()
+    loss_of(model, batches(1)[0]).backward()
+    optimizer.step()
+    averages = regularizer.state_dict()["averages"][0]
+    assert averages["0.weight"]["total"].shape == model[0].weight.shape
+    torch.testing.assert_close(averages["0.weight"]["weight"].item(), 1 - DECAY)
+    torch.testing.assert_close(averages["2.bias"]["weight"].item(), 1 - DECAY**6)
+
+
+@pytest.mark.parametrize("way", ["regularizer", "optimizer", "attach", "attach with its own state"])
+def test_a_state_that_was_saved_after_a_replacement_can_be_loaded(way):
+    """Also by a regularizer that was made before it."""
+
+    def start(attached):
+        model = mlp()
+        optimizer = sgd(model.parameters())
+        regularizer = Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY)
+        if attached:
+            regularizer.attach(optimizer)
+        narrowed(model, optimizer)
+        return model, optimizer, regularizer
+
+    straight, optimizer, regularizer = start(attached=True)
+    noisy(straight, optimizer, 5)
+    saved = copy.deepcopy((straight.state_dict(), optimizer.state_dict(), regularizer.state_dict()))
+    noisy(straight, optimizer, 5)
+
+    resumed, optimizer, regularizer = start(attached=not way.startswith("attach"))
+    resumed.load_state_dict(saved[0])
+    if way in ("optimizer", "attach"):
+        optimizer.load_state_dict(saved[1])
+    else:
+        regularizer.load_state_dict(saved[2])
+    regularizer.attach(optimizer)
+    noisy(resumed, optimizer, 5)
+    assert equal(straight, resumed)
+
+
+def test_averages_of_other_shapes_that_are_loaded_first_are_refused_when_attached():
+    def start():
+        model = mlp()
+        optimizer = sgd(model.parameters())
+        return model, optimizer, Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY)
+
+    model, optimizer, saved = start()
+    saved.attach(optimizer)
+    narrowed(model, optimizer)
+    noisy(model, optimizer, 2)
+    state = saved.state_dict()
+    _, optimizer, regularizer = start()
+    regularizer.load_state_dict(state)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"'0\.weight' .*\(4, 6\).*expected the parameter's shape \(8, 6\)"):
+            regularizer.attach(optimizer)
+    assert "not attached" in repr(regularizer)
+    assert regularizer.state_dict()["updates"] == [2]
+
+
+def test_weights_that_come_apart_are_averaged_each_and_saved():
+    def start():
+        model = nn.ModuleDict({"one": nn.Linear(3, 3), "other": nn.Linear(3, 3)})
+        model["other"].weight = model["one"].weight
+        return model, Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY)
+
+    model, regularizer = start()
+    model["other"].weight = nn.Parameter(torch.ones(3, 3))
+    optimizer = sgd(model.parameters())
+    state = regularizer.attach(optimizer).state_dict()
+    assert state["averages"][0].keys() == {"one.weight", "other.weight"}
+    _, resumed = start()
+    resumed.load_state_dict(state)
+
+
 def test_averages_follow_the_type_of_the_model():
     model = mlp()
     optimizer = sgd(model.parameters())

@@ -216,6 +216,21 @@ def test_a_regularizer_attached_later_takes_over_and_gives_back():
     assert equal(model, reference)
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_regularizer_takes_over_what_is_tied_to_its_parameters_later(held):
+    model = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in ("first", "declared", "tied")})
+    regularize(model["declared"], L1(1.0))
+    optimizer = SGD([layer.weight for name, layer in model.items() if held or name != "tied"], lr=0.1)
+    Regularizer(model, {"first.weight": L1(1.0), "tied.weight": L1(1.0)}).attach(optimizer)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    model["tied"].weight = model["declared"].weight
+    optimizer.step()
+    torch.testing.assert_close(model["declared"].weight.detach(), torch.full((3, 3), 0.8))
+
+
 def test_a_declaration_after_a_clashing_regularizer_is_refused_at_the_step():
     model, optimizer = explicit()
     regularize(model[0], L2(0.3))

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import SGD, Adam, AdamW
 
 from catalog import CONSTRAINTS, PENALTIES
-from models import equal, mlp, soft_, train, train_by_hand, zeros
+from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, zeros
 from shrinkage import (
     L1,
     L2,
@@ -104,6 +104,32 @@ def test_weights_tied_later_are_charged_once():
     assert equal(model, plain)
     assert "not charged" not in repr(regularizer)
     torch.testing.assert_close(regularizer.value(), STRENGTH * plain.encoder.weight.detach().abs().sum())
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_weight_of_another_optimizer_is_charged_once_it_is_tied_to_one_of_this(declared):
+    model, plain = Autoencoder(), Autoencoder()
+    for each in (model, plain):
+        each.decoder.weight = nn.Parameter(each.encoder.weight.detach().clone())
+    optimizer, plain_optimizer = (SGD([each.encoder.weight, *each.head.parameters()], lr=LR) for each in (model, plain))
+    if declared:
+        regularize(model.decoder, L1(STRENGTH))
+        regularize(model.head, L1(STRENGTH))
+    else:
+        Regularizer(model, {"decoder.weight": L1(STRENGTH), "head.weight": L1(STRENGTH)}).attach(optimizer)
+    train(model, optimizer, 1)
+    train_by_hand(plain, plain_optimizer, after=lambda: soft_(plain.head.weight, LR * STRENGTH), count=1)
+    for each in (model, plain):
+        each.decoder.weight = each.encoder.weight
+    train(model, optimizer)
+
+    def after():
+        soft_(plain.head.weight, LR * STRENGTH)
+        soft_(plain.encoder.weight, LR * STRENGTH)
+
+    train_by_hand(plain, plain_optimizer, after=after)
+    assert (model.encoder.weight == 0).any()
+    assert equal(model, plain)
 
 
 def test_two_rules_that_come_to_clash_on_a_weight_tied_later_are_refused():
@@ -442,6 +468,27 @@ def test_one_of_several_parameters_replaced_is_refused_by_name():
     model[2].weight = nn.Parameter(torch.ones(3, 8))
     message = r"'2\.weight' of shape \(3, 8\) was replaced in the model, but this SGD still updates"
     assert_refused_and_unchanged(model, optimizer, AttachmentError, message)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_optimizer_that_was_replaced_with_its_parameters_is_passed_over(whole):
+    """As long as something holds it; strengths are those of the new one's updates."""
+    model = mlp()
+    old = sgd(model)
+    regularizer = Regularizer(model, {"*.weight": L1(lambda update: STRENGTH + update)}).attach(old)
+    train(model, old, 2)
+    for layer in (model[0], model[2]) if whole else (model[0],):
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+    assert "not in an attached optimizer" in repr(regularizer)
+    optimizer = sgd(model)
+    regularizer.attach(optimizer)
+    train(model, optimizer, 1)
+    assert repr(regularizer).startswith("Regularizer: 2 parameters, attached to SGD, SGD\n")
+    assert "not charged" not in repr(regularizer)
+    residuals = regularizer.residuals(lambda: loss_of(model, batches(1)[0]))
+    assert {each.strength for each in residuals.charged} == {f"{STRENGTH + 1:g}"}
+    with pytest.raises(AttachmentError):
+        old.step()
 
 
 @pytest.mark.parametrize("change", ["double", "swap", "to", "load_state_dict", "to_empty", "half"])

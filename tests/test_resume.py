@@ -24,7 +24,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.utils._pytree import tree_flatten
 
 from models import batches, equal, loss_of, mlp, train
-from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, Toward
+from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, Toward, regularize
 
 KEY = "shrinkage"
 
@@ -338,6 +338,34 @@ def test_each_of_several_optimizers_takes_its_own_part_along():
     assert regularizer.state_dict()["updates"] == [8, 4]
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_each_of_several_optimizers_goes_on_from_its_own_count_after_detach(order):
+    model = mlp()
+    optimizers = [SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2])]
+    regularizer = Regularizer(model, L1(0.1)).attach(optimizers[0]).attach(optimizers[1])
+    for optimizer, count in zip(optimizers, (3, 1), strict=True):
+        train(model, optimizer, count)
+    for _ in range(2):
+        regularizer.detach()
+        for index in order:
+            regularizer.attach(optimizers[index])
+        assert regularizer.state_dict()["updates"] == [(3, 1)[index] for index in order]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_after_detach_other_optimizers_go_on_in_order(copied):
+    model = mlp()
+    optimizers = [SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2])]
+    regularizer = Regularizer(model, L1(0.1)).attach(optimizers[0]).attach(optimizers[1])
+    train(model, optimizers[0], 3)
+    regularizer.detach()
+    if copied:
+        model, regularizer = copy.deepcopy((model, regularizer))
+    others = [SGD(layer.parameters(), lr=0.1) for layer in (model[2], model[0])]
+    regularizer.attach(others[0]).attach(others[1])
+    assert regularizer.state_dict()["updates"] == [3, 0]
+
+
 def test_a_wrapper_with_a_state_of_its_own_leaves_it_out_and_leaves_the_count_alone():
     model = mlp()
     optimizer = SAM(list(model.parameters()), base_optimizer=SGD, lr=0.1)
@@ -399,11 +427,46 @@ def test_distributed_checkpoints_take_it_along_unless_they_are_flattened(flat, t
     dcp.load(state, checkpoint_id=tmp_path)
     resumed.load_state_dict(state["model"])
     set_optimizer_state_dict(resumed, optimizer, state["optimizer"], options=options)
-    assert regularizer.state_dict()["updates"] == [1 if flat else 3]
+    assert regularizer.state_dict()["updates"] == [0 if flat else 3]
     if flat:
         regularizer.load_state_dict(state["regularizer"])
     train(resumed, optimizer, 3)
     assert equal(straight, resumed)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+@pytest.mark.parametrize(
+    "make", [lambda p: SGD(p, lr=0.1), lambda p: Adam(p, lr=0.01), lambda p: AdamW(p, lr=torch.tensor(0.01))]
+)
+def test_the_step_that_a_distributed_checkpoint_makes_is_no_update(make):
+    """Torch steps an optimizer that has no state, with gradients and learning rates of 0, also after a failed step."""
+    model, optimizer, regularizer = start(make)
+    regularizer.attach(optimizer)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    for count in range(3):
+        before = copy.deepcopy((model.state_dict(), regularizer.state_dict()))
+        get_optimizer_state_dict(model, optimizer)
+        assert same((model.state_dict(), regularizer.state_dict()), before)
+        train(model, optimizer, 1)
+        optimizer.zero_grad()
+        assert regularizer.state_dict()["updates"] == [count + 1]
+
+
+def test_an_update_that_warms_up_from_a_learning_rate_of_zero_counts():
+    model, optimizer, regularizer = start(lambda p: SGD(p, lr=0.0))
+    regularizer.attach(optimizer)
+    train(model, optimizer, 2)
+    assert regularizer.state_dict()["updates"] == [2]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+def test_the_step_that_a_distributed_checkpoint_makes_is_not_charged_by_layers():
+    model = mlp()
+    regularize(model[0], L2(0.5), how="gradient")
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    get_optimizer_state_dict(model, optimizer)
+    assert not any(state["momentum_buffer"].any() for state in optimizer.state.values())
 
 
 def test_what_is_saved_counts_updates_and_not_skipped_steps():

@@ -6,6 +6,7 @@ What happens is in `update.py`. What the hooks take care of:
   that the closure returns (a line search needs it);
 * an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
 * a step that raised never reached its second hook: the next first hook starts afresh;
+* a distributed checkpoint steps an optimizer that has no state: that is no update;
 * a penalty is in `.grad` during the step only, so that stepping twice on the same gradients charges as torch's
   `weight_decay` does;
 * trainers replace parameters and parameter groups: both are looked up again when they changed, in the optimizer or in
@@ -13,7 +14,7 @@ What happens is in `update.py`. What the hooks take care of:
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from operator import is_
 from typing import Any
@@ -27,6 +28,8 @@ from shrinkage.apply import Number
 from shrinkage.averages import Averages, decides
 from shrinkage.charge import (
     Charge,
+    Found,
+    Place,
     Updates,
     at_update,
     check_added_once,
@@ -40,7 +43,15 @@ from shrinkage.gradients import Gradients
 from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.metrics import number
 from shrinkage.narrow import Rounding
-from shrinkage.optimizers import Beside, overflow_of, parameters_of, runs_inside_own_step, sign_of
+from shrinkage.optimizers import (
+    Beside,
+    group_indices,
+    overflow_of,
+    parameters_of,
+    runs_inside_own_step,
+    sign_of,
+    steps_for_a_checkpoint,
+)
 from shrinkage.penalties import Penalty
 from shrinkage.sharding import crossing_of, is_spread, local, local_state
 from shrinkage.steps import noted_of, state_of, step_of
@@ -63,13 +74,14 @@ class Attachment:
 
     def __init__(
         self,
-        resolve: Callable[[Optimizer], Sequence[Charge]],
+        resolve: Callable[[Optimizer], Found],
         averages: Averages | None = None,
         rounding: Rounding | None = None,
         whole: Callable[[], Optimizer | None] = lambda: None,
         compile: Compile = "auto",
     ) -> None:
         self.updates = Updates()
+        self.lookups = 0  # how often what is charged was found anew
         self.averages = averages
         self._rounding = rounding or Rounding()
         self._gradients = Gradients()
@@ -78,6 +90,8 @@ class Attachment:
         self._compile = compile
         self._charges: Sequence[Charge] = ()
         self._scheduled = False
+        self._elsewhere: Sequence[Place] = ()
+        self._held: Container[int] = ()
         self._metric: Metric | None = None
         self._seen: list[list[Tensor]] | None = None
         self._update: Update | None = None  # the one that is under way
@@ -86,19 +100,33 @@ class Attachment:
     def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
         """Return what is charged in `optimizer` now."""
         current = [group["params"] for group in optimizer.param_groups]
-        stale = any(charge.stale for charge in self._charges)
-        if stale or self._seen is None or not same_objects(current, self._seen):
-            charges = with_shared_penalties(located(charge) for charge in self._resolve(optimizer))
+        if self._stale() or self._seen is None or not same_objects(current, self._seen):
+            found = self._resolve(optimizer)
+            charges = with_shared_penalties(located(charge) for charge in found.charges)
             check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
             self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
-            self._charges = charges
+            self._charges, self._elsewhere, self._held = charges, found.elsewhere, group_indices(optimizer)
             self._scheduled = any(charge.penalty.scheduled for charge in charges)
             self._seen = [list(parameters) for parameters in current]
+            self.lookups += 1
             if self.averages is not None:
                 self.averages.keep(averaged(charges))
         return self._charges
+
+    def charges_left(self, optimizer: Optimizer) -> Sequence[Charge]:
+        """Return what is charged in `optimizer` now; nothing if its next step is refused, as after a replacement."""
+        with suppress(AttachmentError):
+            return self.charges(optimizer)
+        return ()
+
+    def _stale(self) -> bool:
+        """Return whether the model changed where rules charge it."""
+        for place in self._elsewhere:  # a plain loop: this is asked before every step
+            if place.holds_any(self._held):
+                return True
+        return any(charge.stale for charge in self._charges)
 
     def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
         """Raise if another attachment charges one of the parameters, or a learning rate is needed and there is none."""
@@ -127,6 +155,8 @@ class Attachment:
             return None
         self._depth = 1
         self._end_step()  # the last one may have raised
+        if steps_for_a_checkpoint(optimizer):
+            return None
         charges = self.charges(optimizer)
         update = self._update = self._started(optimizer)  # it counts, even if only other processes step what is charged
         if not charges:
@@ -200,7 +230,7 @@ class Attachment:
     def steps(self, optimizer: Optimizer) -> dict[str, Number]:
         """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
-        for charge in self.charges(optimizer) if self.updates.steps else ():
+        for charge in self.charges_left(optimizer) if self.updates.steps else ():
             state = local_state(state_of(charge, optimizer, noted_of(charge, self._metric, optimizer)))
             step = step_of(charge, self._metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
@@ -209,7 +239,7 @@ class Attachment:
 
     def maximized(self, optimizer: Optimizer) -> set[str]:
         """Return the names of the charged parameters for which `optimizer` climbs."""
-        return {charge.name for charge in self.charges(optimizer) if sign_of(optimizer, charge.group) < 0}
+        return {charge.name for charge in self.charges_left(optimizer) if sign_of(optimizer, charge.group) < 0}
 
 
 def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:

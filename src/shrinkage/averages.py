@@ -24,6 +24,10 @@ class Average(NamedTuple):
     total: Tensor
     weight: Tensor
 
+    def fits(self, w: Tensor) -> bool:
+        """Return whether gradients of `w` can go into this average, as far as `w` has a shape."""
+        return is_lazy(w) or self.total.shape == w.shape
+
 
 class Averages:
     """The averaged gradient of each charged parameter, by name.
@@ -40,20 +44,31 @@ class Averages:
     def keep(self, weights: Mapping[str, Tensor]) -> None:
         """Average the gradients of these parameters, by name, and of no others; their averages are saved from now on.
 
-        A state_dict that is loaded in place, as distributed checkpoints are, finds them before the first step too.
+        A state_dict that is loaded in place, as distributed checkpoints are, finds them before the first step too. A
+        parameter that was replaced by one of another shape starts anew.
         """
         self._averages = {
-            name: self._averages.get(name) or nothing_averaged(w)
+            name: own if own is not None and own.fits(w) else nothing_averaged(w)
             for name, w in weights.items()
-            if name in self._averages or not is_lazy(w)
+            for own in [self._averages.get(name)]
+            if own is not None or not is_lazy(w)
         }
 
-    def check_complete(self, averages: Mapping[str, Any]) -> None:
-        """Raise `ValueError` if `averages` are of some of these parameters only."""
-        missing = sorted(self._averages.keys() - averages.keys())
-        if averages and missing:
+    def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise `ValueError` unless `state` has the averages of these parameters, all of them if any."""
+        for name, average in state.items():
+            found = {part: tuple(tensor.shape) for part, tensor in average.items()}
+            own = self._averages.get(name)
+            shape = found.get("total") if own is None else tuple(own.total.shape)
+            if found != {"total": shape, "weight": ()}:
+                raise ValueError(
+                    f"the averaged gradient of {name!r} consists of {found}; expected the parameter's shape {shape} as "
+                    "its total, and a weight of shape ()"
+                )
+        missing = sorted(self._averages.keys() - state.keys())
+        if state and missing:
             raise ValueError(
-                f"the state holds averaged gradients of {sorted(averages)} and none of {missing}: the process that "
+                f"the state holds averaged gradients of {sorted(state)} and none of {missing}: the process that "
                 "saved it does not step those (ZeroRedundancyOptimizer); save and load Regularizer.state_dict() in "
                 "every process"
             )

@@ -1,6 +1,6 @@
 """What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,6 +33,11 @@ class Place(NamedTuple):
         module = self.module()
         return module is None or module._parameters.get(self.attribute) is parameter
 
+    def holds_any(self, identities: Container[int]) -> bool:
+        """Return whether one of the parameters that have these ids is there now."""
+        module = self.module()
+        return module is not None and id(module._parameters.get(self.attribute)) in identities
+
 
 class Charge(NamedTuple):
     """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group.
@@ -64,6 +69,13 @@ class Charge(NamedTuple):
         return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
 
 
+class Found(NamedTuple):
+    """What is charged in one optimizer, and the places that rules charge too but that hold nothing it steps."""
+
+    charges: list[Charge]
+    elsewhere: list[Place]
+
+
 @dataclass
 class Updates:
     """Counts the updates that happened: a fused optimizer that met an overflow took a step, but no update."""
@@ -91,7 +103,7 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
     return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
 
 
-def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> list[Charge]:
+def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> Found:
     """Return what `plan` charges in `optimizer`, found by names in the model as it is now.
 
     Names that were tied when the plan was made may have come apart, and others may have been tied since. The optimizer
@@ -103,6 +115,7 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
         check_stepped(name, candidate.parameter)
     groups = group_indices(optimizer)
     charges: dict[int, Charge] = {}
+    elsewhere: list[Place] = []
     ids: set[int] = set()
     for entry in plan:
         found = [held[name] for name in (entry.name, *entry.aliases) if name in held]
@@ -118,13 +131,15 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
             if parameter is not None and id(parameter) in groups:
                 charge = charge_of(entry, candidate, parameter, groups[id(parameter)])
                 charges[id(parameter)] = merged(charges.get(id(parameter), charge), charge)
+            else:
+                elsewhere.append(Place(ref(candidate.module), candidate.attribute))
     if not charges and stepped(given).isdisjoint(ids):
         names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in plan.entries[:3])
         raise AttachmentError(
             f"this {type(given).__name__} holds none of the {len(plan)} charged parameters ({names} ...); "
             "make it from the parameters of the same model, after whatever replaced them"
         )
-    return list(charges.values())
+    return Found(list(charges.values()), elsewhere)
 
 
 def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> Charge:

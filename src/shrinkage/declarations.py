@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
-from shrinkage.charge import Charge, Place, check_gradients, places_of
+from shrinkage.charge import Charge, Found, Place, check_gradients, places_of
 from shrinkage.errors import SelectionError
 from shrinkage.flattened import check_stepped, is_flat
 from shrinkage.optimizers import Beside, group_indices, parameters_of, uncompiled
@@ -81,6 +81,12 @@ class Declarations:
                     found.append((parameter, bound, f"{entry.name} of {type(layer).__name__}", places))
         return found
 
+    def places(self) -> list[Place]:
+        """Return where the layer holds parameters."""
+        layer = self._layer()
+        modules = () if layer is None else layer.modules()
+        return [Place(weakref.ref(module), attribute) for module in modules for attribute in module._parameters]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declarations":
         """Return the declarations of the layer's copy, which is in `memo` before its attributes are copied."""
         return Declarations(present(memo.get(id(self._layer()))), self.rules)
@@ -123,7 +129,9 @@ class Registry:
         """Run before every step of every optimizer."""
         if not self.declarations:
             return None
-        state = (self.additions, explicit_attachments.get(optimizer, []).copy())
+        explicit = explicit_attachments.get(optimizer, [])
+        taken = [each.charges(optimizer) for each in explicit]
+        state = (self.additions, [(each, each.lookups) for each in explicit])
         attachment, seen = self.attachments.get(optimizer, (None, None))
         if attachment is None:
             attachment = Attachment(self.resolve)
@@ -131,8 +139,8 @@ class Registry:
             attachment.forget()
         self.attachments[optimizer] = (attachment, state)
         if attachment.charges(optimizer):
-            for explicit in explicit_attachments.get(optimizer, []):  # nothing is changed if they refuse this step
-                check_gradients(explicit.charges(optimizer))
+            for charges in taken:  # nothing is changed if they refuse this step
+                check_gradients(charges)
         return attachment.before_step(optimizer, args, kwargs)
 
     def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
@@ -141,7 +149,7 @@ class Registry:
         if attachment is not None and self.declarations:
             attachment.after_step(optimizer, args, kwargs)
 
-    def resolve(self, optimizer: Optimizer) -> list[Charge]:
+    def resolve(self, optimizer: Optimizer) -> Found:
         """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
         groups = group_indices(optimizer)
         flat = next(filter(is_flat, parameters_of(optimizer)), None)
@@ -158,12 +166,14 @@ class Registry:
                 if id(charge.parameter) in declared:
                     rule, _, _ = declared.pop(id(charge.parameter))
                     check_same_charge(charge.name, rule, charge.penalty, charge.how)
-        return [
+        charges = [
             Charge(name, rule.penalty, rule.how, parameter, groups[id(parameter)], places, is_lazy(parameter))
             for parameter in dict.fromkeys(parameters_of(optimizer))
             for rule, name, places in [declared.get(id(parameter), (None, "", ()))]
             if rule is not None and rule.penalty is not None and isinstance(parameter, nn.Parameter)
         ]
+        everywhere = [place for declarations in list(self.declarations) for place in declarations.places()]
+        return Found(charges, [place for place in everywhere if not place.holds_any(groups)])
 
 
 def check_same_charge(name: str, declared: Rule, penalty: Penalty | None, how: How) -> None:

@@ -1,7 +1,8 @@
 """What can be known of an optimizer around a step: what it holds, what it wraps, and how far its step has come."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -144,14 +145,34 @@ def runs_inside_own_step(optimizer: Optimizer) -> bool:
 
     Only the stack can tell that from a step that raised and so never reached its second hook.
     """
-    depth = 0
+    steps = calls_under_way("wrapper", torch_optimizer.__file__)
+    own = (step for step in steps if step.f_locals.get("self") is optimizer)
+    return len(list(islice(own, 2))) == 2
+
+
+def steps_for_a_checkpoint(optimizer: Optimizer) -> bool:
+    """Return whether a distributed checkpoint steps `optimizer`, to have a state that it can save or load into.
+
+    It does so with gradients and learning rates of 0; only the stack can tell that from a step of the training loop.
+    """
+    module = sys.modules.get("torch.distributed.checkpoint.state_dict")
+    if module is None or not all(may_be_zero(group.get("lr", 0.0)) for group in optimizer.param_groups):
+        return False
+    return any(calls_under_way("_init_optim_state", module.__file__))
+
+
+def may_be_zero(lr: float | Tensor) -> bool:
+    """Return whether a learning rate can be 0, without waiting for the device if it is there."""
+    return isinstance(lr, Tensor) or lr == 0
+
+
+def calls_under_way(function: str, file: str | None) -> Iterator[FrameType]:
+    """Yield the stack's frames of a function in a file, the innermost first."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and depth < 2:
-        code = frame.f_code
-        if code.co_name == "wrapper" and code.co_filename == torch_optimizer.__file__:
-            depth += frame.f_locals.get("self") is optimizer
+    while frame is not None:
+        if frame.f_code.co_name == function and frame.f_code.co_filename == file:
+            yield frame
         frame = frame.f_back
-    return depth == 2
 
 
 def uncompiled(hook: HookType) -> HookType:

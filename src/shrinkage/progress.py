@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
+from weakref import ref
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -39,7 +40,7 @@ class Progress(NamedTuple):
     def check(self, attachment: Attachment) -> None:
         """Raise `ValueError` if `attachment` can not go on from here."""
         if attachment.averages is not None:
-            attachment.averages.check_complete(self.averages)
+            attachment.averages.check(self.averages)
 
     def restore(self, attachment: Attachment) -> None:
         """Let `attachment` go on from here."""
@@ -47,6 +48,19 @@ class Progress(NamedTuple):
         if attachment.averages is not None:
             attachment.averages.load_state_dict(self.averages)
         attachment.forget()
+
+
+class Kept(NamedTuple):
+    """Progress that waits for an optimizer: for the one that it was made with, or for any if that is not known."""
+
+    progress: Progress
+    made_with: ref[Optimizer] | None = None
+
+
+def waiting_for(optimizer: Optimizer, kept: Sequence[Kept]) -> int | None:
+    """Return the index of what waits for `optimizer`, or else of what waits longest; None if nothing waits."""
+    own = (index for index, each in enumerate(kept) if each.made_with is not None and each.made_with() is optimizer)
+    return next(own, 0) if kept else None
 
 
 def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:
@@ -68,25 +82,18 @@ def checked_progress(state: object, plan: Plan) -> list[Progress]:
     if len(averages) != len(updates):
         raise ValueError(f"the state has averages of {len(averages)} optimizers and updates of {len(updates)}")
     for each in averages:
-        check_averages(each, plan)
+        check_charged(each, plan)
     return [Progress(count, dict(each)) for count, each in zip(updates, averages, strict=True)]
 
 
-def check_averages(averages: Mapping[str, Mapping[str, Tensor]], plan: Plan) -> None:
+def check_charged(averages: Mapping[str, Any], plan: Plan) -> None:
     """Raise `ValueError` unless `averages` are those of parameters in `plan`."""
-    shapes = {entry.name: entry.shape for entry in plan}
-    for name, average in averages.items():
-        if name not in shapes:
+    names = [name for entry in plan for name in (entry.name, *entry.aliases)]
+    for name in averages:
+        if name not in names:
             raise ValueError(
                 f"the state holds an averaged gradient of {name!r}, which this regularizer does not charge (it charges "
-                f"{', '.join(map(repr, shapes))}); use the rules that it was saved with"
-            )
-        found = {part: tuple(tensor.shape) for part, tensor in average.items()}
-        shape = found.get("total") if shapes[name] is None else shapes[name]
-        if found != {"total": shape, "weight": ()}:
-            raise ValueError(
-                f"the averaged gradient of {name!r} consists of {found}; expected the parameter's shape {shape} as its "
-                "total, and a weight of shape ()"
+                f"{', '.join(map(repr, names))}); use the rules that it was saved with"
             )
 
 
@@ -192,15 +199,17 @@ def nothing() -> None:
     """Go on from where things stand."""
 
 
-def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, own: Progress | None) -> None:
-    """Let `attachment` go on from its regularizer's `own` progress, or else from what `optimizer` was loaded with."""
+def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, kept: list[Kept]) -> None:
+    """Let `attachment` go on from what its regularizer `kept`, or else from what `optimizer` was loaded with."""
+    waiting = waiting_for(optimizer, kept)
+    if waiting is not None:
+        kept[waiting].progress.check(attachment)
     checked = partial(checked_restore, regularizer, attachment)
     restore = take(optimizer.param_groups[0], optimizer, attachment, checked)
-    if own is None:
+    if waiting is None:
         restore()
     else:
-        own.check(attachment)
-        own.restore(attachment)
+        kept.pop(waiting).progress.restore(attachment)
 
 
 def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> list[RemovableHandle]:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Charge, charges_of, sum_of, value_of
+from shrinkage.charge import Found, charges_of, sum_of, value_of
 from shrinkage.compiled import Compile, check_compile
 from shrinkage.declarations import check_same_charge
 from shrinkage.declare import declared_rules, rules_of
@@ -21,7 +21,7 @@ from shrinkage.errors import AttachmentError
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
-from shrinkage.progress import Progress, checked_progress, go_on, ride, state_of, with_references
+from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, with_references
 from shrinkage.select import is_frozen, named_parameters
 from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
 
@@ -96,7 +96,7 @@ class Regularizer:
             for name in {charged.name, *charged.aliases} & declared.keys():
                 check_same_charge(name, declared[name], charged.penalty, charged.how)
         self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
-        self._resumed: list[Progress] = []
+        self._kept: list[Kept] = []  # for what is attached to next
         self._iteration = 0  # reached by an optimizer that may be gone
 
     def attach(self, optimizer: Optimizer) -> "Regularizer":
@@ -114,7 +114,7 @@ class Regularizer:
             AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
                 them there, or its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`).
             MetricError: a rule is proximal, and the optimizer's metric is not known.
-            ValueError: the optimizer was loaded with averages or references of other shapes.
+            ValueError: what was loaded has averages or references of other shapes.
         """
         whole = unwrapped(optimizer)
         attachments = {each: self._attachment(whole) for each in working(whole) if each not in self._optimizers()}
@@ -132,7 +132,7 @@ class Regularizer:
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
-        go_on(optimizer, attachment, self, self._resumed.pop(0) if self._resumed else None)
+        go_on(optimizer, attachment, self, self._kept)
         handles = [
             optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
             optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
@@ -143,13 +143,12 @@ class Regularizer:
 
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
-        self._resumed = self._progress()
-        for optimizer_ref, attachment, handles in self._attachments:
+        self._kept = [Kept(Progress.of(each), ref(optimizer)) for optimizer, each in self._pairs()] + self._kept
+        for optimizer, attachment in self._pairs():
+            explicit_attachments[optimizer].remove(attachment)
+        for _, _, handles in self._attachments:
             for handle in handles:
                 handle.remove()
-            optimizer = optimizer_ref()
-            if optimizer is not None:
-                explicit_attachments[optimizer].remove(attachment)
         self._attachments = []
 
     def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
@@ -253,16 +252,17 @@ class Regularizer:
                 f"the state counts updates of {len(progress)} optimizers, this regularizer is attached to "
                 f"{len(self._attachments)}; attach to the same optimizers in the same order"
             )
-        for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
+        for (optimizer, attachment), each in zip(self._pairs(), progress, strict=False):
+            attachment.charges_left(optimizer)  # the model may have changed since the last step
             each.check(attachment)
         self.plan = with_references(self.plan, state.get("references", {}))
         for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
             each.restore(attachment)
-        self._resumed = progress[len(self._attachments) :]
+        self._kept = [Kept(each) for each in progress[len(self._attachments) :]]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not attached to anything, and go on counting when they are."""
-        return {**vars(self), "_attachments": [], "_resumed": self._progress()}
+        return {**vars(self), "_attachments": [], "_kept": [Kept(each) for each in self._progress()]}
 
     def __repr__(self) -> str:
         count = len(self.plan)
@@ -278,18 +278,19 @@ class Regularizer:
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
-        charges = [charge for optimizer, attachment in self._pairs() for charge in attachment.charges(optimizer)]
+        charges = [charge for optimizer, attachment in self._pairs() for charge in attachment.charges_left(optimizer)]
         charged = {id(charge.parameter) for charge in charges}
         tied = {name.name for name in named_parameters(self._model) if id(name.parameter) in charged}
         return tied | {charge.name for charge in charges}
 
     def _progress(self) -> list[Progress]:
-        self._optimizers()
-        return [Progress.of(attachment) for _, attachment, _ in self._attachments] + self._resumed
+        made = [Progress.of(attachment) for _, attachment in self._pairs()]
+        return made + [each.progress for each in self._kept]
 
     def _reached(self) -> int:
         """Return the number of updates at which strengths are taken outside of a step."""
-        return next((progress.updates for progress in self._progress()), self._iteration)
+        made = [each.updates.count() for optimizer, each in self._pairs() if each.charges_left(optimizer)]
+        return [*made, *(each.progress.updates for each in self._kept), self._iteration][0]
 
     def _optimizers(self) -> list[Optimizer]:
         """Return the optimizers that are attached to, after forgetting those that are gone."""
@@ -301,6 +302,6 @@ class Regularizer:
     def _pairs(self) -> list[tuple[Optimizer, Attachment]]:
         return list(zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True))
 
-    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> list[Charge]:
+    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> Found:
         """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
         return charges_of(self._model, self.plan, optimizer, whole() or optimizer)

@@ -35,7 +35,7 @@ from shrinkage.optimizers import overflow_of, sign_of
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
 from shrinkage.rounding import NARROW
-from shrinkage.sharding import local, local_gradient, spread, stays
+from shrinkage.sharding import is_spread, local, local_gradient, spread, stays
 from shrinkage.steps import StepOf, is_deferred, iterate_of, noted_of, shrink_of, state_of, step_of, step_of_piece
 
 Pairs = Sequence[tuple[Charge, Penalty]]
@@ -158,7 +158,12 @@ class Update:
 
     def value(self) -> Tensor | None:
         """Return what the penalties in the gradient add to the loss that the optimizer works on; None if none does."""
-        in_gradient = self._acting(lambda charge: charge.how == "gradient")
+        # All machines have to ask for the value of what is spread over them, whatever their gradients hold.
+        in_gradient = [
+            (charge, penalty)
+            for charge, penalty in self._charged
+            if charge.how == "gradient" and (is_spread(charge.parameter) or self._has_gradient(charge))
+        ]
         with without_autograd_or_autocast(charge for charge, _ in in_gradient):
             values = [value_of(penalty, charge.parameter) * self._sign(charge) for charge, penalty in in_gradient]
         return sum_of(values) if values else None

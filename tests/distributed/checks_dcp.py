@@ -102,11 +102,11 @@ def check_resume_by_the_optimizers_own_state(rank: int, world: int) -> None:
 def check_resume_without_a_step_before_it(rank: int, world: int) -> None:
     """Torch steps a fresh optimizer once, with gradients and learning rate 0, to have a state to load into.
 
-    That counts, as it does in Adam's own state, until the regularizer's state is loaded.
+    That counts in Adam's own state, until it is loaded, and not in the regularizer's.
     """
     model, optimizer, regularizer = started(MAKES["Adam"])
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     get_state_dict(model, optimizer)
     assert all((value == kept[name]).all() for name, value in model.state_dict().items())
-    assert regularizer.state_dict()["updates"] == [1]
+    assert regularizer.state_dict()["updates"] == [0]
     assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}

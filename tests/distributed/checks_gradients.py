@@ -1,13 +1,14 @@
 """Gradients to which penalties are added early, and those that a step leaves as they were, in pieces."""
 
 import torch
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD
 
-from distributed.common import average_gradients_, parts
+from distributed.common import Batch, average_gradients_, parts
 from models import loss_of, mlp
-from shrinkage import L1, Columns, GroupLasso, Regularizer
+from shrinkage import L1, L2, Columns, GroupLasso, Regularizer
 
 RULES = {"0.weight": GroupLasso(0.3, Columns()), "2.weight": L1(0.3)}  # the groups of the first cross machines
 
@@ -86,3 +87,22 @@ def check_a_step_that_is_left_out_where_one_process_has_no_gradients(rank: int, 
         if step % 2:
             optimizer.step()
     assert regularizer.state_dict()["updates"] == [2]
+
+
+def check_a_closure_without_gradients_on_one_process_has_the_same_value(rank: int, world: int) -> None:
+    """Of what is spread over machines every one of them asks for the value, and adds all of it to its loss."""
+    model = fully_shard(mlp())
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, {"0.weight": L1(0.3), "2.weight": L2(0.3)}, how="gradient").attach(optimizer)
+    for batch in parts(rank):
+        before = regularizer.value()
+
+        def closure(batch: Batch = batch) -> Tensor:
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            if rank == 0:
+                model[0].weight.grad = None
+            return torch.zeros(())
+
+        assert torch.equal(optimizer.step(closure), before)
+    assert regularizer.state_dict()["updates"] == [5]
