@@ -37,6 +37,7 @@ FLOORS = [
         "batches",
         "compiled",
         "inplace",
+        "intervals",
         "optimizers",
         "averages",
         "gradients",

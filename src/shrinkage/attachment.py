@@ -40,6 +40,7 @@ from shrinkage.compiled import Compile
 from shrinkage.errors import AttachmentError
 from shrinkage.flattened import is_piece
 from shrinkage.gradients import Gradients
+from shrinkage.intervals import Intervals
 from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.metrics import number
 from shrinkage.narrow import Rounding
@@ -55,7 +56,7 @@ from shrinkage.optimizers import (
 from shrinkage.penalties import Penalty
 from shrinkage.sharding import crossing_of, is_spread, local, local_state
 from shrinkage.steps import noted_of, state_of, step_of
-from shrinkage.update import Update
+from shrinkage.update import Lasting, Update
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -83,6 +84,7 @@ class Attachment:
         self.updates = Updates()
         self.lookups = 0  # how often what is charged was found anew
         self.averages = averages
+        self.intervals = Intervals()
         self._rounding = rounding or Rounding()
         self._gradients = Gradients()
         self._resolve = resolve
@@ -111,6 +113,7 @@ class Attachment:
             self._scheduled = any(charge.penalty.scheduled for charge in charges)
             self._seen = [list(parameters) for parameters in current]
             self.lookups += 1
+            self.intervals.keep(charges)
             if self.averages is not None:
                 self.averages.keep(averaged(charges))
         return self._charges
@@ -197,8 +200,8 @@ class Attachment:
         if self._scheduled:
             charged = list(zip(self._charges, at_update(self._charges, self.updates.count()), strict=True))
         steps = self.updates.steps
-        held = (self._metric, self._gradients, self.averages, self._rounding)
-        return Update(optimizer, charged, *held, steps, self._compile)
+        lasting = Lasting(self._gradients, self.averages, self._rounding, self.intervals, self._compile)
+        return Update(optimizer, charged, self._metric, lasting, steps)
 
     def _charged_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""

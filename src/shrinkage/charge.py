@@ -43,7 +43,7 @@ class Charge(NamedTuple):
     """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group.
 
     `places` are where it was found, `lazy` whether it had no shape yet then. `crossing` tells how its groups cross
-    machines; None if each machine can charge its piece by itself.
+    machines; None if each machine can charge its piece by itself. Its proximal operator acts at `every`-th step.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Charge(NamedTuple):
     places: tuple[Place, ...] = ()
     lazy: bool = False
     crossing: Crossing | None = None
+    every: int = 1
 
     @property
     def stale(self) -> bool:
@@ -150,12 +151,12 @@ def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, 
         check_shape(candidate.name, parameter.shape, entry.penalty)
     penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
     places = places_of([candidate], parameter)
-    return Charge(candidate.name, penalty, entry.how, parameter, group, places, lazy)
+    return Charge(candidate.name, penalty, entry.how, parameter, group, places, lazy, every=entry.every)
 
 
 def merged(one: Charge, other: Charge) -> Charge:
     """Return the charge of a parameter that is found under two names; raise if it is charged differently."""
-    if (one.penalty, one.how) != (other.penalty, other.how):
+    if (one.penalty, one.how, one.every) != (other.penalty, other.how, other.every):
         raise SelectionError(
             f"{one.name!r} and {other.name!r} are one tied parameter by now, but two rules clash on it: "
             f"{one.penalty} ({one.how}) and {other.penalty} ({other.how}); give both names one rule"

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import reduce
 from operator import add
 from typing import Literal, get_args
@@ -42,24 +42,32 @@ class Rule:
             embedding layers.
         how: "proximal" (exact zeros, in the optimizer's own metric), "gradient" (adds the derivative to the gradient
             before the step) or "decoupled" (times the learning rate only, in the units of AdamW's `weight_decay`).
+        every: apply a costly proximal operator (`Nuclear`, groups in the metric of Adam) at every so many steps only,
+            with the sum of the steps since the last. Solutions of the stated problem stay solutions as far as gradients
+            do not change in between: at one, gradients move the weights away for `every` - 1 steps, and the proximal
+            operator brings them back. So there are exact zeros right after it, and none in between.
 
     Raises:
         TypeError: the penalty is not a penalty, the selector not a selector.
-        ValueError: `how` is none of the three, or "gradient" for a penalty that has no derivative to follow.
+        ValueError: `how` is none of the three, or "gradient" for a penalty that has no derivative to follow; `every` is
+            not a whole number >= 1, or more than 1 for a rule that acts through a derivative.
 
     >>> from shrinkage import L1
     >>> Rule(L1(1e-4), "*.weight")
-    Rule(penalty=L1(strength=0.0001), parameters='*.weight', how='proximal')
+    Rule(penalty=L1(strength=0.0001), parameters='*.weight', how='proximal', every=1)
     """
 
     penalty: Penalty | None
     parameters: Selector | None = None
     how: How = "proximal"
+    _: KW_ONLY
+    every: int = 1
 
     def __post_init__(self) -> None:
         check_penalty(self.penalty)
         check_how(self.how)
         check_explicit(self.penalty, self.how)
+        check_every(self.every, self.how, self.penalty is not None and self.penalty.smooth)
         if self.parameters is not None:
             check_selector(self.parameters)
 
@@ -79,6 +87,7 @@ class Entry:
     shape: tuple[int, ...] | None
     penalty: Penalty
     how: How
+    every: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,8 @@ def entry_cells(entry: Entry) -> list[str]:
     name = " = ".join((entry.name, *entry.aliases))
     penalty, strength, groups = entry.penalty.describe(entry.shape)
     shape = "lazy" if entry.shape is None else shape_text(entry.shape)
-    return [name, shape, groups, penalty, strength, entry.how]
+    how = entry.how if entry.every == 1 else f"{entry.how}, every {entry.every} steps"
+    return [name, shape, groups, penalty, strength, how]
 
 
 def check_penalty(penalty: object, where: str = "") -> None:
@@ -128,6 +138,17 @@ def check_how(how: str) -> None:
     """Raise `ValueError` unless `how` is one of the three ways."""
     if how not in get_args(How):
         raise ValueError(f"how must be one of {', '.join(map(repr, get_args(How)))}, got {how!r}")
+
+
+def check_every(every: object, how: str, smooth: bool) -> None:
+    """Raise `ValueError` unless a rule can act at `every`-th step."""
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
+    if every > 1 and (how == "gradient" or (how == "decoupled" and smooth)):
+        raise ValueError(
+            f'every={every} goes with proximal operators: a rule with how="{how}" acts through its derivative, which '
+            'belongs to each step; choose how="proximal"'
+        )
 
 
 def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
@@ -224,7 +245,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     """Return the entry of one parameter from all its names and the rules they met; None if it is left alone."""
     (first, rule), *others = names
     for other, other_rule in others:
-        if (other_rule.penalty, other_rule.how) != (rule.penalty, rule.how):
+        if (other_rule.penalty, other_rule.how, other_rule.every) != (rule.penalty, rule.how, rule.every):
             raise SelectionError(
                 f"{first.name!r} and {other.name!r} are one tied parameter, but two rules clash on it: "
                 f"{rule.penalty} ({rule.how}) and {other_rule.penalty} ({other_rule.how}); give both names one rule"
@@ -239,7 +260,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     if shape is not None:
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)
-    return Entry(first.name, aliases, shape, penalty, rule.how)
+    return Entry(first.name, aliases, shape, penalty, rule.how, rule.every)
 
 
 def check_shape(name: str, shape: Sequence[int], penalty: Penalty) -> None:

@@ -30,12 +30,13 @@ class Progress(NamedTuple):
 
     updates: int
     averages: dict[str, dict[str, Tensor]]
+    intervals: dict[str, dict[str, Any]]
 
     @classmethod
     def of(cls, attachment: Attachment) -> "Progress":
         """Return the progress of `attachment`."""
-        averages = attachment.averages
-        return cls(attachment.updates.count(), {} if averages is None else averages.state_dict())
+        averages = {} if attachment.averages is None else attachment.averages.state_dict()
+        return cls(attachment.updates.count(), averages, attachment.intervals.state_dict())
 
     def check(self, attachment: Attachment) -> None:
         """Raise `ValueError` if `attachment` can not go on from here."""
@@ -47,6 +48,7 @@ class Progress(NamedTuple):
         attachment.updates.steps, attachment.updates.skipped = self.updates, None
         if attachment.averages is not None:
             attachment.averages.load_state_dict(self.averages)
+        attachment.intervals.load_state_dict(self.intervals)
         attachment.forget()
 
 
@@ -68,6 +70,8 @@ def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:
     state: dict[str, Any] = {"version": 1, "updates": [each.updates for each in progress]}
     if any(each.averages for each in progress):
         state["averages"] = [each.averages for each in progress]
+    if any(each.intervals for each in progress):
+        state["intervals"] = [each.intervals for each in progress]
     references = references_of(plan)
     return {**state, "references": references} if references else state
 
@@ -78,21 +82,24 @@ def checked_progress(state: object, plan: Plan) -> list[Progress]:
     if not isinstance(updates, list) or not all(isinstance(count, int) and count >= 0 for count in updates):
         found = f"a mapping with the keys {list(state)}" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"expected {{'version': 1, 'updates': [...]}} of Regularizer.state_dict(), got {found}")
-    averages = state.get("averages", [{}] * len(updates)) if isinstance(state, Mapping) else []
-    if len(averages) != len(updates):
-        raise ValueError(f"the state has averages of {len(averages)} optimizers and updates of {len(updates)}")
-    for each in averages:
-        check_charged(each, plan)
-    return [Progress(count, dict(each)) for count, each in zip(updates, averages, strict=True)]
+    parts = []
+    for part in ("averages", "intervals"):
+        each_of = state.get(part, [{}] * len(updates)) if isinstance(state, Mapping) else []
+        if len(each_of) != len(updates):
+            raise ValueError(f"the state has {part} of {len(each_of)} optimizers and updates of {len(updates)}")
+        for each in each_of:
+            check_charged(each, plan, part)
+        parts.append(each_of)
+    return [Progress(count, dict(own), dict(other)) for count, own, other in zip(updates, *parts, strict=True)]
 
 
-def check_charged(averages: Mapping[str, Any], plan: Plan) -> None:
-    """Raise `ValueError` unless `averages` are those of parameters in `plan`."""
+def check_charged(found: Mapping[str, Any], plan: Plan, part: str) -> None:
+    """Raise `ValueError` unless what was `found` under `part` of a state is that of parameters in `plan`."""
     names = [name for entry in plan for name in (entry.name, *entry.aliases)]
-    for name in averages:
+    for name in found:
         if name not in names:
             raise ValueError(
-                f"the state holds an averaged gradient of {name!r}, which this regularizer does not charge (it charges "
+                f"the state holds {part} of {name!r}, which this regularizer does not charge (it charges "
                 f"{', '.join(map(repr, names))}); use the rules that it was saved with"
             )
 

@@ -6,6 +6,7 @@ here, and it comes here on an overflow too: steps are then multiplied by 0, on t
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from shrinkage.apply import (
     Move,
+    Number,
     State,
     add_gradient_,
     add_gradients_across_,
@@ -28,6 +30,7 @@ from shrinkage.batches import Shrink
 from shrinkage.charge import Charge, check_unscaled, dense, sum_of, value_of, without_autograd_or_autocast
 from shrinkage.compiled import Compile, pays
 from shrinkage.gradients import Gradients
+from shrinkage.intervals import Intervals
 from shrinkage.metric import Metric
 from shrinkage.metrics import number
 from shrinkage.narrow import Rounding
@@ -35,10 +38,28 @@ from shrinkage.optimizers import overflow_of, sign_of
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
 from shrinkage.rounding import NARROW
-from shrinkage.sharding import is_spread, local, local_gradient, spread, stays
+from shrinkage.sharding import is_spread, local, local_gradient, local_state, spread, stays
 from shrinkage.steps import StepOf, is_deferred, iterate_of, noted_of, shrink_of, state_of, step_of, step_of_piece
 
 Pairs = Sequence[tuple[Charge, Penalty]]
+
+
+class Lasting(NamedTuple):
+    """What lasts from one update of an optimizer to the next.
+
+    Args:
+        gradients: what stands in `.grad`.
+        averages: the averaged gradients that hold zeros; None lets every gradient move them.
+        rounding: how results are rounded to half precision.
+        intervals: the steps that wait for their proximal operator.
+        compile: whether large parameters are moved by compiled kernels; "auto" where that pays.
+    """
+
+    gradients: Gradients
+    averages: Averages | None
+    rounding: Rounding
+    intervals: Intervals
+    compile: Compile
 
 
 class Update:
@@ -48,27 +69,16 @@ class Update:
         optimizer: what steps.
         charged: what is charged in it, with the penalty at this update.
         metric: how the optimizer steps; None if that is not known, and not asked.
-        gradients: what stands in `.grad`.
-        averages: the averaged gradients that hold zeros; None lets every gradient move them.
-        rounding: how results are rounded to half precision.
+        lasting: what lasts beyond this update.
         steps: how many the optimizer made before this one.
-        compile: whether large parameters are moved by compiled kernels; "auto" where that pays.
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        charged: Pairs,
-        metric: Metric | None,
-        gradients: Gradients,
-        averages: Averages | None,
-        rounding: Rounding,
-        steps: int,
-        compile: Compile = "auto",
+        self, optimizer: Optimizer, charged: Pairs, metric: Metric | None, lasting: Lasting, steps: int
     ) -> None:
         self._optimizer, self._charged, self._metric = optimizer, charged, metric
-        self._gradients, self._averages, self._rounding = gradients, averages, rounding
-        self._steps, self._compile = steps, compile
+        self._gradients, self._averages, self._rounding, self._intervals, self._compile = lasting
+        self._steps = steps
         self._moved: set[str] = set()  # by name, what has a gradient
         self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
@@ -105,16 +115,20 @@ class Update:
             for charge, penalty in acting:
                 step = step_of(charge, self._metric, self._optimizer, overflow)
                 noted = self._noted.get(charge.name, {})
-                if self._is_plain(charge):
+                if charge.every == 1 and self._is_plain(charge):
                     shrinks += shrink_of(charge, penalty, step, self._optimizer, noted)
                     continue
                 state = state_of(charge, self._optimizer, noted)
+                if charge.every > 1:
+                    gathered = self._intervals.gathered(charge, step, local_state(state), self._lr(charge))
+                    if gathered is None:
+                        continue
+                    step, state = gathered
                 generator = self._rounding.generator(charge, penalty, state, step, self._steps)
                 if charge.crossing is None:
                     self._move(charge, penalty, state, step, generator)
                 else:
-                    lr = self._optimizer.param_groups[charge.group]["lr"]
-                    factor = step_of_piece(step, state, charge.parameter.detach(), lr)
+                    factor = step_of_piece(step, state, charge.parameter.detach(), self._lr(charge))
                     moves = self._has_gradient(charge)
                     across.append(Move(penalty, charge.parameter, factor, charge.crossing, generator, moves))
             shrink_all_(shrinks, compile=pays(shrinks) if self._compile == "auto" else self._compile)
@@ -122,6 +136,10 @@ class Update:
             for charge, penalty in acting:
                 if charge.name in self._held:
                     restore_(charge.parameter, self._held[charge.name], penalty)
+
+    def _lr(self, charge: Charge) -> Number:
+        lr: Number = self._optimizer.param_groups[charge.group].get("lr", 0.0)
+        return lr
 
     def _is_plain(self, charge: Charge) -> bool:
         """Return whether the parameter itself is moved, here, by a step that is known without a pass over it.

@@ -1,0 +1,86 @@
+"""Nothing that a step does waits for an accelerator: run on tensors that say they are on one and hold no numbers.
+
+Whatever reads a number back, to decide or to compute with it on the host, is an error there. What a build of torch
+without CUDA can not do with such tensors has a stand-in here, which does the same by another operation.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RAdam, RMSprop
+
+from catalog import CONSTRAINTS, PENALTIES, PenaltyCase
+from shrinkage import L1, GroupLasso, Regularizer, Rows, Rule
+
+# They iterate until nothing changes, count singular values, or run on the host: an accelerator is waited for.
+WAITING = ("Nuclear", "SpectralBall", "FusedLasso", "Orthogonal")
+
+MAKES = {
+    "SGD": lambda p: SGD(p, lr=0.1, momentum=0.9),
+    "Adam": lambda p: Adam(p, lr=0.1),
+    "AdamW fused": lambda p: AdamW(p, lr=0.1, fused=True),
+    "AdamW capturable": lambda p: AdamW(p, lr=0.1, capturable=True),
+    "RMSprop": lambda p: RMSprop(p, lr=0.1),
+    "Adagrad": lambda p: Adagrad(p, lr=0.1),
+    "NAdam": lambda p: NAdam(p, lr=0.1),
+    "RAdam": lambda p: RAdam(p, lr=0.1),
+}
+
+
+def largest_first(self, dim=-1, descending=False, stable=False):
+    return torch.topk(self, self.shape[dim], dim, largest=descending).indices
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: torch._foreach_copy_([self], [other]) or self)
+    monkeypatch.setattr(torch.Tensor, "__invert__", lambda self: self.eq(False))
+    monkeypatch.setattr(torch.Tensor, "argsort", largest_first)
+
+
+def run(make, rules, *, shape=(4, 6), **options):
+    """Two steps of a model with two charged parameters and one that is not."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = nn.ParameterDict({name: nn.Parameter(torch.empty(shape, device="cuda")) for name in ("a", "b", "c")})
+        optimizer = make(model.parameters())
+        Regularizer(model, rules, compile=False, **options).attach(optimizer)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty(shape, device="cuda")
+        optimizer.step()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("how", ["proximal", "decoupled", "gradient"])
+@pytest.mark.parametrize("make", ["SGD", "AdamW fused", "AdamW capturable"])
+@pytest.mark.parametrize("case", PENALTIES + CONSTRAINTS, ids=str)
+def test_every_penalty(case, make, how):
+    penalty = case.make(0.1) if isinstance(case, PenaltyCase) else case.make()
+    if how == "gradient" and not penalty.explicit:
+        pytest.skip("it does not act through a derivative")
+    if case.name.startswith(WAITING):
+        with pytest.raises((DataDependentOutputException, RuntimeError)):
+            run(MAKES[make], Rule(penalty, "a", how), shape=case.shape)
+        return
+    shared = penalty.with_tensors(torch.Tensor.detach) is penalty  # others are compared when the plan is made
+    run(MAKES[make], Rule(penalty, "[ab]" if shared else "a", how), shape=case.shape)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_every_optimizer(make):
+    run(MAKES[make], {"a": L1(0.1), "b": GroupLasso(0.1, Rows())})
+
+
+@pytest.mark.parametrize("options", [{"entry": 0.9}, {"how": "decoupled"}], ids=str)
+def test_options(options):
+    run(MAKES["AdamW fused"], {"a": L1(0.1), "b": L1(lambda update: 0.1 / (1 + update))}, **options)
+    run(MAKES["AdamW fused"], Rule(GroupLasso(0.1, Rows()), "a", every=2))
+
+
+def test_a_number_that_is_read_back_is_noticed():
+    class Reads(L1):
+        def prox(self, w, step):
+            return w * float(w.sum())
+
+    with pytest.raises(DataDependentOutputException):
+        run(MAKES["SGD"], {"a": Reads(0.1)})
