@@ -302,6 +302,7 @@ MUTANTS = [
         "if kept else [optimizer]",
         "optimizers",
     ),
+    Mutant("optimizers.py", "if isinstance(value, Mapping):", "if False:", "optimizers", "by_name"),
     Mutant("optimizers.py", '"deepspeed.runtime."', '"other."', "optimizers", "deepspeed"),
     Mutant("parametrized.py", "if isinstance(hook, WeightNorm):", "if False:", "parameters", "computed"),
     Mutant(
