@@ -9,6 +9,7 @@ from pytorch_optimizer import ADOPT, AggMo
 from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import nn
 from torch.optim import Optimizer
+from transformers import Adafactor
 
 from catalog import OptimizerCase
 from models import batches, equal, loss_of, mlp, soft_, train, weights
@@ -233,3 +234,13 @@ def test_an_optimizer_that_climbs_as_a_whole_is_charged_as_one_that_descends(mak
             optimizer.step()
         models.append(model)
     assert equal(*models)
+
+
+def test_an_unknown_optimizer_is_told_from_one_of_torch_that_has_its_name():
+    optimizer = Adafactor(nn.Linear(3, 2).parameters())
+    with pytest.raises(MetricError) as caught:
+        metric_of(optimizer)
+    message = str(caught.value)
+    assert "metric that transformers.optimization.Adafactor steps in" in message
+    assert "Adadelta, Adafactor, Adagrad" in message
+    assert "pytorch_optimizer.optimizer.aggmo.AggMo" in message

@@ -171,9 +171,9 @@ def metric_of(optimizer: Optimizer) -> Metric:
                 f'how="proximal" needs a metric, the move of each weight per unit of its gradient, and {own.__name__} '
                 f"has none: {reason}; choose {instead}"
             )
-    known = ", ".join(sorted(known.__name__ for known in _metrics))
+    known = ", ".join(sorted(map(full_name, _metrics)))
     raise MetricError(
-        f'how="proximal" needs the metric that {own.__name__} steps in, and none is known for it (known: {known}); '
+        f'how="proximal" needs the metric that {full_name(own)} steps in, and none is known for it (known: {known}); '
         f"choose {DECOUPLED}, {GRADIENT}, or register_metric({own.__name__}, ...)"
     )
 
@@ -221,3 +221,9 @@ def check_spread(name: str, parameter: Tensor, how: str, optimizer: Optimizer, *
 def runs_step_of(optimizer_class: type[Optimizer], parent: type[Optimizer]) -> bool:
     """Return whether `optimizer_class` inherits its `step` from `parent`; torch wraps it in each class anew."""
     return inspect.unwrap(optimizer_class.step) is inspect.unwrap(parent.step)
+
+
+def full_name(optimizer_class: type[Optimizer]) -> str:
+    """Return the name of one of torch's optimizers, or the name with its module: others are called Adafactor too."""
+    module, name = optimizer_class.__module__, optimizer_class.__qualname__
+    return name if f"{module}.".startswith("torch.optim.") else f"{module}.{name}"
