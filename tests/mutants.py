@@ -212,6 +212,9 @@ MUTANTS = [
     ),
     Mutant("metric.py", "metric is not None and runs_step_of(own, optimizer_class)", "metric is not None", "metric"),
     Mutant("metric.py", "before=adafactor_before, elementwise=False)", "before=adafactor_before)", "metric", "pieces"),
+    Mutant("metric.py", "if option is not None:", "if False:", "registered", "steps_by_another"),
+    Mutant("metric.py", "if is_torchs(inspect.unwrap(type(optimizer).step).__module__):", "if False:", "registered"),
+    Mutant("metric.py", "if metric is None or metric.lr is None else metric.lr(group)", "", "registered", "decoupled"),
     Mutant("metric.py", "if isinstance(optimizer, LBFGS):", "if False:", "metric", "lbfgs"),
     Mutant(
         "metric.py",
