@@ -191,6 +191,8 @@ MUTANTS = [
         "groups.py", "back = tuple(order.index(dim) for dim in range(len(order)))", "back = order", "groups", quick=True
     ),
     Mutant("groups.py", "if size % self.count:", "if False:", "groups"),
+    Mutant("hooks.py", "    move(second, last=False)\n", "", "loops", "average_in_a_hook"),
+    Mutant("hooks.py", "if move(handle, last=True)]", "]", "loops", "clipping_in_a_hook"),
     Mutant("integrations/lightning.py", " or not trainer.global_step", "", "lightning", "anew"),
     Mutant(
         "integrations/lightning.py",

@@ -1,6 +1,6 @@
-"""What layers declare, and who looks for it: hooks around the steps of every optimizer.
+"""What layers declare, and who looks for it: a hook before the steps of every optimizer.
 
-All declarations that are alive are in a weak set. Before an optimizer steps, the hooks look there for the parameters
+All declarations that are alive are in a weak set. Before an optimizer steps, the hook looks there for the parameters
 that it holds.
 """
 
@@ -13,12 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
 from shrinkage.charge import Charge, Place, check_gradients, places_of
 from shrinkage.errors import SelectionError
 from shrinkage.flattened import check_stepped, is_flat
+from shrinkage.hooks import hook_around
 from shrinkage.optimizers import Beside, group_indices, parameters_of, uncompiled
 from shrinkage.penalties import Penalty
 from shrinkage.plan import How, Rule, resolve
@@ -108,38 +109,34 @@ class Registry:
 
     def __init__(self) -> None:
         self.declarations: weakref.WeakSet[Declarations] = weakref.WeakSet()
-        self.attachments: Beside[tuple[Attachment | None, object]] = Beside("declared")
+        self.attachments: Beside[tuple[Attachment | None, object, bool]] = Beside("declared")
         self.additions = 0
 
     def add(self, declarations: Declarations) -> None:
-        """Take in `declarations`; the first one installs the hooks."""
+        """Take in `declarations`; the first one installs the hook."""
         if not self.additions:
             register_optimizer_step_pre_hook(uncompiled(self.before_step))
-            register_optimizer_step_post_hook(uncompiled(self.after_step))
         self.additions += 1
         self.declarations.add(declarations)
 
-    def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
-        """Run before every step of every optimizer."""
+    def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
+        """Run before every step of every optimizer: attach to those that hold a declared parameter."""
         if not self.declarations:
-            return None
-        state = (self.additions, explicit_attachments.get(optimizer, []).copy())
-        attachment, seen = self.attachments.get(optimizer, (None, None))
+            return
+        attachment, seen, attached = self.attachments.get(optimizer, (None, None, False))
+        explicit = explicit_attachments.get(optimizer, [])
+        state = (self.additions, explicit.copy())
         if attachment is None:
             attachment = Attachment(self.resolve)
         elif seen != state:
             attachment.forget()
-        self.attachments[optimizer] = (attachment, state)
         if attachment.charges(optimizer):
-            for explicit in explicit_attachments.get(optimizer, []):  # nothing is changed if they refuse this step
-                check_gradients(explicit.charges(optimizer))
-        return attachment.before_step(optimizer, args, kwargs)
-
-    def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
-        """Run after every step of every optimizer."""
-        attachment, _ = self.attachments.get(optimizer, (None, None))
-        if attachment is not None and self.declarations:
-            attachment.after_step(optimizer, args, kwargs)
+            for each in (attachment, *explicit):  # nothing is changed if one of them refuses this step
+                check_gradients(each.charges(optimizer))
+            if not attached:
+                hook_around(optimizer, attachment.before_step, attachment.after_step)
+                attached = True
+        self.attachments[optimizer] = (attachment, state, attached)
 
     def resolve(self, optimizer: Optimizer) -> list[Charge]:
         """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""

@@ -17,6 +17,7 @@ from shrinkage.charge import Charge, charges_of, sum_of, value_of
 from shrinkage.declarations import check_same_charge
 from shrinkage.declare import declared_rules, rules_of
 from shrinkage.errors import AttachmentError
+from shrinkage.hooks import hook_around
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
@@ -127,8 +128,7 @@ class Regularizer:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
         go_on(optimizer, attachment, self, self._resumed.pop(0) if self._resumed else None)
         handles = [
-            optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
-            optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
+            *hook_around(optimizer, attachment.before_step, attachment.after_step),
             *ride(optimizer, attachment, self),
         ]
         explicit_attachments[optimizer] = [*explicit_attachments.get(optimizer, []), attachment]
