@@ -150,14 +150,15 @@ class Regularizer:
 
         For a loop that clips gradients with the penalties in them: call it once per update, after the last
         `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
-        Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever.
+        Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever. What is added
+        to a gradient that still carries the loss scale is divided by that later: the step of a fused optimizer sees it
+        and raises, others can not know.
 
         Args:
             optimizer: the one that steps next, where several are attached; left out, all of them.
 
         Raises:
-            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before; at
-                the step of a fused optimizer, if they still carried the loss scale: unscale them first.
+            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before.
             ParameterError: a gradient is sparse.
 
         >>> import shrinkage, torch
