@@ -205,6 +205,7 @@ MUTANTS = [
         "lightning",
         "only_the_optimizers",
     ),
+    Mutant("integrations/lightning.py", "(rules=self._charged)", "()", "lightning", "two_callbacks"),
     Mutant("integrations/lightning.py", "if self._saved is not None:", "if False:", "lightning", "own_checkpoint"),
     Mutant(
         "integrations/transformers.py",
