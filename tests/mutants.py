@@ -162,15 +162,18 @@ MUTANTS = [
     ),
     Mutant("curves.py", "return [[], [behind]]", "return [[behind]]", "docs"),
     Mutant("declarations.py", "_registry.add(self)", "_registry.additions += 1", "declare"),
-    Mutant("declarations.py", " if each.concern(groups.keys())]", "]", "declare", "around_another"),
+    Mutant("declarations.py", " if each.concern(groups.keys())]", "]", "declare", "broken_declaration_elsewhere"),
     Mutant(
         "declarations.py", "[(each, each.lookups) for each in explicit]", "explicit.copy()", "declare", "tied_to_its"
     ),
     Mutant("declarations.py", "elif seen != state:", "elif False:", "declare", "takes_over"),
-    Mutant("declarations.py", "if id(charge.parameter) in declared:", "if False:", "declare", "takes_over"),
+    Mutant("declarations.py", "declared.pop(id(charge.parameter), None)", "None", "declare", "takes_over"),
+    Mutant("declarations.py", "_registry.inherit(self._charges_of(rule))", "pass", "declare", "outlive and rewrapped"),
+    Mutant("declarations.py", "inherited.pop(id(charge.parameter), None)\n", "pass\n", "declare", "ruled_otherwise"),
+    Mutant("declarations.py", "if self._layer() in (None, layer):", "if False:", "declare", "taken_back_or_replaced"),
     Mutant(
         "declarations.py",
-        "return Declarations(present(memo.get(id(self._layer()))), self.rules)",
+        "return Declarations(layer, self.rules, copy.deepcopy(self._shell, memo))",
         "return self",
         "declare",
         "copies_and_containers",
@@ -182,6 +185,7 @@ MUTANTS = [
         "parameters",
         "once_it_is_tied",
     ),
+    Mutant("declarations.py", ", copy.deepcopy(self._shell, memo))", ")", "declare", "outlive and rewrapped"),
     Mutant("declarations.py", "places, is_lazy(parameter))", "places)", "parameters", "lazy"),
     Mutant("declare.py", 'getattr(layer, "_orig_mod", layer)', "layer", "declare"),
     Mutant("duality.py", "(strength / dual_norms.max()).clamp(max=1)", "strength / dual_norms.max()", "duality"),
@@ -211,6 +215,8 @@ MUTANTS = [
         "groups.py", "back = tuple(order.index(dim) for dim in range(len(order)))", "back = order", "groups", quick=True
     ),
     Mutant("groups.py", "if size % self.count:", "if False:", "groups"),
+    Mutant("hooks.py", "    move(second, last=False)\n", "", "loops", "average_in_a_hook"),
+    Mutant("hooks.py", "if move(handle, last=True)]", "]", "loops", "clipping_in_a_hook"),
     Mutant("integrations/lightning.py", " or not trainer.global_step", "", "lightning", "anew"),
     Mutant(
         "integrations/lightning.py",
@@ -219,6 +225,7 @@ MUTANTS = [
         "lightning",
         "only_the_optimizers",
     ),
+    Mutant("integrations/lightning.py", "(rules=self._charged)", "()", "lightning", "two_callbacks"),
     Mutant("integrations/lightning.py", "if self._saved is not None:", "if False:", "lightning", "own_checkpoint"),
     Mutant(
         "integrations/transformers.py",
@@ -232,6 +239,9 @@ MUTANTS = [
     ),
     Mutant("metric.py", "metric is not None and runs_step_of(own, optimizer_class)", "metric is not None", "metric"),
     Mutant("metric.py", "before=adafactor_before, elementwise=False)", "before=adafactor_before)", "metric", "pieces"),
+    Mutant("metric.py", "if option is not None:", "if False:", "registered", "steps_by_another"),
+    Mutant("metric.py", "if is_torchs(inspect.unwrap(type(optimizer).step).__module__):", "if False:", "registered"),
+    Mutant("metric.py", "if metric is None or metric.lr is None else metric.lr(group)", "", "registered", "decoupled"),
     Mutant("metric.py", "if isinstance(optimizer, LBFGS):", "if False:", "metric", "lbfgs"),
     Mutant(
         "metric.py",
@@ -343,6 +353,7 @@ MUTANTS = [
         "if kept else [optimizer]",
         "optimizers",
     ),
+    Mutant("optimizers.py", "if isinstance(value, Mapping):", "if False:", "optimizers", "by_name"),
     Mutant("optimizers.py", '"deepspeed.runtime."', '"other."', "optimizers", "deepspeed"),
     Mutant("parametrized.py", "if isinstance(hook, WeightNorm):", "if False:", "parameters", "computed"),
     Mutant(

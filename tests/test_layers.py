@@ -37,6 +37,7 @@ FLOORS = [
         "optimizers",
         "averages",
         "gradients",
+        "hooks",
         "charge",
         "narrow",
         "update",

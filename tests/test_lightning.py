@@ -15,7 +15,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader
 
 from models import batches, equal, loss_of, mlp, soft_, weights, zeros
-from shrinkage import L1, L2, AttachmentError, MetricError, Regularizer, SelectionError, regularize
+from shrinkage import (
+    L1,
+    L2,
+    AttachmentError,
+    GroupLasso,
+    MetricError,
+    Regularizer,
+    Rows,
+    SelectionError,
+    regularize,
+)
 from shrinkage.integrations.lightning import RegularizerCallback
 
 pytestmark = [  # what Lightning itself warns of
@@ -288,6 +298,28 @@ def test_resume_from_the_trainers_own_checkpoint(make, options, saved, tmp_path)
     assert updates == all_updates
 
 
+def test_two_callbacks_resume_from_a_checkpoint_with_other_strengths(tmp_path):
+    def fit(epochs, scale, **resume):
+        callbacks = [
+            RegularizerCallback({"net.0.weight": L1(lambda update: scale * falling(update))}, entry=0.9),
+            RegularizerCallback({"net.2.*": GroupLasso(falling, Rows()), "*": None}, how="decoupled"),
+        ]
+        module, running = Module(), trainer(*callbacks, max_epochs=epochs)
+        running.fit(module, loader(batches(COUNT)), **resume)
+        return module.net, [each.regularizer.state_dict()["updates"] for each in callbacks], running, callbacks
+
+    straight, all_updates, _, callbacks = fit(4, 1.0)
+    assert callbacks[0].state_key == "RegularizerCallback{'rules': [\"'net.0.weight': L1 (proximal)\"]}"
+    path = tmp_path / "half.ckpt"
+    fit(2, 1.0)[2].save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)["callbacks"]
+    assert [saved[each.state_key]["updates"] for each in callbacks] == [[2 * COUNT], [2 * COUNT]]
+    resumed, updates, _, _ = fit(4, 1.0, ckpt_path=path, weights_only=True)
+    assert equal(resumed, straight)
+    assert updates == all_updates
+    assert fit(4, 2.0, ckpt_path=path, weights_only=True)[1] == all_updates
+
+
 def test_what_a_validation_loaded_is_not_taken_over_by_a_fit(tmp_path):
     class Validated(Module):
         def validation_step(self, batch, index):
@@ -410,16 +442,16 @@ def test_a_module_that_attaches_by_itself_is_not_charged_twice():
     assert equal(module.net, by_hand())
 
 
-def test_two_callbacks_are_refused_by_the_trainer():
+def test_two_callbacks_with_the_same_selectors_are_refused_by_the_trainer():
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `RegularizerCallback`"):
-        trainer(RegularizerCallback({"net.0.weight": L1(0.1)}), RegularizerCallback({"net.2.weight": L1(0.1)}))
+        trainer(RegularizerCallback({"net.0.weight": L1(0.1)}), RegularizerCallback({"net.0.weight": L1(0.2)}))
 
 
 def test_a_checkpoint_that_was_made_with_the_callback_asks_for_it(tmp_path):
     running = trainer(RegularizerCallback({RULE: L1(falling)}))
     running.fit(Module(), loader(batches(COUNT)))
     running.save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.warns(UserWarning, match=r"add the following callbacks: \['RegularizerCallback'\]"):
+    with pytest.warns(UserWarning, match=r"add the following callbacks: .*RegularizerCallback.*net\.\*\.weight"):
         trainer(max_epochs=2).fit(Module(), loader(batches(COUNT)), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
 
 

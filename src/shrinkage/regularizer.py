@@ -17,6 +17,7 @@ from shrinkage.charge import Found, charges_of, sum_of, value_of
 from shrinkage.declarations import check_same_charge
 from shrinkage.declare import declared_rules, rules_of
 from shrinkage.errors import AttachmentError
+from shrinkage.hooks import hook_around
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
@@ -127,8 +128,7 @@ class Regularizer:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
         go_on(optimizer, attachment, self, self._kept)
         handles = [
-            optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
-            optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
+            *hook_around(optimizer, attachment.before_step, attachment.after_step),
             *ride(optimizer, attachment, self),
         ]
         explicit_attachments[optimizer] = [*explicit_attachments.get(optimizer, []), attachment]
@@ -149,14 +149,15 @@ class Regularizer:
 
         For a loop that clips gradients with the penalties in them: call it once per update, after the last
         `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
-        Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever.
+        Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever. What is added
+        to a gradient that still carries the loss scale is divided by that later: the step of a fused optimizer sees it
+        and raises, others can not know.
 
         Args:
             optimizer: the one that steps next, where several are attached; left out, all of them.
 
         Raises:
-            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before; at
-                the step of a fused optimizer, if they still carried the loss scale: unscale them first.
+            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before.
             ParameterError: a gradient is sparse.
 
         >>> import shrinkage, torch

@@ -25,7 +25,7 @@ from shrinkage.apply import (
 from shrinkage.averages import Averages, decides
 from shrinkage.charge import Charge, check_unscaled, dense, sum_of, value_of, without_autograd_or_autocast
 from shrinkage.gradients import Gradients
-from shrinkage.metric import Metric
+from shrinkage.metric import Metric, learning_rate
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, sign_of
 from shrinkage.penalties import Penalty
@@ -101,7 +101,7 @@ class Update:
                 if charge.crossing is None:
                     self._move(charge, penalty, state, step, generator)
                 else:
-                    lr = self._optimizer.param_groups[charge.group]["lr"]
+                    lr = learning_rate(self._metric, self._optimizer.param_groups[charge.group])
                     factor = step_of_piece(step, state, charge.parameter.detach(), lr)
                     moves = self._has_gradient(charge)
                     across.append(Move(penalty, charge.parameter, factor, charge.crossing, generator, moves))
