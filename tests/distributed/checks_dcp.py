@@ -1,6 +1,5 @@
 """Distributed checkpoints (DCP) of a model under DDP, its optimizer and regularizer: bit for bit as without a stop."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from distributed.common import (
     assert_equal,
     assert_same_everywhere,
     data_parallel,
+    shared_folder,
     train_alone,
     train_together,
     zero_count,
@@ -44,12 +44,6 @@ def resume(folder: Path, model: nn.Module, optimizer: Optimizer, regularizer: Re
     dcp.load(state, checkpoint_id=folder, **options)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     regularizer.load_state_dict(state["regularizer"])
-
-
-def shared_folder(rank: int) -> Path:
-    folder = [tempfile.mkdtemp() if rank == 0 else None]
-    dist.broadcast_object_list(folder)
-    return Path(str(folder[0]))
 
 
 def check_resume_on_the_same_and_on_one_process(rank: int, world: int) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -23,7 +22,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.optim import SGD, AdamW, Optimizer
 
-from distributed.common import parts, train_alone, train_together
+from distributed.common import parts, shared_folder, train_alone, train_together, whole
 from distributed.registry import worlds
 from models import batches, loss_of, mlp, soft_
 from shrinkage import (
@@ -57,10 +56,6 @@ def adamw(parameters: list[nn.Parameter]) -> Optimizer:
 
 def sgd(parameters: list[nn.Parameter]) -> Optimizer:
     return SGD(parameters, lr=0.1, momentum=0.5)
-
-
-def whole(parameter: Tensor) -> Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def assert_close(spread: nn.Module, alone: nn.Module, tolerance: float = 1e-6) -> float:
@@ -338,9 +333,7 @@ def with_state(model: nn.Module, optimizer: Optimizer, regularizer: Regularizer)
 def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world: int) -> None:
     """Saved from 2 processes, resumed on 4: as one process that was never stopped."""
     rules = {"0.weight": GroupLasso(lambda update: 0.02 * update, Columns()), "2.weight": L1(0.03)}
-    folder = [tempfile.mkdtemp() if rank == 0 else None]
-    dist.broadcast_object_list(folder)
-    path = Path(folder[0])
+    path = shared_folder(rank)
     alone = mlp()
     reference = adamw(list(alone.parameters()))
     Regularizer(alone, rules, entry=0.9).attach(reference)
@@ -373,11 +366,9 @@ def check_the_guide_saves_and_loads(rank: int, world: int) -> None:
     """The code of docs/machines.md."""
     guide = Path(__file__).parents[2] / "docs" / "machines.md"
     (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
-    folder = [tempfile.mkdtemp() if rank == 0 else None]
-    dist.broadcast_object_list(folder)
     model = sharded(mlp())
     optimizer = adamw(list(model.parameters()))
     regularizer = Regularizer(model, L1(lambda update: 0.01 * update), entry=0.9).attach(optimizer)
     train_together(model, optimizer, rank, range(3))
-    exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer, "path": Path(folder[0])})
+    exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer, "path": shared_folder(rank)})
     assert regularizer.state_dict()["updates"] == [3]

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.optim import SGD, AdamW, Optimizer
 
 from catalog import EXPLICIT_PENALTIES
-from distributed.common import ALL_CASES, Zoo, zero_count, zoo_rules
+from distributed.common import ALL_CASES, Zoo, whole, zero_count, zoo_rules
 from distributed.registry import worlds
 from shrinkage import Penalty, Regularizer
 from shrinkage.penalties import Grouped, SparseGroupLasso, Toward
@@ -51,10 +51,6 @@ def cut(zoo: Zoo, mesh: DeviceMesh, placements: Placements) -> Zoo:
     spread = [distribute_tensor(w.detach(), mesh, placements(w), src_data_rank=None) for w in zoo.weights]
     zoo.weights = nn.ParameterList(map(nn.Parameter, spread))
     return zoo
-
-
-def whole(w: Tensor) -> Tensor:
-    return w.full_tensor() if isinstance(w, DTensor) else w
 
 
 def train(zoo: Zoo, optimizer: Optimizer, steps: range) -> None:

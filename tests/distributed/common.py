@@ -1,10 +1,14 @@
 """A model with every penalty in it, and what several checks share: training by parts, and comparing processes."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -13,6 +17,7 @@ from models import batches, loss_of
 from shrinkage import Penalty
 
 STEPS = 5
+Value = TypeVar("Value")
 Batch = tuple[Tensor, Tensor]
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
@@ -126,11 +131,28 @@ def assert_same_everywhere(model: nn.Module) -> None:
         assert all(torch.equal(each.view(torch.int32), mine.view(torch.int32)) for each in all_of_them), name
 
 
+def everyones(value: Value) -> list[Value]:
+    """What each process passes here, in the order of the processes."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def same_everywhere(value: object) -> bool:
     """Whether a value is equal in all processes."""
-    values: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return all(each == value for each in values)
+    return all(each == value for each in everyones(value))
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """All of a parameter, of which a process may hold a piece."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def shared_folder(rank: int) -> Path:
+    """A new folder, the same in all processes."""
+    folder = [tempfile.mkdtemp() if rank == 0 else None]
+    dist.broadcast_object_list(folder)
+    return Path(str(folder[0]))
 
 
 def data_parallel(model: nn.Module, **options: object) -> DistributedDataParallel:
