@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +73,30 @@ def train_together(
         optimizer.zero_grad()
         loss(model, batch).backward()
         optimizer.step()
+
+
+def train_alike(
+    model: nn.Module,
+    optimizer: Optimizer,
+    alone: nn.Module,
+    reference: Optimizer,
+    own: Sequence[Batch],
+    *,
+    loss: Callable[[nn.Module, Batch], Tensor] = loss_of,
+    gathered: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Train on this process's batches, and `alone` on the very gradients that come of it.
+
+    So they are the same, whatever the order in which processes are summed. Inside of `gathered` they can be read.
+    """
+    for batch in own:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        with gathered():
+            for mine, other in zip(model.parameters(), alone.parameters(), strict=True):
+                other.grad = None if mine.grad is None else whole(mine.grad).clone()
+        optimizer.step()
+        reference.step()
 
 
 class Zoo(nn.Module):
