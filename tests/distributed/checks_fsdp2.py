@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
@@ -25,7 +24,17 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.optim import SGD, AdamW, Optimizer
 
-from distributed.common import Batch, parts, shared_folder, train_alike, train_alone, train_together, whole
+from distributed.common import (
+    Batch,
+    parts,
+    resume,
+    shared_folder,
+    state_of,
+    train_alike,
+    train_alone,
+    train_together,
+    whole,
+)
 from distributed.registry import worlds
 from models import batches, loss_of, mlp
 from shrinkage import (
@@ -285,9 +294,7 @@ def check_a_gradient_that_is_nan_on_one_process(rank: int, world: int) -> None:
 def check_a_closure_that_raises_on_one_process(rank: int, world: int) -> None:
     """The others wait for it in the groups' sum, and give up; nothing moved, and nobody counts an update."""
     impatient = dist.new_group(timeout=timedelta(seconds=1))
-    mesh = DeviceMesh.from_group(
-        impatient, "cpu", mesh_dim_names=("impatient",)
-    )  # one without a name is the default one
+    mesh = DeviceMesh.from_group(impatient, "cpu", mesh_dim_names=("impatient",))  # without a name it is the default
     spread = sharded(mlp(), mesh=mesh)
     optimizer = sgd(list(spread.parameters()))
     rules = {"0.weight": GroupLasso(0.1, Columns()), "2.weight": L1(0.1)}
@@ -441,11 +448,6 @@ def check_an_overflow_on_one_process(rank: int, world: int) -> None:
         assert regularizer.state_dict()["updates"] == [3]
 
 
-def with_state(model: nn.Module, optimizer: Optimizer, regularizer: Regularizer) -> dict[str, object]:
-    weights, moments = get_state_dict(model, optimizer)
-    return {"model": weights, "optimizer": moments, "regularizer": regularizer.state_dict()}
-
-
 @worlds(4)
 def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world: int) -> None:
     """Saved from 2 processes and resumed on 4, and the other way round: as one process that was never stopped."""
@@ -469,15 +471,12 @@ def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world
         if rank < saving:
             model, optimizer, regularizer = started(sharded(mlp(), mesh=DeviceMesh.from_group(groups[saving], "cpu")))
             train(model, optimizer, range(4))
-            dcp.save(with_state(model, optimizer, regularizer), checkpoint_id=path, process_group=groups[saving])
+            dcp.save(state_of(model, optimizer, regularizer), checkpoint_id=path, process_group=groups[saving])
         dist.barrier()
         if rank < loading:
             model, optimizer, regularizer = started(sharded(mlp(), mesh=DeviceMesh.from_group(groups[loading], "cpu")))
             train(model, optimizer, range(1))  # so that there are averages to load into
-            state = with_state(model, optimizer, regularizer)
-            dcp.load(state, checkpoint_id=path, process_group=groups[loading])
-            set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-            regularizer.load_state_dict(state["regularizer"])
+            resume(path, model, optimizer, regularizer, process_group=groups[loading])
             assert regularizer.state_dict()["updates"] == [4]
             train(model, optimizer, range(4, 8))
             assert_close(model, alone)

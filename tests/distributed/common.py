@@ -8,14 +8,16 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 from catalog import CONSTRAINTS, PENALTIES, ConstraintCase, PenaltyCase
 from models import batches, loss_of
-from shrinkage import Penalty
+from shrinkage import Penalty, Regularizer
 
 STEPS = 5
 Value = TypeVar("Value")
@@ -178,6 +180,20 @@ def shared_folder(rank: int) -> Path:
     folder = [tempfile.mkdtemp() if rank == 0 else None]
     dist.broadcast_object_list(folder)
     return Path(str(folder[0]))
+
+
+def state_of(model: nn.Module, optimizer: Optimizer, regularizer: Regularizer) -> dict[str, Any]:
+    """What docs/machines.md puts into a distributed checkpoint."""
+    parts = get_state_dict(model, optimizer)
+    return {"model": parts[0], "optimizer": parts[1], "regularizer": regularizer.state_dict()}
+
+
+def resume(folder: Path, model: nn.Module, optimizer: Optimizer, regularizer: Regularizer, **options: Any) -> None:
+    """Load in the order of the documentation: the regularizer comes last."""
+    state = state_of(model, optimizer, regularizer)
+    dcp.load(state, checkpoint_id=folder, **options)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    regularizer.load_state_dict(state["regularizer"])
 
 
 def data_parallel(model: nn.Module, **options: object) -> DistributedDataParallel:
