@@ -130,18 +130,33 @@ def test_automatic_optimization(make, options):
     assert zeros(hand) > 0 or make is sgd
 
 
-@pytest.mark.parametrize("how", ["gradient", "decoupled"])
-def test_what_acts_before_the_step_comes_after_accumulation_and_clipping(how):
-    def before(net, optimizer):
-        for w in weights(net):
-            if how == "gradient":
-                w.grad += 0.5 * w
-            else:
-                w *= 1 - 0.01 * 0.5
+def add_gradients(net, optimizer):
+    for w in weights(net):
+        w.grad += 0.5 * w
 
-    module, callback = Module(), RegularizerCallback({RULE: L2(0.5)}, how=how)
-    trainer(callback, accumulate_grad_batches=2, gradient_clip_val=0.05).fit(module, loader(batches(COUNT)))
-    assert equal(module.net, by_hand(accumulate=2, clip=0.05, before=before, after=lambda *_: None))
+
+def decay(net, optimizer):
+    for w in weights(net):
+        w *= 1 - optimizer.param_groups[0]["lr"] * 0.5
+
+
+BEFORE = {"gradient": add_gradients, "decoupled": decay}
+
+
+def nothing(*_):
+    pass
+
+
+@pytest.mark.parametrize("how", BEFORE)
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("make", "clip"), [(sgd, 0.05), (adamw, 0.05), (adamw, None), (fused_adamw, None)])
+def test_what_acts_before_the_step_comes_after_accumulation_and_clipping(how, accumulate, make, clip):
+    """Lightning runs the backward pass in the optimizer's step, after the hooks that come before it."""
+    module, callback = Module(make), RegularizerCallback({RULE: L2(0.5)}, how=how)
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+    trainer(callback, **options).fit(module, loader(batches(COUNT)))
+    hand = by_hand(make, accumulate=accumulate, clip=clip, before=BEFORE[how], after=nothing)
+    assert equal(module.net, hand)
 
 
 def test_bf16_mixed():
@@ -157,17 +172,22 @@ def with_overflow():
     return data
 
 
-@pytest.mark.parametrize("make", [adamw, fused_adamw])
-def test_16_mixed_with_an_overflow(make):
+@pytest.mark.parametrize("how", ["proximal", "gradient"])
+@pytest.mark.parametrize(  # Lightning does not clip for a fused optimizer that unscales by itself
+    ("make", "accumulate", "clip"), [(sgd, 1, None), (adamw, 1, None), (fused_adamw, 1, None), (adamw, 2, 0.05)]
+)
+def test_16_mixed_with_an_overflow(make, accumulate, clip, how):
     def scaler():
         return GradScaler("cpu", init_scale=1024.0)
 
-    module, callback = Module(make), RegularizerCallback({RULE: L1(falling)})
-    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler())
-    trainer(callback, plugins=[plugin]).fit(module, loader(with_overflow()))
-    hand = by_hand(make, data=with_overflow(), dtype=torch.float16, scaler=scaler())
-    assert equal(module.net, hand)
-    assert callback.regularizer.state_dict()["updates"] == [COUNT - 1]
+    callback = RegularizerCallback({RULE: L1(falling) if how == "proximal" else L2(0.5)}, how=how)
+    module, plugin = Module(make), MixedPrecision("16-mixed", "cpu", scaler=scaler())
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+    trainer(callback, plugins=[plugin], **options).fit(module, loader(with_overflow()))
+    around = {"after": thresholds} if how == "proximal" else {"before": add_gradients, "after": nothing}
+    settings = {"data": with_overflow(), "dtype": torch.float16, "scaler": scaler()}
+    assert equal(module.net, by_hand(make, accumulate=accumulate, clip=clip, **settings, **around))
+    assert callback.regularizer.state_dict()["updates"] == [COUNT // accumulate - 1]
 
 
 def test_a_training_step_that_returns_nothing_is_no_update():
@@ -199,8 +219,7 @@ def test_lbfgs(line_search):
             return loss.detach() + torch.stack([0.05 * w.detach().square().sum() for w in weights(net)]).sum()
 
         optimizer.step(closure)
-    for one, other in zip(module.net.parameters(), net.parameters(), strict=True):
-        torch.testing.assert_close(one, other)
+    assert equal(module.net, net)
 
 
 class Manual(Module):
@@ -222,28 +241,32 @@ class Manual(Module):
         return [self.make(self.net[0].parameters()), self.make(self.net[2].parameters())]
 
 
-def manual_by_hand():
+def manual_by_hand(before, after):
     net = mlp()
     first, second = adamw(net[0].parameters()), adamw(net[2].parameters())
+
+    @torch.no_grad()
+    def step(layer, optimizer, update):
+        before(layer, optimizer)
+        optimizer.step()
+        after(layer, optimizer, update)
+        optimizer.zero_grad()
+
     for i, batch in enumerate(batches(COUNT)):
         loss_of(net, batch).backward()
-        first.step()
-        with torch.no_grad():
-            thresholds(net[0], first, i)
-        first.zero_grad()
+        step(net[0], first, i)
         if i % 2:
             nn.utils.clip_grad_norm_(net[2].parameters(), 0.05)
-            second.step()
-            with torch.no_grad():
-                thresholds(net[2], second, i // 2)
-            second.zero_grad()
+            step(net[2], second, i // 2)
     return net
 
 
-def test_manual_optimization_with_two_optimizers():
-    module, callback = Manual(), RegularizerCallback({RULE: L1(falling)})
+@pytest.mark.parametrize("how", ["proximal", *BEFORE])
+def test_manual_optimization_with_two_optimizers(how):
+    module, callback = Manual(), RegularizerCallback({RULE: L1(falling) if how == "proximal" else L2(0.5)}, how=how)
     trainer(callback).fit(module, loader(batches(COUNT)))
-    assert equal(module.net, manual_by_hand())
+    before, after = (nothing, thresholds) if how == "proximal" else (BEFORE[how], nothing)
+    assert equal(module.net, manual_by_hand(before, after))
     assert callback.regularizer.state_dict()["updates"] == [COUNT, COUNT // 2]
 
 
