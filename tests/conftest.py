@@ -24,3 +24,4 @@ def fresh_start():
     torch.manual_seed(0)
     yield
     _registry.declarations.clear()
+    _registry.inherited.clear()

@@ -27,12 +27,21 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (model(x) - y).square().mean()
 
 
-def train(model: nn.Module, optimizer: Optimizer, count: int = 5) -> None:
-    """Train in the plain way."""
+def train(model: nn.Module, optimizer: Optimizer, count: int = 5, *, closure: bool = False) -> None:
+    """Train in the plain way, or with closures."""
     for batch in batches(count, next(model.parameters()).dtype):
-        optimizer.zero_grad()
-        loss_of(model, batch).backward()
-        optimizer.step()
+
+        def backward(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, batch)
+            loss.backward()
+            return loss
+
+        if closure:
+            optimizer.step(backward)
+        else:
+            backward()
+            optimizer.step()
 
 
 def train_by_hand(

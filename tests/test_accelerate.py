@@ -5,14 +5,26 @@ import functools
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.precision import MixedPrecision
 from torch.amp import GradScaler
 
-from models import batches, equal, loss_of, mlp, weights, zeros
+from models import batches, equal, loss_of, mlp, zeros
 from shrinkage import L1, L2, Regularizer, regularize
-from test_lightning import COUNT, adamw, by_hand, falling, fused_adamw, sgd, thresholds, with_overflow
+from test_lightning import (
+    COUNT,
+    adamw,
+    add_gradients,
+    by_hand,
+    falling,
+    fused_adamw,
+    nothing,
+    sgd,
+    thresholds,
+    with_overflow,
+)
 
 HOWS = ["proximal", "gradient"]
 RULES = {"proximal": L1(falling), "gradient": L2(0.5)}
@@ -32,14 +44,8 @@ def regularizer_of(model, how="proximal", entry=None):
 
 def hand(make, how="proximal", **settings):
     """The loop written by hand with one of the two penalties."""
-
-    def add_gradients(net, optimizer):
-        for w in weights(net):
-            w.grad.add_(w, alpha=0.5)
-
-    if how == "gradient":
-        return by_hand(make, before=add_gradients, after=lambda *_: None, **settings)
-    return by_hand(make, **settings)
+    around = {"before": add_gradients, "after": nothing} if how == "gradient" else {}
+    return by_hand(make, **around, **settings)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -65,6 +71,32 @@ def test_accelerate_with_accumulation_and_clipping(how, attach, precision):
     dtype = torch.bfloat16 if precision == "bf16" else None
     assert equal(bare, hand(adamw, how, accumulate=2, clip=0.05, dtype=dtype))
     assert regularizer.state_dict()["updates"] == [COUNT // 2]
+
+
+@pytest.mark.parametrize("make", [sgd, adamw, fused_adamw])
+@pytest.mark.parametrize("how", HOWS)
+def test_accelerates_optimizer_with_a_scaler_and_an_overflow(make, how):
+    """As on an accelerator: on a CPU, mixed_precision="fp16" scales no losses."""
+
+    def scaler():
+        return GradScaler("cpu", init_scale=1024.0)
+
+    accelerator, bare = Accelerator(cpu=True), mlp()
+    accelerator.scaler = scaler()
+    optimizer = AcceleratedOptimizer(make(bare.parameters()), scaler=accelerator.scaler)
+    regularizer = regularizer_of(bare, how).attach(optimizer)
+    skipped = []
+    for batch in with_overflow():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = loss_of(bare, batch)
+        accelerator.backward(loss)
+        optimizer.step()
+        skipped.append(optimizer.step_was_skipped)
+    # Of a fused step Accelerate does not notice that it did nothing.
+    assert skipped == [make is not fused_adamw and step == 3 for step in range(COUNT)]
+    assert equal(bare, hand(make, how, data=with_overflow(), dtype=torch.float16, scaler=scaler()))
+    assert regularizer.state_dict()["updates"] == [COUNT - 1]
 
 
 def test_accelerate_saves_and_loads_the_state_with_the_optimizers(tmp_path):

@@ -71,6 +71,21 @@ def test_gradients_added_before_unscale_are_refused_where_it_shows(make, how):
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, fused=False), lambda p: Adam(p, lr=0.1, fused=False)])
+def test_gradients_added_before_unscale_are_divided_by_the_scale_where_it_does_not_show(make):
+    """As the documentation says."""
+    model = mlp()
+    optimizer = make(model.parameters())
+    regularizer = Regularizer(model, L1(STRENGTH), how="gradient").attach(optimizer)
+    scaler = scaler_of()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    scaler.scale(torch.zeros(()))
+    regularizer.add_gradients_()
+    scaler.step(optimizer)
+    assert torch.equal(model[0].weight.grad, STRENGTH / 1024 * mlp()[0].weight.detach().sign())
+
+
 @pytest.mark.parametrize("make", MAKES)
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("how", ["gradient", "decoupled", "proximal"])

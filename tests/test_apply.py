@@ -42,12 +42,13 @@ def test_l2_gradient_is_weight_decay_bit_for_bit(make, dtype):
 
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}, {"amsgrad": True}, {"maximize": True}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_l2_decoupled_is_adamw_bit_for_bit(options, dtype):
+@pytest.mark.parametrize("closure", [False, True])
+def test_l2_decoupled_is_adamw_bit_for_bit(options, dtype, closure):
     ours, theirs = mlp(dtype), mlp(dtype)
     optimizer = AdamW(ours.parameters(), lr=0.01, weight_decay=0.0, **options)
     Regularizer(ours, {"*": L2(DECAY)}, how="decoupled").attach(optimizer)
-    train(ours, optimizer, 20)
-    train(theirs, AdamW(theirs.parameters(), lr=0.01, weight_decay=DECAY, **options), 20)
+    train(ours, optimizer, 20, closure=closure)
+    train(theirs, AdamW(theirs.parameters(), lr=0.01, weight_decay=DECAY, **options), 20, closure=closure)
     assert equal(ours, theirs)
 
 

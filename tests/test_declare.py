@@ -1,6 +1,7 @@
 import copy
 import gc
 import io
+import operator
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.distributed.pipelining import pipeline
 from torch.optim import SGD, Adam
 
 from models import batches, equal, loss_of, mlp, train, zeros
@@ -23,6 +25,7 @@ from shrinkage import (
     Regularizer,
     Rule,
     SelectionError,
+    Toward,
     regularize,
 )
 from shrinkage.declarations import _registry
@@ -350,6 +353,112 @@ def test_declared_layers_are_not_kept_alive():
     assert held() is None
     assert not _registry.declarations
     optimizer.step()
+
+
+def declared_block():
+    model = regularize(mlp(), L1(STRENGTH), parameter="0.weight")
+    return regularize(model, L2(STRENGTH), parameter="2.bias", how="gradient")
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def assigned(model):
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    return model
+
+
+def in_a_cycle(model):
+    vars(model)["itself"] = model
+    return model
+
+
+def rewrapped(model):
+    return nn.Sequential(*model.children())
+
+
+def stage(model):
+    return pipeline(model, mb_args=(torch.ones(2, 6),)).get_stage_module(0)
+
+
+MAKES = [lambda model: model, copy.deepcopy, pickled, assigned, in_a_cycle, copy.copy]
+
+
+@pytest.mark.parametrize("trained", [0, 2])
+@pytest.mark.parametrize(
+    ("hold", "make"),
+    [(stage, MAKES[0]), *((hold, make) for hold in (torch.fx.symbolic_trace, rewrapped) for make in MAKES)],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch.export
+def test_parameters_that_outlive_their_layer_are_charged_on(hold, make, trained):
+    model = make(declared_block())
+    optimizer = SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, trained)
+    other = hold(model)
+    assert all(map(operator.is_, other.parameters(), model.parameters()))
+    del model
+    gc.collect()
+    train(other, optimizer, 5)
+    hand, optimizer = explicit()
+    train(hand, optimizer, trained)
+    train(hand, optimizer, 5)
+    assert equal(other, hand)
+
+
+def test_what_a_layer_that_is_gone_declared_may_be_declared_anew_or_ruled_otherwise():
+    for charge in (
+        lambda layer, optimizer: regularize(layer, L2(STRENGTH), how="gradient"),
+        lambda layer, optimizer: Regularizer(layer, L2(STRENGTH), how="gradient").attach(optimizer),
+    ):
+        layer, other, plain = regularize(nn.Linear(6, 3), L1(STRENGTH)), nn.Linear(6, 3), nn.Linear(6, 3)
+        plain.load_state_dict(layer.state_dict())
+        other.weight, other.bias = layer.weight, layer.bias
+        del layer
+        for model in (other, plain):
+            optimizer = SGD(model.parameters(), lr=0.1)
+            charge(model, optimizer)
+            model(torch.ones(6)).sum().backward()
+            optimizer.step()
+        assert equal(other, plain)
+
+
+@pytest.mark.parametrize("of", [lambda layer: layer, copy.copy])
+def test_what_was_taken_back_or_replaced_is_not_charged_when_the_layer_is_gone(of):
+    taken, replaced = regularize(nn.Linear(2, 2), L1(1.0)), regularize(nn.Linear(2, 2), L1(1.0))
+    parameters = [taken.weight, replaced.weight]
+    optimizer = SGD(parameters, lr=0.1)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    before = [parameter.detach().clone() for parameter in parameters]
+    taken, replaced = of(taken), of(replaced)
+    regularize(taken, None)
+    replaced.weight = nn.Parameter(torch.ones(2, 2))
+    del taken, replaced
+    gc.collect()
+    optimizer.step()
+    assert all(map(torch.equal, parameters, before))
+
+
+def test_parameters_that_outlive_their_layer_are_not_kept_alive():
+    layer = regularize(nn.Linear(3, 2), Toward(L1(0.1), torch.zeros(2, 3)))
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].weight = layer.weight
+    optimizer = Adam(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    gc.collect()
+    gc.disable()
+    try:
+        held = weakref.ref(layer), weakref.ref(layer.weight), weakref.ref(layer.bias)
+        del layer
+        optimizer.step()
+        assert [each() is None for each in held] == [True, False, True]
+        assert list(_registry.inherited) == [model[0].weight]
+        del model, optimizer
+        assert held[1]() is None
+    finally:
+        gc.enable()
+    assert not _registry.inherited
 
 
 def test_lazy_layers():

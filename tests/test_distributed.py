@@ -70,3 +70,16 @@ def test_a_process_that_hangs_or_dies_ends_the_launch(fault, tmp_path):
     assert statuses == [("ok", "not run"), ("not run", "not run")]
     assert f"check_that_{fault} did not end" in errors[1][1]
     assert time.monotonic() - start < 120
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_in_a_step_and_a_run_that_resumes_from_the_checkpoint(tmp_path):
+    found = []
+    for check in ("is_killed", "resumes"):
+        folder = tmp_path / check
+        folder.mkdir()
+        found.append(faulty([check], folder, CHECKPOINT=str(tmp_path / "checkpoint")))
+    (((waited, killed),), messages), (resumed, errors) = found
+    assert (waited != "ok", killed) == (True, "not run")
+    assert "SIGKILL" in messages[0][1]
+    assert resumed == [("ok", "ok")], errors

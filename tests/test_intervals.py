@@ -163,3 +163,17 @@ def test_what_is_printed_and_what_is_refused():
     other = Regularizer(mlp(), Rule(L1(0.1), "2.weight"))
     with pytest.raises(ValueError, match=r"intervals of '0\.weight'"):
         other.load_state_dict({"version": 1, "updates": [1], "intervals": [{"0.weight": {"total": 0.1, "steps": 1}}]})
+
+
+def test_what_waits_for_other_rules_is_dropped():
+    """A rule that charged a parameter that is gone from the optimizer leaves nothing behind in what is saved."""
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, Rule(L1(0.1), "*.weight", every=5)).attach(optimizer)
+    train(model, optimizer, 2)
+    assert sorted(regularizer.state_dict()["intervals"][0]) == ["0.weight", "2.weight"]
+    optimizer.param_groups[0]["params"] = [
+        each for each in optimizer.param_groups[0]["params"] if each is not model[0].weight
+    ]
+    train(model, optimizer, 1)
+    assert sorted(regularizer.state_dict()["intervals"][0]) == ["2.weight"]

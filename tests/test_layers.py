@@ -41,6 +41,7 @@ FLOORS = [
         "optimizers",
         "averages",
         "gradients",
+        "hooks",
         "charge",
         "narrow",
         "update",

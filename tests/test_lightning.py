@@ -15,7 +15,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader
 
 from models import batches, equal, loss_of, mlp, soft_, weights, zeros
-from shrinkage import L1, L2, AttachmentError, MetricError, Regularizer, SelectionError, regularize
+from shrinkage import (
+    L1,
+    L2,
+    AttachmentError,
+    GroupLasso,
+    MetricError,
+    Regularizer,
+    Rows,
+    SelectionError,
+    regularize,
+)
 from shrinkage.integrations.lightning import RegularizerCallback
 
 pytestmark = [  # what Lightning itself warns of
@@ -120,18 +130,33 @@ def test_automatic_optimization(make, options):
     assert zeros(hand) > 0 or make is sgd
 
 
-@pytest.mark.parametrize("how", ["gradient", "decoupled"])
-def test_what_acts_before_the_step_comes_after_accumulation_and_clipping(how):
-    def before(net, optimizer):
-        for w in weights(net):
-            if how == "gradient":
-                w.grad += 0.5 * w
-            else:
-                w *= 1 - 0.01 * 0.5
+def add_gradients(net, optimizer):
+    for w in weights(net):
+        w.grad += 0.5 * w
 
-    module, callback = Module(), RegularizerCallback({RULE: L2(0.5)}, how=how)
-    trainer(callback, accumulate_grad_batches=2, gradient_clip_val=0.05).fit(module, loader(batches(COUNT)))
-    assert equal(module.net, by_hand(accumulate=2, clip=0.05, before=before, after=lambda *_: None))
+
+def decay(net, optimizer):
+    for w in weights(net):
+        w *= 1 - optimizer.param_groups[0]["lr"] * 0.5
+
+
+BEFORE = {"gradient": add_gradients, "decoupled": decay}
+
+
+def nothing(*_):
+    pass
+
+
+@pytest.mark.parametrize("how", BEFORE)
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("make", "clip"), [(sgd, 0.05), (adamw, 0.05), (adamw, None), (fused_adamw, None)])
+def test_what_acts_before_the_step_comes_after_accumulation_and_clipping(how, accumulate, make, clip):
+    """Lightning runs the backward pass in the optimizer's step, after the hooks that come before it."""
+    module, callback = Module(make), RegularizerCallback({RULE: L2(0.5)}, how=how)
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+    trainer(callback, **options).fit(module, loader(batches(COUNT)))
+    hand = by_hand(make, accumulate=accumulate, clip=clip, before=BEFORE[how], after=nothing)
+    assert equal(module.net, hand)
 
 
 def test_bf16_mixed():
@@ -147,17 +172,22 @@ def with_overflow():
     return data
 
 
-@pytest.mark.parametrize("make", [adamw, fused_adamw])
-def test_16_mixed_with_an_overflow(make):
+@pytest.mark.parametrize("how", ["proximal", "gradient"])
+@pytest.mark.parametrize(  # Lightning does not clip for a fused optimizer that unscales by itself
+    ("make", "accumulate", "clip"), [(sgd, 1, None), (adamw, 1, None), (fused_adamw, 1, None), (adamw, 2, 0.05)]
+)
+def test_16_mixed_with_an_overflow(make, accumulate, clip, how):
     def scaler():
         return GradScaler("cpu", init_scale=1024.0)
 
-    module, callback = Module(make), RegularizerCallback({RULE: L1(falling)})
-    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler())
-    trainer(callback, plugins=[plugin]).fit(module, loader(with_overflow()))
-    hand = by_hand(make, data=with_overflow(), dtype=torch.float16, scaler=scaler())
-    assert equal(module.net, hand)
-    assert callback.regularizer.state_dict()["updates"] == [COUNT - 1]
+    callback = RegularizerCallback({RULE: L1(falling) if how == "proximal" else L2(0.5)}, how=how)
+    module, plugin = Module(make), MixedPrecision("16-mixed", "cpu", scaler=scaler())
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+    trainer(callback, plugins=[plugin], **options).fit(module, loader(with_overflow()))
+    around = {"after": thresholds} if how == "proximal" else {"before": add_gradients, "after": nothing}
+    settings = {"data": with_overflow(), "dtype": torch.float16, "scaler": scaler()}
+    assert equal(module.net, by_hand(make, accumulate=accumulate, clip=clip, **settings, **around))
+    assert callback.regularizer.state_dict()["updates"] == [COUNT // accumulate - 1]
 
 
 def test_a_training_step_that_returns_nothing_is_no_update():
@@ -189,8 +219,7 @@ def test_lbfgs(line_search):
             return loss.detach() + torch.stack([0.05 * w.detach().square().sum() for w in weights(net)]).sum()
 
         optimizer.step(closure)
-    for one, other in zip(module.net.parameters(), net.parameters(), strict=True):
-        torch.testing.assert_close(one, other)
+    assert equal(module.net, net)
 
 
 class Manual(Module):
@@ -212,28 +241,32 @@ class Manual(Module):
         return [self.make(self.net[0].parameters()), self.make(self.net[2].parameters())]
 
 
-def manual_by_hand():
+def manual_by_hand(before, after):
     net = mlp()
     first, second = adamw(net[0].parameters()), adamw(net[2].parameters())
+
+    @torch.no_grad()
+    def step(layer, optimizer, update):
+        before(layer, optimizer)
+        optimizer.step()
+        after(layer, optimizer, update)
+        optimizer.zero_grad()
+
     for i, batch in enumerate(batches(COUNT)):
         loss_of(net, batch).backward()
-        first.step()
-        with torch.no_grad():
-            thresholds(net[0], first, i)
-        first.zero_grad()
+        step(net[0], first, i)
         if i % 2:
             nn.utils.clip_grad_norm_(net[2].parameters(), 0.05)
-            second.step()
-            with torch.no_grad():
-                thresholds(net[2], second, i // 2)
-            second.zero_grad()
+            step(net[2], second, i // 2)
     return net
 
 
-def test_manual_optimization_with_two_optimizers():
-    module, callback = Manual(), RegularizerCallback({RULE: L1(falling)})
+@pytest.mark.parametrize("how", ["proximal", *BEFORE])
+def test_manual_optimization_with_two_optimizers(how):
+    module, callback = Manual(), RegularizerCallback({RULE: L1(falling) if how == "proximal" else L2(0.5)}, how=how)
     trainer(callback).fit(module, loader(batches(COUNT)))
-    assert equal(module.net, manual_by_hand())
+    before, after = (nothing, thresholds) if how == "proximal" else (BEFORE[how], nothing)
+    assert equal(module.net, manual_by_hand(before, after))
     assert callback.regularizer.state_dict()["updates"] == [COUNT, COUNT // 2]
 
 
@@ -286,6 +319,28 @@ def test_resume_from_the_trainers_own_checkpoint(make, options, saved, tmp_path)
     resumed, updates, _ = fit(4, keeps, ckpt_path=path, weights_only=True)
     assert equal(resumed, straight)
     assert updates == all_updates
+
+
+def test_two_callbacks_resume_from_a_checkpoint_with_other_strengths(tmp_path):
+    def fit(epochs, scale, **resume):
+        callbacks = [
+            RegularizerCallback({"net.0.weight": L1(lambda update: scale * falling(update))}, entry=0.9),
+            RegularizerCallback({"net.2.*": GroupLasso(falling, Rows()), "*": None}, how="decoupled"),
+        ]
+        module, running = Module(), trainer(*callbacks, max_epochs=epochs)
+        running.fit(module, loader(batches(COUNT)), **resume)
+        return module.net, [each.regularizer.state_dict()["updates"] for each in callbacks], running, callbacks
+
+    straight, all_updates, _, callbacks = fit(4, 1.0)
+    assert callbacks[0].state_key == "RegularizerCallback{'rules': [\"'net.0.weight': L1 (proximal)\"]}"
+    path = tmp_path / "half.ckpt"
+    fit(2, 1.0)[2].save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)["callbacks"]
+    assert [saved[each.state_key]["updates"] for each in callbacks] == [[2 * COUNT], [2 * COUNT]]
+    resumed, updates, _, _ = fit(4, 1.0, ckpt_path=path, weights_only=True)
+    assert equal(resumed, straight)
+    assert updates == all_updates
+    assert fit(4, 2.0, ckpt_path=path, weights_only=True)[1] == all_updates
 
 
 def test_what_a_validation_loaded_is_not_taken_over_by_a_fit(tmp_path):
@@ -410,16 +465,16 @@ def test_a_module_that_attaches_by_itself_is_not_charged_twice():
     assert equal(module.net, by_hand())
 
 
-def test_two_callbacks_are_refused_by_the_trainer():
+def test_two_callbacks_with_the_same_selectors_are_refused_by_the_trainer():
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `RegularizerCallback`"):
-        trainer(RegularizerCallback({"net.0.weight": L1(0.1)}), RegularizerCallback({"net.2.weight": L1(0.1)}))
+        trainer(RegularizerCallback({"net.0.weight": L1(0.1)}), RegularizerCallback({"net.0.weight": L1(0.2)}))
 
 
 def test_a_checkpoint_that_was_made_with_the_callback_asks_for_it(tmp_path):
     running = trainer(RegularizerCallback({RULE: L1(falling)}))
     running.fit(Module(), loader(batches(COUNT)))
     running.save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.warns(UserWarning, match=r"add the following callbacks: \['RegularizerCallback'\]"):
+    with pytest.warns(UserWarning, match=r"add the following callbacks: .*RegularizerCallback.*net\.\*\.weight"):
         trainer(max_epochs=2).fit(Module(), loader(batches(COUNT)), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
 
 

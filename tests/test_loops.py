@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
+from catalog import OPTIMIZERS
 from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, weights, zeros
 from shrinkage import L1, L2, ElasticNet, GroupLasso, Regularizer, Rows, regularize
 from shrinkage.metric import Metric, _metrics
@@ -271,52 +272,95 @@ def test_an_average_in_the_loop_takes_in_the_weights_with_their_zeros():
     assert zeros(average) < zeros(ours)  # an average is zero only where all of its members were
 
 
-@pytest.mark.parametrize("attached_first", [True, False])
-def test_an_average_in_a_hook_has_to_come_after_the_regularizer(attached_first):
-    """Hooks run in the order in which they were registered: one that came before averages what the step left."""
-    model = mlp()
-    optimizer = sgd(model.parameters())
-    average = averaged(model)
-    if attached_first:
-        Regularizer(model, L1(0.3)).attach(optimizer)
-    optimizer.register_step_post_hook(lambda *_: average.update_parameters(model))
-    if not attached_first:
-        Regularizer(model, L1(0.3)).attach(optimizer)
-    expected = averaged(mlp())
-    hand = mlp()
-    hand_optimizer = sgd(hand.parameters())
+# Hooks of the loop's own: registered before the penalties, or one step after them.
 
-    def after():
-        if not attached_first:
-            expected.update_parameters(hand)
+WHEN = [pytest.param(False, id="before"), pytest.param(True, id="after")]
+
+
+def train_with(hook, declare, late, penalty, how="proximal", make=sgd):
+    """Train with penalties and with what `hook` registers, and return the model."""
+    model = mlp()
+    optimizer = make(model.parameters())
+    if not late:
+        hook(model, optimizer)
+    if declare:
+        regularize(model, penalty, parameter="*.weight", how=how)
+    else:
+        Regularizer(model, penalty, how=how).attach(optimizer)
+    train(model, optimizer, 1)
+    if late:
+        hook(model, optimizer)
+    train(model, optimizer, 20)
+    return model
+
+
+@pytest.mark.parametrize("late", WHEN)
+@pytest.mark.parametrize("declare", [True, False])
+def test_an_average_in_a_hook_takes_in_the_weights_with_their_zeros(declare, late):
+    averages = []
+
+    def hook(model, optimizer):
+        averages.append(averaged(model))
+        optimizer.register_step_post_hook(lambda *_: averages[-1].update_parameters(model))
+
+    model = train_with(hook, declare, late, L1(0.3))
+    hand = mlp()
+    optimizer, expected = sgd(hand.parameters()), averaged(hand)
+
+    def after(update=True):
         for w in weights(hand):
             soft_(w, 0.1 * 0.3)
-        if attached_first:
+        if update:
             expected.update_parameters(hand)
 
-    train(model, optimizer, 20)
-    train_by_hand(hand, hand_optimizer, after=after, count=20)
+    train_by_hand(hand, optimizer, after=lambda: after(update=not late), count=1)
+    train_by_hand(hand, optimizer, after=after, count=20)
     assert equal(model, hand)
-    assert equal(average, expected)
+    assert equal(averages[-1].module, expected.module)
 
 
-def test_a_declaration_comes_after_an_average_in_a_hook_and_a_regularizer_before_it():
-    """torch runs hooks of one optimizer before those of all, so `Regularizer(model).attach` puts declarations first."""
-    found = []
-    for attach in (False, True):
-        model = mlp()
-        for layer in (model[0], model[2]):
-            regularize(layer, L1(0.3))
-        optimizer = sgd(model.parameters())
-        if attach:
-            Regularizer(model).attach(optimizer)
-        seen = []
-        optimizer.register_step_post_hook(lambda *_, model=model, seen=seen: seen.append(zeros(model)))
-        train(model, optimizer, 20)
-        found.append((seen[-1], zeros(model)))
-    (late, same), (early, now) = found
-    assert same == now == early
-    assert late < now
+@pytest.mark.parametrize("late", WHEN)
+@pytest.mark.parametrize("declare", [True, False])
+def test_clipping_in_a_hook_comes_before_the_penalty(declare, late):
+    """And `.grad` is afterwards what the clipping left."""
+
+    def hook(model, optimizer):
+        optimizer.register_step_pre_hook(lambda *_: clip(model))
+
+    def clip(model):
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+    model = train_with(hook, declare, late, L1(0.05), "gradient")
+    hand, clipped = mlp(), []
+    optimizer = sgd(hand.parameters())
+
+    def before(first=False):
+        if not (first and late):
+            clip(hand)
+        clipped[:] = [w.grad.clone() for w in weights(hand)]
+        for w in weights(hand):
+            w.grad += 0.05 * w.sign()
+
+    train_by_hand(hand, optimizer, before=lambda: before(first=True), count=1)
+    train_by_hand(hand, optimizer, before=before, count=20)
+    assert equal(model, hand)
+    assert all(torch.equal(w.grad, own) for w, own in zip(weights(model), clipped, strict=True))
+
+
+@pytest.mark.parametrize("late", WHEN)
+@pytest.mark.parametrize("declare", [True, False])
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("case", OPTIMIZERS, ids=str)
+def test_a_gradient_that_a_hook_takes_away_is_not_charged(case, how, declare, late):
+    kept = []
+
+    def hook(model, optimizer):
+        kept.append(copy.deepcopy(model[2]))
+        optimizer.register_step_pre_hook(lambda *_: model[2].zero_grad())
+
+    model = train_with(hook, declare, late, L1(0.05), how, case.make)
+    assert equal(model[2], kept[0])
+    assert not equal(model[0], mlp()[0])
 
 
 def test_stochastic_weight_averaging():

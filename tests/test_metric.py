@@ -133,16 +133,18 @@ def test_the_metric_is_that_of_the_step_count_as_soon_as_the_momentum_has_settle
             torch.testing.assert_close(before - parameter.detach(), eta * grad, rtol=1e-11, atol=0)
 
 
-def test_sparse_adam_moves_the_rows_that_a_gradient_touches_by_its_metric():
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_sparse_adam_moves_the_rows_that_a_gradient_touches_by_its_metric(sign):
     parameter = nn.Parameter(torch.zeros(4, 2, dtype=torch.float64))
-    optimizer = SparseAdam([parameter], lr=0.1, eps=1e-2, betas=(0.0, 0.99))
+    optimizer = SparseAdam([parameter], lr=0.1, eps=1e-2, betas=(0.0, 0.99), maximize=sign < 0)
     for rows in ([0], [0, 2], [2, 2, 3], [0, 3]):
         before = parameter.detach().clone()
         values = torch.randn(len(rows), 2, dtype=torch.float64)
         with torch.sparse.check_sparse_tensor_invariants():
             parameter.grad = torch.sparse_coo_tensor([rows], values, parameter.shape)
             eta = eta_of_step(optimizer, parameter)
-        torch.testing.assert_close(before - parameter.detach(), eta * parameter.grad.to_dense(), rtol=1e-12, atol=0)
+        moved = (before - parameter.detach()) * sign
+        torch.testing.assert_close(moved, eta * parameter.grad.to_dense(), rtol=1e-12, atol=0)
     assert eta[1].tolist() == [0.1, 0.1]
 
 
@@ -370,7 +372,23 @@ def test_pieces_are_charged_as_the_whole_is(monkeypatch, case, shape):
     torch.testing.assert_close(run(), whole, rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize("make", [adadelta, adafactor, asgd, lambda p: Adam(p, lr=0.01)])
+# torch refuses a learning rate that is a tensor in the foreach form of an optimizer.
+@pytest.mark.parametrize("case", [case for case in OPTIMIZERS if "foreach" not in case.name], ids=str)
+def test_a_learning_rate_that_is_a_tensor_is_its_number(case):
+    found = []
+    for rate_of in (float, lambda lr: torch.tensor(float(lr), dtype=torch.float64)):
+        model = mlp(torch.float64)
+        optimizer = case.make(model.parameters())
+        optimizer.param_groups[0]["lr"] = rate_of(optimizer.param_groups[0]["lr"])
+        Regularizer(model, L1(0.2)).attach(optimizer)
+        train(model, optimizer, 20)
+        found.append(model)
+    assert zeros(found[0]) == zeros(found[1]) > 0
+    for one, other in zip(*(model.parameters() for model in found), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", [asgd, *(case.make for case in OPTIMIZERS)], ids=["ASGD lambd", *map(str, OPTIMIZERS)])
 def test_each_group_has_its_own_learning_rate(make):
     together, apart = mlp(torch.float64), mlp(torch.float64)
     groups = [{"params": w, "lr": lr} for w, lr in zip(weights(together), (0.05, 0.7), strict=True)]

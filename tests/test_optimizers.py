@@ -28,6 +28,18 @@ class Container(Optimizer):
             optimizer.step()
 
 
+class ByName(Optimizer):
+    """The same, with its optimizers by name."""
+
+    def __init__(self, parts):
+        self.optimizers = {str(i): Adam(part.parameters(), lr=0.02) for i, part in enumerate(parts)}
+        super().__init__([p for part in parts for p in part.parameters()], {"lr": 0.02})
+
+    def step(self, closure=None):
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+
 class Hybrid(SGD):
     """The shape of Muon's published code: it steps matrices itself, and leaves the rest to one that it keeps."""
 
@@ -80,17 +92,18 @@ class Together:
             optimizer.zero_grad()
 
 
-def declare(model):
-    regularize(model[0], RULES["0.weight"])
-    regularize(model[2], RULES["2.weight"])
+def declare(model, how="proximal"):
+    regularize(model[0], RULES["0.weight"], how=how)
+    regularize(model[2], RULES["2.weight"], how=how)
 
 
+@pytest.mark.parametrize("container", [Container, ByName])
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_container_is_attached_to_by_all_that_it_keeps(declared):
+def test_a_container_is_attached_to_by_all_that_it_keeps(declared, container):
     by_hand, optimizers = in_two_optimizers()
     train(by_hand, optimizers)
     model = mlp()
-    optimizer = Container([model[0], model[2]])
+    optimizer = container([model[0], model[2]])
     if declared:
         declare(model)
     else:
@@ -103,6 +116,22 @@ def test_a_container_is_attached_to_by_all_that_it_keeps(declared):
         regularizer.detach()
         train(model, optimizer)
         assert regularizer.state_dict()["updates"] == [5, 5]
+
+
+@pytest.mark.parametrize("how", ["gradient", "decoupled"])
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_container_that_knows_optimizers_by_name_charges_once(declared, how):
+    by_hand, model = mlp(), mlp()
+    optimizer = Adam(by_hand.parameters(), lr=0.02)
+    Regularizer(by_hand, RULES, how=how).attach(optimizer)
+    train(by_hand, optimizer)
+    optimizer = ByName([model[0], model[2]])
+    if declared:
+        declare(model, how)
+    else:
+        Regularizer(model, RULES, how=how).attach(optimizer)
+    train(model, optimizer)
+    assert equal(model, by_hand)
 
 
 def test_a_container_with_no_charged_parameter_is_refused():
@@ -128,8 +157,7 @@ def test_an_optimizer_that_leaves_parameters_to_another_charges_the_others(decla
     train(by_hand, Together([first, second]))
     model = mlp()
     if declared:
-        regularize(model[0], RULES["0.weight"], how="decoupled")
-        regularize(model[2], RULES["2.weight"], how="decoupled")
+        declare(model, "decoupled")
     optimizer = Hybrid(model)
     if not declared:
         Regularizer(model, RULES, how="decoupled").attach(optimizer)

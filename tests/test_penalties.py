@@ -143,6 +143,20 @@ def test_a_huge_step_gives_exact_zeros(case: PenaltyCase):
         assert (case.make(1.0).prox(w, step) == 0).all()
 
 
+@pytest.mark.parametrize("case", SPARSE_PENALTIES, ids=str)
+@pytest.mark.parametrize("step", [0.5, 3.0, 1e4, "metric"])
+def test_zeros_have_no_sign_or_that_of_the_weight(case: PenaltyCase, step):
+    """Elements get +0.0; groups are scaled, so that the sign is left. Both are equal to 0."""
+    w = tensor(case.shape)
+    penalty = case.make(1.0)
+    found = penalty.prox(w, 1e3 * steps_like(w) if step == "metric" else step)
+    signs = found.signbit()[(found == 0) & (w != 0)]
+    if isinstance(penalty, Elementwise):
+        assert not signs.any()
+    elif isinstance(penalty, Grouped | GroupLInf):
+        assert torch.equal(signs, w.signbit()[(found == 0) & (w != 0)])
+
+
 @pytest.mark.parametrize("case", SMOOTH_PENALTIES, ids=str)
 def test_smooth_penalties_give_no_zeros(case: PenaltyCase):
     w = tensor(case.shape)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from shrinkage import L0, L1, MCP, SCAD, Huber, LogSum, Lp, radial
+from shrinkage.sums import alone
 
 
 def charge_of(penalty, weight=1.0) -> radial.Charge:
@@ -84,6 +85,37 @@ def test_groups_that_are_zero_do_not_keep_the_others_from_stopping(monkeypatch):
     assert torch.equal(found[:50], expected)
     assert (found[50:] == 0).all()
     assert len(calls) <= alone < radial.NEWTON_ITERATIONS
+
+
+def evaluations(w, thresholds, *, to_rest=True):
+    """How often the terms of the equation are added up until no group moves."""
+    calls = []
+
+    def terms(theta):
+        calls.append(theta)
+        return radial.secular_terms(w, 1 / thresholds, theta, (1,))
+
+    root = alone(radial.secular_root(lambda: radial.secular_sums(w, 1 / thresholds, (1,)), terms, to_rest=to_rest))
+    return len(calls), root
+
+
+@pytest.mark.parametrize(("threshold", "least"), [(1e-6, 1), (1e-2, 1), (0.1, 2), (1.0, 3)])
+def test_few_iterations_are_needed(threshold, least):
+    """One where steps are small beside the norms, as in training; each is a pass over memory."""
+    torch.manual_seed(0)
+    w = torch.randn(100, 64)
+    count, _ = evaluations(w, threshold * torch.exp(torch.randn(100, 64)))
+    assert count <= least
+
+
+def test_what_becomes_of_a_group_does_not_depend_on_its_company():
+    """A group at rest stays there while others go on: pieces of a tensor are moved as the whole is."""
+    torch.manual_seed(0)
+    w, thresholds = torch.randn(60, 9), torch.exp(3 * torch.randn(60, 9))
+    count, together = evaluations(w, thresholds)
+    each = torch.cat([evaluations(w[i : i + 1], thresholds[i : i + 1])[1] for i in range(60)])
+    assert torch.equal(together, each)
+    assert count > min(evaluations(w[i : i + 1], thresholds[i : i + 1])[0] for i in range(60))
 
 
 def test_a_zero_element_with_a_zero_threshold_does_not_keep_its_group():

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_optimizer import ADOPT, AggMo
-from schedulefree import AdamWScheduleFree, SGDScheduleFree
+from pytorch_optimizer import ADOPT, AggMo, DAdaptAdam, Prodigy, ScheduleFreeAdamW
+from schedulefree import AdamWScheduleFree, AdamWScheduleFreeClosure, SGDScheduleFree
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
+from transformers import Adafactor
 
 from catalog import OptimizerCase
 from models import batches, equal, loss_of, mlp, soft_, train, weights
 from problems import diabetes_lasso, digits_group_lasso, solve
-from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer
+from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer, regularize
 from shrinkage.attachment import explicit_attachments
 from shrinkage.metric import _metrics, metric_of
 from shrinkage.metrics import number
@@ -168,10 +169,82 @@ def test_a_smooth_decay_of_schedule_free_is_refused_and_another_acts_on_what_gra
     torch.testing.assert_close(model.weight.detach(), expected)  # the first z is all of the average
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_decoupled_penalty_of_schedule_free_warms_up_with_it(foreach):
+    model = nn.Linear(6, 3, bias=False)
+    optimizer = SGDScheduleFree(model.parameters(), lr=0.1, warmup_steps=4, foreach=foreach)
+    optimizer.train()
+    Regularizer(model, L1(0.5), how="decoupled").attach(optimizer)
+    expected = model.weight.detach().clone()
+    for step in range(1, 7):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        soft_(expected, 0.1 * min(step / 4, 1) * 0.5)
+        torch.testing.assert_close(optimizer.state[model.weight]["z"], expected)
+    assert (expected == 0).any()
+
+
+def test_decoupled_l2_is_prodigys_weight_decay_bit_for_bit_once_d_has_settled():
+    ours, theirs = mlp(), mlp()
+    settled = {"lr": 0.5, "d0": 0.1, "growth_rate": 1.0}
+    optimizer = Prodigy(weights(ours), **settled)
+    Regularizer(ours, L2(0.2), how="decoupled").attach(optimizer)
+    train(ours, optimizer, 10)
+    train(theirs, Prodigy(weights(theirs), weight_decay=0.2, weight_decouple=True, **settled), 10)
+    assert equal(ours, theirs)
+
+
+def test_decoupled_l1_shrinks_by_the_rate_that_prodigy_has_learned():
+    model, plain = mlp(), mlp()
+    settled = {"lr": 0.5, "d0": 0.1, "growth_rate": 1.0}
+    optimizer = Prodigy(weights(model), **settled)
+    Regularizer(model, L1(0.2), how="decoupled").attach(optimizer)
+    train(model, optimizer, 1)
+    train(plain, Prodigy(weights(plain), **settled), 1)
+    for w, expected in zip(weights(model), weights(plain), strict=True):
+        soft_(expected.detach(), 0.1 * 0.5 * 0.2)
+        torch.testing.assert_close(w, expected)
+
+
+OTHER_RATES = [
+    (DAdaptAdam, {}, "d"),
+    (ScheduleFreeAdamW, {"warmup_steps": 4}, "lr_max"),
+    (AdamWScheduleFreeClosure, {"warmup_steps": 4}, "scheduled_lr"),
+    (Adafactor, {}, "relative_step"),
+    (Adafactor, {"lr": 1e-3, "relative_step": False}, "scale_parameter"),
+]
+
+
+@pytest.mark.parametrize("how", ["decoupled", "proximal"])
+@pytest.mark.parametrize("declare", [True, False])
+@pytest.mark.parametrize(("make", "options", "told_by"), OTHER_RATES)
+def test_a_penalty_times_lr_is_refused_and_not_advised_where_an_optimizer_steps_by_another(
+    make, options, told_by, declare, how
+):
+    layer = nn.Linear(3, 2)
+    optimizer = make(layer.parameters(), **options)
+    expected = rf"steps '?weight.* by another one .* as '{told_by}' in the group says.*, \.\.\., lr=\.\.\.\)"
+    regularizer = Regularizer(layer, L1(0.1), how=how)
+    if declare:
+        regularize(layer, L1(0.1), how=how)
+    with pytest.raises(MetricError, match=expected if how == "decoupled" else 'choose how="gradient"'):
+        optimizer.step() if declare else regularizer.attach(optimizer)
+
+
+def test_a_penalty_times_lr_takes_optimizers_that_step_by_it():
+    layer = nn.Linear(3, 2)
+    for optimizer in (
+        Adafactor(layer.parameters(), lr=1e-3, relative_step=False, scale_parameter=False),
+        SGD([{"params": layer.parameters(), "d": "an option of the user's own"}], lr=0.1),
+    ):
+        Regularizer(layer, L1(0.1), how="decoupled").attach(optimizer)
+
+
 OTHERS = [
     OptimizerCase("AggMo", lambda p: AggMo(p, lr=0.1, betas=(0.0, 0.9, 0.95)), 800),
     OptimizerCase("AggMo for-loop", lambda p: AggMo(p, lr=0.1, betas=(0.0, 0.9, 0.95), foreach=False), 800),
     OptimizerCase("ADOPT", lambda p: ADOPT(p, lr=0.02, betas=(0.9, 0.95)), 800),
+    OptimizerCase("Prodigy", lambda p: Prodigy(p, lr=0.1, d0=0.1, growth_rate=1.0), 1500),
     OptimizerCase("ADOPT for-loop", lambda p: ADOPT(p, lr=0.02, betas=(0.9, 0.95), foreach=False), 800),
 ]
 
@@ -234,3 +307,13 @@ def test_an_optimizer_that_climbs_as_a_whole_is_charged_as_one_that_descends(mak
             optimizer.step()
         models.append(model)
     assert equal(*models)
+
+
+def test_an_unknown_optimizer_is_told_from_one_of_torch_that_has_its_name():
+    optimizer = Adafactor(nn.Linear(3, 2).parameters())
+    with pytest.raises(MetricError) as caught:
+        metric_of(optimizer)
+    message = str(caught.value)
+    assert "metric that transformers.optimization.Adafactor steps in" in message
+    assert "Adadelta, Adafactor, Adagrad" in message
+    assert "pytorch_optimizer.optimizer.aggmo.AggMo" in message

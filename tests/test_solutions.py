@@ -11,6 +11,7 @@ from torch.optim import (
     Adagrad,
     Adam,
     Adamax,
+    AdamW,
     NAdam,
     RAdam,
     RMSprop,
@@ -46,6 +47,7 @@ def test_lasso_is_scikit_learns(case):
 GROUP_OPTIMIZERS = [
     OptimizerCase("SGD", lambda p: SGD(p, lr=0.4, momentum=0.9), 500),
     OptimizerCase("Adam", lambda p: Adam(p, lr=0.03), 600),
+    OptimizerCase("AdamW", lambda p: AdamW(p, lr=0.03, weight_decay=0.0), 600),
     OptimizerCase("RMSprop", lambda p: RMSprop(p, lr=0.05), 400),
     OptimizerCase("Adagrad", lambda p: Adagrad(p, lr=1.0), 500),
     OptimizerCase("NAdam", lambda p: NAdam(p, lr=0.03), 500),

@@ -33,6 +33,7 @@ from shrinkage.charge import (
     Updates,
     at_update,
     check_added_once,
+    check_captured,
     check_gradients,
     check_kept,
 )
@@ -91,7 +92,7 @@ class Attachment:
         self._whole = whole
         self._compile = compile
         self._charges: Sequence[Charge] = ()
-        self._scheduled = False
+        self._scheduled = self._changes = False  # whether strengths change, or what a step does at all
         self._elsewhere: Sequence[Place] = ()
         self._held: Container[int] = ()
         self._metric: Metric | None = None
@@ -111,6 +112,8 @@ class Attachment:
             self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
             self._charges, self._elsewhere, self._held = charges, found.elsewhere, group_indices(optimizer)
             self._scheduled = any(charge.penalty.scheduled for charge in charges)
+            seldom = any(charge.every > 1 for charge in charges)
+            self._changes = self._scheduled or seldom or self.averages is not None
             self._seen = [list(parameters) for parameters in current]
             self.lookups += 1
             self.intervals.keep(charges)
@@ -161,6 +164,8 @@ class Attachment:
         if steps_for_a_checkpoint(optimizer):
             return None
         charges = self.charges(optimizer)
+        if self._changes:
+            check_captured(charges, averaged=self.averages is not None)
         update = self._update = self._started(optimizer)  # it counts, even if only other processes step what is charged
         if not charges:
             return None
@@ -263,9 +268,16 @@ def located(charge: Charge) -> Charge:
 
 
 def with_shared_penalties(charges: Iterable[Charge]) -> list[Charge]:
-    """Return `charges` in which equal penalties are one object, by which small parameters are charged together."""
+    """Return `charges` in which equal penalties are one object, by which small parameters are charged together.
+
+    Those that hold tensors are left alone: machines would have to talk to compare tensors that are spread over them.
+    """
     known: dict[Penalty, Penalty] = {}
-    return [charge._replace(penalty=known.setdefault(charge.penalty, charge.penalty)) for charge in charges]
+
+    def shared(penalty: Penalty) -> Penalty:
+        return known.setdefault(penalty, penalty) if penalty.with_tensors(Tensor.detach) is penalty else penalty
+
+    return [charge._replace(penalty=shared(charge.penalty)) for charge in charges]
 
 
 def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:

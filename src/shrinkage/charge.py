@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from shrinkage.apply import Number
 from shrinkage.errors import AttachmentError, ParameterError, SelectionError
 from shrinkage.flattened import check_piece, check_stepped, is_piece
+from shrinkage.metrics import is_captured
 from shrinkage.optimizers import group_indices, stepped
 from shrinkage.penalties import Penalty
 from shrinkage.plan import Entry, How, Plan, check_shape
@@ -143,6 +144,13 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
     return Found(list(charges.values()), elsewhere)
 
 
+def names_of(model: nn.Module, charges: Iterable[Charge]) -> set[str]:
+    """Return all names in `model` of parameters that are charged."""
+    found = {id(charge.parameter): charge.name for charge in charges}
+    tied = {name.name for name in named_parameters(model) if id(name.parameter) in found}
+    return tied | set(found.values())
+
+
 def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> Charge:
     """Return the charge of one parameter, found under one name, in one group of an optimizer."""
     check_piece(candidate.name, parameter, entry.penalty)
@@ -191,6 +199,19 @@ def at_update(charges: Sequence[Charge], update: int) -> list[Penalty]:
         except (TypeError, ValueError) as error:
             raise type(error)(f"the schedule of {charge.name!r} at update {update}: {error}") from error
     return [found[id(charge.penalty)] for charge in charges]
+
+
+def check_captured(charges: Iterable[Charge], *, averaged: bool) -> None:
+    """Raise `AttachmentError` if a CUDA graph is recorded whose replays would repeat what should change."""
+    for charge in charges:
+        scheduled = charge.penalty.scheduled
+        frozen = "a scheduled strength" if scheduled else "entry=" if averaged else f"every={charge.every}"
+        if (scheduled or averaged or charge.every > 1) and is_captured(charge.parameter):
+            raise AttachmentError(
+                f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged with {frozen}, and a CUDA graph "
+                "that is recorded now would repeat this step as it is, without Python: use a strength that is a "
+                "number, or leave optimizer.step() out of the graph"
+            )
 
 
 def check_gradients(charges: Sequence[Charge]) -> None:

@@ -18,7 +18,7 @@ from shrinkage import radial
 from shrinkage.batches import Shrink
 from shrinkage.groups import Layout
 from shrinkage.inplace import touches_once
-from shrinkage.metrics import AdaptiveStep, Number, Step
+from shrinkage.metrics import AdaptiveStep, Number, Step, is_captured
 from shrinkage.penalties import Penalty
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.per_group import Parts, PerGroup
@@ -86,8 +86,8 @@ def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
 def run(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], step: Step) -> bool:
     """Call `shrink_` with tensors in one order of memory, and return whether it could be compiled.
 
-    The first time it is called with an example. Compilation comes before anything is written, also when torch was reset
-    in between and compiles once more.
+    The first time it is called with an example, but not while a CUDA graph is recorded. Compilation comes before
+    anything is written, also when torch was reset in between and compiles once more.
     """
     from torch._dynamo.exc import TorchDynamoException  # not imported before it is needed: it takes long
 
@@ -96,6 +96,8 @@ def run(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], step: Step) -> bo
     key = (kind, w.device, *(tensor.dtype for tensor in tensors), *(number.device for number in numbers))
     try:
         if key not in _compiles:
+            if is_captured(w):
+                return False
             example = [torch.ones(EXAMPLES[w.dim()], dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
             shrink_(kind, *example, *numbers)
         if _compiles.setdefault(key, True):

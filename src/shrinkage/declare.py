@@ -76,6 +76,8 @@ def regularize(
         check_matches(owner, rule)
         check_declarations(owner, rule)
         rules = (*rules, rule)
+    if known is not None:
+        known.taken_back(owner)
     vars(owner)[ATTRIBUTE] = Declarations(owner, rules)
     return layer
 

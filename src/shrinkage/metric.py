@@ -55,6 +55,7 @@ from shrinkage.sharding import is_spread
 Eta = Callable[[Group, State, Tensor], Step]
 Before = Callable[[Group, State, Tensor], State]
 Iterate = Callable[[Group, State, Tensor], tuple[Tensor, Number]]
+Rate = Callable[[Group], Number]
 
 
 def never(group: Group) -> bool:
@@ -82,6 +83,7 @@ class Metric:
     eta: Eta
     before: Before | None = None
     iterate: Iterate | None = None
+    lr: Rate | None = None
     elementwise: bool = True
     deferred: Callable[[Group], bool] = never
 
@@ -104,6 +106,11 @@ _metrics: dict[type[Optimizer], Metric] = {
 
 GRADIENT = 'how="gradient" (no exact zeros)'
 DECOUPLED = 'how="decoupled" (exact zeros, strength in units of weight_decay)'
+DECOUPLED_IF_LR_IS = 'how="decoupled" (exact zeros; every step shrinks by group["lr"] times the strength)'
+
+# What groups hold beside a learning rate that is not the one which their optimizer steps by: those of D-Adaptation and
+# Prodigy, of schedule-free ones, and of Adafactor's relatives.
+OTHER_RATES = ("d", "scheduled_lr", "lr_max", "relative_step", "scale_parameter")
 
 # Optimizers whose steps have no metric of single weights: why, and what can be done.
 _without: Mapping[type[Optimizer], tuple[str, str]] = MappingProxyType(
@@ -128,6 +135,7 @@ def register_metric(
     *,
     before: Before | None = None,
     iterate: Iterate | None = None,
+    lr: Rate | None = None,
     elementwise: bool = True,
 ) -> None:
     """Tell which metric an optimizer steps in, so that `how="proximal"` works with it.
@@ -143,6 +151,8 @@ def register_metric(
         iterate: a function of the same, for optimizers whose gradients move another tensor than the parameter, which
             follows it. Returns that tensor, which the proximal operator then moves instead, and the share of its moves
             by which the parameter follows, as in the last step.
+        lr: a function of the parameter group, for optimizers that do not step by the group's "lr" but by a rate that
+            they make of it; `how="decoupled"` multiplies by what it returns.
         elementwise: whether eta of an element follows from the state of that element. A large parameter then comes in
             pieces, and what its state holds in the parameter's shape is cut alike.
 
@@ -159,7 +169,7 @@ def register_metric(
     """
     if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
         raise TypeError(f"expected a subclass of torch.optim.Optimizer, got {optimizer_class!r}")
-    _metrics[optimizer_class] = Metric(metric, before, iterate, elementwise)
+    _metrics[optimizer_class] = Metric(metric, before, iterate, lr, elementwise)
 
 
 def known_metric(optimizer: Optimizer) -> Metric | None:
@@ -191,29 +201,57 @@ def metric_of(optimizer: Optimizer) -> Metric:
                 f'how="proximal" needs a metric, the move of each weight per unit of its gradient, and {own.__name__} '
                 f"has none: {reason}; choose {instead}"
             )
-    known = ", ".join(sorted(known.__name__ for known in _metrics))
+    known = ", ".join(sorted(map(full_name, _metrics)))
+    other = any(other_rate(optimizer, group) for group in optimizer.param_groups)
+    decoupled = "" if other else f"{DECOUPLED_IF_LR_IS}, "
     raise MetricError(
-        f'how="proximal" needs the metric that {own.__name__} steps in, and none is known for it (known: {known}); '
-        f"choose {DECOUPLED}, {GRADIENT}, or register_metric({own.__name__}, ...)"
+        f'how="proximal" needs the metric that {full_name(own)} steps in, and none is known for it (known: {known}); '
+        f"choose {decoupled}{GRADIENT}, or register_metric({own.__name__}, ...)"
     )
+
+
+def other_rate(optimizer: Optimizer, group: Group) -> str | None:
+    """Return the option of `group` which says that `optimizer` does not step by its "lr", if it has one."""
+    if is_torchs(inspect.unwrap(type(optimizer).step).__module__):
+        return None
+    return next((option for option in OTHER_RATES if group.get(option, False) is not False), None)
+
+
+def learning_rate(metric: Metric | None, group: Group) -> Number:
+    """Return what an optimizer with this metric, if it is known, steps by in `group`."""
+    rate: Number = group["lr"] if metric is None or metric.lr is None else metric.lr(group)
+    return rate
 
 
 def check_decoupled(name: str, smooth: bool, optimizer: Optimizer, group: Group) -> None:
     """Raise `MetricError` if the learning rate of `optimizer` can not decay the parameter `name`."""
-    own = type(optimizer).__name__
-    if "lr" not in group:
-        raise MetricError(
-            f'how="decoupled" multiplies by the learning rate, but the group of {name!r} in this {own} has no '
-            "'lr'; choose how=\"gradient\" or register_metric(...)"
-        )
+    own, metric = type(optimizer).__name__, known_metric(optimizer)
+    if metric is None or metric.lr is None:
+        check_learning_rate(name, optimizer, group)
     if isinstance(optimizer, LBFGS):
         reason, instead = _without[LBFGS]
         raise MetricError(f'how="decoupled" of {name!r} does not go with {own}: {reason}; choose {instead}')
-    metric = known_metric(optimizer)
     if smooth and metric is not None and metric.iterate is not None:
         raise MetricError(
             f'how="decoupled" of {name!r} decays before the step, and {own} moves another tensor, which would not '
             'follow; choose how="proximal", how="gradient", or the weight decay of the optimizer itself'
+        )
+
+
+def check_learning_rate(name: str, optimizer: Optimizer, group: Group) -> None:
+    """Raise `MetricError` if `optimizer` does not step the parameter `name` by the "lr" of its group."""
+    own = type(optimizer).__name__
+    if "lr" not in group:
+        raise MetricError(
+            f'how="decoupled" multiplies by the learning rate, but the group of {name!r} in this {own} has no '
+            f"'lr'; choose how=\"gradient\" or register_metric({own}, ..., lr=...)"
+        )
+    option = other_rate(optimizer, group)
+    if option is not None:
+        raise MetricError(
+            f'how="decoupled" multiplies by the learning rate, but this {own} steps {name!r} by another one than its '
+            f"group's 'lr', as {option!r} in the group says; choose how=\"gradient\", for L2 the weight decay of the "
+            f"optimizer itself, or register_metric({own}, ..., lr=...)"
         )
 
 
@@ -241,3 +279,14 @@ def check_spread(name: str, parameter: Tensor, how: str, optimizer: Optimizer, *
 def runs_step_of(optimizer_class: type[Optimizer], parent: type[Optimizer]) -> bool:
     """Return whether `optimizer_class` inherits its `step` from `parent`; torch wraps it in each class anew."""
     return inspect.unwrap(optimizer_class.step) is inspect.unwrap(parent.step)
+
+
+def full_name(optimizer_class: type[Optimizer]) -> str:
+    """Return the name of one of torch's optimizers, or the name with its module: others are called Adafactor too."""
+    module, name = optimizer_class.__module__, optimizer_class.__qualname__
+    return name if is_torchs(module) else f"{module}.{name}"
+
+
+def is_torchs(module: str) -> bool:
+    """Return whether a class or function of `module` is one of torch's optimizers, or of theirs."""
+    return f"{module}.".startswith("torch.optim.")

@@ -207,6 +207,11 @@ def at_hand(number: Number) -> Number:
     return number.item() if isinstance(number, Tensor) and number.device.type == "cpu" else number
 
 
+def is_captured(parameter: Tensor) -> bool:
+    """Return whether a CUDA graph is being recorded, which can not wait for a number."""
+    return parameter.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def updates(count: Number, like: Tensor) -> Number:
     """Return an optimizer's update count: a number where it is at hand, a tensor where reading it would wait.
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from shrinkage.apply import State, stuck_share
 from shrinkage.charge import Charge
-from shrinkage.metrics import Step
+from shrinkage.metrics import Step, is_captured
 from shrinkage.penalties import Penalty
 from shrinkage.rounding import NARROW
-from shrinkage.sharding import is_spread
+from shrinkage.sharding import local, local_state, piece_penalty, place_of
 
 
 @dataclass
@@ -33,16 +33,17 @@ class Rounding:
     ) -> torch.Generator | None:
         """Return what draws the rounding of `charge` in step number `steps`; None to round to the nearest number.
 
-        The numbers depend on the name of the parameter and the step alone: they are the same in all replicas and after
-        a restart, and leave torch's own generators where they are.
+        The numbers depend on the name of the parameter, the step, and the place of this machine's piece alone: they are
+        the same in all replicas and after a restart, and leave torch's own generators where they are.
         """
         if charge.parameter.dtype not in NARROW:
             return None
         if self.stochastic:
-            seed = crc32(f"{charge.name} {steps}".encode())
+            seed = crc32(" ".join(map(str, (charge.name, steps, *place_of(charge.parameter)))).encode())
             return torch.Generator(charge.parameter.device).manual_seed(seed)
         # In steps 1, 2, 4, 8 ... only: an accelerator is waited for, and the learning rate may warm up from 0.
-        known = charge.name in self.told or is_captured(charge.parameter) or is_spread(charge.parameter)
+        # A group that crosses machines can not be judged by a piece of it, nor may one machine ask the others here.
+        known = charge.name in self.told or is_captured(charge.parameter) or charge.crossing is not None
         if steps & (steps + 1) == 0 and not known:
             self._warn_of_stuck(charge, penalty, state, step)
         return None
@@ -50,18 +51,16 @@ class Rounding:
     def _warn_of_stuck(
         self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Step]
     ) -> None:
-        share = stuck_share(penalty, charge.parameter, state, step, prox=not charge.before)
+        piece = local(charge.parameter.detach())
+        own = piece_penalty(penalty, charge.parameter)
+        share = stuck_share(own, piece, local_state(state), step, prox=not charge.before)
         if share > 0.5:
             self.told.add(charge.name)
+            cut = "this machine's piece of " if place_of(charge.parameter) else ""
             warnings.warn(
-                f"{penalty} is too small to move {100 * share:.0f}% of the weights of {charge.name!r}, of shape "
-                f"{tuple(charge.parameter.shape)}, in a step: {charge.parameter.dtype} rounds them back to where they "
-                "were; keep the parameters in float32 (autocast computes in half precision), or choose "
+                f"{penalty} is too small to move {100 * share:.0f}% of the weights of {cut}{charge.name!r}, of shape "
+                f"{tuple(piece.shape)}, in a step: {charge.parameter.dtype} rounds them back to where they were; keep "
+                "the parameters in float32 (autocast computes in half precision), or choose "
                 "Regularizer(..., stochastic_rounding=True)",
                 stacklevel=2,
             )
-
-
-def is_captured(parameter: Tensor) -> bool:
-    """Return whether a CUDA graph is being recorded, which can not wait for a number."""
-    return parameter.is_cuda and torch.cuda.is_current_stream_capturing()

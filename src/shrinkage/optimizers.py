@@ -1,7 +1,7 @@
 """What can be known of an optimizer around a step: what it holds, what it wraps, and how far its step has come."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -61,14 +61,21 @@ def group_indices(optimizer: Optimizer) -> Mapping[int, int]:
 
 
 def kept_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """Return the optimizers that `optimizer` keeps, itself or in a list, to step some or all of its parameters."""
-    attributes = (value if isinstance(value, list | tuple) else (value,) for value in vars(optimizer).values())
-    kept = [each for values in attributes for each in values if isinstance(each, Optimizer) and each is not optimizer]
+    """Return the optimizers that `optimizer` keeps, itself, in a list or in a dict, to step some or all of its own."""
+    attributes = (each for value in vars(optimizer).values() for each in contents(value))
+    kept = [each for each in attributes if isinstance(each, Optimizer) and each is not optimizer]
     if not kept:
         return []
     held = {id(p) for p in parameters_of(optimizer)}
     # Of a sharded optimizer's parameters this process may step none.
     return [each for each in kept if is_sharded(optimizer) or any(id(p) in held for p in parameters_of(each))]
+
+
+def contents(value: object) -> Iterable[object]:
+    """Return what a list, a tuple or a mapping holds; of anything else, itself."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def working(optimizer: Optimizer) -> list[Optimizer]:

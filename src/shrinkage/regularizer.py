@@ -13,11 +13,12 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Found, charges_of, sum_of, value_of
+from shrinkage.charge import Found, charges_of, names_of, sum_of, value_of
 from shrinkage.compiled import Compile, check_compile
-from shrinkage.declarations import check_same_charge
+from shrinkage.declarations import check_declared
 from shrinkage.declare import declared_rules, rules_of
 from shrinkage.errors import AttachmentError
+from shrinkage.hooks import hook_around
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
@@ -84,17 +85,12 @@ class Regularizer:
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
         check_decay(entry)
         check_compile(compile)
-        self._model = model
-        self._entry = entry
-        self._stochastic_rounding = stochastic_rounding
-        self._compile: Compile = compile
+        self._model, self._entry, self._stochastic_rounding, self._compile = model, entry, stochastic_rounding, compile
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
         if rules is not None:
             warn_of_frozen(model, rules, how)
-        for charged in self.plan:
-            for name in {charged.name, *charged.aliases} & declared.keys():
-                check_same_charge(name, declared[name], charged.penalty, charged.how)
+        check_declared(declared, self.plan)
         self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
         self._kept: list[Kept] = []  # for what is attached to next
         self._iteration = 0  # reached by an optimizer that may be gone
@@ -134,8 +130,7 @@ class Regularizer:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
         go_on(optimizer, attachment, self, self._kept)
         handles = [
-            optimizer.register_step_pre_hook(uncompiled(attachment.before_step)),
-            optimizer.register_step_post_hook(uncompiled(attachment.after_step)),
+            *hook_around(optimizer, attachment.before_step, attachment.after_step),
             *ride(optimizer, attachment, self),
         ]
         explicit_attachments[optimizer] = [*explicit_attachments.get(optimizer, []), attachment]
@@ -156,14 +151,15 @@ class Regularizer:
 
         For a loop that clips gradients with the penalties in them: call it once per update, after the last
         `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
-        Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever.
+        Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever. What is added
+        to a gradient that still carries the loss scale is divided by that later: the step of a fused optimizer sees it
+        and raises, others can not know.
 
         Args:
             optimizer: the one that steps next, where several are attached; left out, all of them.
 
         Raises:
-            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before; at
-                the step of a fused optimizer, if they still carried the loss scale: unscale them first.
+            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before.
             ParameterError: a gradient is sparse.
 
         >>> import shrinkage, torch
@@ -278,10 +274,7 @@ class Regularizer:
 
     def _held(self) -> set[str]:
         """Return the names of the parameters that the attached optimizers hold."""
-        charges = [charge for optimizer, attachment in self._pairs() for charge in attachment.charges_left(optimizer)]
-        charged = {id(charge.parameter) for charge in charges}
-        tied = {name.name for name in named_parameters(self._model) if id(name.parameter) in charged}
-        return tied | {charge.name for charge in charges}
+        return names_of(self._model, (each for own, attached in self._pairs() for each in attached.charges_left(own)))
 
     def _progress(self) -> list[Progress]:
         made = [Progress.of(attachment) for _, attachment in self._pairs()]

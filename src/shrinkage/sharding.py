@@ -39,6 +39,18 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
+def place_of(tensor: Any) -> tuple[int, ...]:
+    """Return where in the mesh this machine's piece of a tensor lies: the same for copies, another for each piece.
+
+    Nothing for what is not cut.
+    """
+    if not is_spread(tensor):
+        return ()
+    mesh = tensor.device_mesh
+    coordinates = zip(mesh.get_coordinate() or (), tensor.placements, mesh.shape, strict=False)
+    return tuple(at for at, placement, size in coordinates if size > 1 and not placement.is_replicate())
+
+
 def spread(piece: Tensor, like: Any) -> Any:
     """Return the tensor whose piece on this machine is `piece`, cut as `like` is."""
     if not is_spread(like):

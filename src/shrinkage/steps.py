@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from shrinkage.apply import Number, State
 from shrinkage.batches import Shrink
 from shrinkage.charge import Charge, unless
-from shrinkage.metric import Metric
+from shrinkage.metric import Metric, learning_rate
 from shrinkage.metrics import AdaptiveStep, Step, at_hand, number
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
@@ -55,7 +55,7 @@ def step_of(charge: Charge, metric: Metric | None, optimizer: Optimizer, overflo
     """Return the step of the proximal operator: in the optimizer's own metric, or the learning rate (decoupled)."""
     group = optimizer.param_groups[charge.group]
     if charge.how == "decoupled" or metric is None:
-        return lambda state, w: unless(overflow, at_hand(group["lr"]))
+        return lambda state, w: unless(overflow, at_hand(learning_rate(metric, group)))
     eta = metric.eta
 
     def step(state: State, w: Tensor) -> Step:

@@ -31,7 +31,7 @@ from shrinkage.charge import Charge, check_unscaled, dense, sum_of, value_of, wi
 from shrinkage.compiled import Compile, pays
 from shrinkage.gradients import Gradients
 from shrinkage.intervals import Intervals
-from shrinkage.metric import Metric
+from shrinkage.metric import Metric, learning_rate
 from shrinkage.metrics import number
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import overflow_of, sign_of
@@ -138,8 +138,8 @@ class Update:
                     restore_(charge.parameter, self._held[charge.name], penalty)
 
     def _lr(self, charge: Charge) -> Number:
-        lr: Number = self._optimizer.param_groups[charge.group].get("lr", 0.0)
-        return lr
+        group = self._optimizer.param_groups[charge.group]
+        return learning_rate(self._metric, group) if "lr" in group else 0.0
 
     def _is_plain(self, charge: Charge) -> bool:
         """Return whether the parameter itself is moved, here, by a step that is known without a pass over it.

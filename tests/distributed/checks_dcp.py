@@ -1,7 +1,5 @@
 """Distributed checkpoints (DCP) of a model under DDP, its optimizer and regularizer: bit for bit as without a stop."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -15,6 +13,9 @@ from distributed.common import (
     assert_equal,
     assert_same_everywhere,
     data_parallel,
+    resume,
+    shared_folder,
+    state_of,
     train_alone,
     train_together,
     zero_count,
@@ -31,25 +32,6 @@ def started(make: Any) -> tuple[nn.Module, Optimizer, Regularizer]:
     model = mlp()
     optimizer: Optimizer = make(model.parameters())
     return model, optimizer, Regularizer(model, RULES, entry=0.9).attach(optimizer)
-
-
-def state_of(model: nn.Module, optimizer: Optimizer, regularizer: Regularizer) -> dict[str, Any]:
-    parts = get_state_dict(model, optimizer)
-    return {"model": parts[0], "optimizer": parts[1], "regularizer": regularizer.state_dict()}
-
-
-def resume(folder: Path, model: nn.Module, optimizer: Optimizer, regularizer: Regularizer, **options: bool) -> None:
-    """Load in the order of the documentation: the regularizer comes last."""
-    state = state_of(model, optimizer, regularizer)
-    dcp.load(state, checkpoint_id=folder, **options)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    regularizer.load_state_dict(state["regularizer"])
-
-
-def shared_folder(rank: int) -> Path:
-    folder = [tempfile.mkdtemp() if rank == 0 else None]
-    dist.broadcast_object_list(folder)
-    return Path(str(folder[0]))
 
 
 def check_resume_on_the_same_and_on_one_process(rank: int, world: int) -> None:

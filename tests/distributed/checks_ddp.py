@@ -27,6 +27,7 @@ from distributed.common import (
     data_parallel,
     parts,
     same_everywhere,
+    train_alike,
     train_alone,
     train_together,
     zero_count,
@@ -39,7 +40,7 @@ from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, regularize
 from shrinkage.plan import How
 
 
-def every_penalty(rank: int, world: int, how: How, strength: float, cases: list) -> dict[str, float]:
+def every_penalty(rank: int, how: How, strength: float, cases: list) -> dict[str, float]:
     """Train the zoo in all processes and in one, with several optimizers."""
     rules = zoo_rules(cases, strength)
     zeros = {}
@@ -47,10 +48,9 @@ def every_penalty(rank: int, world: int, how: How, strength: float, cases: list)
         together, alone = Zoo(cases), Zoo(cases)
         optimizer = make(list(together.parameters()))
         regularizer = Regularizer(together, rules, how=how).attach(optimizer)
-        train_together(data_parallel(together), optimizer, rank, loss=zoo_loss)
         reference = make(list(alone.parameters()))
         Regularizer(alone, rules, how=how).attach(reference)
-        train_alone(alone, reference, world, loss=zoo_loss)
+        train_alike(data_parallel(together), optimizer, alone, reference, parts(rank), loss=zoo_loss)
         assert_equal(together, alone)
         assert_same_everywhere(together)
         assert same_everywhere(regularizer.state_dict())
@@ -58,20 +58,23 @@ def every_penalty(rank: int, world: int, how: How, strength: float, cases: list)
     return zeros
 
 
+@worlds(2, 4)
 def check_every_penalty_proximal(rank: int, world: int) -> dict[str, float]:
-    zeros = every_penalty(rank, world, "proximal", 2.0, ALL_CASES)
+    zeros = every_penalty(rank, "proximal", 2.0, ALL_CASES)
     assert min(zeros.values()) > 100, zeros
     return zeros
 
 
+@worlds(2, 4)
 def check_every_penalty_decoupled(rank: int, world: int) -> dict[str, float]:
-    zeros = every_penalty(rank, world, "decoupled", 2.0, ALL_CASES)
+    zeros = every_penalty(rank, "decoupled", 2.0, ALL_CASES)
     assert min(zeros.values()) > 100, zeros
     return zeros
 
 
+@worlds(2, 4)
 def check_every_penalty_gradient(rank: int, world: int) -> None:
-    every_penalty(rank, world, "gradient", 0.5, EXPLICIT_PENALTIES)
+    every_penalty(rank, "gradient", 0.5, EXPLICIT_PENALTIES)
 
 
 def trained(

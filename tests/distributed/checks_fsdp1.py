@@ -4,6 +4,8 @@ With `use_orig_params=True` penalties of single elements are those of one proces
 a parameter is refused by name, and so is every penalty where a flat parameter takes the place of the model's own.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -18,12 +20,14 @@ from distributed.common import (
     Zoo,
     assert_equal,
     parts,
+    train_alike,
     train_alone,
     train_together,
     zero_count,
     zoo_loss,
     zoo_rules,
 )
+from distributed.registry import worlds
 from models import loss_of, mlp
 from shrinkage import L1, GroupLasso, ParameterError, Regularizer, Rows, Toward, regularize
 from shrinkage.flattened import charges_any_piece
@@ -54,6 +58,7 @@ def assert_equals_one_process(model: nn.Module, alone: nn.Module) -> None:
         assert torch.equal(gathered[name], parameter), f"{name}: {(gathered[name] - parameter).abs().max()}"
 
 
+@worlds(2, 4)
 def check_every_elementwise_penalty(rank: int, world: int) -> dict[str, float]:
     assert len(ELEMENTWISE) > 14
     zeros = {}
@@ -69,8 +74,8 @@ def check_every_elementwise_penalty(rank: int, world: int) -> dict[str, float]:
             optimizer, reference = make(list(wrapped.parameters())), make(list(alone.parameters()))
             (regularizer or Regularizer(wrapped, rules, how=how)).attach(optimizer)
             Regularizer(alone, rules, how=how).attach(reference)
-            train_together(wrapped, optimizer, rank, loss=zoo_loss)
-            train_alone(alone, reference, world, loss=zoo_loss)
+            gathered = partial(FullyShardedDataParallel.summon_full_params, wrapped, writeback=False, with_grads=True)
+            train_alike(wrapped, optimizer, alone, reference, parts(rank), loss=zoo_loss, gathered=gathered)
             assert_equals_one_process(wrapped, alone)
             zeros[f"zeros, {how}, {name}"] = float(zero_count(alone))
     assert min(count for name, count in zeros.items() if "gradient" not in name) > 20, zeros

@@ -2,19 +2,20 @@
 
 import copy
 import re
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -23,15 +24,26 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.optim import SGD, AdamW, Optimizer
 
-from distributed.common import parts, train_alone, train_together
+from distributed.common import (
+    Batch,
+    parts,
+    resume,
+    shared_folder,
+    state_of,
+    train_alike,
+    train_alone,
+    train_together,
+    whole,
+)
 from distributed.registry import worlds
-from models import batches, loss_of, mlp, soft_
+from models import batches, loss_of, mlp
 from shrinkage import (
     L1,
     L2,
     Columns,
     Grouped,
     GroupLasso,
+    GroupLInf,
     Heads,
     Nuclear,
     ParameterError,
@@ -45,7 +57,7 @@ from shrinkage import (
     report,
     threshold_,
 )
-from shrinkage.sharding import crossing_of
+from shrinkage.plan import How
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 STEPS = 6
@@ -57,10 +69,6 @@ def adamw(parameters: list[nn.Parameter]) -> Optimizer:
 
 def sgd(parameters: list[nn.Parameter]) -> Optimizer:
     return SGD(parameters, lr=0.1, momentum=0.5)
-
-
-def whole(parameter: Tensor) -> Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def assert_close(spread: nn.Module, alone: nn.Module, tolerance: float = 1e-6) -> float:
@@ -84,32 +92,59 @@ def sharded(model: nn.Module, dim: int = 0, **options: object) -> nn.Module:
 
 
 def compared(
-    rank: int, world: int, penalty: Penalty, make: Make, *, dim: int = 0, how: str = "proximal", **more
+    spread: nn.Module, alone: nn.Module, penalty: Penalty, make: Make, own: Sequence[Batch], **options: object
 ) -> float:
-    """Train one model cut over processes and one whole; return the largest difference."""
-    spread, alone = sharded(mlp(), dim), mlp()
+    """Train a model that is cut over processes, and one that is whole on its gradients; return the largest difference.
+
+    That of what processes charge by themselves is 0.
+    """
     optimizer, reference = make(list(spread.parameters())), make(list(alone.parameters()))
-    Regularizer(spread, penalty, how=how, **more).attach(optimizer)
-    Regularizer(alone, penalty, how=how, **more).attach(reference)
-    train_together(spread, optimizer, rank, range(STEPS))
-    train_alone(alone, reference, world, range(STEPS))
-    return assert_close(spread, alone)
+    Regularizer(spread, penalty).attach(optimizer)
+    Regularizer(alone, penalty).attach(reference)
+    train_alike(spread, optimizer, alone, reference, own, **options)
+    found = assert_close(spread, alone)
+    assert found == 0 or isinstance(penalty, Grouped | SparseGroupLasso)
+    return found
+
+
+def square() -> nn.Module:
+    """A network whose columns four processes can cut evenly: `fully_shard` takes no others."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def square_loss(model: nn.Module, batch: Batch) -> Tensor:
+    x, y = batch
+    return (model(torch.cat([x, x[:, :2]], 1))[:, :3] - y).square().mean()
 
 
 @worlds(2, 4)
 def check_fully_shard(rank: int, world: int) -> dict[str, float]:
     found = {}
     for make in (adamw, sgd):
-        found["L1"] = compared(rank, world, L1(0.05), make)
-        assert found["L1"] == 0 or world > 2  # 2 gradients have one order only
-        for dim in (0, 1) if world == 2 else (0,):  # fully_shard cuts columns evenly only
+        for dim, network, loss in ((0, mlp, loss_of), (1, square, square_loss)):
             for penalty in (
+                L1(0.05),
                 GroupLasso(0.08, Rows()),
                 GroupLasso(0.08, Columns()),
                 SparseGroupLasso(0.01, 0.05, Columns()),
             ):
-                found[f"{penalty} dim {dim} {make.__name__}"] = compared(rank, world, penalty, make, dim=dim)
+                found[f"{penalty} dim {dim} {make.__name__}"] = compared(
+                    sharded(network(), dim), network(), penalty, make, parts(rank, STEPS), loss=loss
+                )
     return found
+
+
+def check_fully_shard_and_the_average_of_gradients(rank: int, world: int) -> None:
+    """Against one process that averages them itself: the sum of two has one order only."""
+    for make in (adamw, sgd):
+        spread, alone = sharded(mlp()), mlp()
+        optimizer, reference = make(list(spread.parameters())), make(list(alone.parameters()))
+        Regularizer(spread, L1(0.05)).attach(optimizer)
+        Regularizer(alone, L1(0.05)).attach(reference)
+        train_together(spread, optimizer, rank, range(STEPS))
+        train_alone(alone, reference, world, range(STEPS))
+        assert assert_close(spread, alone) == 0
 
 
 def check_fully_shard_made_after_the_rules(rank: int, world: int) -> None:
@@ -128,24 +163,16 @@ def check_fully_shard_made_after_the_rules(rank: int, world: int) -> None:
     assert float((alone[2].weight == 0).float().mean()) > 0
 
 
-def check_fully_shard_in_mixed_precision(rank: int, world: int) -> None:
-    """Weights and gradients are float32 where the step is; the reference takes the gradients of the cut model."""
+def check_fully_shard_in_mixed_precision(rank: int, world: int) -> dict[str, float]:
+    """Weights and gradients are float32 where the step is."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    spread, alone = sharded(mlp(), mp_policy=policy), mlp()
-    optimizer, reference = sgd(list(spread.parameters())), sgd(list(alone.parameters()))
-    Regularizer(spread, L1(0.05)).attach(optimizer)
-    for batch in parts(rank, STEPS):
-        optimizer.zero_grad()
-        loss_of(spread, (batch[0].bfloat16(), batch[1])).backward()
-        for mine, other in zip(spread.parameters(), alone.parameters(), strict=True):
-            assert mine.dtype == mine.grad.dtype == torch.float32
-            other.grad = whole(mine.grad).clone()
-        optimizer.step()
-        reference.step()
-        with torch.no_grad():
-            for weight in (alone[0].weight, alone[2].weight):
-                soft_(weight, 0.1 / (1 - 0.5) * 0.05)
-    assert assert_close(spread, alone) < 1e-7
+    own = [(x.bfloat16(), y) for x, y in parts(rank, STEPS)]
+    found = {}
+    for penalty, make in ((L1(0.05), sgd), (L1(0.05), adamw), (GroupLasso(0.08, Columns()), adamw)):
+        spread = sharded(mlp(), mp_policy=policy)
+        found[f"{penalty} {make.__name__}"] = compared(spread, mlp(), penalty, make, own)
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in spread.parameters())
+    return found
 
 
 def check_accumulation(rank: int, world: int) -> None:
@@ -168,45 +195,157 @@ def check_accumulation(rank: int, world: int) -> None:
     assert_close(spread, alone)
 
 
+class Messages(NamedTuple):
+    """A rule for all weights, and the messages of a step."""
+
+    penalty: Penalty
+    make: Make
+    sums: int
+    gathered: int = 0
+    how: How = "proximal"
+    entry: float | None = None
+
+
+MESSAGES = [
+    Messages(GroupLasso(0.01, Columns()), sgd, 1),
+    Messages(GroupLasso(0.01, Columns()), adamw, 1 + radial.NEWTON_ITERATIONS),
+    Messages(GroupLasso(0.01, Columns()), adamw, 1, how="gradient"),
+    Messages(GroupLasso(0.01, Columns()), adamw, 1, how="decoupled"),
+    Messages(Grouped(L2(0.01), Columns()), sgd, 1, how="decoupled"),
+    Messages(GroupLasso(0.01, Columns()), sgd, 1, entry=0.9, gathered=2 * 5),  # each weight, and its average
+    Messages(GroupLInf(0.01, Columns()), sgd, 0, gathered=5),
+    Messages(GroupLasso(0.01, Rows()), adamw, 0),
+    Messages(L1(0.01), adamw, 0, entry=0.9),
+]
+
+
 @worlds(2, 4)
-def check_messages(rank: int, world: int) -> dict[str, float]:
-    """One sum over machines for all groups of all parameters; in Adam's metric one per iteration of the solver."""
-    counts = {}
-    original = dist.all_reduce
-    for make in (sgd, adamw):
-        model = sharded(nn.Sequential(*(nn.Linear(6, 6) for _ in range(5))))
-        optimizer = make(list(model.parameters()))
-        Regularizer(model, {"0.*": None, "*.weight": GroupLasso(0.01, Columns()), "*": L1(0.01)}).attach(optimizer)
-        assert crossing_of(L1(0.01), model[1].bias) is None  # what a machine charges by itself is in no message
-        assert crossing_of(GroupLasso(0.01, Rows()), model[1].weight) is None
-        model(torch.randn(4, 6)).square().sum().backward()
-        calls = []
-        dist.all_reduce = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)  # noqa: B023
-        try:
-            optimizer.step()
-        finally:
-            dist.all_reduce = original
-        counts[make.__name__] = float(len(calls))
-    assert counts == {"sgd": 1.0, "adamw": 1.0 + radial.NEWTON_ITERATIONS}
-    return counts
+def check_messages(rank: int, world: int) -> None:
+    """One sum over machines for all groups of all five layers; in Adam's metric one per iteration of the solver.
+
+    As many where a process has no gradient. What a machine charges by itself is in no message.
+    """
+    for case in MESSAGES:
+        for clears in (False, True):
+            model = sharded(nn.Sequential(*(nn.Linear(6, 6) for _ in range(5))))
+            optimizer = case.make(list(model.parameters()))
+            rules = {"*.weight": case.penalty, "*": L1(0.01)}
+            Regularizer(model, rules, how=case.how, entry=case.entry).attach(optimizer)
+            model(torch.randn(4, 6)).square().sum().backward()
+            if clears and rank == 0:
+                optimizer.zero_grad()
+            with CommDebugMode() as seen:
+                optimizer.step()
+            counts = [count for kind, count in seen.get_comm_counts().items() if "reduce" in str(kind)]
+            assert (sum(counts), seen.get_total_counts()) == (case.sums, case.sums + case.gathered), case
 
 
 @worlds(2, 4)
 def check_a_process_without_gradients(rank: int, world: int) -> None:
     """It leaves its pieces alone, and keeps nobody waiting: as in a loop in which its gradients and steps are 0."""
+    for penalty, how in ((GroupLasso(0.3, Columns()), "proximal"), (Grouped(L2(0.5), Columns()), "decoupled")):
+        for make in (sgd, adamw):
+            model = sharded(mlp())
+            optimizer = make(list(model.parameters()))
+            rules = {"0.weight": penalty, "2.weight": Nuclear(0.1)}
+            regularizer = Regularizer(model, rules, how=how, entry=0.99).attach(optimizer)
+            before = pieces(model)
+            loss_of(model, batches(1)[0]).backward()
+            if rank == 0:
+                optimizer.zero_grad()
+            optimizer.step()
+            moved = [not torch.equal(*pair) for pair in zip(pieces(model), before, strict=True)]
+            assert not any(moved) if rank == 0 else all(m or not p.numel() for m, p in zip(moved, before, strict=True))
+            assert regularizer.state_dict()["updates"] == [1]
+
+
+def pieces(model: nn.Module) -> list[Tensor]:
+    """Copies of this process's pieces of the parameters."""
+    return [parameter.to_local().detach().clone() for parameter in model.parameters()]
+
+
+@worlds(2, 4)
+def check_a_gradient_that_is_nan_on_one_process(rank: int, world: int) -> None:
+    """It reaches the group that crosses machines, and no other; nobody waits, and all count the updates."""
     for make in (sgd, adamw):
-        model = sharded(mlp())
-        optimizer = make(list(model.parameters()))
-        regularizer = Regularizer(model, {"0.weight": GroupLasso(0.3, Columns()), "2.weight": Nuclear(0.1)}, entry=0.99)
-        regularizer.attach(optimizer)
-        before = [p.to_local().clone() for p in model.parameters()]
-        loss_of(model, batches(1)[0]).backward()
-        if rank == 0:
-            optimizer.zero_grad()
-        optimizer.step()
-        moved = [not torch.equal(p.to_local(), old) for p, old in zip(model.parameters(), before, strict=True)]
-        assert not any(moved) if rank == 0 else all(m or not p.numel() for m, p in zip(moved, before, strict=True))
-        assert regularizer.state_dict()["updates"] == [1]
+        for entry in (None, 0.9):
+            model = sharded(mlp())
+            optimizer = make(list(model.parameters()))
+            rules = {"0.weight": GroupLasso(0.01, Columns()), "2.weight": L1(0.01)}
+            regularizer = Regularizer(model, rules, entry=entry).attach(optimizer)
+            for step, batch in enumerate(parts(rank, 3)):
+                optimizer.zero_grad()
+                loss_of(model, batch).backward()
+                if step == 1:
+                    for parameter in model.parameters():  # the loss of the next step shall be NaN no more than this
+                        parameter.grad.to_local().zero_()
+                    if rank == 1:
+                        model[0].weight.grad.to_local()[0, 2] = torch.nan
+                if step < 2:
+                    optimizer.step()
+            bad = whole(model[0].weight.detach()).isnan()
+            expected = torch.zeros_like(bad)
+            expected[:, 2] = True
+            assert torch.equal(bad, expected)
+            assert not whole(model[2].weight.detach()).isnan().any()
+            assert regularizer.state_dict()["updates"] == [2]
+
+
+def check_a_closure_that_raises_on_one_process(rank: int, world: int) -> None:
+    """The others wait for it in the groups' sum, and give up; nothing moved, and nobody counts an update."""
+    impatient = dist.new_group(timeout=timedelta(seconds=1))
+    mesh = DeviceMesh.from_group(impatient, "cpu", mesh_dim_names=("impatient",))  # without a name it is the default
+    spread = sharded(mlp(), mesh=mesh)
+    optimizer = sgd(list(spread.parameters()))
+    rules = {"0.weight": GroupLasso(0.1, Columns()), "2.weight": L1(0.1)}
+    regularizer = Regularizer(spread, rules, how="gradient").attach(optimizer)
+    before = pieces(spread)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(spread, parts(rank)[0])
+        loss.backward()
+        if rank == 1:
+            raise ValueError("a broken example")
+        return loss
+
+    with pytest.raises(ValueError if rank == 1 else RuntimeError):
+        optimizer.step(closure)
+    assert all(map(torch.equal, pieces(spread), before))
+    assert regularizer.state_dict()["updates"] == [0]
+
+
+class Unused(nn.Module):
+    """A layer that takes part in the loss, and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.used, self.never = nn.Linear(6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.used(x)
+        return output
+
+
+def check_a_layer_that_is_not_used(rank: int, world: int) -> None:
+    """It has no gradient anywhere, and stays as it is; its groups cross machines."""
+    for penalty, how in (
+        (GroupLasso(0.3, Columns()), "proximal"),
+        (GroupLasso(0.3, Columns()), "gradient"),
+        (GroupLasso(0.3, Columns()), "decoupled"),
+        (Grouped(L2(0.5), Columns()), "decoupled"),
+    ):
+        model = Unused()
+        for layer in (model.used, model.never, model):
+            fully_shard(layer)
+        optimizer = sgd(list(model.parameters()))
+        Regularizer(model, penalty, how=how).attach(optimizer)
+        before = pieces(model)
+        train_together(model, optimizer, rank, range(3))
+        used, _, never, _ = (not torch.equal(*pair) for pair in zip(pieces(model), before, strict=True))
+        assert used
+        assert not never
 
 
 def check_zeros_are_held(rank: int, world: int) -> None:
@@ -252,15 +391,8 @@ def check_tensor_parallel(rank: int, world: int) -> dict[str, float]:
     worst = 0.0
     for penalty in (L1(0.05), GroupLasso(0.08, Rows()), GroupLasso(0.08, Columns()), GroupLasso(0.08, Heads(2, dim=1))):
         for make in (adamw, sgd):
-            spread, alone = tensor_parallel(mlp(), init_device_mesh("cpu", (world,))), mlp()
-            for model in (spread, alone):
-                optimizer = make(list(model.parameters()))
-                Regularizer(model, penalty).attach(optimizer)
-                for batch in batches(STEPS):
-                    optimizer.zero_grad()
-                    loss_of(model, batch).backward()
-                    optimizer.step()
-            worst = max(worst, assert_close(spread, alone))
+            spread = tensor_parallel(mlp(), init_device_mesh("cpu", (world,)))
+            worst = max(worst, compared(spread, mlp(), penalty, make, batches(STEPS)))
     return {"difference": worst}
 
 
@@ -289,21 +421,8 @@ def check_fully_shard_of_tensor_parallel(rank: int, world: int) -> dict[str, flo
     worst = 0.0
     for penalty in (L1(0.05), GroupLasso(0.08, Rows()), GroupLasso(0.08, Columns()), Nuclear(0.02), Toward(L1(0.02))):
         for make in (adamw, sgd):
-            spread, alone = tensor_parallel(mlp(), mesh["tensor"]), mlp()
-            sharded(spread, mesh=mesh["data"])
-            optimizer, reference = make(list(spread.parameters())), make(list(alone.parameters()))
-            Regularizer(spread, penalty).attach(optimizer)
-            Regularizer(alone, penalty).attach(reference)
-            for batch in parts(rank // 2, STEPS):
-                optimizer.zero_grad()
-                loss_of(spread, batch).backward()
-                for mine, other in zip(spread.parameters(), alone.parameters(), strict=True):
-                    other.grad = whole(mine.grad).clone()
-                optimizer.step()
-                reference.step()
-            found = assert_close(spread, alone)
-            assert found == 0 or isinstance(penalty, Grouped)
-            worst = max(worst, found)
+            spread = sharded(tensor_parallel(mlp(), mesh["tensor"]), mesh=mesh["data"])
+            worst = max(worst, compared(spread, mlp(), penalty, make, parts(rank // 2, STEPS)))
     return {"difference": worst}
 
 
@@ -329,55 +448,48 @@ def check_an_overflow_on_one_process(rank: int, world: int) -> None:
         assert regularizer.state_dict()["updates"] == [3]
 
 
-def with_state(model: nn.Module, optimizer: Optimizer, regularizer: Regularizer) -> dict[str, object]:
-    weights, moments = get_state_dict(model, optimizer)
-    return {"model": weights, "optimizer": moments, "regularizer": regularizer.state_dict()}
-
-
 @worlds(4)
 def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world: int) -> None:
-    """Saved from 2 processes, resumed on 4: as one process that was never stopped."""
+    """Saved from 2 processes and resumed on 4, and the other way round: as one process that was never stopped."""
     rules = {"0.weight": GroupLasso(lambda update: 0.02 * update, Columns()), "2.weight": L1(0.03)}
-    folder = [tempfile.mkdtemp() if rank == 0 else None]
-    dist.broadcast_object_list(folder)
-    path = Path(folder[0])
-    alone = mlp()
-    reference = adamw(list(alone.parameters()))
-    Regularizer(alone, rules, entry=0.9).attach(reference)
-    same = lambda model, optimizer, steps: [  # noqa: E731
-        (optimizer.zero_grad(), loss_of(model, batches(8)[step]).backward(), optimizer.step()) for step in steps
-    ]
-    same(alone, reference, range(8))
-    half = dist.new_group([0, 1])
-    if rank < 2:
-        mesh = torch.distributed.device_mesh.DeviceMesh.from_group(half, "cpu")
-        model = sharded(mlp(), mesh=mesh)
+    groups = {size: dist.new_group(list(range(size))) for size in (2, 4)}
+
+    def started(model: nn.Module) -> tuple[nn.Module, Optimizer, Regularizer]:
         optimizer = adamw(list(model.parameters()))
-        regularizer = Regularizer(model, rules, entry=0.9).attach(optimizer)
-        same(model, optimizer, range(4))
-        dcp.save(with_state(model, optimizer, regularizer), checkpoint_id=path, process_group=half)
-    dist.barrier()
-    model = sharded(mlp())
-    optimizer = adamw(list(model.parameters()))
-    regularizer = Regularizer(model, rules, entry=0.9).attach(optimizer)
-    same(model, optimizer, range(1))  # so that there are averages to load into
-    state = with_state(model, optimizer, regularizer)
-    dcp.load(state, checkpoint_id=path)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    regularizer.load_state_dict(state["regularizer"])
-    same(model, optimizer, range(4, 8))
-    assert_close(model, alone)
+        return model, optimizer, Regularizer(model, rules, entry=0.9).attach(optimizer)
+
+    def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            loss_of(model, batches(8)[step]).backward()
+            optimizer.step()
+
+    alone, reference, _ = started(mlp())
+    train(alone, reference, range(8))
+    for saving, loading in ((2, 4), (4, 2)):
+        path = shared_folder(rank)
+        if rank < saving:
+            model, optimizer, regularizer = started(sharded(mlp(), mesh=DeviceMesh.from_group(groups[saving], "cpu")))
+            train(model, optimizer, range(4))
+            dcp.save(state_of(model, optimizer, regularizer), checkpoint_id=path, process_group=groups[saving])
+        dist.barrier()
+        if rank < loading:
+            model, optimizer, regularizer = started(sharded(mlp(), mesh=DeviceMesh.from_group(groups[loading], "cpu")))
+            train(model, optimizer, range(1))  # so that there are averages to load into
+            resume(path, model, optimizer, regularizer, process_group=groups[loading])
+            assert regularizer.state_dict()["updates"] == [4]
+            train(model, optimizer, range(4, 8))
+            assert_close(model, alone)
+        dist.barrier()
 
 
 def check_the_guide_saves_and_loads(rank: int, world: int) -> None:
     """The code of docs/machines.md."""
     guide = Path(__file__).parents[2] / "docs" / "machines.md"
     (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
-    folder = [tempfile.mkdtemp() if rank == 0 else None]
-    dist.broadcast_object_list(folder)
     model = sharded(mlp())
     optimizer = adamw(list(model.parameters()))
     regularizer = Regularizer(model, L1(lambda update: 0.01 * update), entry=0.9).attach(optimizer)
     train_together(model, optimizer, rank, range(3))
-    exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer, "path": Path(folder[0])})
+    exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer, "path": shared_folder(rank)})
     assert regularizer.state_dict()["updates"] == [3]

@@ -1,6 +1,7 @@
 """Parameters that are cut over processes: every penalty gives what it gives in one process.
 
-Where nothing has to be added up, bit for bit; sums over processes come in another order: to 1e-6, with the same zeros.
+Where nothing has to be added up, bit for bit; sums over processes come in another order: to 1e-6 of the largest weight,
+with the same zeros.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from catalog import EXPLICIT_PENALTIES
-from distributed.common import ALL_CASES, Zoo, zero_count, zoo_rules
+from catalog import EXPLICIT_PENALTIES, PENALTIES
+from distributed.common import ALL_CASES, Zoo, whole, zero_count, zoo_rules
 from distributed.registry import worlds
-from shrinkage import Penalty, Regularizer
+from shrinkage import Penalty, Regularizer, Rule
 from shrinkage.penalties import Grouped, SparseGroupLasso, Toward
 from shrinkage.penalties.nonnegative import NonNegative
 from shrinkage.plan import How
@@ -53,10 +54,6 @@ def cut(zoo: Zoo, mesh: DeviceMesh, placements: Placements) -> Zoo:
     return zoo
 
 
-def whole(w: Tensor) -> Tensor:
-    return w.full_tensor() if isinstance(w, DTensor) else w
-
-
 def train(zoo: Zoo, optimizer: Optimizer, steps: range) -> None:
     """Steps on gradients that are made from the whole weights, the same in every process."""
     for step in steps:
@@ -78,7 +75,15 @@ def sums_suffice(penalty: Penalty) -> bool:
     return isinstance(penalty, Grouped | SparseGroupLasso)
 
 
-def compare(mesh: DeviceMesh, placements: Placements, how: How, strength: float, cases: Sequence) -> dict[str, float]:
+def compare(
+    mesh: DeviceMesh,
+    placements: Placements,
+    how: How,
+    strength: float,
+    cases: Sequence,
+    steps: int = STEPS,
+    every: int = 1,
+) -> dict[str, float]:
     """Train the zoo cut over processes and whole, with several optimizers; return differences and zeros."""
     measured = {}
     for name, make in OPTIMIZERS.items():
@@ -86,8 +91,10 @@ def compare(mesh: DeviceMesh, placements: Placements, how: How, strength: float,
         spread, alone = cut(Zoo(cases), mesh, placements), Zoo(cases)
         for zoo in (spread, alone):
             optimizer = make(list(zoo.parameters()))
-            Regularizer(zoo, rules, how=how).attach(optimizer)
-            train(zoo, optimizer, range(STEPS))
+            Regularizer(zoo, [Rule(each, parameter, how, every=every) for parameter, each in rules.items()]).attach(
+                optimizer
+            )
+            train(zoo, optimizer, range(steps))
         worst = 0.0
         for case, piece, reference, penalty in zip(cases, spread.weights, alone.weights, rules.values(), strict=True):
             found = whole(piece.detach())
@@ -126,9 +133,53 @@ def check_copies_of_cut_columns(rank: int, world: int) -> dict[str, float]:
     return compare(init_device_mesh("cpu", (2, 2)), copies_of_columns, "proximal", 2.0, ALL_CASES)
 
 
-def check_decoupled(rank: int, world: int) -> dict[str, float]:
-    return compare(init_device_mesh("cpu", (world,)), columns, "decoupled", 2.0, ALL_CASES)
+@worlds(2)
+def check_every_second_step(rank: int, world: int) -> None:
+    cases = [case for case in PENALTIES if case.name.startswith(("L1", "GroupLasso", "Nuclear"))]
+    for placements in (rows, columns):
+        compare(init_device_mesh("cpu", (world,)), placements, "proximal", 1.0, cases, every=2)
 
 
-def check_gradient(rank: int, world: int) -> dict[str, float]:
-    return compare(init_device_mesh("cpu", (world,)), rows, "gradient", 0.5, EXPLICIT_PENALTIES)
+@worlds(2, 4)
+def check_decoupled(rank: int, world: int) -> None:
+    for mesh, placements in cuttings(world):
+        compare(mesh, placements, "decoupled", 2.0, ALL_CASES, steps=2)
+
+
+@worlds(2, 4)
+def check_gradient(rank: int, world: int) -> None:
+    for mesh, placements in cuttings(world):
+        compare(mesh, placements, "gradient", 0.5, EXPLICIT_PENALTIES, steps=2)
+
+
+def cuttings(world: int) -> list[tuple[DeviceMesh, Placements]]:
+    """Rows, and columns; with four processes both at once."""
+    if world == 4:
+        return [(init_device_mesh("cpu", (2, 2)), rows_and_columns)]
+    return [(init_device_mesh("cpu", (world,)), placements) for placements in (rows, columns)]
+
+
+@worlds(4)
+def check_several_meshes_and_none_in_one_optimizer(rank: int, world: int) -> None:
+    """Groups that cross machines of one mesh, of another, and of no mesh, in one step."""
+    square, line = init_device_mesh("cpu", (2, 2)), init_device_mesh("cpu", (4,))
+    cases = [case for case in PENALTIES if case.name == "GroupLasso columns"] * 4
+    zeros = 0
+    placed = [(square, [Shard(0), Replicate()]), (line, [Shard(0)]), (square, [Shard(0), Shard(1)])]
+    for make in OPTIMIZERS.values():
+        spread, alone = Zoo(cases), Zoo(cases)
+        for index, (mesh, placements) in enumerate(placed):  # the last stays as it is
+            weight = spread.weights[index].detach()
+            spread.weights[index] = nn.Parameter(distribute_tensor(weight, mesh, placements, src_data_rank=None))
+        for zoo in (spread, alone):
+            optimizer = make(list(zoo.parameters()))
+            optimizer.defaults["foreach"] = optimizer.param_groups[0]["foreach"] = False  # which takes one mesh only
+            Regularizer(zoo, zoo_rules(cases, 1.0)).attach(optimizer)
+            train(zoo, optimizer, range(STEPS))
+        for piece, reference in zip(spread.weights, alone.weights, strict=True):
+            found = whole(piece.detach())
+            assert torch.equal(found == 0, reference == 0)
+            assert float((found - reference).abs().max()) <= 1e-6 * float(reference.abs().max())
+        assert torch.equal(spread.weights[3], alone.weights[3])
+        zeros += zero_count(alone)
+    assert 0 < zeros < len(OPTIMIZERS) * sum(w.numel() for w in alone.weights)

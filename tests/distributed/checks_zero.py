@@ -23,6 +23,7 @@ from distributed.common import (
     data_parallel,
     parts,
     same_everywhere,
+    train_alike,
     train_alone,
     train_together,
     zero_count,
@@ -35,7 +36,7 @@ from shrinkage import L1, AttachmentError, GroupLasso, Regularizer, Rows, regula
 from shrinkage.plan import How
 
 
-def every_penalty(rank: int, world: int, how: How, cases: list) -> dict[str, float]:
+def every_penalty(rank: int, how: How, cases: list) -> dict[str, float]:
     """Train the zoo with its optimizer in parts, and in one process."""
     rules = zoo_rules(cases, 2.0)
     zeros = {}
@@ -46,10 +47,9 @@ def every_penalty(rank: int, world: int, how: How, cases: list) -> dict[str, flo
         together, alone = Zoo(cases), Zoo(cases)
         optimizer = ZeroRedundancyOptimizer(together.parameters(), make, **options)
         regularizer = Regularizer(together, rules, how=how).attach(optimizer)
-        train_together(data_parallel(together), optimizer, rank, loss=zoo_loss)
         reference = make(alone.parameters(), **options)
         Regularizer(alone, rules, how=how).attach(reference)
-        train_alone(alone, reference, world, loss=zoo_loss)
+        train_alike(data_parallel(together), optimizer, alone, reference, parts(rank), loss=zoo_loss)
         assert_equal(together, alone)
         assert_same_everywhere(together)
         assert same_everywhere(regularizer.state_dict())
@@ -57,20 +57,23 @@ def every_penalty(rank: int, world: int, how: How, cases: list) -> dict[str, flo
     return zeros
 
 
+@worlds(2, 4)
 def check_every_penalty_proximal(rank: int, world: int) -> dict[str, float]:
-    zeros = every_penalty(rank, world, "proximal", ALL_CASES)
+    zeros = every_penalty(rank, "proximal", ALL_CASES)
     assert min(zeros.values()) > 100, zeros
     return zeros
 
 
+@worlds(2, 4)
 def check_every_penalty_decoupled(rank: int, world: int) -> dict[str, float]:
-    zeros = every_penalty(rank, world, "decoupled", ALL_CASES)
+    zeros = every_penalty(rank, "decoupled", ALL_CASES)
     assert min(zeros.values()) > 100, zeros
     return zeros
 
 
+@worlds(2, 4)
 def check_every_penalty_gradient(rank: int, world: int) -> None:
-    every_penalty(rank, world, "gradient", EXPLICIT_PENALTIES)
+    every_penalty(rank, "gradient", EXPLICIT_PENALTIES)
 
 
 SCHEDULE = L1(lambda update: 0.05 + 0.02 * update)

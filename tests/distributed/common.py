@@ -1,18 +1,26 @@
 """A model with every penalty in it, and what several checks share: training by parts, and comparing processes."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 from catalog import CONSTRAINTS, PENALTIES, ConstraintCase, PenaltyCase
 from models import batches, loss_of
-from shrinkage import Penalty
+from shrinkage import Penalty, Regularizer
 
 STEPS = 5
+Value = TypeVar("Value")
 Batch = tuple[Tensor, Tensor]
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
@@ -67,6 +75,30 @@ def train_together(
         optimizer.zero_grad()
         loss(model, batch).backward()
         optimizer.step()
+
+
+def train_alike(
+    model: nn.Module,
+    optimizer: Optimizer,
+    alone: nn.Module,
+    reference: Optimizer,
+    own: Sequence[Batch],
+    *,
+    loss: Callable[[nn.Module, Batch], Tensor] = loss_of,
+    gathered: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Train on this process's batches, and `alone` on the very gradients that come of it.
+
+    So they are the same, whatever the order in which processes are summed. Inside of `gathered` they can be read.
+    """
+    for batch in own:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        with gathered():
+            for mine, other in zip(model.parameters(), alone.parameters(), strict=True):
+                other.grad = None if mine.grad is None else whole(mine.grad).clone()
+        optimizer.step()
+        reference.step()
 
 
 class Zoo(nn.Module):
@@ -126,11 +158,42 @@ def assert_same_everywhere(model: nn.Module) -> None:
         assert all(torch.equal(each.view(torch.int32), mine.view(torch.int32)) for each in all_of_them), name
 
 
+def everyones(value: Value) -> list[Value]:
+    """What each process passes here, in the order of the processes."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def same_everywhere(value: object) -> bool:
     """Whether a value is equal in all processes."""
-    values: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return all(each == value for each in values)
+    return all(each == value for each in everyones(value))
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """All of a parameter, of which a process may hold a piece."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def shared_folder(rank: int) -> Path:
+    """A new folder, the same in all processes."""
+    folder = [tempfile.mkdtemp() if rank == 0 else None]
+    dist.broadcast_object_list(folder)
+    return Path(str(folder[0]))
+
+
+def state_of(model: nn.Module, optimizer: Optimizer, regularizer: Regularizer) -> dict[str, Any]:
+    """What docs/machines.md puts into a distributed checkpoint."""
+    parts = get_state_dict(model, optimizer)
+    return {"model": parts[0], "optimizer": parts[1], "regularizer": regularizer.state_dict()}
+
+
+def resume(folder: Path, model: nn.Module, optimizer: Optimizer, regularizer: Regularizer, **options: Any) -> None:
+    """Load in the order of the documentation: the regularizer comes last."""
+    state = state_of(model, optimizer, regularizer)
+    dcp.load(state, checkpoint_id=folder, **options)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    regularizer.load_state_dict(state["regularizer"])
 
 
 def data_parallel(model: nn.Module, **options: object) -> DistributedDataParallel:

@@ -1,10 +1,20 @@
-"""Checks that fail in the ways checks can fail: what the harness itself is tested on."""
+"""Checks that fail in the ways checks can fail: what the harness itself is tested on, and a run that is killed."""
 
 import os
+import signal
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.optim import AdamW, Optimizer
+
+from distributed.common import assert_equal, parts, resume, state_of
+from models import loss_of, mlp
+from shrinkage import L1, Columns, GroupLasso, Regularizer
 
 
 def check_that_holds(rank: int, world: int) -> dict[str, float]:
@@ -34,3 +44,46 @@ def check_that_dies(rank: int, world: int) -> None:
 
 def check_that_holds_afterwards(rank: int, world: int) -> dict[str, float]:
     return check_that_holds(rank, world)
+
+
+SAVED, KILLED, STEPS = 3, 4, 8
+
+
+def started(dies: bool = False) -> tuple[nn.Module, Optimizer, Regularizer]:
+    """A model in pieces with groups that cross machines; the process that `dies` is killed inside of a step."""
+
+    def strength(update: int) -> float:
+        if dies and update == KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0.02 * 0.8**update
+
+    model = fully_shard(mlp())
+    optimizer = AdamW(model.parameters(), lr=0.02, foreach=False)
+    rules = {"0.weight": GroupLasso(strength, Columns()), "2.weight": L1(0.03)}
+    return model, optimizer, Regularizer(model, rules, entry=0.9).attach(optimizer)
+
+
+def train(model: nn.Module, optimizer: Optimizer, rank: int, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        loss_of(model, parts(rank, STEPS)[step]).backward()
+        optimizer.step()
+
+
+def check_that_is_killed(rank: int, world: int) -> None:
+    model, optimizer, regularizer = started(dies=rank == 1)
+    train(model, optimizer, rank, range(SAVED))
+    dcp.save(state_of(model, optimizer, regularizer), checkpoint_id=os.environ["CHECKPOINT"])
+    train(model, optimizer, rank, range(SAVED, STEPS))
+
+
+def check_that_resumes(rank: int, world: int) -> None:
+    """As a run that was never stopped, bit for bit."""
+    straight, resumed = started(), started()
+    train(*straight[:2], rank, range(STEPS))
+    train(*resumed[:2], rank, range(1))  # so that there are averages to load into
+    resume(Path(os.environ["CHECKPOINT"]), *resumed)
+    assert resumed[2].state_dict()["updates"] == [SAVED]
+    train(*resumed[:2], rank, range(SAVED, STEPS))
+    assert_equal(resumed[0], straight[0])
+    assert resumed[2].state_dict()["updates"] == [STEPS]

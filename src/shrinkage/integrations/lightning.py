@@ -4,11 +4,12 @@ from functools import partial
 from typing import Any
 
 from shrinkage.averages import check_decay
+from shrinkage.compiled import Compile, check_compile
 from shrinkage.errors import AttachmentError
 from shrinkage.optimizers import stepped, unwrapped
-from shrinkage.plan import How, Rules, as_rules
+from shrinkage.plan import How, Rule, Rules, as_rules
 from shrinkage.regularizer import Regularizer
-from shrinkage.select import named_parameters
+from shrinkage.select import named_parameters, selector_text
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,6 +29,7 @@ class RegularizerCallback(Callback):
         how: as in `Regularizer`.
         entry: as in `Regularizer`.
         stochastic_rounding: as in `Regularizer`.
+        compile: as in `Regularizer`.
 
     Raises:
         SelectionError: when fit starts, if a rule matches nothing or never wins.
@@ -39,6 +41,7 @@ class RegularizerCallback(Callback):
 
     A checkpoint of the trainer holds the state, and `fit(ckpt_path=...)` goes on from it. Another `fit` of the same
     trainer goes on counting updates where the last one ended, as the trainer does; that of a new trainer starts at 0.
+    Several callbacks in one trainer are told apart by their selectors, kinds of penalty and `how`.
 
     >>> from lightning.pytorch import Trainer
     >>> from shrinkage import L1
@@ -54,11 +57,14 @@ class RegularizerCallback(Callback):
         how: How = "proximal",
         entry: float | None = None,
         stochastic_rounding: bool = False,
+        compile: Compile = "auto",
     ) -> None:
         check_decay(entry)
-        if rules is not None:
-            as_rules(rules, how)
-        self._make = partial(Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding)
+        check_compile(compile)
+        self._charged = None if rules is None else [charged_text(rule) for rule in as_rules(rules, how)]
+        self._make = partial(
+            Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding, compile=compile
+        )
         self._module: LightningModule | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -96,6 +102,15 @@ class RegularizerCallback(Callback):
         """Take all hooks off: Lightning does not call `teardown` after an exception."""
         self._detach()
 
+    @property
+    def state_key(self) -> str:
+        """Tell this callback's state from that of another in a checkpoint: they charge different parameters.
+
+        Strengths are left out: a run that resumes with another one finds the state.
+        """
+        key: str = self._generate_state_key(rules=self._charged)
+        return key
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the regularizer, which also rides in the optimizers' while fit runs."""
         return {} if self.regularizer is None else self.regularizer.state_dict()
@@ -107,3 +122,9 @@ class RegularizerCallback(Callback):
     def _detach(self) -> None:
         if self.regularizer is not None:
             self.regularizer.detach()
+
+
+def charged_text(rule: Rule) -> str:
+    """Return which parameters a rule selects, and what kind of penalty charges them, if one does."""
+    selected = "every weight" if rule.parameters is None else selector_text(rule.parameters)
+    return f"{selected}: {rule.penalty and type(rule.penalty).__name__} ({rule.how})"

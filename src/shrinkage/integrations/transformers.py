@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from shrinkage.averages import check_decay
+from shrinkage.compiled import Compile, check_compile
 from shrinkage.plan import How, Rules, as_rules
 from shrinkage.regularizer import Regularizer
 
@@ -29,6 +30,7 @@ class RegularizerCallback(TrainerCallback):
         how: as in `Regularizer`.
         entry: as in `Regularizer`.
         stochastic_rounding: as in `Regularizer`.
+        compile: as in `Regularizer`.
 
     Raises:
         SelectionError: when training begins, if a rule matches nothing or never wins.
@@ -56,11 +58,15 @@ class RegularizerCallback(TrainerCallback):
         how: How = "proximal",
         entry: float | None = None,
         stochastic_rounding: bool = False,
+        compile: Compile = "auto",
     ) -> None:
         check_decay(entry)
+        check_compile(compile)
         if rules is not None:
             as_rules(rules, how)
-        self._make = partial(Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding)
+        self._make = partial(
+            Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding, compile=compile
+        )
 
     def on_train_begin(
         self,
