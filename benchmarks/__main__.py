@@ -43,9 +43,9 @@ class Plan:
     compile: bool
     output: Path
 
-    def settings(self, share: float = 1.0) -> Settings:
-        """Return settings for a part that takes a share of a table's time."""
-        return Settings(Limits(self.rounds, share * self.seconds), self.device, self.steps)
+    def settings(self, share: float = 1.0, more: int = 1) -> Settings:
+        """Return settings for a part that takes a share of a table's time, in so many times more rounds if they fit."""
+        return Settings(Limits(more * self.rounds, share * self.seconds), self.device, self.steps)
 
 
 def tables(plan: Plan) -> Iterator[object]:
@@ -57,7 +57,7 @@ def tables(plan: Plan) -> Iterator[object]:
 
 def kernels(plan: Plan) -> Iterator[object]:
     """Measure each rule alone."""
-    yield measure_kernels(rules(plan.kinds, compile=plan.compile), plan.side, plan.settings(0.5))
+    yield measure_kernels(rules(plan.kinds, compile=plan.compile), plan.side, plan.settings(0.5, more=5))
 
 
 def scaling(plan: Plan) -> Iterator[object]:
@@ -65,7 +65,7 @@ def scaling(plan: Plan) -> Iterator[object]:
     variants = [ADAMW_ALONE, *rules(QUICK, compile=plan.compile, both=False)]
     sweeps = []
     for sweep, sizes in ((by_tensors, plan.tensors), (by_weights, plan.weights)):
-        sweeps.append(sweep(variants, sizes, plan.settings(0.15)))
+        sweeps.append(sweep(variants, sizes, plan.settings(0.2, more=5)))
         yield sweeps[-1]
     where = surroundings(plan.device)
     title = f"AdamW and rules on {where['device']}, {where['threads']} threads, torch {where['versions']['torch']}"
@@ -76,7 +76,7 @@ def training(plan: Plan) -> Iterator[object]:
     """Measure whole training steps."""
     variants = [ADAMW_ALONE, *rules(QUICK, compile=plan.compile, both=False)]
     for task in TASKS[: plan.tasks]:
-        yield measure_training(task, [*variants, *RIVALS[1:3]], plan.settings(0.5))
+        yield measure_training(task, [*variants, *RIVALS[1:3]], plan.settings(0.75))
 
 
 PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
@@ -117,7 +117,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         models = tuple(options.model or ["MobileNetV2"])
         return Plan(models, QUICK, rounds or 5, seconds or 3, 1024, TENSORS[:4], WEIGHTS[:4], 1, 10, *common)
     models = tuple(options.model or ARCHITECTURES)
-    return Plan(models, tuple(KINDS), rounds or 21, seconds or 60, 8192, TENSORS, WEIGHTS, len(TASKS), 100, *common)
+    return Plan(models, tuple(KINDS), rounds or 21, seconds or 40, 8192, TENSORS, WEIGHTS, len(TASKS), 100, *common)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ class Row:
         milliseconds: of one step.
         ratio: to the baseline's step in the same round.
         gigabytes_per_second: the bytes that the rule has to move, by the time that it adds.
-        share_of_copy: that, by the same of a copy.
+        share_of_copy: that, by the same of a copy; more than 1 where a copy also reads what it overwrites.
         extra_mebibytes: the most memory that a step holds beyond what was held before.
         host_microseconds: what the rule adds per charged tensor, where tensors are so small that nothing else counts.
         compile_seconds: what the first step takes longer than a later one.

@@ -145,9 +145,9 @@ def test_what_memory_is_too_short_for_is_skipped(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: memory.SPARE + 4 * 4 * 48)
     fits = measure(TINY, [ADAMW_ALONE, Variant("large", ADAMW_ALONE.make, copies=6)], SETTINGS)
     assert fits.rows[0].skipped is None
-    assert fits.rows[1].skipped.startswith("needs 0.5 GB of memory")
+    assert fits.rows[1].skipped.startswith("needs 2.0 GB of memory")
     monkeypatch.setattr(memory, "free", lambda device: 0.0)
-    assert str(measure(TINY, [ADAMW_ALONE], SETTINGS)).startswith("tiny: skipped, needs 0.5 GB of memory, 0.0 GB")
+    assert str(measure(TINY, [ADAMW_ALONE], SETTINGS)).startswith("tiny: skipped, needs 2.0 GB of memory, 0.0 GB")
     with pytest.raises(SkippedError):
         require(1, CPU)
 
