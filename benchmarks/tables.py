@@ -17,6 +17,7 @@ from benchmarks.work import Work
 from shrinkage.tables import table
 
 COPY = "copy"
+NOISE = 1.02  # a ratio below it is no ground for a rate
 HEADER = ["variant", "ms", "ratio", "quartiles", "GB/s", "of copy", "MiB more", "us/tensor", "compile s", "recompiled"]
 
 
@@ -150,7 +151,7 @@ def enter_times(row: Row, variant: Variant, times: Times, work: Work, copy_rate:
     row.milliseconds = 1e3 * median(own)
     row.ratio = ratios(own, baseline)
     added = extra(own, baseline)
-    if variant.bytes_per_weight and added > 0:
+    if variant.bytes_per_weight and row.ratio.lower > NOISE:
         rate = variant.bytes_per_weight * work.charged_weights / added
         row.gigabytes_per_second, row.share_of_copy = rate / 1e9, rate / copy_rate
 
