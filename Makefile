@@ -21,8 +21,9 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.cost
+# make bench BENCH="--quick", or BENCH="tables --model GPT-2-small"
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks $(BENCH)
 
 experiments: $(VENV)/installed
 	$(BIN)/python -m benchmarks.experiments
@@ -38,4 +39,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint constraints.txt torch
 	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,lightning,transformers,dev]'
+	touch $@
+
+# The packages of others that `make bench` measures beside this one.
+$(VENV)/bench: $(VENV)/installed
+	$(BIN)/pip install --constraint constraints.txt --editable '.[bench]'
 	touch $@

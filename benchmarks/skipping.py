@@ -1,0 +1,24 @@
+"""What can not run here is skipped, and says why."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class SkippedError(Exception):
+    """Something can not run here; its message is the word in the table."""
+
+
+@contextmanager
+def needs(package: str) -> Iterator[None]:
+    """Skip what is inside if `package` can not be imported."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SkippedError(f"{(error.name or package).partition('.')[0]} is not installed") from error
+    except (ImportError, OSError) as error:  # a build for another torch
+        raise SkippedError(f"{package} can not be imported: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class where there is none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
