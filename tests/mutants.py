@@ -22,13 +22,13 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("apply.py", "if not (compile and compiled_shrink_(*only)):", "if not compile:", "compiled", "on_request"),
+    Mutant("apply.py", "if not (compile and compiled_shrink_(*shrink)):", "if not compile:", "compiled", "on_request"),
     Mutant("apply.py", "            joined.write_back()\n", "", "inplace", "small_tensors"),
     Mutant("apply.py", "share = 1 if isinstance(penalty, L1) else 2", "share = 1", "inplace", "scratch"),
     Mutant(
         "attachment.py",
-        "known.setdefault(charge.penalty, charge.penalty)",
-        "charge.penalty",
+        "known.setdefault(penalty, penalty) if",
+        "penalty if",
         "attachment",
         "one_object",
     ),
@@ -38,7 +38,7 @@ MUTANTS = [
         "return id(penalty), w.dtype, step.moment.dtype, w.device, rest, numbers",
         "return id(penalty), w.dtype, rest",
         "inplace",
-        "whatever_the_device or different",
+        "small_tensors and L1",
     ),
     Mutant(
         "batches.py",
@@ -47,7 +47,7 @@ MUTANTS = [
         "inplace",
         "small_tensors and L1",
     ),
-    Mutant("batches.py", "if weights + size > LARGEST and index > start:", "if False:", "inplace", "bounded"),
+    Mutant("batches.py", "if weights + size > largest and index > start:", "if False:", "inplace", "bounded"),
     Mutant(
         "batches.py",
         "if penalty.with_tensors(Tensor.detach) is not penalty:",
@@ -72,7 +72,6 @@ MUTANTS = [
         "no_wait",
         "recorded",
     ),
-    Mutant("compiled.py", "if field.type == Strength:", "if False:", "compiled", "one_compilation"),
     Mutant(
         "compiled.py",
         "torch.where(moment == 0, 1.0, (wide(moment) / correction).sqrt() + eps)",
@@ -122,13 +121,13 @@ MUTANTS = [
         quick=True,
     ),
     Mutant("intervals.py", "_replace(lr=total)", "_replace()", "intervals", "constant"),
-    Mutant("intervals.py", "before.steps + 1", "before.steps + 2", "intervals", "constant"),
+    Mutant("intervals.py", "before.steps + 1", "before.steps + 2", "intervals", "added_up"),
     Mutant("progress.py", "attachment.intervals.load_state_dict(self.intervals)", "pass", "intervals", "goes_on"),
     Mutant("radial.py", "torch.where(resting, theta, moved)", "moved", "radial", "company"),
     Mutant(
         "radial.py",
         "near = torch.where((spread > 0) & (spread < 0.1)",
-        "near = torch.where(spread < 0",
+        "near = torch.where((spread < 0)",
         "radial",
         "few_iterations",
     ),
@@ -157,7 +156,7 @@ MUTANTS = [
         "apply.py", "parameter.detach().add_(moved * share)", "parameter.detach().add_(moved)", "registered", "papers"
     ),
     Mutant("apply.py", "not (elementwise and cuts(state, w))", "not cuts(state, w)", "metric", "pieces"),
-    Mutant("apply.py", "and not value.is_sparse}", "}", "metric", "charge_of_all_rows"),
+    Mutant("apply.py", "and not value.is_sparse}", "}", "intervals", "sparse"),
     Mutant(
         "apply.py",
         "        gradient = local_gradient(move.parameter)\n        if gradient is not None:\n",
@@ -787,13 +786,12 @@ MUTANTS = [
     Mutant("proximal_gradient.py", "safe = 1 / metric.amax()", "safe = 1 / metric.mean()", "proximal_gradient"),
     Mutant("proximal_gradient.py", "ITERATIONS = 2000", "ITERATIONS = 100", "proximal_gradient"),
     Mutant("radial.py", "NEWTON_ITERATIONS = 12", "NEWTON_ITERATIONS = 3", "radial", "wide_metrics", quick=True),
-    Mutant("radial.py", "torch.maximum(moved, bound))", "moved)", "radial"),
-    Mutant("radial.py", "bound, dual_square <= 1", "bound, dual_square <= 0.98", "radial", "dual_norm", quick=True),
+    Mutant("radial.py", "bound), dual_square <= 1", "bound), dual_square <= 0.98", "radial", "dual_norm", quick=True),
     Mutant("radial.py", "thresholds.clamp_min(1 / LARGEST[w.dtype]).reciprocal()", "thresholds.reciprocal()", "radial"),
     Mutant(
         "radial.py",
-        "torch.where(bound.isinf(), bound, torch.maximum(moved, bound))",
-        "torch.maximum(moved, bound)",
+        "torch.where(theta.isinf(), theta, moved)",
+        "moved",
         "penalties",
         "bad_weights and GroupLasso",
     ),

@@ -75,7 +75,7 @@ def test_many_small_tensors_are_moved_as_each_by_itself(case, kind):
         w = torch.randn(case.shape, dtype=torch.float64 if index == 5 else torch.float32)
         step = STEPS[kind](w)
         if index == 7:
-            step = 0.1 if kind == "number" else step
+            step = step._replace(lr=0.1) if isinstance(step, AdaptiveStep) else 0.1 if kind == "number" else step
         shrinks.append(Shrink(other if index % 4 == 3 else penalty, w, step))
     plain = [expected(shrink) for shrink in shrinks]
     shrink_all_(shrinks, compile=False)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adadelta, Adam, AdamW, Rprop
+from torch.optim import SGD, Adadelta, Adam, AdamW, Rprop, SparseAdam
 
 from models import batches, equal, loss_of, mlp, train
 from shrinkage import L1, L2, Columns, GroupLasso, Nuclear, Regularizer, Rows, Rule, SelectionError
@@ -177,3 +177,18 @@ def test_what_waits_for_other_rules_is_dropped():
     ]
     train(model, optimizer, 1)
     assert sorted(regularizer.state_dict()["intervals"][0]) == ["2.weight"]
+
+
+def test_sparse_gradients_of_a_large_table(monkeypatch):
+    monkeypatch.setattr("shrinkage.apply.PIECE", 8)
+    torch.manual_seed(0)
+    table = nn.Embedding(20, 4, sparse=True)
+    optimizer = SparseAdam(table.parameters(), lr=0.01)
+    Regularizer(table, Rule(L1(0.1), "weight", every=2)).attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        table(torch.tensor([3, 5])).square().sum().backward()
+        before = table.weight.detach().clone()
+        optimizer.step()
+    touched = torch.zeros(20, dtype=torch.bool).index_fill_(0, torch.tensor([3, 5]), True)
+    torch.testing.assert_close(table.weight[~touched], L1(0.1).prox(before[~touched], 0.02))

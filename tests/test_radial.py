@@ -99,7 +99,7 @@ def evaluations(w, thresholds, *, to_rest=True):
     return len(calls), root
 
 
-@pytest.mark.parametrize(("threshold", "least"), [(1e-6, 1), (1e-2, 1), (0.1, 2), (1.0, 3)])
+@pytest.mark.parametrize(("threshold", "least"), [(1e-6, 1), (0.03, 1), (0.3, 2), (1.0, 3)])
 def test_few_iterations_are_needed(threshold, least):
     """One where steps are small beside the norms, as in training; each is a pass over memory."""
     torch.manual_seed(0)

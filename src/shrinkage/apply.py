@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shrinkage.batches import Joined, Shrink, batched
+from shrinkage.batches import LARGEST, LARGEST_COMPILED, Joined, Shrink, batched
 from shrinkage.compiled import compiled_shrink_
 from shrinkage.inplace import shrink_, touches_once
 from shrinkage.metrics import AdaptiveStep, Step, number
@@ -148,15 +148,13 @@ def prox_(
 
 def shrink_all_(shrinks: Sequence[Shrink], *, compile: bool) -> None:
     """Do what `prox_` does for many parameters whose steps cost nothing to ask for: joined, in place, or compiled."""
-    for batch in batched(shrinks):
-        if len(batch) > 1:
-            joined = Joined(batch)
-            shrink_(*joined.shrink)
+    for batch in batched(shrinks, LARGEST_COMPILED if compile else LARGEST):
+        joined = Joined(batch) if len(batch) > 1 else None
+        shrink = batch[0] if joined is None else joined.shrink
+        if not (compile and compiled_shrink_(*shrink)):
+            shrink_by_pieces_(*shrink)
+        if joined is not None:
             joined.write_back()
-            continue
-        (only,) = batch
-        if not (compile and compiled_shrink_(*only)):
-            shrink_by_pieces_(*only)
 
 
 def shrink_by_pieces_(penalty: Penalty, w: Tensor, step: Step) -> None:

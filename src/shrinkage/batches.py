@@ -12,7 +12,8 @@ from shrinkage.metrics import AdaptiveStep, Number, Step
 from shrinkage.penalties import Penalty
 from shrinkage.penalties.elementwise import Elementwise
 
-LARGEST = 1 << 15  # weights in one batch
+LARGEST = 1 << 15  # weights in one batch, whose copy and temporaries share 1 MiB
+LARGEST_COMPILED = 1 << 17  # a kernel needs no temporaries, and each call counts
 
 
 class Shrink(NamedTuple):
@@ -23,24 +24,27 @@ class Shrink(NamedTuple):
     step: Step
 
 
-def batched(shrinks: Sequence[Shrink]) -> Iterator[list[Shrink]]:
-    """Yield `shrinks` in lists that can be joined: of one penalty and step, and of shapes that fit; others alone."""
+def batched(shrinks: Sequence[Shrink], largest: int = LARGEST) -> Iterator[list[Shrink]]:
+    """Yield `shrinks` in lists that can be joined: of one penalty and step, and of shapes that fit; others alone.
+
+    A list has at most `largest` weights.
+    """
     alike: dict[object, list[Shrink]] = {}
     for shrink in shrinks:
-        if shrink.w.numel() > LARGEST // 2:
+        if shrink.w.numel() > largest // 2:
             yield [shrink]
         else:
             alike.setdefault(key(shrink), []).append(shrink)
     for members in alike.values():
-        yield from (members[start : start + count] for start, count in portions(members))
+        yield from (members[start : start + count] for start, count in portions(members, largest))
 
 
-def portions(members: Sequence[Shrink]) -> Iterator[tuple[int, int]]:
-    """Yield where portions of at most `LARGEST` weights start, and how many members they have."""
+def portions(members: Sequence[Shrink], largest: int) -> Iterator[tuple[int, int]]:
+    """Yield where portions of at most `largest` weights start, and how many members they have."""
     start, weights = 0, 0
     for index, member in enumerate(members):
         size = member.w.numel()
-        if weights + size > LARGEST and index > start:
+        if weights + size > largest and index > start:
             yield start, index - start
             start, weights = index, 0
         weights += size

@@ -7,7 +7,7 @@ compiled once for each kind of rule and type of number, whatever the shapes, lea
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from types import FunctionType
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shrinkage import radial
 from shrinkage.batches import Shrink
-from shrinkage.groups import Layout
+from shrinkage.groups import Groups, Layout
 from shrinkage.inplace import touches_once
 from shrinkage.metrics import AdaptiveStep, Number, Step, is_captured
 from shrinkage.penalties import Penalty
@@ -27,9 +27,11 @@ from shrinkage.schedules import Strength
 
 Kernel = Callable[..., Any]
 Compile = bool | Literal["auto"]
+Folded = tuple[tuple[int, ...], tuple[int, ...]]
 
-MANY = 1 << 22  # weights charged in one step, from which the seconds of compilation are saved in a thousand steps
-LEAST = 1 << 16  # weights in one tensor, below which calling a kernel costs more than it saves
+MANY = 1 << 21  # weights charged in one step, from which the seconds of compilation are saved in a thousand steps
+LEAST = 1 << 14  # weights in one tensor, below which calling a kernel costs more than it saves
+SLOW = 8  # times as much is saved where weights are in groups that are charged in a metric
 ROWS = 64  # of memory that sums over rows add up at a time: streams that a processor can foresee
 # Nothing of a parameter's size is written down between its first use and its last.
 ONE_PASS: dict[str, Any] = {
@@ -53,17 +55,18 @@ def check_compile(compile: object) -> None:
 def pays(shrinks: Sequence[Shrink]) -> bool:
     """Return whether compilation pays: for many weights, and where each call starts kernels on a device.
 
-    A weight of a group in a metric counts as eight, as it saves as much; one that is touched once anyway saves nothing.
+    A weight that is touched once anyway saves nothing.
     """
     if any(w.device.type != "cpu" for _, w, _ in shrinks):
         return True
     slow = (shrink for shrink in shrinks if not touches_once(*shrink))
-    return sum(w.numel() * (8 if isinstance(penalty, PerGroup) else 1) for penalty, w, _ in slow) >= MANY
+    return sum(w.numel() * (SLOW if isinstance(penalty, PerGroup) else 1) for penalty, w, _ in slow) >= MANY
 
 
 def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
     """Move `w` to the proximal point and return True; False, and nothing is done, where there is no kernel for it."""
-    if w.numel() < LEAST or touches_once(penalty, w, step) or penalty.with_tensors(Tensor.detach) is not penalty:
+    least = LEAST // SLOW if isinstance(penalty, PerGroup) else LEAST
+    if w.numel() < least or touches_once(penalty, w, step) or penalty.with_tensors(Tensor.detach) is not penalty:
         return False
     moments = [step.moment] if isinstance(step, AdaptiveStep) else []
     order = memory_order(w, *moments)
@@ -73,7 +76,7 @@ def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
         tensors = [tensor.permute(order).view(-1) for tensor in (w, *moments)]
         return run(type(penalty).__name__, partial(shrink_elements_, traced(penalty)), tensors, step)
     parts = penalty.parts(w.shape) if isinstance(penalty, PerGroup) else None
-    folded = fold(penalty.groups.layout(w.shape), order) if isinstance(penalty, PerGroup) else None
+    folded = folded_by(penalty.groups, w.shape, order) if isinstance(penalty, PerGroup) else None
     if parts is None or not parts.linear or folded is None or not isinstance(step, AdaptiveStep):
         return False
     shape, within = folded
@@ -167,27 +170,30 @@ def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, 
     """Move groups, given (moment, lr, eps, correction), by the secular equation of each."""
     *others, correction = arguments
     given = (w, *others, correction.rsqrt(), *(as_scalar(part) if part else None for part in parts), within)
-    theta, bound, zero = compiled(first_pass, kind)(*given)
+    theta, zero = compiled(first_pass, kind)(*given)
     resting = zero
     for _ in range(radial.NEWTON_ITERATIONS):
-        theta, resting = compiled(newton_pass, kind)(theta, bound, resting, *given)
+        theta, resting = compiled(newton_pass, kind)(theta, resting, *given)
         # Elsewhere a look at it would wait for the device.
         if w.device.type == "cpu" and bool(resting.all()):
             break
     compiled(last_pass_, kind)(radial.settled(theta, zero), *given)
 
 
-def first_pass(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where to start, a lower bound, and which groups are zero."""
+def first_pass(*given: Any) -> tuple[Tensor, Tensor]:
+    """Return where to start, and which groups are zero.
+
+    The first iteration is not made here: a compiler would write the metric down for it.
+    """
     w, metric, within = left_for_norms(*given)
     return radial.secular_start(added_up(radial.secular_sums(w, metric, within[-1:]), within[:-1]))
 
 
-def newton_pass(theta: Tensor, bound: Tensor, resting: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+def newton_pass(theta: Tensor, resting: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     """Return the multipliers after one more iteration, and which groups are at rest."""
     w, metric, within = left_for_norms(*given)
     terms = added_up(radial.secular_terms(w, metric, theta, within[-1:]), within[:-1])
-    moved = radial.secular_step(theta, bound, terms)
+    moved = radial.secular_step(theta, terms)
     return torch.where(resting, theta, moved), resting | radial.at_rest(theta, moved)
 
 
@@ -237,7 +243,13 @@ def memory_order(*tensors: Tensor) -> tuple[int, ...] | None:
     return order if all(tensor.permute(order).is_contiguous() for tensor in tensors) else None
 
 
-def fold(layout: Layout, order: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+@lru_cache(maxsize=4096)
+def folded_by(groups: Groups, shape: torch.Size, order: tuple[int, ...]) -> Folded | None:
+    """Return `fold` of the layout that `groups` give a tensor of `shape`."""
+    return fold(groups.layout(shape), order)
+
+
+def fold(layout: Layout, order: Sequence[int]) -> Folded | None:
     """Return the shape and the dimensions within of `layout` in an order of memory, neighbours of one kind as one.
 
     None if dimensions are split and not in their own order.

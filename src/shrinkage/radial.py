@@ -81,10 +81,10 @@ def secular_root(sums: Callable[[], Tensor], terms: Callable[[Tensor], Tensor], 
         terms: returns `secular_terms` of a piece at theta.
         to_rest: end as soon as no group moves, which takes a look at all of them.
     """
-    theta, bound, zero = secular_start((yield sums()))
+    theta, zero = secular_start((yield sums()))
     resting = zero
     for _ in range(NEWTON_ITERATIONS):
-        moved = secular_step(theta, bound, (yield terms(theta)))
+        moved = secular_step(theta, (yield terms(theta)))
         # A group at rest stays there, so that what becomes of it does not depend on its company.
         theta, resting = torch.where(resting, theta, moved), resting | at_rest(theta, moved)
         if to_rest and bool(resting.all()):
@@ -116,8 +116,8 @@ def secular_terms(w: Tensor, metric: Tensor, theta: Tensor, within: tuple[int, .
     return torch.stack([terms.sum(within, keepdim=True), terms.mul_(inverse).sum(within, keepdim=True)])
 
 
-def secular_start(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a point near the root of each group's secular equation, a lower bound of it, and which groups are zero.
+def secular_start(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a point near the root of each group's secular equation or below it, and which groups are zero.
 
     With the mean m and the variance s^2 of t, weighted by w^2, S(theta) is ||w||^2 / (theta + m)^2 times
     1 + 3 s^2 / (theta + m)^2 + ...: the point is the root of these terms, where s is small beside ||w||.
@@ -128,15 +128,15 @@ def secular_start(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = weighted / square.clamp_min(tiny)
     spread = (second / square.clamp_min(tiny) - mean.square()) / square.clamp_min(tiny)
     near = torch.where((spread > 0) & (spread < 0.1), norm * (1 + 1.5 * spread) - mean, 0.0)
-    return torch.fmax(near, bound), bound, dual_square <= 1
+    return torch.fmax(near, bound), dual_square <= 1
 
 
-def secular_step(theta: Tensor, bound: Tensor, terms: Tensor) -> Tensor:
-    """Return theta after an iteration of Newton's method, which from above may fall below the lower `bound`."""
+def secular_step(theta: Tensor, terms: Tensor) -> Tensor:
+    """Return theta after an iteration of Newton's method, which from near above falls below the root."""
     total, slope = terms
     moved = theta + (total.sqrt() - 1) * total / slope.clamp_min(torch.finfo(theta.dtype).tiny)
     # An infinite norm is its own root, and 0 / 0 there.
-    return torch.where(bound.isinf(), bound, torch.maximum(moved, bound))
+    return torch.where(theta.isinf(), theta, moved)
 
 
 def at_rest(theta: Tensor, moved: Tensor) -> Tensor:

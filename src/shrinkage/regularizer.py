@@ -48,7 +48,7 @@ class Regularizer:
             small to move a weight in one step move it in the mean. The same in all replicas of a model, whatever the
             seeds; other types are not concerned, nor is what how="gradient" adds to gradients.
         compile: move large parameters by kernels of torch.compile, which takes seconds at the first step. "auto" does
-            so from 16 million charged weights on, and on accelerators. Without a compiler nothing else changes.
+            so where it saves those in a thousand steps, and on accelerators. Without a compiler nothing else changes.
 
     Raises:
         ValueError: `entry` is not between 0 and 1, or `compile` is not one of its three values.
