@@ -22,8 +22,15 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant(
+        "inplace.py",
+        "    shrink_elements_(L1(penalty.l1), w, step)\n",
+        "",
+        "inplace",
+        "plain_prox and SparseGroupLasso",
+    ),
     Mutant("apply.py", "if not (compile and compiled_shrink_(*shrink)):", "if not compile:", "compiled", "on_request"),
-    Mutant("apply.py", "            joined.write_back()\n", "", "inplace", "small_tensors"),
+    Mutant("apply.py", "            joined.write_back()\n", "            pass\n", "inplace", "small_tensors"),
     Mutant("apply.py", "share = 1 if isinstance(penalty, L1) else 2", "share = 1", "inplace", "scratch"),
     Mutant(
         "attachment.py",
@@ -74,8 +81,8 @@ MUTANTS = [
     ),
     Mutant(
         "compiled.py",
-        "torch.where(moment == 0, 1.0, (wide(moment) / correction).sqrt() + eps)",
-        "(wide(moment) / correction).sqrt() + eps",
+        "torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)",
+        "wide(moment).sqrt() * scale + eps",
         "compiled",
         "test_elements",
     ),

@@ -128,6 +128,7 @@ def test_one_compilation_serves_all_shapes_rates_and_strengths(small_kernels):
         (Weighted(L1(0.1), torch.rand(40, 24)), metric),
         (FusedLasso(0.1), metric),
         (GroupLasso(0.1, Rows()), lambda w: 0.1),
+        (SparseGroupLasso(0.1, 0.1, Rows()), lambda w: 0.1),
         (L1(0.1), lambda w: 0.1),
         (L1(0.1), lambda w: torch.rand(40, 24)),
         (GroupLasso(0.0, Rows()), metric),
@@ -149,6 +150,7 @@ def test_compilation_pays_for_many_weights():
     w, few = torch.empty(1 << 11, 1 << 11), torch.empty(1 << 9, 1 << 9)
     assert pays([Shrink(L1(0.1), w, metric(few))])
     assert not pays([Shrink(L1(0.1), w, 0.1)])
+    assert not pays([Shrink(GroupLasso(0.1, Rows()), w, 0.1)])
     assert not pays([Shrink(L1(0.1), few, metric(few))])
     assert pays([Shrink(GroupLasso(0.1, Rows()), few, metric(few))])
     assert pays([Shrink(L1(0.1), torch.empty(3, device="meta"), 0.1)])

@@ -55,7 +55,7 @@ def check_compile(compile: object) -> None:
 def pays(shrinks: Sequence[Shrink]) -> bool:
     """Return whether compilation pays: for many weights, and where each call starts kernels on a device.
 
-    A weight that is touched once anyway saves nothing.
+    What torch does in place as fast saves nothing.
     """
     if any(w.device.type != "cpu" for _, w, _ in shrinks):
         return True
@@ -149,7 +149,11 @@ def traced(penalty: Penalty) -> Penalty:
 
 def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, *arguments: Tensor) -> None:
     """Move elements, given (step) or (moment, lr, eps, correction)."""
-    compiled(in_metric if len(arguments) > 1 else in_plain_metric, kind)(penalty, w, *arguments)
+    if len(arguments) == 1:
+        compiled(in_plain_metric, kind)(penalty, w, *arguments)
+    else:
+        *others, correction = arguments
+        compiled(in_metric, kind)(penalty, w, *others, correction.rsqrt())
 
 
 def in_plain_metric(penalty: Penalty, w: Tensor, step: Tensor) -> None:
@@ -157,10 +161,14 @@ def in_plain_metric(penalty: Penalty, w: Tensor, step: Tensor) -> None:
     w.copy_(penalty.prox(wide(w), step))
 
 
-def in_metric(penalty: Penalty, w: Tensor, moment: Tensor, lr: Tensor, eps: Tensor, correction: Tensor) -> None:
-    """w <- prox(w) in the metric of an `AdaptiveStep`, whose operations these are, one by one."""
-    denominator = torch.where(moment == 0, 1.0, (wide(moment) / correction).sqrt() + eps)
-    w.copy_(penalty.prox(wide(w), denominator.reciprocal() * lr))
+def in_metric(penalty: Penalty, w: Tensor, moment: Tensor, lr: Tensor, eps: Tensor, scale: Tensor) -> None:
+    """w <- prox(w) in the metric of an `AdaptiveStep`."""
+    w.copy_(penalty.prox(wide(w), lr / denominator(moment, eps, scale)))
+
+
+def denominator(moment: Tensor, eps: Tensor, scale: Tensor) -> Tensor:
+    """Return sqrt(moment) * scale + eps, and 1 where the moment is exactly 0: one square root serves an element."""
+    return torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)
 
 
 # Groups
@@ -224,7 +232,7 @@ def left_for_norms(
 
     The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `by_sums`.
     """
-    inner, divisor = wide(w), torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)
+    inner, divisor = wide(w), denominator(moment, eps, scale)
     if l1 is not None:
         inner = soft_threshold(inner, lr * l1 / divisor)
     if quadratic is not None:

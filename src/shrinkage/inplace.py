@@ -13,18 +13,20 @@ from torch import Tensor
 
 from shrinkage.groups import at_least_float32, norms_within
 from shrinkage.metrics import AdaptiveStep, Step, number
-from shrinkage.penalties import L1, Grouped, Penalty
+from shrinkage.penalties import L1, Grouped, Penalty, SparseGroupLasso
 from shrinkage.penalties.by_sums import scales
 from shrinkage.prox import wide
 from shrinkage.schedules import fixed
 
-BLOCK = 1 << 16  # elements
+BLOCK = 1 << 16  # elements whose squares are added up at a time
 
 
 def touches_once(penalty: Penalty, w: Tensor, step: Step) -> bool:
     """Return whether `shrink_` needs no scratch memory of the size of `w`."""
-    whole = type(penalty) is L1 and isinstance(step, float) and wide(w) is w
-    return whole or (type(penalty) is Grouped and in_plain_metric(w, step))
+    if type(penalty) is Grouped:
+        return in_plain_metric(w, step)
+    plain = isinstance(step, float) and wide(w) is w
+    return plain and (type(penalty) is L1 or (type(penalty) is SparseGroupLasso and w.is_contiguous()))
 
 
 def in_plain_metric(w: Tensor, step: Step) -> bool:
@@ -71,6 +73,15 @@ def shrink_groups_(penalty: Grouped, w: Tensor, step: Step) -> None:
     split.mul_(scales(norms, step, penalty.penalty, penalty.weight(w.shape)))
 
 
+def shrink_groups_and_elements_(penalty: SparseGroupLasso, w: Tensor, step: Step) -> None:
+    """In a plain metric, the soft threshold and then the norms, both in place."""
+    if not touches_once(penalty, w, step):
+        shrink_plainly_(penalty, w, step)
+        return
+    shrink_elements_(L1(penalty.l1), w, step)
+    shrink_groups_(penalty.of_groups, w, step)
+
+
 def norms_in_blocks(w: Tensor, within: tuple[int, ...]) -> Tensor:
     """Return the norms over the dimensions `within`, which stay with size 1, reading `w` once.
 
@@ -93,5 +104,5 @@ def norms_in_blocks(w: Tensor, within: tuple[int, ...]) -> Tensor:
 
 # By exact class: what is derived from one may have a prox of its own.
 FORMS: MappingProxyType[type[Penalty], Callable[[Any, Tensor, Step], None]] = MappingProxyType(
-    {L1: shrink_elements_, Grouped: shrink_groups_}
+    {L1: shrink_elements_, Grouped: shrink_groups_, SparseGroupLasso: shrink_groups_and_elements_}
 )

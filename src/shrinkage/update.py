@@ -115,7 +115,8 @@ class Update:
             for charge, penalty in acting:
                 step = step_of(charge, self._metric, self._optimizer, overflow)
                 noted = self._noted.get(charge.name, {})
-                if charge.every == 1 and self._is_plain(charge):
+                plain = charge.every == 1 and self._is_plain(charge)
+                if plain and charge.parameter.dtype not in NARROW:
                     shrinks += shrink_of(charge, penalty, step, self._optimizer, noted)
                     continue
                 state = state_of(charge, self._optimizer, noted)
@@ -125,7 +126,9 @@ class Update:
                         continue
                     step, state = gathered
                 generator = self._rounding.generator(charge, penalty, state, step, self._steps)
-                if charge.crossing is None:
+                if plain and generator is None:
+                    shrinks += shrink_of(charge, penalty, step, self._optimizer, noted)
+                elif charge.crossing is None:
                     self._move(charge, penalty, state, step, generator)
                 else:
                     factor = step_of_piece(step, state, charge.parameter.detach(), self._lr(charge))
@@ -142,14 +145,9 @@ class Update:
         return learning_rate(self._metric, group) if "lr" in group else 0.0
 
     def _is_plain(self, charge: Charge) -> bool:
-        """Return whether the parameter itself is moved, here, by a step that is known without a pass over it.
-
-        Rounding to narrow types is looked after one by one.
-        """
-        if charge.crossing is not None or charge.parameter.dtype in NARROW:
-            return False
+        """Return whether the parameter itself is moved, here, by a step that is known without a pass over it."""
         iterates = self._metric is not None and self._metric.iterate is not None
-        return not iterates and is_deferred(charge, self._metric, self._optimizer)
+        return charge.crossing is None and not iterates and is_deferred(charge, self._metric, self._optimizer)
 
     def _move(
         self, charge: Charge, penalty: Penalty, state: State, step: StepOf, generator: torch.Generator | None
