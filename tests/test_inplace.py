@@ -154,7 +154,9 @@ def test_scratch_memory_is_bounded(penalty, kind):
 
 def scratch(work: Callable[[], object]) -> int:
     """Bytes that `work` holds at one time, beside what there was."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         work()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = most = 0
