@@ -44,7 +44,7 @@ def outcomes(request, tmp_path_factory):
 
 
 def cut_short(found):
-    """The checks that did not end because a process had a segmentation fault, as torch's own have under load, rarely."""
+    """The checks that did not end as a process had a segmentation fault, which torch has under load, rarely."""
     errors = {name: [each.get("error", "") for each in each_rank] for name, each_rank in found.items()}
     left = [name for name, each_rank in found.items() if any(each["status"] == "not run" for each in each_rank)]
     return left if any("SIGSEGV" in error for name in left for error in errors[name]) else []
