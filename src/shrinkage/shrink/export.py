@@ -60,6 +60,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
 
 
+def lines(tensor: Tensor, dim: int) -> Tensor:
+    """Return `tensor` as a matrix with one row per index along `dim`."""
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Hold every module of `model` in evaluation mode."""

@@ -25,12 +25,13 @@ class Coupling:
     `axes` gives, for each dimension of each parameter and buffer by name, the channel of each index along it: the least
     label of its set, the same wherever two indices can only go together. `pinned` gives the reason for each channel
     that can not go. `consumed` are the axes along which weights are summed over: the columns that read channels, where
-    all others make them.
+    all others make them; `biases` are the parameters that are only added.
     """
 
     axes: Mapping[Axis, Tensor]
     pinned: Mapping[int, str]
     consumed: frozenset[Axis]
+    biases: frozenset[str]
     labels: Labels
     traces: tuple[tuple[Piece, Trace], ...]
     unknown: Mapping[str, int]
@@ -71,7 +72,7 @@ def couple(
     for _, trace in traces:
         for operator, count in trace.unknown.items():
             unknown[operator] = unknown.get(operator, 0) + count
-    return Coupling(axes, labels.reasons(), _consumed(labels, traces, axes), labels, traces, unknown, unexported)
+    return Coupling(axes, labels.reasons(), _consumed(labels, traces, axes), _biases(traces), labels, traces, unknown, unexported)
 
 
 def _labels_of(labels: Labels, model: nn.Module) -> dict[str, Channels]:
@@ -188,3 +189,19 @@ def _sources(node: Any) -> set[Any]:
             found.add(node)
             open_ += node.all_input_nodes
     return found
+
+
+def _biases(traces: Sequence[tuple[Piece, Trace]]) -> frozenset[str]:
+    """Return the names of the parameters that are added to something or are given as a `bias`."""
+    names = set()
+    for piece, _ in traces:
+        for node, name in piece.owned().items():
+            for user in node.users:
+                schema = getattr(user.target, "_schema", None)
+                given = zip(schema.arguments if schema else (), user.args, strict=False)
+                if user.target in ADDITIONS or any(value is node and kind.name == "bias" for kind, value in given):
+                    names.add(name)
+    return frozenset(names)
+
+
+ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.sub.Tensor)

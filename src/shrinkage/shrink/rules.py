@@ -289,6 +289,7 @@ def layer_norm(trace: Trace, x: Channels, lengths: Sequence[int], weight: Any = 
 @coupling_rule(aten.embedding)
 def embedding(trace: Trace, weight: Channels, index: Channels, *_: Any) -> Channels:
     trace.fix(weight, [0], "looked up by index")
+    trace.pin(index, "an index into a table")
     trace.lookups.append(trace.node)
     rank = len(trace.shape)
     shape = (*(1,) * (rank - 1), weight.shape[1])
@@ -298,6 +299,7 @@ def embedding(trace: Trace, weight: Channels, index: Channels, *_: Any) -> Chann
 @coupling_rule(aten.index)
 def index(trace: Trace, x: Channels, indices: Sequence[Any]) -> Channels:
     axes = [axis for axis, one in enumerate(indices) if one is not None]
+    trace.pin(indices, "an index into a table")
     x = trace.fix(x, axes, "looked up by index")
     if axes != list(range(axes[0], axes[0] + len(axes))) or any(_is_mask(trace, one) for one in axes):
         trace.pin(x, "looked up by index")

@@ -86,12 +86,8 @@ class Trace:
 
     def pin(self, value: Any, text: str) -> None:
         """Note that nothing that `value`, or a tuple or list of values, holds can go."""
-        if isinstance(value, Channels):
-            for factor in value.factors:
-                self.labels.pin(factor, self.because(text))
-        elif isinstance(value, tuple | list):
-            for item in value:
-                self.pin(item, text)
+        for factor in _factors(value):
+            self.labels.pin(factor, self.because(text))
 
     def combine(self, operands: Sequence[Any], shape: Sequence[int] | None = None) -> Channels:
         """Return the channels of a pointwise function of those of the `operands` that are tensors."""
@@ -172,13 +168,14 @@ def _result(trace: Trace, node: fx.Node) -> Any:
     if getattr(node.target, "__name__", "") == "getitem" and node.op == "call_function":
         return arguments[0][arguments[1]] if isinstance(arguments[0], tuple | list) else None
     touched = [trace.values.get(argument) for argument in node.all_input_nodes]
-    if not any(_has_factors(value) for value in touched) and not _makes_channels(trace, node):
+    if not _factors(touched) and not _makes_channels(trace, node):
         return _without_channels(node)
     rule = rule_of(trace.rules, node.target)
     if rule is not None:
         return rule(trace, *arguments, **keywords)
     name = str(node.target)
-    trace.unknown[name] = trace.unknown.get(name, 0) + 1
+    if not all(trace.labels.are_loose(factor) for factor in _factors(touched)):
+        trace.unknown[name] = trace.unknown.get(name, 0) + 1
     trace.pin(touched, f"used by `{name}`, an operator without a rule")
     return _without_channels(node)
 
@@ -202,10 +199,11 @@ def _makes_channels(trace: Trace, node: fx.Node) -> bool:
     return getattr(node.target, "overloadpacket", None) in (torch.ops.aten.expand, torch.ops.aten.expand_as)
 
 
-def _has_factors(value: Any) -> bool:
+def _factors(value: Any) -> list[Tensor]:
+    """Return all labels that `value`, or a tuple or list of values, holds."""
     if isinstance(value, tuple | list):
-        return any(_has_factors(item) for item in value)
-    return isinstance(value, Channels) and bool(value.factors)
+        return [factor for item in value for factor in _factors(item)]
+    return list(value.factors) if isinstance(value, Channels) else []
 
 
 def _without_channels(node: fx.Node) -> Any:
