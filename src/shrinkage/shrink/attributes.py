@@ -7,6 +7,7 @@ from torch import nn
 
 from shrinkage.shrink.export import joined
 from shrinkage.shrink.graph import Coupling
+from shrinkage.shrink.layers import rule_of_layer
 
 
 
@@ -25,7 +26,10 @@ def changed_attributes(coupling: Coupling, model: nn.Module, gone: torch.Tensor)
             if length == literal.length:
                 continue
             path = joined(piece.path, literal.path) if literal.path else piece.path
-            for name in _named(model.get_submodule(path), literal.length):
+            module = model.get_submodule(path)
+            if rule_of_layer(module) is not None:
+                continue
+            for name in _named(module, literal.length):
                 changes[joined(path, name)] = length
     return changes
 

@@ -156,6 +156,8 @@ def follow(trace: Trace, graph: fx.Graph, given: dict[fx.Node, Channels], data: 
         trace.node = node
         if any(argument in trace.from_data for argument in node.all_input_nodes):
             trace.from_data.add(node)
+            if _mutates(node):
+                trace.from_data.update(_views(node.args[0]))
         if node.op == "output":
             trace.pin(fx.map_arg(node.args, lambda argument: trace.values.get(argument)), "an output of the model")
         elif node.op != "placeholder" and (shapes_of(node) or node.users):
@@ -178,6 +180,20 @@ def _result(trace: Trace, node: fx.Node) -> Any:
         trace.unknown[name] = trace.unknown.get(name, 0) + 1
     trace.pin(touched, f"used by `{name}`, an operator without a rule")
     return _without_channels(node)
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _views(node: Any) -> set[fx.Node]:
+    """Return `node` and the first arguments that it is a view of, if it is one: all may see what is written to it."""
+    views: set[fx.Node] = set()
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        views.add(node)
+        node = node.args[0] if node.args else None
+    return views
 
 
 def rule_of(rules: dict[Any, Rule], target: Any) -> Rule | None:
