@@ -23,3 +23,7 @@ class MetricError(ShrinkageError, TypeError):
 
 class AttachmentError(ShrinkageError, RuntimeError):
     """A regularizer and an optimizer do not fit together."""
+
+
+class SparseFormatError(ShrinkageError, ValueError):
+    """A weight can not be stored in a sparse format."""
