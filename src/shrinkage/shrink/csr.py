@@ -41,6 +41,13 @@ def multiplied_in(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in NARROW and x.device.type == "cpu" else x.dtype
 
 
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """Return the type to which autocast casts on the device of `x`; None where it is off."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
 def as_given(x: Tensor) -> torch.autocast:
     """Return a context in which products are computed in the type of their factors, autocast or not."""
     return torch.autocast(x.device.type, enabled=False)

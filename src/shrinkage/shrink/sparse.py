@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.errors import SparseFormatError
-from shrinkage.shrink.csr import NARROW, silence_beta, sparse_linear
+from shrinkage.shrink.csr import NARROW, autocast_type, silence_beta, sparse_linear
 
 MOST = 2**31 - 1  # indices are int32, which makes products up to twice as fast as int64
 REAL = NARROW | {torch.float32, torch.float64}
@@ -134,8 +134,8 @@ class SparseLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Return input W' + b, `(*, out_features)`."""
         factors: tuple[Tensor, Tensor, Tensor | None] = (input, self.values, self.bias)
-        if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(input.device.type)
+        dtype = autocast_type(input)
+        if dtype is not None and input.dtype != torch.float64:
             factors = (input.to(dtype), self.values.to(dtype), None if self.bias is None else self.bias.to(dtype))
         x, values, bias = factors
         result: Tensor = sparse_linear(x, self.crow, self.col, values, bias, self.in_features)

@@ -1,6 +1,5 @@
 """Linear layers with many zeros become sparse ones where that is faster, and ordinary ones again."""
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from shrinkage.errors import SparseFormatError
 from shrinkage.parametrized import computed_weights
-from shrinkage.shrink.measure import Calls, seconds_of_calls, watched
+from shrinkage.shrink.measure import Calls, copied, seconds_of_calls, watched
 from shrinkage.shrink.sparse import REAL, SparseLinear
 from shrinkage.tables import shape_text, table
 
@@ -131,7 +130,7 @@ def to_sparse(
             if not choice.kept_because:
                 replaced[layer] = sparse
         choices.append(choice)
-    result, report = with_replaced(model, replaced), SparseReport(tuple(choices))
+    result, report = copied(model, replaced), SparseReport(tuple(choices))
     if checked and not all(map(_equal_but_for_rounding, expected, watched(result, [], call)[0])):
         raise SparseFormatError(
             f"with {', '.join(report.converted)} sparse, the outputs for the example inputs changed by more than "
@@ -156,12 +155,7 @@ def to_dense(model: nn.Module) -> nn.Module:
       (0): Linear(in_features=3, out_features=2, bias=True)
     )
     """
-    return with_replaced(model, {m: m.to_linear() for m in model.modules() if isinstance(m, SparseLinear)})
-
-
-def with_replaced(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Return a copy of `model` that holds other modules in the place of some, wherever it holds these."""
-    return copy.deepcopy(model, {id(old): new for old, new in replaced.items()})
+    return copied(model, {m: m.to_linear() for m in model.modules() if isinstance(m, SparseLinear)})
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
