@@ -3,6 +3,9 @@
 import copy
 import io
 import pickle
+import re
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -299,6 +302,19 @@ def test_dense_models_run_in_onnxruntime(tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), model(x).detach())
 
 
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+def test_the_guides_code_runs(tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    guide = (Path(__file__).parent.parent / "docs" / "sparse.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    names = {"path": tmp_path / "model.pt", "onnx_path": str(tmp_path / "model.onnx")}
+    for block in blocks:
+        exec(block, names)
+    assert "512x512" in capsys.readouterr().out
+    assert (tmp_path / "model.onnx").exists()
+    assert 0.9 < float((names["model"][0].weight == 0).float().mean()) < 1
+
+
 # Models.
 
 
@@ -341,6 +357,8 @@ def test_large_sparse_layers_are_faster_and_full_ones_are_not():
 class Unusual(nn.Module):
     """Calls a layer with several shapes and by keyword, another one never, and counts its calls."""
 
+    modes: ClassVar[list] = []
+
     def __init__(self):
         super().__init__()
         self.often, self.never = linear(16, 16), linear(16, 16)
@@ -349,6 +367,7 @@ class Unusual(nn.Module):
 
     def forward(self, x, *, times=1):
         self.calls += 1
+        self.modes.append(self.training)
         for _ in range(times):
             x = self.often(input=x)
         return {"all": self.dropout(x), "first": self.often(x[:1])}
@@ -369,6 +388,7 @@ def test_times_are_those_of_the_calls_there_are(monkeypatch):
     assert set(seen) == {(6, False), (1, False)}
     assert never.kept_because == "not called with the example inputs"
     assert model.calls == small.calls == 0
+    assert not any(Unusual.modes)
     assert model.training
     assert small.dropout.training
 
@@ -517,12 +537,10 @@ def test_random_models_are_compared_with_the_same_numbers():
         def forward(self, x):
             return super().forward(x) + torch.randn(())
 
+    model, x = Noisy(linear()), torch.randn(5, 7)
     state = torch.random.get_rng_state()
-    to_sparse(Noisy(linear()), keep_if_faster=False, example_inputs=torch.randn(5, 7), min_sparsity=0.3)
-    torch.random.set_rng_state(state)
-    x = torch.randn(5, 7)
-    torch.random.set_rng_state(state)
-    assert torch.equal(torch.randn(5, 7), x)
+    to_sparse(model, keep_if_faster=False, example_inputs=x, min_sparsity=0.3)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(

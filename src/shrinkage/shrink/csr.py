@@ -126,7 +126,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         None,
         None,
         values_gradient(grad, x, crow, col) if of_values else None,
-        grad.reshape(-1, grad.shape[-1]).sum(0) if of_bias else None,
+        as_rows(grad).sum(0) if of_bias else None,
         None,
     )
 

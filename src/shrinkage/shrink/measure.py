@@ -43,7 +43,6 @@ def watched(model: nn.Module, names: Sequence[str], call: Call) -> tuple[list[Te
         probe.get_submodule(name).register_forward_pre_hook(noting(calls[name]), with_kwargs=True)
     args, kwargs = tree_map_only(Tensor, torch.clone, call)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
         leaves = tree_leaves(probe(*args, **kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)], calls
 
