@@ -38,7 +38,7 @@ clean:
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,lightning,transformers,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,export,lightning,transformers,dev]'
 	touch $@
 
 # The packages of others that `make bench` measures beside this one.

@@ -53,7 +53,7 @@ FLOORS = [
         "steps",
         "regularizer",
     },
-    {"threshold", "report"},
+    {"threshold", "report", "shrink"},
     {"compat", "curves", "sets", "plots", "html", "cli", "demo", "integrations"},
 ]
 EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "transformers", "typer"}
@@ -126,7 +126,15 @@ def test_names_are_exported_in_order():
 
 PUBLIC = [(name, getattr(shrinkage, name)) for name in shrinkage.__all__]
 PUBLIC += [("torchlayers.L1", torchlayers.L1), ("torchlayers.L2", torchlayers.L2)]
-RESULTS = {"Report", "Residuals", "Plan", "Penalty", "Groups"}  # what functions return, and what users derive from
+RESULTS = {
+    "Report",
+    "SparseReport",
+    "Sparsified",
+    "Residuals",
+    "Plan",
+    "Penalty",
+    "Groups",
+}  # what functions return, and what users derive from
 
 
 @pytest.mark.parametrize(("name", "thing"), PUBLIC, ids=[name for name, _ in PUBLIC])

@@ -9,6 +9,7 @@ from shrinkage.errors import MetricError as MetricError
 from shrinkage.errors import ParameterError as ParameterError
 from shrinkage.errors import SelectionError as SelectionError
 from shrinkage.errors import ShrinkageError as ShrinkageError
+from shrinkage.errors import SparseFormatError as SparseFormatError
 from shrinkage.groups import Blocks as Blocks
 from shrinkage.groups import Columns as Columns
 from shrinkage.groups import Groups as Groups
@@ -50,6 +51,12 @@ from shrinkage.plan import Rule as Rule
 from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
+from shrinkage.shrink.semi_structured import to_semi_structured as to_semi_structured
+from shrinkage.shrink.sparse import SparseLinear as SparseLinear
+from shrinkage.shrink.sparsify import SparseReport as SparseReport
+from shrinkage.shrink.sparsify import Sparsified as Sparsified
+from shrinkage.shrink.sparsify import to_dense as to_dense
+from shrinkage.shrink.sparsify import to_sparse as to_sparse
 from shrinkage.stationarity import Residuals as Residuals
 from shrinkage.stationarity import strength_max as strength_max
 from shrinkage.threshold import threshold_ as threshold_
@@ -94,7 +101,11 @@ __all__ = [
     "SelectionError",
     "ShrinkageError",
     "Simplex",
+    "SparseFormatError",
     "SparseGroupLasso",
+    "SparseLinear",
+    "SparseReport",
+    "Sparsified",
     "SpectralBall",
     "TopK",
     "Toward",
@@ -106,6 +117,9 @@ __all__ = [
     "report",
     "strength_max",
     "threshold_",
+    "to_dense",
+    "to_semi_structured",
+    "to_sparse",
 ]
 
 try:

@@ -1,0 +1,1 @@
+"""From exact zeros to a model that takes less memory and time."""
