@@ -1,4 +1,4 @@
-"""The zoo itself: models are exported and answer to their inputs, and the harness sees what is wrong with a smaller one."""
+"""The zoo: models are exported and answer to their inputs, and the harness sees what is wrong with a smaller one."""
 
 import copy
 
