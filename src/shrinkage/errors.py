@@ -27,5 +27,7 @@ class AttachmentError(ShrinkageError, RuntimeError):
 
 class PlanError(ShrinkageError, ValueError):
     """A plan of a smaller model is damaged, of another version, or of another model."""
+
+
 class SparseFormatError(ShrinkageError, ValueError):
     """A weight can not be stored in a sparse format."""
