@@ -53,7 +53,7 @@ FLOORS = [
         "steps",
         "regularizer",
     },
-    {"threshold", "report"},
+    {"threshold", "report", "shrink"},
     {"compat", "curves", "sets", "plots", "html", "cli", "demo", "integrations"},
 ]
 EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "transformers", "typer"}

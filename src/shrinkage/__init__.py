@@ -7,6 +7,7 @@ from shrinkage.errors import AttachmentError as AttachmentError
 from shrinkage.errors import GroupError as GroupError
 from shrinkage.errors import MetricError as MetricError
 from shrinkage.errors import ParameterError as ParameterError
+from shrinkage.errors import PlanError as PlanError
 from shrinkage.errors import SelectionError as SelectionError
 from shrinkage.errors import ShrinkageError as ShrinkageError
 from shrinkage.groups import Blocks as Blocks
@@ -50,6 +51,9 @@ from shrinkage.plan import Rule as Rule
 from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
+from shrinkage.shrink.layers import register_layer as register_layer
+from shrinkage.shrink.plan import ShrinkPlan as ShrinkPlan
+from shrinkage.shrink.plan import apply_plan as apply_plan
 from shrinkage.stationarity import Residuals as Residuals
 from shrinkage.stationarity import strength_max as strength_max
 from shrinkage.threshold import threshold_ as threshold_
@@ -86,12 +90,14 @@ __all__ = [
     "ParameterError",
     "Penalty",
     "Plan",
+    "PlanError",
     "Regularizer",
     "Report",
     "Residuals",
     "Rows",
     "Rule",
     "SelectionError",
+    "ShrinkPlan",
     "ShrinkageError",
     "Simplex",
     "SparseGroupLasso",
@@ -101,6 +107,8 @@ __all__ = [
     "UnitNorm",
     "Weighted",
     "Whole",
+    "apply_plan",
+    "register_layer",
     "register_metric",
     "regularize",
     "report",

@@ -23,3 +23,7 @@ class MetricError(ShrinkageError, TypeError):
 
 class AttachmentError(ShrinkageError, RuntimeError):
     """A regularizer and an optimizer do not fit together."""
+
+
+class PlanError(ShrinkageError, ValueError):
+    """A plan of a smaller model is damaged, of another version, or of another model."""
