@@ -7,8 +7,10 @@ from shrinkage.errors import AttachmentError as AttachmentError
 from shrinkage.errors import GroupError as GroupError
 from shrinkage.errors import MetricError as MetricError
 from shrinkage.errors import ParameterError as ParameterError
+from shrinkage.errors import PlanError as PlanError
 from shrinkage.errors import SelectionError as SelectionError
 from shrinkage.errors import ShrinkageError as ShrinkageError
+from shrinkage.errors import ShrinkError as ShrinkError
 from shrinkage.errors import SparseFormatError as SparseFormatError
 from shrinkage.groups import Blocks as Blocks
 from shrinkage.groups import Columns as Columns
@@ -51,12 +53,19 @@ from shrinkage.plan import Rule as Rule
 from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
+from shrinkage.shrink.layers import register_layer as register_layer
+from shrinkage.shrink.plan import ShrinkPlan as ShrinkPlan
+from shrinkage.shrink.plan import apply_plan as apply_plan
+from shrinkage.shrink.rules import coupling_rule as coupling_rule
 from shrinkage.shrink.semi_structured import to_semi_structured as to_semi_structured
+from shrinkage.shrink.shrink import Shrunk as Shrunk
+from shrinkage.shrink.shrink import shrink as shrink
 from shrinkage.shrink.sparse import SparseLinear as SparseLinear
 from shrinkage.shrink.sparsify import SparseReport as SparseReport
 from shrinkage.shrink.sparsify import Sparsified as Sparsified
 from shrinkage.shrink.sparsify import to_dense as to_dense
 from shrinkage.shrink.sparsify import to_sparse as to_sparse
+from shrinkage.shrink.summary import ShrinkReport as ShrinkReport
 from shrinkage.stationarity import Residuals as Residuals
 from shrinkage.stationarity import strength_max as strength_max
 from shrinkage.threshold import threshold_ as threshold_
@@ -93,13 +102,18 @@ __all__ = [
     "ParameterError",
     "Penalty",
     "Plan",
+    "PlanError",
     "Regularizer",
     "Report",
     "Residuals",
     "Rows",
     "Rule",
     "SelectionError",
+    "ShrinkError",
+    "ShrinkPlan",
+    "ShrinkReport",
     "ShrinkageError",
+    "Shrunk",
     "Simplex",
     "SparseFormatError",
     "SparseGroupLasso",
@@ -112,9 +126,13 @@ __all__ = [
     "UnitNorm",
     "Weighted",
     "Whole",
+    "apply_plan",
+    "coupling_rule",
+    "register_layer",
     "register_metric",
     "regularize",
     "report",
+    "shrink",
     "strength_max",
     "threshold_",
     "to_dense",

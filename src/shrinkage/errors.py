@@ -31,3 +31,7 @@ class PlanError(ShrinkageError, ValueError):
 
 class SparseFormatError(ShrinkageError, ValueError):
     """A weight can not be stored in a sparse format."""
+
+
+class ShrinkError(ShrinkageError, ValueError):
+    """A model can not be made smaller as asked."""

@@ -1,1 +1,1 @@
-"""From exact zeros to a model that takes less memory and time."""
+"""From exact zeros to a smaller model: dense, with the same outputs, or with its zeros left out of storage."""

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from shrinkage.shrink.export import joined
 from shrinkage.shrink.graph import Coupling
 from shrinkage.shrink.layers import rule_of_layer
-
+from shrinkage.shrink.tensors import joined
 
 
 def changed_attributes(coupling: Coupling, model: nn.Module, gone: torch.Tensor) -> dict[str, object]:

@@ -122,7 +122,7 @@ def _joined(labels: Labels, factors: list[Tensor], factor: Tensor) -> list[Tenso
             factor = large
         else:
             labels.unite(other, factor)
-            factor, _ = torch.broadcast_tensors(other, factor)
+            factor = other + 0 * factor
     return [*apart, factor]
 
 
@@ -159,7 +159,8 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int]
     """Return the least blocks of neighbouring axes of two shapes that hold the same elements."""
     blocks, left, right = [], 0, 0
     while left < len(before) or right < len(after):
-        ins, outs = [], []
+        ins: list[int] = []
+        outs: list[int] = []
         while True:
             inside, outside = prod(before[axis] for axis in ins), prod(after[axis] for axis in outs)
             if ins and outs and inside == outside:

@@ -11,6 +11,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
+from shrinkage.shrink.tensors import joined
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -49,17 +51,6 @@ class Piece:
         return [node for node in self.program.graph.nodes if node.op == "placeholder"]
 
 
-def joined(path: str, name: str) -> str:
-    """Return the dotted name of `name` in the module at `path`."""
-    return f"{path}.{name}" if path else name
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of `model` under all their names."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
-
-
 def lines(tensor: Tensor, dim: int) -> Tensor:
     """Return `tensor` as a matrix with one row per index along `dim`."""
     return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
@@ -83,7 +74,9 @@ def pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         return _pieces(model, "", tuple(args), dict(kwargs))
 
 
-def _pieces(module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Piece], dict[str, str]]:
+def _pieces(
+    module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Piece], dict[str, str]]:
     try:
         program = torch.export.export(module, args, kwargs, strict=False)
     except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.

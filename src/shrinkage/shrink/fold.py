@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from shrinkage.shrink.export import Piece, joined, lines
+from shrinkage.shrink.export import Piece, lines
+from shrinkage.shrink.tensors import joined
 from shrinkage.shrink.trace import Contraction, Trace
 
 SPREAD = 1e-5  # relative; sums of the same numbers in another order differ by less
-# The logarithms of the sizes of the noise in each run, and the signs: what lets through one sign alone shows in one of them.
-RUNS = (((3.0, 6.0), (1,)), ((3.0, 6.0), (-1,)), ((3.0, 6.0), (-1, 1)), ((-3.0, 3.0), (-1, 1)))
+# The logarithms of the sizes of the noise in each run, and its signs: what lets one sign through shows in one of them.
+RUNS: tuple[tuple[tuple[float, float], tuple[int, ...]], ...] = (
+    ((3.0, 6.0), (1,)),
+    ((3.0, 6.0), (-1,)),
+    ((3.0, 6.0), (-1, 1)),
+    ((-3.0, 3.0), (-1, 1)),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,11 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from shrinkage.shrink import shapes as _shapes  # noqa: F401  registers its rules
 from shrinkage.shrink.channels import Channels, axes_of, reduced
-from shrinkage.shrink.export import Piece, pieces, tensors_of
-from shrinkage.shrink.labels import Labels
+from shrinkage.shrink.export import Piece, pieces
+from shrinkage.shrink.labels import Labels, distinct
 from shrinkage.shrink.rules import RULES
-from shrinkage.shrink.trace import Contraction, Literal, Trace, follow
+from shrinkage.shrink.tensors import tensors_of
+from shrinkage.shrink.trace import Literal, Trace, follow
 
 Axis = tuple[str, int]
 
@@ -72,7 +73,9 @@ def couple(
     for _, trace in traces:
         for operator, count in trace.unknown.items():
             unknown[operator] = unknown.get(operator, 0) + count
-    return Coupling(axes, labels.reasons(), _consumed(labels, traces, axes), _biases(traces), labels, traces, unknown, unexported)
+    return Coupling(
+        axes, labels.reasons(), _consumed(labels, traces, own), _biases(traces), labels, traces, unknown, unexported
+    )
 
 
 def _labels_of(labels: Labels, model: nn.Module) -> dict[str, Channels]:
@@ -99,7 +102,9 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
     for path, module in model.named_modules():
         reason = next((text for kind, text in UNSHRINKABLE.items() if isinstance(module, kind)), None)
         if is_parametrized(module):
-            reason = "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
+            reason = (
+                "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
+            )
         if reason is not None:
             prefix = f"{path}." if path else ""
             held |= {prefix + name: reason for name in tensors_of(module)}
@@ -142,12 +147,12 @@ def _settle(labels: Labels, factor: Tensor, follows: Sequence[int]) -> None:
 
 def _lines(labels: Labels, factor: Tensor, axis: int) -> int:
     """Return how many channels are left where each index along `axis` is one."""
-    roots, places = labels.find(factor).unique(return_inverse=True)
+    roots, places = torch.unique(labels.find(factor), return_inverse=True)
     trial = Labels()
     trial.new(len(roots))
     lines = places.movedim(axis, 0).flatten(1)
     trial.unite(lines, lines[:, :1])
-    return len(trial.find(torch.arange(len(roots))).unique())
+    return len(distinct(trial.find(torch.arange(len(roots)))))
 
 
 def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Piece]) -> None:
@@ -161,22 +166,22 @@ def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Pie
                 labels.pin(factor, "the only channel")
 
 
-def _consumed(
-    labels: Labels, traces: Sequence[tuple[Piece, Trace]], axes: Mapping[Axis, Tensor]
-) -> frozenset[Axis]:
-    """Return the axes of parameters that are summed over with the values of channels."""
-    consumed = set()
+def _consumed(labels: Labels, traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
+    """Return the axes of parameters along which they are summed over with the values of channels."""
+    consumed: set[Axis] = set()
     for piece, trace in traces:
         owned = piece.owned()
         for contraction in trace.contractions:
-            read = labels.find(contraction.labels)
-            for node in _sources(contraction.weight):
-                name = owned.get(node)
-                consumed |= {
-                    (name, dim)
-                    for (other, dim), channels in axes.items()
-                    if other == name and name is not None and len(channels) > 1 and bool(torch.isin(channels, read).all())
+            for name in {owned[node] for node in _sources(contraction.weight) if node in owned}:
+                factors = [
+                    (dim, factor.reshape(-1)) for dim, factor in enumerate(own[name].factors) if factor.numel() > 1
+                ]
+                direct = {
+                    (name, dim) for dim, flat in factors if bool(torch.isin(flat, contraction.weight_labels).all())
                 }
+                read = labels.find(contraction.weight_labels)
+                united = {(name, dim) for dim, flat in factors if bool(torch.isin(labels.find(flat), read).all())}
+                consumed |= direct or united
     return frozenset(consumed)
 
 

@@ -45,7 +45,7 @@ class Labels:
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Make the set of each of `left` one with the set of the `right` that it meets, shapes being broadcast."""
-        left, right = (labels.reshape(-1) for labels in torch.broadcast_tensors(left, right))
+        left, right = (left + 0 * right).reshape(-1), (right + 0 * left).reshape(-1)
         while True:
             left, right = self.find(left), self.find(right)
             differ = left != right
@@ -67,6 +67,12 @@ class Labels:
         """Return the first reason for which each set that can not go is held, by the set's least label."""
         first: dict[int, str] = {}
         for labels, reason in self._pins:
-            for root in self.find(labels).unique().tolist():
+            for root in distinct(self.find(labels)).tolist():
                 first.setdefault(root, reason)
         return first
+
+
+def distinct(labels: Tensor) -> Tensor:
+    """Return the different ones of `labels`, in order."""
+    different: Tensor = labels.unique()  # type: ignore[no-untyped-call]
+    return different

@@ -1,65 +1,91 @@
 """The numbers that ordinary layers compute with beside their weights, and what they become when weights are cut."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from shrinkage.errors import PlanError
+
 Shape = tuple[int, ...]
-LayerRule = Callable[[Any, Mapping[str, Shape]], dict[str, Any]]
+Shapes = Mapping[str, Shape]
+LayerRule = Callable[[Any, Shapes], Mapping[str, Any]]
+NOTHING: Mapping[str, Mapping[int, Sequence[int]]] = MappingProxyType({})
 
 
-def linear(module: nn.Linear, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    return {"out_features": shapes["weight"][0], "in_features": shapes["weight"][1]}
+def linear(layer: nn.Linear, shapes: Shapes) -> dict[str, Any]:
+    """The weight is (outputs, inputs)."""
+    return dict(zip(("out_features", "in_features"), shapes["weight"], strict=True))
 
 
-def convolution(module: _ConvNd, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Whole groups go, so that the size of a group stays."""
-    outer, inner = shapes["weight"][:2]
-    transposed = isinstance(module, _ConvTransposeNd)
-    before = module.in_channels if transposed else module.out_channels
-    groups = module.groups * outer // before if module.groups > 1 else 1
-    if transposed:
-        return {"in_channels": outer, "out_channels": inner * groups, "groups": groups}
-    return {"in_channels": inner * groups, "out_channels": outer, "groups": groups}
+def convolution(layer: _ConvNd, shapes: Shapes) -> dict[str, Any]:
+    """The weight is (outputs, inputs of one group, ...), or (inputs, outputs of one group, ...) if transposed."""
+    first, second = shapes["weight"][:2]
+    ends = ("in_channels", "out_channels") if isinstance(layer, _ConvTransposeNd) else ("out_channels", "in_channels")
+    groups = groups_left(layer, layer.groups, getattr(layer, ends[0]), first)
+    return {ends[0]: first, ends[1]: second * groups, "groups": groups}
 
 
-def norm(module: _NormBase, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    return {"num_features": next(shape[0] for shape in shapes.values() if shape)} if shapes else {}
+def batch_norm(layer: _NormBase, shapes: Shapes) -> dict[str, Any]:
+    """Its tensors have one number per channel, but for the count of batches, which has no dimension."""
+    (channels, *_) = max(shapes.values())
+    return {"num_features": channels}
 
 
-def group_norm(module: nn.GroupNorm, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    channels = shapes["weight"][0]
-    return {"num_channels": channels, "num_groups": module.num_groups * channels // module.num_channels}
+def group_norm(layer: nn.GroupNorm, shapes: Shapes) -> dict[str, Any]:
+    """The weight has one number per channel."""
+    (channels,) = shapes["weight"]
+    return {
+        "num_channels": channels,
+        "num_groups": groups_left(layer, layer.num_groups, layer.num_channels, channels),
+    }
 
 
-def layer_norm(module: nn.LayerNorm | nn.RMSNorm, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def layer_norm(layer: nn.LayerNorm | nn.RMSNorm, shapes: Shapes) -> dict[str, Any]:
+    """The weight has the shape that is normalized."""
     return {"normalized_shape": shapes["weight"]}
 
 
-def embedding(module: nn.Embedding | nn.EmbeddingBag, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    return {"num_embeddings": shapes["weight"][0], "embedding_dim": shapes["weight"][1]}
+def embedding(layer: nn.Embedding | nn.EmbeddingBag, shapes: Shapes) -> dict[str, Any]:
+    """The weight is (entries, features)."""
+    return dict(zip(("num_embeddings", "embedding_dim"), shapes["weight"], strict=True))
 
 
-def bilinear(module: nn.Bilinear, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def bilinear(layer: nn.Bilinear, shapes: Shapes) -> dict[str, Any]:
+    """The weight is (outputs, inputs of one kind, inputs of the other)."""
     return dict(zip(("out_features", "in1_features", "in2_features"), shapes["weight"], strict=True))
 
 
-def prelu(module: nn.PReLU, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def prelu(layer: nn.PReLU, shapes: Shapes) -> dict[str, Any]:
+    """The weight has one number per channel, or one for all."""
     return {"num_parameters": shapes["weight"][0]}
 
 
-def transposed_linear(module: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """The `Conv1D` of transformers: a linear layer whose weight is stored as inputs by outputs."""
-    return {"nx": shapes["weight"][0], "nf": shapes["weight"][1]}
+def recurrent(layer: nn.RNNBase, shapes: Shapes) -> dict[str, Any]:
+    """The first weight is (gates * hidden, inputs), the second (gates * hidden, states that are fed back)."""
+    (rows, inputs), (_, states) = shapes["weight_ih_l0"], shapes["weight_hh_l0"]
+    gates = layer.get_parameter("weight_ih_l0").shape[0] // layer.hidden_size
+    projected = {"proj_size": states} if layer.proj_size else {}
+    return {"input_size": inputs, "hidden_size": rows // gates, **projected}
 
 
-LAYERS: dict[type[nn.Module], LayerRule] = {
+def recurrent_cell(layer: nn.RNNCellBase, shapes: Shapes) -> dict[str, Any]:
+    """The weights are (gates * hidden, inputs) and (gates * hidden, hidden)."""
+    return {"input_size": shapes["weight_ih"][1], "hidden_size": shapes["weight_hh"][1]}
+
+
+def transposed_linear(layer: nn.Module, shapes: Shapes) -> dict[str, Any]:
+    """The `Conv1D` of transformers, a linear layer whose weight is (inputs, outputs)."""
+    return dict(zip(("nx", "nf"), shapes["weight"], strict=True))
+
+
+_rules: dict[type[nn.Module], LayerRule] = {
     nn.Linear: linear,
     _ConvNd: convolution,
-    _NormBase: norm,
+    _NormBase: batch_norm,
     nn.GroupNorm: group_norm,
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: layer_norm,
@@ -67,40 +93,88 @@ LAYERS: dict[type[nn.Module], LayerRule] = {
     nn.EmbeddingBag: embedding,
     nn.Bilinear: bilinear,
     nn.PReLU: prelu,
+    nn.RNNBase: recurrent,
+    nn.RNNCellBase: recurrent_cell,
 }
 
 
-def register_layer(layer: type[nn.Module], rule: LayerRule) -> None:
-    """Tell which attributes of the modules of a class follow from the shapes of its parameters.
+def register_layer(layer_class: type[nn.Module], rule: LayerRule) -> None:
+    """Tell which attributes of the layers of a class follow from the shapes of their parameters.
 
     Args:
-        layer: the class; modules of classes derived from it are meant too.
-        rule: called as `rule(module, shapes)` with the shapes of the module's own parameters and buffers after the cut,
-            by name; returns the new values of attributes, by name.
+        layer_class: a class of modules; it speaks for classes derived from it that have no rule of their own.
+        rule: a function of a layer and the new shapes of its own parameters and buffers, by name, that returns the new
+            values of attributes, by name: numbers, strings, or tuples of them. The layer is still the dense one.
+
+    Without a rule, a layer of an unknown class keeps all of its attributes.
+
+    Raises:
+        TypeError: `layer_class` is no class of modules, or `rule` is no function.
 
     >>> import torch
-    >>> from torch import nn
     >>> class Scale(nn.Module):
     ...     def __init__(self, width):
     ...         super().__init__()
-    ...         self.width, self.weight = width, nn.Parameter(torch.ones(width))
-    >>> register_layer(Scale, lambda module, shapes: {"width": shapes["weight"][0]})
+    ...         self.width, self.factor = width, nn.Parameter(torch.ones(width))
+    >>> register_layer(Scale, lambda layer, shapes: {"width": shapes["factor"][0]})
+    >>> layer_attributes(Scale(8), {"factor": (5,)})
+    {'width': 5}
     """
-    LAYERS[layer] = rule
+    if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
+        raise TypeError(f"layer_class must be a subclass of torch.nn.Module, got {layer_class!r}")
+    if not callable(rule):
+        raise TypeError(f"rule must be a function of (layer, shapes), got {rule!r}")
+    _rules[layer_class] = rule
 
 
-def rule_of_layer(module: nn.Module) -> LayerRule | None:
-    """Return the rule of the nearest class of `module` that has one."""
-    for kind in type(module).__mro__:
-        if kind in LAYERS:
-            return LAYERS[kind]
-        if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+def rule_of_layer(layer: nn.Module) -> LayerRule | None:
+    """Return the rule of the nearest class of `layer` that has one."""
+    for cls in type(layer).__mro__:
+        if cls in _rules:
+            return _rules[cls]
+        if (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D"):  # which is not imported here
             return transposed_linear
     return None
 
 
-def layer_attributes(module: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Return the attributes of `module` that differ when its parameters and buffers have `shapes`."""
-    rule = rule_of_layer(module)
-    values = rule(module, shapes) if rule and shapes else {}
-    return {name: value for name, value in values.items() if getattr(module, name) != value}
+def layer_attributes(
+    layer: nn.Module, shapes: Shapes, kept: Mapping[str, Mapping[int, Sequence[int]]] = NOTHING
+) -> dict[str, Any]:
+    """Return the new values of the attributes of `layer` that change.
+
+    Args:
+        layer: a module as it is before.
+        shapes: the new shapes of its own parameters and buffers, by name.
+        kept: which indices of them stay, by name and dimension, as in a plan; where entries of an embedding go, its
+            `padding_idx` moves along.
+
+    Raises:
+        PlanError: a group of a convolution or of a `GroupNorm` is cut in two.
+
+    >>> layer_attributes(nn.Conv2d(8, 8, 3, groups=8), {"weight": (5, 1, 3, 3), "bias": (5,)})
+    {'out_channels': 5, 'in_channels': 5, 'groups': 5}
+    """
+    rule = rule_of_layer(layer)
+    values = dict(rule(layer, shapes)) if rule is not None and shapes else {}
+    rows = kept.get("weight", {}).get(0)
+    if rows is not None and isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None:
+        values["padding_idx"] = list(rows).index(layer.padding_idx) if layer.padding_idx in rows else None
+    return {name: value for name, value in values.items() if getattr(layer, name) != value}
+
+
+def outputs_of(layer: nn.Module) -> int | None:
+    """Return the size of the bias that `layer` has or could have; None if it is of no kind that may lack one."""
+    if isinstance(layer, nn.Linear | nn.Bilinear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, _ConvNd) else None
+
+
+def groups_left(layer: nn.Module, groups: int, before: int, after: int) -> int:
+    """Return how many of `groups` groups of channels are left where `after` of `before` channels are, and no part."""
+    size = before // groups
+    if groups > 1 and after % size:
+        raise PlanError(
+            f"{layer} has {groups} groups of {size} channels, which stay or go as a whole; {after} of {before} "
+            "channels would be left: keep a multiple of the size of a group"
+        )
+    return after // size if groups > 1 else 1

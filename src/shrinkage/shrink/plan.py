@@ -1,198 +1,232 @@
-"""The plan of a smaller model: which channels of its class stay, as JSON, and applied to a fresh model."""
+"""The plan of a smaller model: which indices of its class's tensors stay; as JSON, and applied to a fresh model."""
 
-import base64
 import copy
-import hashlib
 import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
+from operator import index
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.errors import PlanError
-from shrinkage.shrink.export import joined, tensors_of
-from shrinkage.shrink.layers import layer_attributes
+from shrinkage.shrink.checks import (
+    Keep,
+    check_attributes,
+    check_biases,
+    check_can_be_cut,
+    check_is_dense,
+    check_keep,
+    check_values,
+    tuples,
+)
+from shrinkage.shrink.encoding import decoded, encoded, hashed
+from shrinkage.shrink.layers import layer_attributes, outputs_of
+from shrinkage.shrink.tensors import Shape, copied, joined, own_tensors, saved_shapes, shape_of_cut, tensors_of
+from shrinkage.tables import shape_text, table
 
 VERSION = 1
-Keep = Mapping[str, Mapping[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class ShrinkPlan:
-    """How a smaller model follows from the class of a dense one.
+    """How a smaller model follows from the class of a dense one: which indices of each tensor stay.
+
+    A plan holds no weights, and is applied without data and without tracing. As JSON it goes beside the weights, into a
+    checkpoint or the header of a safetensors file. `shrink` returns one; `ShrinkPlan.of` makes one by hand.
 
     Args:
-        shapes: the shape of every parameter and buffer of the dense model, by dotted name.
-        keep: for each parameter or buffer that is cut, the indices that stay, in order, by dimension.
-        biases: dotted names of layers that get a bias that they did not have.
-        attributes: new values of attributes of modules, by dotted name.
+        shapes: the shape of every parameter and saved buffer of the dense model, by dotted name.
+        keep: the indices that stay, in rising order, by dimension, by name, for each tensor that is cut.
+        biases: dotted names of layers that get a bias, which the dense ones do not have.
+        attributes: new values of attributes of modules, by dotted name: numbers, strings, or tuples of them.
+        torch_version: of the torch that the plan was made with, for the record.
         version: of the format.
 
-    A plan holds no weights and is applied without data and without tracing; as JSON it goes beside the weights.
+    Raises:
+        PlanError: indices that do not rise, none at all, or beyond the tensor that they are of.
 
-    >>> from torch import nn
     >>> plan = ShrinkPlan.of(nn.Linear(4, 3), {"weight": {0: (0, 2)}, "bias": {0: (0, 2)}})
-    >>> apply_plan(nn.Linear(4, 3), ShrinkPlan.from_json(plan.to_json()))
-    Linear(in_features=4, out_features=2, bias=True)
+    >>> print(plan)
+    layer        weight  becomes  numbers  become
+    -----------  ------  -------  -------  ------
+    (the model)     3x4      2x4       15      10
+    all                                15      10
+    >>> ShrinkPlan.from_json(plan.to_json()) == plan
+    True
     """
 
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    shapes: Mapping[str, Shape] = field(repr=False)
     keep: Keep = field(repr=False)
     biases: tuple[str, ...] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    torch_version: str = str(torch.__version__)
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        check_keep(self.shapes, self.keep)
+        check_values(self.attributes)
 
     @classmethod
     def of(
-        cls, model: nn.Module, keep: Keep, *, biases: Sequence[str] = (), attributes: Mapping[str, Any] | None = None
+        cls,
+        model: nn.Module,
+        keep: Mapping[str, Mapping[int, Sequence[int]]],
+        *,
+        biases: Sequence[str] = (),
+        attributes: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Return the plan that keeps `keep` of `model`, with the attributes of ordinary layers filled in."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
-        plan = cls(shapes, {name: dict(dims) for name, dims in keep.items()}, tuple(biases), {})
-        found: dict[str, Any] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            own = [name for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]]
-            after = {name: plan.shape_after(joined(path, name)) for name in own}
-            found |= {joined(path, name): value for name, value in layer_attributes(module, after).items()}
-        return cls(shapes, plan.keep, plan.biases, {**(attributes or {}), **found})
+        """Return the plan that keeps `keep` of `model`, a dense one.
+
+        What ordinary layers know of their widths is filled in (`register_layer` tells it of others), and tied
+        parameters are cut under all of their names. What `attributes` says goes before that.
+
+        Raises:
+            PlanError: indices as above; a tensor that is cut in two ways, computed from others, lazy, sparse, or spread
+                over machines; a group of channels that is cut in two; a layer that has a bias or can have none.
+        """
+        tensors = tensors_of(model)
+        chosen = _under_all_names(tensors, keep)
+        plan = cls(saved_shapes(model, chosen), chosen, tuple(biases))
+        check_can_be_cut(model, tensors, chosen)
+        check_biases(model, plan.biases)
+        widths = _widths(model, chosen)
+        check_attributes(model, {**widths, **(attributes or {})})
+        return cls(plan.shapes, chosen, plan.biases, {**widths, **(attributes or {})})
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the names and shapes of the dense model."""
-        listed = json.dumps(sorted((name, list(shape)) for name, shape in self.shapes.items()))
-        return hashlib.sha256(listed.encode()).hexdigest()[:16]
+        """A hash of the names and shapes of the dense model's tensors."""
+        return hashed(self.shapes)
 
-    def shape_after(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a parameter or buffer of the smaller model."""
-        kept = self.keep.get(name, {})
-        return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(self.shapes[name]))
+    def shape_after(self, name: str) -> Shape:
+        """Return the shape of the smaller model's parameter or buffer called `name`."""
+        return shape_of_cut(self.shapes[name], self.keep.get(name, {}))
 
     def to_json(self) -> str:
-        """Return the plan as text, small enough for the header of a file of weights."""
-        keep = {name: {dim: _packed(kept) for dim, kept in dims.items()} for name, dims in self.keep.items()}
-        masks = sorted({mask for dims in keep.values() for mask in dims.values()})
+        """Return the plan as one line of JSON. Indices are bits of a mask; equal masks are written once."""
+        masks = {kept: encoded(kept) for dims in self.keep.values() for kept in dims.values()}
+        numbers = {kept: number for number, kept in enumerate(masks)}
         content = {
             "version": self.version,
-            "torch": str(torch.__version__),
+            "torch": self.torch_version,
             "fingerprint": self.fingerprint,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "indices": masks,
-            "keep": {name: {dim: masks.index(mask) for dim, mask in dims.items()} for name, dims in keep.items()},
+            "masks": list(masks.values()),
+            "keep": {name: {str(dim): numbers[kept] for dim, kept in dims.items()} for name, dims in self.keep.items()},
             "biases": list(self.biases),
             "attributes": dict(self.attributes),
         }
-        return json.dumps(content, separators=(",", ":"))
+        return json.dumps({**content, "checksum": hashed(content)}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the plan that `to_json` made.
+        """Return the plan that `to_json` wrote.
 
-        Raises PlanError for text that is no plan, one that was damaged, and one of a newer format.
+        Raises:
+            PlanError: `text` is no plan, is damaged, or has another format.
         """
         try:
-            content = json.loads(text)
-            version = content["version"]
+            content = dict(json.loads(text))
+            version, checksum = content["version"], content.pop("checksum", None)
         except (ValueError, TypeError, KeyError) as error:
-            raise PlanError(f"expected the JSON of a plan, as `ShrinkPlan.to_json` gives it, found {text[:40]!r}") from error
+            raise PlanError(
+                f"expected what ShrinkPlan.to_json() wrote, found {str(text)[:40]!r} ({type(error).__name__})"
+            ) from error
         if version != VERSION:
-            raise PlanError(f"expected a plan of format {VERSION}, found {version}: update shrinkage to read it")
-        try:
-            indices = [_unpacked(mask) for mask in content["indices"]]
-            keep = {
-                name: {int(dim): indices[number] for dim, number in dims.items()}
-                for name, dims in content["keep"].items()
-            }
-            shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
-            attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in content["attributes"].items()}
-            plan = cls(shapes, keep, tuple(content["biases"]), attributes)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, zlib.error) as error:
-            raise PlanError(f"the plan is damaged ({type(error).__name__}: {error}): save it again") from error
-        if plan.fingerprint != content.get("fingerprint"):
-            raise PlanError("the plan is damaged (its fingerprint does not fit its shapes): save it again")
-        return plan
+            raise PlanError(
+                f"the plan has format {version!r}, this release of shrinkage reads {VERSION}: install a newer"
+            )
+        if checksum != hashed(content):
+            raise PlanError("the plan was damaged or edited after to_json() wrote it: take it from its source again")
+        masks = [decoded(mask) for mask in content["masks"]]
+        keep = {name: {int(d): masks[number] for d, number in dims.items()} for name, dims in content["keep"].items()}
+        shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
+        return cls(shapes, keep, tuple(content["biases"]), tuples(content["attributes"]), content["torch"])
 
     def __str__(self) -> str:
-        before = sum(torch.Size(shape).numel() for shape in self.shapes.values())
-        after = sum(torch.Size(self.shape_after(name)).numel() for name in self.shapes)
-        return f"ShrinkPlan: {len(self.keep)} of {len(self.shapes)} tensors are cut, {before:,} numbers become {after:,}"
+        rows = []
+        for layer in dict.fromkeys(name.rpartition(".")[0] for name in self.keep):
+            names = [name for name in self.shapes if name.rpartition(".")[0] == layer]
+            largest = max((name for name in names if name in self.keep), key=lambda name: prod(self.shapes[name]))
+            shapes = shape_text(self.shapes[largest]), shape_text(self.shape_after(largest))
+            rows.append([layer or "(the model)", *shapes, *self._counts(names)])
+        rows.append(["all", "", "", *self._counts(self.shapes)])
+        return table(["layer", "weight", "becomes", "numbers", "become"], rows, right=range(1, 5))
 
-
-def _packed(kept: Sequence[int]) -> str:
-    """Return sorted indices as text: the compressed bits of their mask."""
-    mask = bytearray(kept[-1] // 8 + 1 if kept else 0)
-    for index in kept:
-        mask[index // 8] |= 1 << index % 8
-    return base64.b85encode(zlib.compress(bytes(mask), 9)).decode()
-
-
-def _unpacked(text: str) -> tuple[int, ...]:
-    mask = zlib.decompress(base64.b85decode(text))
-    return tuple(8 * place + bit for place, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1)
+    def _counts(self, names: Iterable[str]) -> tuple[str, str]:
+        """Return how many numbers the tensors called `names` hold before and after, as text."""
+        pairs = [(prod(self.shapes[name]), prod(self.shape_after(name))) for name in names]
+        return f"{sum(before for before, _ in pairs):,}", f"{sum(after for _, after in pairs):,}"
 
 
 def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return the smaller model that `plan` makes of `model`, a dense model of the plan's class.
+    """Return the smaller model that `plan` makes of a dense model of the plan's class.
 
     Args:
-        model: stays as it is; may be on the meta device, and then so is the result.
-        plan: as `shrink` returned it, or read with `ShrinkPlan.from_json`.
+        model: stays as it is. On the meta device the result is there too, to be filled with
+            `load_state_dict(state, assign=True)`. Of a `torch.optim.swa_utils.AveragedModel` the averaged model is cut.
+        plan: what `shrink` returned, or `ShrinkPlan.from_json` read.
 
-    The weights that stay are copied, those that go never are. Tied parameters stay tied; modes, devices, dtypes,
-    `requires_grad` and hooks are kept, gradients are not. A bias that is new starts at zero.
+    Weights that go are never copied. Tied parameters stay tied; classes, modes, types, devices, `requires_grad`, the
+    order of memory, hooks of modules and attributes of parameters are kept; gradients and hooks of parameters are not.
+    New biases are zero.
 
-    Raises PlanError if `model` is not of the class that the plan was made for, listing what differs.
+    Raises:
+        PlanError: `model` is not of the class that the plan was made for, is small already, or holds a tensor that can
+            not be cut (see `ShrinkPlan.of`).
 
-    >>> from torch import nn
     >>> plan = ShrinkPlan.of(nn.Linear(4, 3, bias=False), {"weight": {0: (0, 2)}})
-    >>> apply_plan(nn.Linear(4, 3, bias=False), plan).weight.shape
-    torch.Size([2, 4])
+    >>> apply_plan(nn.Linear(4, 3, bias=False), plan)
+    Linear(in_features=4, out_features=2, bias=False)
     """
-    tensors = tensors_of(model)
-    _check(tensors, plan)
+    dense = model.module if isinstance(model, AveragedModel) else model
+    tensors = tensors_of(dense)
+    check_is_dense(dense, plan.shapes, {name: plan.shape_after(name) for name in plan.shapes}, plan.keep)
+    _under_all_names(tensors, plan.keep)
+    check_can_be_cut(dense, tensors, plan.keep)
+    check_biases(dense, plan.biases)
+    check_attributes(dense, plan.attributes)
     memo: dict[int, Any] = {}
     for name, tensor in tensors.items():
-        if name in plan.keep and id(tensor) not in memo:
-            memo[id(tensor)] = _cut(tensor, plan.keep[name])
-    small = copy.deepcopy(model, memo)
-    for parameter in small.parameters():
-        parameter.grad = None
-    for path in plan.biases:
-        layer = small.get_submodule(path)
-        weight = layer.get_parameter("weight")
-        layer.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
+        if name in plan.keep or type(tensor) is nn.Parameter:
+            memo.setdefault(id(tensor), copied(tensor, plan.keep.get(name, {})))
+    result = copy.deepcopy(model, memo)
+    small = result.module if isinstance(result, AveragedModel) else result
     for name, value in plan.attributes.items():
         path, _, attribute = name.rpartition(".")
         setattr(small.get_submodule(path), attribute, value)
-    return small
+    for path in plan.biases:
+        layer = small.get_submodule(path)
+        weight, outputs = layer.get_parameter("weight"), outputs_of(layer)
+        layer.bias = nn.Parameter(weight.new_zeros(outputs or 0), requires_grad=weight.requires_grad)
+    return result
 
 
-def _check(tensors: Mapping[str, Tensor], plan: ShrinkPlan) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != dict(plan.shapes):
-        if all(shapes.get(name) == plan.shape_after(name) for name in plan.shapes):
-            raise PlanError("the model is the smaller one already: apply a plan to a dense model of the same class")
-        names = [name for name in {**plan.shapes, **shapes} if shapes.get(name) != plan.shapes.get(name)]
-        listed = "; ".join(f"`{n}`: {plan.shapes.get(n, 'none')} expected, {shapes.get(n, 'none')} found" for n in names[:3])
-        raise PlanError(
-            f"the model is not of the class that the plan was made for, {len(names)} tensors differ ({listed}):"
-            " build it with the arguments of the dense model"
-        )
-    for name, dims in plan.keep.items():
-        for dim, kept in dims.items():
-            if name not in shapes or not 0 <= dim < len(shapes[name]) or not kept or kept[-1] >= shapes[name][dim]:
-                raise PlanError(f"the plan keeps {len(kept)} indices along dimension {dim} of `{name}`, which it can not")
+def _under_all_names(tensors: Mapping[str, Tensor], keep: Mapping[str, Mapping[int, Sequence[int]]]) -> Keep:
+    """Return `keep` as plain numbers, with each tensor that is cut under all of its names."""
+    cuts: dict[int, tuple[str, Mapping[int, tuple[int, ...]]]] = {}
+    chosen = {name: {index(dim): tuple(map(index, kept)) for dim, kept in dims.items()} for name, dims in keep.items()}
+    for name, dims in chosen.items():
+        if name in tensors:
+            other, known = cuts.setdefault(id(tensors[name]), (name, dims))
+            if known != dims:
+                raise PlanError(f"{other!r} and {name!r} are one tensor, tied, and would be cut in two ways")
+    tied = {name: dict(cuts[id(tensor)][1]) for name, tensor in tensors.items() if id(tensor) in cuts}
+    return {**chosen, **tied}
 
 
-def _cut(tensor: Tensor, dims: Mapping[int, tuple[int, ...]]) -> Tensor:
-    """Return a copy of `tensor` with the indices that stay; a parameter if it is one."""
-    cut = tensor.detach()
-    for dim, kept in dims.items():
-        cut = cut.index_select(dim, torch.tensor(kept, dtype=torch.long, device=cut.device))
-    if not isinstance(tensor, nn.Parameter):
-        return cut
-    parameter = nn.Parameter(cut, requires_grad=tensor.requires_grad)
-    parameter.__dict__.update(copy.copy(tensor.__dict__))
-    return parameter
+def _widths(model: nn.Module, keep: Keep) -> dict[str, Any]:
+    """Return the attributes of ordinary layers that change, by dotted name."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = own_tensors(module)
+        kept = {name: keep[joined(path, name)] for name in own if joined(path, name) in keep}
+        if kept:
+            shapes = {name: shape_of_cut(tuple(tensor.shape), kept.get(name, {})) for name, tensor in own.items()}
+            changed = layer_attributes(module, shapes, kept)
+            found |= {joined(path, name): value for name, value in changed.items()}
+    return found

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shrinkage.shrink.export import lines, tensors_of
+from shrinkage.shrink.export import lines
 from shrinkage.shrink.fold import Products, Reading, Target, live_rows, target_of
 from shrinkage.shrink.graph import Axis, Coupling
+from shrinkage.shrink.labels import distinct
+from shrinkage.shrink.tensors import tensors_of
 
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The channels that go, one truth value per label, and why channels of zero weights stay, by label."""
+    """The channels that go, one truth value per label, and why others that put out constants stay, by label."""
 
     gone: Tensor
     reasons: Mapping[int, str]
@@ -21,7 +23,7 @@ class Removal:
 
 def removable(
     coupling: Coupling, found: Sequence[Reading], products: Sequence[Products], model: nn.Module, round_to: int,
-    held: Tensor | None = None,
+    held: Tensor,
 ) -> Removal:  # fmt: skip
     """Return the channels that can go without a change of the outputs.
 
@@ -33,8 +35,7 @@ def removable(
         stay[channels] = False
     if coupling.pinned:
         stay[torch.tensor(list(coupling.pinned))] = True
-    if held is not None:
-        stay |= held
+    stay |= held
     reasons: dict[int, str] = {}
     constant = _foldable(coupling, found, model, reasons)
     while True:
@@ -45,9 +46,7 @@ def removable(
         stay[short] = True
 
 
-def _foldable(
-    coupling: Coupling, found: Sequence[Reading], model: nn.Module, reasons: dict[int, str]
-) -> list[Tensor]:
+def _foldable(coupling: Coupling, found: Sequence[Reading], model: nn.Module, reasons: dict[int, str]) -> list[Tensor]:
     """Return for each reading which of its channels are constants that can be folded, and note why others are not."""
     silent = _silent(coupling, found, model)
     result = []
@@ -71,7 +70,13 @@ def _foldable(
             agree &= (constants - first).abs() <= 1e-5 * first.abs()
         for number, _ in several:
             result[number] = result[number] & agree
-            _explain(coupling, found[number], ~agree & ~found[number].constants.isnan(), f"and another one elsewhere that `{name}` serves too", reasons)
+            _explain(
+                coupling,
+                found[number],
+                ~agree & ~found[number].constants.isnan(),
+                f"and another one elsewhere that `{name}` serves too",
+                reasons,
+            )
     return result
 
 
@@ -84,17 +89,19 @@ def _silent(coupling: Coupling, found: Sequence[Reading], model: nn.Module) -> T
         if (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter) and name not in coupling.biases:
             silent[channels[(lines(tensor, dim) == 0).all(1).cpu()]] = True
     for reading in found:
-        name = reading.piece.owned().get(reading.contraction.weight)
-        if name is not None:
+        weight = reading.piece.owned().get(reading.contraction.weight)
+        if weight is not None:
             live = live_rows(reading.contraction, reading.weight, ~reading.constants.isnan())
-            silent[coupling.axes[name, reading.contraction.rows % reading.weight.dim()][~live.cpu()]] = True
+            silent[coupling.axes[weight, reading.contraction.rows % reading.weight.dim()][~live.cpu()]] = True
     return silent
 
 
 def _explain(coupling: Coupling, reading: Reading, which: Tensor, text: str, reasons: dict[int, str]) -> None:
     labels = reading.contraction.labels
     if len(labels) == len(which) and which.any():
-        for root, value in zip(coupling.labels.find(labels[which]).tolist(), reading.constants[which].tolist(), strict=True):
+        for root, value in zip(
+            coupling.labels.find(labels[which]).tolist(), reading.constants[which].tolist(), strict=True
+        ):
             reasons.setdefault(root, f"puts the constant {value:.3g} into `{reading.name}`, {text}")
 
 
@@ -138,7 +145,7 @@ def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> Tensor:
         wanted = min(-(-max(kept, 1) // round_to) * round_to, len(channels))
         if wanted > kept:
             back.append(channels[going][: wanted - kept])
-    return torch.cat(back).unique() if back else torch.empty(0, dtype=torch.long)
+    return distinct(torch.cat(back)) if back else torch.empty(0, dtype=torch.long)
 
 
 def kept_indices(coupling: Coupling, gone: Tensor) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -164,6 +171,6 @@ def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
         zero = (lines(tensor, dim) == 0).all(1).cpu()
         made[channels] = True
         live[channels[~zero]] = True
-        for root in channels[zero].unique().tolist():
+        for root in distinct(channels[zero]).tolist():
             where.setdefault(root, (name, dim))
     return {root: axis for root, axis in where.items() if made[root] and not live[root]}

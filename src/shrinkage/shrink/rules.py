@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shrinkage.shrink.channels import Channels, combined, raised
-from shrinkage.shrink.trace import Contraction, Literal, Rule, Trace, axes_of, flat, shapes_of
+from shrinkage.shrink.channels import Channels, axes_of, raised
+from shrinkage.shrink.trace import Contraction, Rule, Trace, flat, shapes_of
 
 aten = torch.ops.aten
 RULES: dict[Any, Rule] = {}
@@ -94,7 +94,9 @@ def addmm(trace: Trace, bias: Channels, left: Channels, right: Channels, **scale
     return trace.combine([bias, _product(trace, left, right, positions=(1, 2), bias=foldable)])
 
 
-def _product(trace: Trace, left: Channels, right: Channels, *, positions: tuple[int, int], bias: Any = None) -> Channels:
+def _product(
+    trace: Trace, left: Channels, right: Channels, *, positions: tuple[int, int], bias: Any = None
+) -> Channels:
     rank = max(len(left.shape), len(right.shape))
     left, right = raised(left, rank), raised(right, rank)
     labels = trace.contract(left, -1, right, -2, "summed over")
@@ -105,7 +107,7 @@ def _product(trace: Trace, left: Channels, right: Channels, *, positions: tuple[
 
 def _used_up(
     trace: Trace,
-    labels: Tensor | None,
+    labels: tuple[Tensor, Tensor] | None,
     data: tuple[int, int],
     weight: tuple[int, int],
     *,
@@ -114,13 +116,15 @@ def _used_up(
     bias: Any = None,
     padded: bool = False,
 ) -> None:
-    """Note the contraction of the arguments at the positions `data[0]` and `weight[0]`, along `data[1]`, `weight[1]`."""
+    """Note the contraction of the arguments at positions `data[0]` and `weight[0]`, along `data[1]`, `weight[1]`."""
+    first: Any
+    second: Any
     first, second = (trace.node.args[position] for position, _ in (data, weight))
-    parts = (first, data[1], second, weight[1])
+    mine, theirs = labels or (torch.empty(0, dtype=torch.long),) * 2
+    parts = (first, data[1], second, weight[1], mine, theirs)
     if first not in trace.from_data and second in trace.from_data:
-        parts, rows, out, bias = (second, weight[1], first, data[1]), -2, -2, None
-    flat_labels = torch.empty(0, dtype=torch.long) if labels is None else labels
-    contraction = Contraction(trace.node, *parts, flat_labels, rows, out, bias, padded)
+        parts, rows, out, bias = (second, weight[1], first, data[1], theirs, mine), -2, -2, None
+    contraction = Contraction(trace.node, *parts, rows, out, bias, padded)
     is_weight = parts[2] not in trace.from_data and parts[0] in trace.from_data
     (trace.contractions if is_weight else trace.products).append(contraction)
 
@@ -129,7 +133,9 @@ def _without(trace: Trace, channels: Channels, axis: int) -> Channels:
     """Return `channels` with `axis` summed away to length 1."""
     axis %= len(channels.shape)
     factors = [factor for factor in channels.factors if factor.shape[axis] == 1]
-    joint = [factor.narrow(axis, 0, 1) for factor in channels.factors if len(axes_of(factor)) > 1 and factor.shape[axis] > 1]
+    joint = [
+        factor.narrow(axis, 0, 1) for factor in channels.factors if len(axes_of(factor)) > 1 and factor.shape[axis] > 1
+    ]
     shape = tuple(1 if other == axis else size for other, size in enumerate(channels.shape))
     return trace.make([*factors, *joint], shape)
 
@@ -153,7 +159,9 @@ def convolution(
         return _grouped(trace, x, weight, bias, groups, rows=0)
     labels = trace.contract(x, -rank + 1, weight, 1, "summed over")
     arguments = trace.node.args
-    padded = isinstance(padding, str) and padding != "valid" or not isinstance(padding, str) and any(_listed(padding))
+    padded = (isinstance(padding, str) and padding != "valid") or (
+        not isinstance(padding, str) and any(_listed(padding))
+    )
     _used_up(
         trace, labels, (0, 1 - rank), (1, 1), rows=0, out=1 - rank,
         bias=arguments[2] if len(arguments) > 2 else None, padded=padded,
@@ -197,13 +205,11 @@ def _batch_alone(x: Channels, place: int) -> Channels:
     return Channels(tuple(size if axis < place else 1 for axis, size in enumerate(x.shape)), factors)
 
 
-def _grouped(
-    trace: Trace, x: Channels, weight: Channels, bias: Channels | None, groups: int, *, rows: int
-) -> Channels:
+def _grouped(trace: Trace, x: Channels, weight: Channels, bias: Channels | None, groups: int, *, rows: int) -> Channels:
     """The channels of a convolution in groups: a group goes as a whole, with what enters it."""
     place = len(x.shape) - len(weight.shape) + 1
     entering, made = flat(trace, x, place, "convolved in groups"), flat(trace, weight, 0, "convolved in groups")
-    weight = trace.fix(weight, [1 - rows], "the size of a group")
+    weight = trace.fix(weight, [1], "the size of a group")
     if entering is None or made is None:
         trace.fix(x, [place], "convolved in groups of fixed number")
         trace.fix(weight, [0], "convolved in groups of fixed number")
@@ -263,7 +269,7 @@ def _repeated_heads(trace: Trace, x: Channels, times: int) -> Channels:
 def batch_norm(
     trace: Trace, x: Channels, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any, **__: Any
 ) -> Channels:
-    if trace.node.target.overloadpacket is aten.instance_norm:
+    if trace.operator.overloadpacket is aten.instance_norm:
         x = trace.fix(x, range(2, len(x.shape)), "normalized along")
     vectors = [along(vector, len(x.shape)) for vector in (weight, bias, mean, variance)]
     return trace.combine([x, *vectors])
@@ -280,9 +286,13 @@ def group_norm(trace: Trace, x: Channels, groups: int, weight: Any = None, bias:
 
 
 @coupling_rule(aten.layer_norm, aten.rms_norm)
-def layer_norm(trace: Trace, x: Channels, lengths: Sequence[int], weight: Any = None, bias: Any = None, *_: Any) -> Channels:
+def layer_norm(
+    trace: Trace, x: Channels, lengths: Sequence[int], weight: Any = None, bias: Any = None, *_: Any
+) -> Channels:
     axes = range(-len(lengths), 0)
-    operands = [trace.fix(y, axes, "normalized over the channels") for y in (x, weight, bias) if isinstance(y, Channels)]
+    operands = [
+        trace.fix(y, axes, "normalized over the channels") for y in (x, weight, bias) if isinstance(y, Channels)
+    ]
     return trace.combine(operands)
 
 
@@ -342,7 +352,7 @@ def roll(trace: Trace, x: Channels, shifts: Any, axes: Any = ()) -> Channels:
 def reduction(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> Any:
     if any(isinstance(argument, Channels) for argument in arguments):
         return trace.combine([x, *arguments])
-    schema = [argument.name for argument in trace.node.target._schema.arguments][1:]
+    schema = [argument.name for argument in trace.operator._schema.arguments][1:]
     named = dict(zip(schema, arguments, strict=False)) | keywords
     dims = named.get("dim")
     axes = sorted({axis % len(x.shape) for axis in _listed(dims)}) if dims not in (None, []) else range(len(x.shape))
@@ -370,7 +380,7 @@ def _reduced_to(trace: Trace, x: Channels, axes: list[int], shape: Sequence[int]
     aten.max_pool2d_with_indices, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa,
 )  # fmt: skip
 def pooling(trace: Trace, x: Channels, *_: Any, **__: Any) -> Any:
-    name = str(trace.node.target)
+    name = str(trace.operator)
     space = next(number for number in (1, 2, 3) if f"{number}d" in name)
     x = trace.fix(x, range(-space, 0), "pooled along")
     results = tuple(trace.make(x.factors, shape) for shape in shapes_of(trace.node))
@@ -384,4 +394,4 @@ def pad(trace: Trace, x: Channels, widths: Sequence[int], *_: Any, **__: Any) ->
 
 
 def _name(trace: Trace) -> str:
-    return str(trace.node.target.overloadpacket).removeprefix("aten.").strip("_")
+    return str(trace.operator.overloadpacket).removeprefix("aten.").strip("_")

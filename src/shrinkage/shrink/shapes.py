@@ -110,15 +110,15 @@ def split(trace: Trace, x: Channels, sizes: Any, axis: int = 0) -> tuple[Channel
     axis %= len(x.shape)
     lengths = [shape[axis] for shape in shapes_of(trace.node)]
     even = len(set(lengths)) == 1
-    by_count = trace.node.target.overloadpacket in (aten.chunk, aten.tensor_split, aten.unsafe_chunk)
-    if by_count and not even or x.along(axis) is not None and len(axes_of(x.along(axis))) > 1:  # type: ignore[arg-type]
+    by_count = trace.operator.overloadpacket in (aten.chunk, aten.tensor_split, aten.unsafe_chunk)
+    if (by_count and not even) or (x.along(axis) is not None and len(axes_of(x.along(axis))) > 1):  # type: ignore[arg-type]
         x = trace.fix(x, [axis], "split into parts of fixed length")
     parts: list[list[Tensor]] = [[] for _ in lengths]
     for factor in x.factors:
         if factor.shape[axis] == 1:
             pieces = [factor] * len(lengths)
         else:
-            pieces = list(factor.split(lengths, axis))
+            pieces = list(torch.split(factor, lengths, axis))
             if even:
                 for piece in pieces[1:]:
                     trace.labels.unite(piece, pieces[0])
@@ -159,7 +159,9 @@ def cat(trace: Trace, tensors: Sequence[Channels], axis: int = 0) -> Channels:
         pieces.append(factor)
         rest = tuple(other for other in x.factors if other.shape[axis] == 1)
         others.append(Channels(_one(x.shape, axis), rest))
-    whole = Channels(tuple(trace.shape[axis] if other == axis else 1 for other in range(rank)), (torch.cat(pieces, axis),))
+    whole = Channels(
+        tuple(trace.shape[axis] if other == axis else 1 for other in range(rank)), (torch.cat(pieces, axis),)
+    )
     return trace.combine([whole, *others])
 
 

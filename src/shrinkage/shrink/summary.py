@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from shrinkage.shrink.graph import Coupling
+from shrinkage.shrink.plan import ShrinkPlan
 from shrinkage.shrink.verify import Call, outputs
 from shrinkage.tables import shape_text, table
 
 ADVICE = {
-    "zeros at the border": "charge the scale and shift of the norm too, as `CoupledChannels` does: the constant is then zero",
+    "zeros at the border": "charge the scale and shift of the norm too: the constant is then zero",
     "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or charge what makes the constant too",
     "normalized over": "the width of a residual stream stays: charge neurons and heads instead",
     "mean over": "the width of a residual stream stays: charge neurons and heads instead",
@@ -131,6 +133,30 @@ def latencies(models: Sequence[nn.Module], call: Call, *, seconds: float = 0.5, 
         if turn >= 2 and time.perf_counter() - start > seconds:
             break
     return tuple(map(median, times))
+
+
+def compared(
+    model: nn.Module, small: nn.Module, plan: ShrinkPlan, call: Call, error: float, kept: Sequence[KeptZeros],
+    coupling: Coupling,
+) -> ShrinkReport:  # fmt: skip
+    """Return the report on `small`, which `plan` made of `model`."""
+    layers = [LayerSummary(name, plan.shapes[name], plan.shape_after(name)) for name in plan.keep]
+    return ShrinkReport(
+        (parameter_count(model), parameter_count(small)),
+        (byte_count(model), byte_count(small)),
+        (multiply_adds(model, call), multiply_adds(small, call)),
+        _pair(latencies([model, small], call)),
+        error,
+        tuple(layers),
+        tuple(kept),
+        dict(coupling.unknown),
+        dict(coupling.unexported),
+    )
+
+
+def _pair(times: Sequence[float]) -> tuple[float, float]:
+    before, after = times
+    return before, after
 
 
 def _timed(model: nn.Module, call: Call) -> float:

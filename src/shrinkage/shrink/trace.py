@@ -18,8 +18,9 @@ class Contraction:
     """A sum over channels: the place where the values of channels are used up.
 
     `labels` are those of the channels that are summed over, one per index along `axis` of the node `data`; they meet
-    the indices along `weight_axis` of the node `weight`. `rows` is the axis of `weight` that makes the channels of the
-    output, which lie along the axis `out`. Zeros at the border (`padded`) are summed too.
+    the indices along `weight_axis` of the node `weight`, which have `weight_labels`. `rows` is the axis of `weight` that
+    makes the channels of the output, which lie along the axis `out`. Where zeros at the border are summed too, it is
+    `padded`.
     """
 
     node: fx.Node
@@ -28,6 +29,7 @@ class Contraction:
     weight: fx.Node
     weight_axis: int
     labels: Tensor
+    weight_labels: Tensor
     rows: int
     out: int
     bias: fx.Node | None = None
@@ -71,6 +73,11 @@ class Trace:
         return shapes_of(self.node)[0]
 
     @property
+    def operator(self) -> Any:
+        """The operator that is called, one overload of it."""
+        return self.node.target
+
+    @property
     def path(self) -> str:
         """The dotted name of the module whose code calls the operator."""
         stack = self.node.meta.get("nn_module_stack") or {"": ("", None)}
@@ -111,8 +118,10 @@ class Trace:
                     self.literals.append(Literal(self.path, shape[axis], factor, axis))
         return result
 
-    def contract(self, left: Channels, axis: int, right: Channels, other: int, text: str) -> Tensor | None:
-        """Make the channels along `axis` of `left` one with those along `other` of `right`; return them, flat.
+    def contract(
+        self, left: Channels, axis: int, right: Channels, other: int, text: str
+    ) -> tuple[Tensor, Tensor] | None:
+        """Make the channels along `axis` of `left` one with those along `other` of `right`; return both, flat.
 
         None, and what there is stays, where one of the two has a fixed length.
         """
@@ -123,7 +132,7 @@ class Trace:
                     self.labels.pin(labels, self.because(f"{text} of a tensor whose channels are fixed"))
             return None
         self.labels.unite(mine, theirs)
-        return mine
+        return mine, theirs
 
 
 FIXED = "meets a tensor of fixed length"
@@ -166,16 +175,22 @@ def follow(trace: Trace, graph: fx.Graph, given: dict[fx.Node, Channels], data: 
 
 def _result(trace: Trace, node: fx.Node) -> Any:
     """Return the channels of the output of `node`."""
+    arguments: Any
+    keywords: Any
     arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda argument: trace.values.get(argument))
     if getattr(node.target, "__name__", "") == "getitem" and node.op == "call_function":
-        return arguments[0][arguments[1]] if isinstance(arguments[0], tuple | list) else None
+        several, place = arguments
+        return several[place] if isinstance(several, tuple | list) and isinstance(place, int) else None
     touched = [trace.values.get(argument) for argument in node.all_input_nodes]
     if not _factors(touched) and not _makes_channels(trace, node):
         return _without_channels(node)
     rule = rule_of(trace.rules, node.target)
-    if rule is not None:
-        return rule(trace, *arguments, **keywords)
     name = str(node.target)
+    if rule is not None:
+        try:
+            return rule(trace, *arguments, **keywords)
+        except Exception as error:  # A form of the operator that its rule does not know is as good as no rule.
+            name = f"{name} in this form ({type(error).__name__})"
     if not all(trace.labels.are_loose(factor) for factor in _factors(touched)):
         trace.unknown[name] = trace.unknown.get(name, 0) + 1
     trace.pin(touched, f"used by `{name}`, an operator without a rule")

@@ -1,0 +1,122 @@
+"""What has to hold before a model is cut: errors come before anything is made."""
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.errors import PlanError
+from shrinkage.parametrized import computed_weights
+from shrinkage.select import nearest
+from shrinkage.sharding import is_spread
+from shrinkage.shrink.layers import outputs_of
+from shrinkage.shrink.tensors import Shape, joined, own_tensors, saved_shapes
+
+Keep = Mapping[str, Mapping[int, tuple[int, ...]]]
+LISTED = 3  # differences that a message names
+
+
+def check_keep(shapes: Mapping[str, Shape], keep: Keep) -> None:
+    """Raise `PlanError` unless the indices of `keep` rise, and are some of those that tensors of `shapes` have."""
+    for name, dims in keep.items():
+        if name not in shapes:
+            raise PlanError(f"there is no {name!r} to cut; nearest names: {nearest(name, shapes)}")
+        for dim, kept in dims.items():
+            what = f"dimension {dim} of {name!r} of shape {shapes[name]}"
+            if not 0 <= dim < len(shapes[name]):
+                raise PlanError(f"{what}: there is no such dimension")
+            if not kept:
+                raise PlanError(f"{what} would keep nothing: keep one index at least")
+            if any(later <= earlier for earlier, later in pairwise(kept)):
+                raise PlanError(f"{what}: the indices to keep have to rise, each of them once")
+            if not (0 <= kept[0] and kept[-1] < shapes[name][dim]):
+                raise PlanError(f"{what} has no index {kept[0] if kept[0] < 0 else kept[-1]}, which should stay")
+
+
+def check_values(attributes: Mapping[str, Any]) -> None:
+    """Raise `PlanError` unless JSON brings all values of attributes back as they are."""
+    for name, value in attributes.items():
+        try:
+            same = bool(tuples(json.loads(json.dumps(value))) == value)
+        except TypeError:
+            same = False
+        if not same:
+            raise PlanError(f"attribute {name!r} would be {value!r}: a plan holds numbers, strings, and tuples of them")
+
+
+def tuples(value: Any) -> Any:
+    """Return what was read from JSON with tuples for its lists."""
+    if isinstance(value, dict):
+        return {name: tuples(each) for name, each in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def check_is_dense(
+    model: nn.Module, before: Mapping[str, Shape], after: Mapping[str, Shape], keep: Mapping[str, object]
+) -> None:
+    """Raise `PlanError` unless the tensors of `model` have the names and shapes of `before`; those of a plan."""
+    found = saved_shapes(model, keep)
+    if found == before:
+        return
+    if all(found.get(name) == shape for name, shape in after.items()):
+        raise PlanError("the model is the smaller one already: apply the plan to a dense model of the same class")
+    first = next(iter(before), "")
+    inside = (name.removesuffix(f".{first}") for name in found if name.endswith(f".{first}"))
+    for path in inside:
+        if saved_shapes(model.get_submodule(path), keep) == before:
+            raise PlanError(f"the plan is one of the module called {path!r} in the model: apply it to that one")
+    names = [name for name in {**before, **found} if before.get(name) != found.get(name)]
+    pairs = ((name, before.get(name, "absent"), found.get(name, "absent")) for name in names[:LISTED])
+    listed = "; ".join(f"{name!r} should be {expected}, is {actual}" for name, expected, actual in pairs)
+    rest = f"; and {len(names) - LISTED} others" if len(names) > LISTED else ""
+    raise PlanError(
+        f"the model is not like the dense one that the plan was made from, in {len(names)} tensors: {listed}{rest}. "
+        "Build it with the arguments of the dense one"
+    )
+
+
+def check_can_be_cut(model: nn.Module, tensors: Mapping[str, Tensor], keep: Keep) -> None:
+    """Raise `PlanError` if a tensor that is to be cut is computed, spread over machines, or no dense tensor."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for computed in computed_weights(module):
+            names = [joined(path, name) for name in (*own_tensors(module), *computed.sources)]
+            if any(name in keep for name in names):
+                raise PlanError(
+                    f"{joined(path, computed.attribute)!r} is computed by {computed.by}: make it a parameter first, "
+                    "with torch.nn.utils.parametrize.remove_parametrizations or its own function for that"
+                )
+    for name in keep:
+        if is_spread(tensors[name]):
+            raise PlanError(f"{name!r} is spread over machines: apply the plan to the model before it is distributed")
+        if tensors[name].layout != torch.strided or tensors[name].is_quantized:
+            raise PlanError(f"{name!r} is stored as {tensors[name].layout}, {tensors[name].dtype}: make it dense first")
+
+
+def check_biases(model: nn.Module, paths: tuple[str, ...]) -> None:
+    """Raise `PlanError` unless all layers at `paths` can have a bias and have none."""
+    for path in paths:
+        layer = submodule(model, path)
+        if layer is None or outputs_of(layer) is None or layer.bias is not None:
+            raise PlanError(
+                f"{path!r} should get a bias: expected a linear layer or a convolution without one, found {layer}"
+            )
+
+
+def check_attributes(model: nn.Module, attributes: Mapping[str, Any]) -> None:
+    """Raise `PlanError` unless `model` has all `attributes`."""
+    for name in attributes:
+        path, _, attribute = name.rpartition(".")
+        layer = submodule(model, path)
+        if layer is None or not hasattr(layer, attribute):
+            raise PlanError(f"the plan sets {name!r}, which the model has not: build the model as the dense one was")
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the module of `model` at `path`, None if there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None

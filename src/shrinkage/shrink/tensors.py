@@ -1,0 +1,81 @@
+"""The parameters and buffers of a model by dotted name, and smaller copies of them."""
+
+from collections.abc import Container, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from shrinkage.errors import PlanError
+
+Shape = tuple[int, ...]
+
+
+def joined(path: str, name: str) -> str:
+    """Return the dotted name of `name` in the module at `path`.
+
+    >>> joined("0.body", "weight"), joined("", "weight")
+    ('0.body.weight', 'weight')
+    """
+    return f"{path}.{name}" if path else name
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of `model` under all of their names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of `module` itself, none of its children's."""
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+
+
+def saved_shapes(model: nn.Module, others: Container[str] = ()) -> dict[str, Shape]:
+    """Return the shapes of what the state_dict of `model` holds, and of the buffers besides that are in `others`.
+
+    Buffers that are not saved are often made anew with the sizes of the last batch.
+
+    Raises:
+        PlanError: a parameter or buffer is lazy.
+    """
+    unsaved = {
+        joined(path, name)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    shapes = {}
+    for name, tensor in tensors_of(model).items():
+        if is_lazy(tensor):
+            raise PlanError(f"{name!r} is lazy and has no shape yet: call the model once before")
+        if name not in unsaved or name in others:
+            shapes[name] = tuple(tensor.shape)
+    return shapes
+
+
+def cut(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
+    """Return a copy of `tensor` that holds the indices `dims[dim]` along each `dim`, in the same order of memory.
+
+    >>> cut(torch.arange(6).reshape(2, 3), {0: (1,), 1: (0, 2)})
+    tensor([[3, 5]])
+    """
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])  # what is selected comes out contiguous
+    result = tensor.detach().permute(order)
+    for dim, kept in dims.items():
+        result = result.index_select(order.index(dim), torch.tensor(kept, dtype=torch.long, device=tensor.device))
+    return result.permute([order.index(dim) for dim in range(tensor.dim())])
+
+
+def copied(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
+    """Return a copy of what `dims` keeps of `tensor` as what that is, a parameter or a buffer, with its attributes."""
+    smaller = cut(tensor, dims) if dims else tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
+    vars(smaller).update(vars(tensor))
+    return smaller
+
+
+def shape_of_cut(shape: Shape, dims: Mapping[int, Sequence[int]]) -> Shape:
+    """Return the shape of what `cut` makes of a tensor of `shape`."""
+    return tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(shape))
