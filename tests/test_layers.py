@@ -127,6 +127,8 @@ def test_names_are_exported_in_order():
 PUBLIC = [(name, getattr(shrinkage, name)) for name in shrinkage.__all__]
 PUBLIC += [("torchlayers.L1", torchlayers.L1), ("torchlayers.L2", torchlayers.L2)]
 RESULTS = {
+    "ShrinkReport",
+    "Shrunk",
     "Report",
     "SparseReport",
     "Sparsified",

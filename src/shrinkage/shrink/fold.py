@@ -87,6 +87,7 @@ class Stimulus(fx.Interpreter):
         self.zeros: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run one node, note what it reads, and put noise in place of what it gives."""
         contraction = self.contractions.get(n) or self.products.get(n)
         if contraction is None:
             result = super().run_node(n)

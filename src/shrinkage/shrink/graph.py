@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from shrinkage.shrink import shapes as _shapes  # noqa: F401  registers its rules
+from shrinkage.shrink import contractions, shapes  # noqa: F401  they register their rules
 from shrinkage.shrink.channels import Channels, axes_of, reduced
 from shrinkage.shrink.export import Piece, pieces
 from shrinkage.shrink.labels import Labels, distinct

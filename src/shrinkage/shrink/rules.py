@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shrinkage.shrink.channels import Channels, axes_of, raised
-from shrinkage.shrink.trace import Contraction, Rule, Trace, flat, shapes_of
+from shrinkage.shrink.channels import Channels, axes_of
+from shrinkage.shrink.trace import Rule, Trace, flat, shapes_of
 
 aten = torch.ops.aten
 RULES: dict[Any, Rule] = {}
@@ -44,16 +44,19 @@ def coupling_rule(*operators: Any) -> Callable[[Rule], Rule]:
     aten.clamp, aten.hardsigmoid, aten.silu, aten.log_sigmoid,
 )  # fmt: skip
 def pointwise(trace: Trace, *arguments: Any, **keywords: Any) -> Channels:
+    """Elements that meet belong to one channel."""
     return trace.combine([*arguments, *keywords.values()])
 
 
 @coupling_rule(aten.type_as, aten.to, aten.lift_fresh_copy, aten.expand_as)
 def like_the_first(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> Channels:
+    """The channels of the first argument; of others only the type or the shape is taken."""
     return trace.combine([x])
 
 
 @coupling_rule(aten.prelu)
 def prelu(trace: Trace, x: Channels, weight: Channels) -> Channels:
+    """A slope for every channel, or one for all."""
     return trace.combine([x, along(weight, len(x.shape))])
 
 
@@ -66,81 +69,7 @@ def along(vector: Channels | None, rank: int, axis: int = 1) -> Channels:
     return Channels(tuple(vector.shape[0] if size == -1 else 1 for size in shape), factors)
 
 
-# ------------------------------------------------------------------------------------- sums over channels
-
-
-@coupling_rule(aten.linear)
-def linear(trace: Trace, x: Channels, weight: Channels, bias: Channels | None = None) -> Channels:
-    rank = len(x.shape)
-    arguments = trace.node.args
-    labels = trace.contract(x, -1, weight, 1, "summed over")
-    _used_up(trace, labels, (0, -1), (1, 1), rows=0, out=-1, bias=arguments[2] if len(arguments) > 2 else None)
-    left = _without(trace, x, -1)
-    right = Channels((*(1,) * (rank - 1), weight.shape[0]), _placed(weight, 0, rank, rank - 1))
-    return trace.combine([left, right, along(bias, rank, -1)])
-
-
-@coupling_rule(aten.matmul, aten.mm, aten.bmm)
-def matmul(trace: Trace, left: Channels, right: Channels) -> Channels:
-    if min(len(left.shape), len(right.shape)) < 2:
-        trace.pin([left, right], "a product with a vector")
-        return Channels(trace.shape)
-    return _product(trace, left, right, positions=(0, 1))
-
-
-@coupling_rule(aten.addmm, aten.baddbmm)
-def addmm(trace: Trace, bias: Channels, left: Channels, right: Channels, **scales: Any) -> Channels:
-    foldable = trace.node.args[0] if not scales and len(bias.shape) == 1 else None
-    return trace.combine([bias, _product(trace, left, right, positions=(1, 2), bias=foldable)])
-
-
-def _product(
-    trace: Trace, left: Channels, right: Channels, *, positions: tuple[int, int], bias: Any = None
-) -> Channels:
-    rank = max(len(left.shape), len(right.shape))
-    left, right = raised(left, rank), raised(right, rank)
-    labels = trace.contract(left, -1, right, -2, "summed over")
-    _used_up(trace, labels, (positions[0], -1), (positions[1], -2), rows=-1, out=-1, bias=bias)
-    shape = (*trace.shape[:-2], left.shape[-2], right.shape[-1])
-    return trace.combine([_without(trace, left, -1), _without(trace, right, -2)], shape)
-
-
-def _used_up(
-    trace: Trace,
-    labels: tuple[Tensor, Tensor] | None,
-    data: tuple[int, int],
-    weight: tuple[int, int],
-    *,
-    rows: int,
-    out: int,
-    bias: Any = None,
-    padded: bool = False,
-) -> None:
-    """Note the contraction of the arguments at positions `data[0]` and `weight[0]`, along `data[1]`, `weight[1]`."""
-    first: Any
-    second: Any
-    first, second = (trace.node.args[position] for position, _ in (data, weight))
-    mine, theirs = labels or (torch.empty(0, dtype=torch.long),) * 2
-    parts = (first, data[1], second, weight[1], mine, theirs)
-    if first not in trace.from_data and second in trace.from_data:
-        parts, rows, out, bias = (second, weight[1], first, data[1], theirs, mine), -2, -2, None
-    contraction = Contraction(trace.node, *parts, rows, out, bias, padded)
-    is_weight = parts[2] not in trace.from_data and parts[0] in trace.from_data
-    (trace.contractions if is_weight else trace.products).append(contraction)
-
-
-def _without(trace: Trace, channels: Channels, axis: int) -> Channels:
-    """Return `channels` with `axis` summed away to length 1."""
-    axis %= len(channels.shape)
-    factors = [factor for factor in channels.factors if factor.shape[axis] == 1]
-    joint = [
-        factor.narrow(axis, 0, 1) for factor in channels.factors if len(axes_of(factor)) > 1 and factor.shape[axis] > 1
-    ]
-    shape = tuple(1 if other == axis else size for other, size in enumerate(channels.shape))
-    return trace.make([*factors, *joint], shape)
-
-
-def _placed(weight: Channels, axis: int, rank: int, place: int) -> tuple[Tensor, ...]:
+def placed(weight: Channels, axis: int, rank: int, place: int) -> tuple[Tensor, ...]:
     """Return the labels along `axis` of a `weight`, placed along the axis `place` of a tensor of `rank` axes."""
     factor = weight.along(axis)
     if factor is None:
@@ -148,127 +77,16 @@ def _placed(weight: Channels, axis: int, rank: int, place: int) -> tuple[Tensor,
     return (factor.reshape([-1 if other == place % rank else 1 for other in range(rank)]),)
 
 
-@coupling_rule(aten.conv1d, aten.conv2d, aten.conv3d)
-def convolution(
-    trace: Trace, x: Channels, weight: Channels, bias: Channels | None = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> Channels:  # fmt: skip
-    rank = len(weight.shape)
-    x, weight = _fixed_in_space(trace, x, weight)
-    if groups > 1:
-        return _grouped(trace, x, weight, bias, groups, rows=0)
-    labels = trace.contract(x, -rank + 1, weight, 1, "summed over")
-    arguments = trace.node.args
-    padded = (isinstance(padding, str) and padding != "valid") or (
-        not isinstance(padding, str) and any(_listed(padding))
-    )
-    _used_up(
-        trace, labels, (0, 1 - rank), (1, 1), rows=0, out=1 - rank,
-        bias=arguments[2] if len(arguments) > 2 else None, padded=padded,
-    )  # fmt: skip
-    return _filters(trace, x, weight, bias, rows=0)
-
-
-@coupling_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-def transposed_convolution(
-    trace: Trace, x: Channels, weight: Channels, bias: Channels | None = None, stride: Any = 1, padding: Any = 0,
-    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
-) -> Channels:  # fmt: skip
-    rank = len(weight.shape)
-    x, weight = _fixed_in_space(trace, x, weight)
-    if groups > 1:
-        return _grouped(trace, x, weight, bias, groups, rows=1)
-    labels = trace.contract(x, 1 - rank, weight, 0, "summed over")
-    # A constant that enters comes out as a pattern of the kernel, so that it is as if there were zeros between.
-    arguments = trace.node.args
-    bias_node = arguments[2] if len(arguments) > 2 else None
-    _used_up(trace, labels, (0, 1 - rank), (1, 0), rows=1, out=1 - rank, bias=bias_node, padded=True)
-    return _filters(trace, x, weight, bias, rows=1)
-
-
-def _fixed_in_space(trace: Trace, x: Channels, weight: Channels) -> tuple[Channels, Channels]:
-    space = range(2 - len(weight.shape), 0)
-    return trace.fix(x, space, "convolved along"), trace.fix(weight, space, "the size of a kernel")
-
-
-def _filters(trace: Trace, x: Channels, weight: Channels, bias: Channels | None, *, rows: int) -> Channels:
-    """Return the channels of the output of a convolution with `weight`, whose `rows` make them."""
-    rank, place = len(x.shape), len(x.shape) - len(weight.shape) + 1
-    factors = _placed(weight, rows, rank, place)
-    out = Channels(tuple(trace.shape[axis] if axis == place else 1 for axis in range(rank)), factors)
-    return trace.combine([out, along(bias, rank, place), _batch_alone(x, place)])
-
-
-def _batch_alone(x: Channels, place: int) -> Channels:
-    """Return `x` without its channels and all that is behind them."""
-    factors = tuple(factor for factor in x.factors if max(axes_of(factor)) < place)
-    return Channels(tuple(size if axis < place else 1 for axis, size in enumerate(x.shape)), factors)
-
-
-def _grouped(trace: Trace, x: Channels, weight: Channels, bias: Channels | None, groups: int, *, rows: int) -> Channels:
-    """The channels of a convolution in groups: a group goes as a whole, with what enters it."""
-    place = len(x.shape) - len(weight.shape) + 1
-    entering, made = flat(trace, x, place, "convolved in groups"), flat(trace, weight, 0, "convolved in groups")
-    weight = trace.fix(weight, [1], "the size of a group")
-    if entering is None or made is None:
-        trace.fix(x, [place], "convolved in groups of fixed number")
-        trace.fix(weight, [0], "convolved in groups of fixed number")
-        return Channels(trace.shape)
-    for labels in (entering, made):
-        members = labels.reshape(groups, -1)
-        trace.labels.unite(members, members[:, :1])
-    trace.labels.unite(entering.reshape(groups, -1)[:, 0], made.reshape(groups, -1)[:, 0])
-    count = trace.shape[place]
-    labels = made.reshape(groups, -1)[:, :1].expand(groups, count // groups) if rows else made.reshape(groups, -1)
-    shape = tuple(count if axis == place else 1 for axis in range(len(x.shape)))
-    out = Channels(shape, (labels.reshape(shape),))
-    return trace.combine([out, along(bias, len(x.shape), place), _batch_alone(x, place)])
-
-
-def _listed(value: Any) -> Sequence[int]:
+def listed(value: Any) -> Sequence[int]:
+    """Return `value` as a sequence: axes, or lengths along them, that may be given as one number."""
     return value if isinstance(value, list | tuple) else [value]
-
-
-# ------------------------------------------------------------------------------------- attention
-
-
-@coupling_rule(aten.scaled_dot_product_attention)
-def attention(
-    trace: Trace, query: Channels, key: Channels, value: Channels, mask: Channels | None = None,
-    dropout: float = 0.0, causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False, **_: Any,
-) -> Channels:  # fmt: skip
-    query, key, value = (trace.fix(x, [-2], "a position in a sequence") for x in (query, key, value))
-    for x in (query, key):
-        if scale is None:
-            trace.fix(x, [-1], "the size of a head sets the scale of attention")
-    labels = trace.contract(query, -1, key, -1, "the size of a head")
-    if labels is not None:
-        _used_up(trace, labels, (0, -1), (1, -1), rows=-2, out=-1)
-    query, key = _without(trace, query, -1), _without(trace, key, -1)
-    if enable_gqa and query.shape[-3] != key.shape[-3]:
-        key, value = (_repeated_heads(trace, x, query.shape[-3] // x.shape[-3]) for x in (key, value))
-    queries = Channels((*query.shape[:-1], 1), query.factors)
-    keys = Channels((*key.shape[:-2], 1, 1), _without(trace, key, -2).factors)
-    values = Channels((*value.shape[:-2], 1, value.shape[-1]), value.factors)
-    masks = trace.fix(mask, [-1, -2], "a position in a sequence") if isinstance(mask, Channels) else Channels(())
-    if masks.shape:
-        masks = Channels((*masks.shape[:-2], 1, 1), masks.factors)
-    return trace.combine([queries, keys, values, masks])
-
-
-def _repeated_heads(trace: Trace, x: Channels, times: int) -> Channels:
-    """Return `x` with every head repeated `times` times, as grouped queries read the keys."""
-    shape = (*x.shape[:-3], x.shape[-3] * times, *x.shape[-2:])
-    return trace.make([f.repeat_interleave(times, -3) if f.shape[-3] > 1 else f for f in x.factors], shape)
-
-
-# ------------------------------------------------------------------------------------- norms and tables
 
 
 @coupling_rule(aten.batch_norm, aten.instance_norm)
 def batch_norm(
     trace: Trace, x: Channels, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any, **__: Any
 ) -> Channels:
+    """A scale, a shift, a mean and a variance for every channel."""
     if trace.operator.overloadpacket is aten.instance_norm:
         x = trace.fix(x, range(2, len(x.shape)), "normalized along")
     vectors = [along(vector, len(x.shape)) for vector in (weight, bias, mean, variance)]
@@ -277,6 +95,7 @@ def batch_norm(
 
 @coupling_rule(aten.group_norm)
 def group_norm(trace: Trace, x: Channels, groups: int, weight: Any = None, bias: Any = None, *_: Any) -> Channels:
+    """A group that is normalized together goes as a whole."""
     x = trace.fix(x, range(2, len(x.shape)), "normalized along")
     labels = flat(trace, x, 1, "normalized in groups")
     if labels is not None:
@@ -289,6 +108,7 @@ def group_norm(trace: Trace, x: Channels, groups: int, weight: Any = None, bias:
 def layer_norm(
     trace: Trace, x: Channels, lengths: Sequence[int], weight: Any = None, bias: Any = None, *_: Any
 ) -> Channels:
+    """What is normalized over the channels needs all of them."""
     axes = range(-len(lengths), 0)
     operands = [
         trace.fix(y, axes, "normalized over the channels") for y in (x, weight, bias) if isinstance(y, Channels)
@@ -298,16 +118,18 @@ def layer_norm(
 
 @coupling_rule(aten.embedding)
 def embedding(trace: Trace, weight: Channels, index: Channels, *_: Any) -> Channels:
+    """The columns of a table make the channels of the output."""
     trace.fix(weight, [0], "looked up by index")
     trace.pin(index, "an index into a table")
     trace.lookups.append(trace.node)
     rank = len(trace.shape)
     shape = (*(1,) * (rank - 1), weight.shape[1])
-    return trace.combine([Channels(shape, _placed(weight, 1, rank, rank - 1))])
+    return trace.combine([Channels(shape, placed(weight, 1, rank, rank - 1))])
 
 
 @coupling_rule(aten.index)
 def index(trace: Trace, x: Channels, indices: Sequence[Any]) -> Channels:
+    """Axes that are looked up by index stay; what lies along others moves with them."""
     axes = [axis for axis, one in enumerate(indices) if one is not None]
     trace.pin(indices, "an index into a table")
     x = trace.fix(x, axes, "looked up by index")
@@ -328,20 +150,19 @@ def _is_mask(trace: Trace, position: int) -> bool:
     return bool(argument[position].meta["val"].dtype == torch.bool)
 
 
-# ------------------------------------------------------------------------------------- sums, orders, windows
-
-
 @coupling_rule(
     aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.flip,
     aten.logcumsumexp,
 )  # fmt: skip
 def over_axes(trace: Trace, x: Channels, axes: Any, *_: Any, **__: Any) -> Channels:
-    return trace.combine([trace.fix(x, _listed(axes), f"{_name(trace)} over channels")])
+    """What depends on all elements along an axis holds that axis fixed."""
+    return trace.combine([trace.fix(x, listed(axes), f"{_name(trace)} over channels")])
 
 
 @coupling_rule(aten.roll)
 def roll(trace: Trace, x: Channels, shifts: Any, axes: Any = ()) -> Channels:
-    return trace.combine([trace.fix(x, _listed(axes) or range(len(x.shape)), "rolled over channels")])
+    """What moves elements along an axis holds that axis fixed."""
+    return trace.combine([trace.fix(x, listed(axes) or range(len(x.shape)), "rolled over channels")])
 
 
 @coupling_rule(
@@ -350,12 +171,13 @@ def roll(trace: Trace, x: Channels, shifts: Any, axes: Any = ()) -> Channels:
     aten.sort,
 )  # fmt: skip
 def reduction(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> Any:
+    """Axes that are reduced are held fixed."""
     if any(isinstance(argument, Channels) for argument in arguments):
         return trace.combine([x, *arguments])
     schema = [argument.name for argument in trace.operator._schema.arguments][1:]
     named = dict(zip(schema, arguments, strict=False)) | keywords
     dims = named.get("dim")
-    axes = sorted({axis % len(x.shape) for axis in _listed(dims)}) if dims not in (None, []) else range(len(x.shape))
+    axes = sorted({axis % len(x.shape) for axis in listed(dims)}) if dims not in (None, []) else range(len(x.shape))
     x = trace.fix(x, axes, f"{_name(trace)} over channels")
     results = []
     for shape in shapes_of(trace.node):
@@ -380,6 +202,7 @@ def _reduced_to(trace: Trace, x: Channels, axes: list[int], shape: Sequence[int]
     aten.max_pool2d_with_indices, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa,
 )  # fmt: skip
 def pooling(trace: Trace, x: Channels, *_: Any, **__: Any) -> Any:
+    """Windows along the last axes; channels stay apart."""
     name = str(trace.operator)
     space = next(number for number in (1, 2, 3) if f"{number}d" in name)
     x = trace.fix(x, range(-space, 0), "pooled along")
@@ -389,6 +212,7 @@ def pooling(trace: Trace, x: Channels, *_: Any, **__: Any) -> Any:
 
 @coupling_rule(aten.pad, aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d)
 def pad(trace: Trace, x: Channels, widths: Sequence[int], *_: Any, **__: Any) -> Channels:
+    """Axes that grow are held fixed."""
     padded = [-1 - number // 2 for number, width in enumerate(widths) if width]
     return trace.make(trace.fix(x, padded, "padded along").factors)
 

@@ -13,16 +13,19 @@ from shrinkage.shrink.trace import Literal, Trace, flat, shapes_of
 
 @coupling_rule(aten.view, aten.reshape, aten._unsafe_view)
 def view(trace: Trace, x: Channels, sizes: Sequence[int]) -> Channels:
+    """The same elements in another shape, as the code gives it."""
     return trace.reshape(x, trace.shape, [-1 if not isinstance(size, int) else size for size in sizes])
 
 
 @coupling_rule(aten.flatten, aten.view_as, aten.reshape_as)
 def flatten(trace: Trace, x: Channels, *_: Any) -> Channels:
+    """The same elements in a shape that follows by itself."""
     return trace.reshape(x, trace.shape, [-1] * len(trace.shape))
 
 
 @coupling_rule(aten.unflatten)
 def unflatten(trace: Trace, x: Channels, axis: int, sizes: Sequence[int]) -> Channels:
+    """One axis taken apart."""
     lengths = [-1] * len(trace.shape)
     axis %= len(x.shape)
     lengths[axis : axis + len(sizes)] = sizes
@@ -31,31 +34,37 @@ def unflatten(trace: Trace, x: Channels, axis: int, sizes: Sequence[int]) -> Cha
 
 @coupling_rule(aten.unsqueeze, aten.squeeze)
 def squeeze(trace: Trace, x: Channels, *_: Any) -> Channels:
+    """Axes of length 1 come or go."""
     return trace.reshape(x, trace.shape, [-1] * len(trace.shape))
 
 
 @coupling_rule(aten.permute)
 def permute(trace: Trace, x: Channels, axes: Sequence[int]) -> Channels:
+    """The axes in another order."""
     return trace.make([factor.permute(*axes) for factor in x.factors])
 
 
 @coupling_rule(aten.transpose, aten.swapaxes)
 def transpose(trace: Trace, x: Channels, first: int, second: int) -> Channels:
+    """Two axes change places."""
     return trace.make([factor.transpose(first, second) for factor in x.factors])
 
 
 @coupling_rule(aten.movedim)
 def movedim(trace: Trace, x: Channels, source: Any, destination: Any) -> Channels:
+    """Axes at other places."""
     return trace.make([torch.movedim(factor, source, destination) for factor in x.factors])
 
 
 @coupling_rule(aten.t, aten.numpy_T, aten.mT)
 def t(trace: Trace, x: Channels) -> Channels:
+    """The last two axes change places."""
     return trace.make([factor.mT if factor.dim() > 1 else factor for factor in x.factors])
 
 
 @coupling_rule(aten.expand)
 def expand(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channels:
+    """Copies along axes of length 1: any number of them can stay."""
     rank, shape = len(trace.shape), trace.shape
     added = rank - len(x.shape)
     factors = [factor.reshape((1,) * added + tuple(factor.shape)) for factor in x.factors]
@@ -69,6 +78,7 @@ def expand(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channel
 
 @coupling_rule(aten.repeat)
 def repeat(trace: Trace, x: Channels, times: Sequence[int]) -> Channels:
+    """Copies one after the other."""
     added = len(times) - len(x.shape)
     factors = [factor.reshape((1,) * added + tuple(factor.shape)) for factor in x.factors]
     return trace.make(
@@ -78,6 +88,7 @@ def repeat(trace: Trace, x: Channels, times: Sequence[int]) -> Channels:
 
 @coupling_rule(aten.repeat_interleave)
 def repeat_interleave(trace: Trace, x: Channels, times: Any, dim: int | None = None, **_: Any) -> Channels:
+    """Every index several times in a row."""
     if not isinstance(times, int) or dim is None:
         trace.pin(x, "repeated a number of times that depends on the data")
         return Channels(trace.shape)
@@ -86,12 +97,14 @@ def repeat_interleave(trace: Trace, x: Channels, times: Any, dim: int | None = N
 
 @coupling_rule(aten.select)
 def select(trace: Trace, x: Channels, axis: int, index: int) -> Channels:
+    """One index of an axis that has to stay."""
     x = trace.fix(x, [axis], "one index of the channels is selected")
     return trace.make([factor.select(axis, 0) for factor in x.factors if factor.shape[axis] == 1])
 
 
 @coupling_rule(aten.unbind)
 def unbind(trace: Trace, x: Channels, axis: int = 0) -> tuple[Channels, ...]:
+    """Every index of an axis that has to stay."""
     x = trace.fix(x, [axis], "taken apart along the channels")
     factors = [factor.select(axis, 0) for factor in x.factors if factor.shape[axis] == 1]
     return tuple(trace.make(factors) for _ in range(x.shape[axis]))
@@ -99,6 +112,7 @@ def unbind(trace: Trace, x: Channels, axis: int = 0) -> tuple[Channels, ...]:
 
 @coupling_rule(aten.slice, aten.narrow)
 def slice_(trace: Trace, x: Channels, axis: int = 0, *_: Any) -> Channels:
+    """A range of an axis that has to stay."""
     if trace.shape == x.shape:
         return x
     x = trace.fix(x, [axis], "a slice of the channels is taken")
@@ -107,6 +121,7 @@ def slice_(trace: Trace, x: Channels, axis: int = 0, *_: Any) -> Channels:
 
 @coupling_rule(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unsafe_chunk, aten.unsafe_split)
 def split(trace: Trace, x: Channels, sizes: Any, axis: int = 0) -> tuple[Channels, ...]:
+    """Parts of an axis; equal ones lose the same channels."""
     axis %= len(x.shape)
     lengths = [shape[axis] for shape in shapes_of(trace.node)]
     even = len(set(lengths)) == 1
@@ -132,6 +147,7 @@ def split(trace: Trace, x: Channels, sizes: Any, axis: int = 0) -> tuple[Channel
 
 @coupling_rule(aten.glu)
 def glu(trace: Trace, x: Channels, axis: int = -1) -> Channels:
+    """One half of the channels gates the other."""
     axis %= len(x.shape)
     if flat(trace, x, axis, "gated") is None:
         return trace.make([factor for factor in x.factors if factor.shape[axis] == 1])
@@ -141,6 +157,7 @@ def glu(trace: Trace, x: Channels, axis: int = -1) -> Channels:
 
 @coupling_rule(aten.cat, aten.concat)
 def cat(trace: Trace, tensors: Sequence[Channels], axis: int = 0) -> Channels:
+    """Channels one after the other."""
     rank = len(trace.shape)
     axis %= rank
     pieces: list[Tensor] = []
@@ -172,6 +189,7 @@ def _one(shape: Sequence[int], axis: int) -> tuple[int, ...]:
 
 @coupling_rule(aten.stack)
 def stack(trace: Trace, tensors: Sequence[Channels], axis: int = 0) -> Channels:
+    """Tensors side by side along a new axis."""
     axis %= len(trace.shape)
     raised = []
     for x in tensors:

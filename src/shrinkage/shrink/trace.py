@@ -18,8 +18,8 @@ class Contraction:
     """A sum over channels: the place where the values of channels are used up.
 
     `labels` are those of the channels that are summed over, one per index along `axis` of the node `data`; they meet
-    the indices along `weight_axis` of the node `weight`, which have `weight_labels`. `rows` is the axis of `weight` that
-    makes the channels of the output, which lie along the axis `out`. Where zeros at the border are summed too, it is
+    the indices along `weight_axis` of the node `weight`, which have `weight_labels`. `rows` is the axis of `weight`
+    that makes the channels of the output, which lie along the axis `out`. Where zeros at the border are summed, it is
     `padded`.
     """
 
