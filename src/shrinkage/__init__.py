@@ -52,6 +52,7 @@ from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
 from shrinkage.shrink.layers import register_layer as register_layer
+from shrinkage.shrink.optimizer import shrink_optimizer_ as shrink_optimizer_
 from shrinkage.shrink.plan import ShrinkPlan as ShrinkPlan
 from shrinkage.shrink.plan import apply_plan as apply_plan
 from shrinkage.stationarity import Residuals as Residuals
@@ -112,6 +113,7 @@ __all__ = [
     "register_metric",
     "regularize",
     "report",
+    "shrink_optimizer_",
     "strength_max",
     "threshold_",
 ]

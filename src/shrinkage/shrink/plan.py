@@ -149,7 +149,7 @@ class ShrinkPlan:
 
     def __str__(self) -> str:
         rows = []
-        for layer in dict.fromkeys(name.rpartition(".")[0] for name in self.keep):
+        for layer in dict.fromkeys(name.rpartition(".")[0] for name in self.shapes if name in self.keep):
             names = [name for name in self.shapes if name.rpartition(".")[0] == layer]
             largest = max((name for name in names if name in self.keep), key=lambda name: prod(self.shapes[name]))
             shapes = shape_text(self.shapes[largest]), shape_text(self.shape_after(largest))
