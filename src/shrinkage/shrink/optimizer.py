@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Adagrad, Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 from torch.utils._pytree import tree_leaves
 
 from shrinkage.errors import PlanError
@@ -87,8 +88,7 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
             dims = plan.keep.get(successor.name, {})
             states[successor.parameter] = smaller_state(successor.name, tuple(parameter.shape), dims, state)
     for group, lists in zip(optimizer.param_groups, groups, strict=True):
-        if isinstance(optimizer, Adagrad):
-            states |= adagrad_states(group, [p for p in lists["params"] if p not in states])
+        states |= first_states(optimizer, group, lists["params"], states)
     optimizer.state.clear()
     optimizer.state.update({parameter: state for parameter, state in states.items() if state})
     for group, lists in zip(optimizer.param_groups, groups, strict=True):
@@ -118,7 +118,7 @@ def successors_of(plan: ShrinkPlan, dense: nn.Module, small: nn.Module) -> dict[
         weight, bias = before.get(joined(path, "weight")), after.get(joined(path, "bias"))
         if weight is None or bias is None:
             raise PlanError(
-                f"the plan gives {path!r} a bias: it has none in the smaller model, or no weight in the dense"
+                f"the plan gives {path!r} a bias: the smaller model has none there, or the dense one no weight"
             )
         biases.setdefault(id(weight), {})[id(bias)] = bias
     successors: dict[int, Successor] = {}
@@ -189,17 +189,22 @@ def swapped(group: Mapping[str, Any], successors: Mapping[int, Successor]) -> di
     """Return the lists of a parameter group, and of their names if it has them, with what takes the place of each."""
     parameters: list[nn.Parameter] = []
     names: list[str] = []
-    for parameter, name in zip(group["params"], group.get("param_names", group["params"]), strict=True):
+    for parameter, name in zip(group["params"], group.get("param_names", [""] * len(group["params"])), strict=True):
         successor = successors.get(id(parameter))
         added = () if successor is None else successor.biases
         parameters += [parameter if successor is None else successor.parameter, *added]
-        names += [name, *(name.removesuffix("weight") + "bias" for _ in added if isinstance(name, str))]
+        names += [name, *(name.removesuffix("weight") + "bias" for _ in added)]
     return {"params": parameters, "param_names": names} if "param_names" in group else {"params": parameters}
 
 
-def adagrad_states(group: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> dict[Tensor, Any]:
-    """Return the states of parameters that are new to `Adagrad`, which makes them when it is made and not later."""
-    if not parameters:
-        return {}
-    value, fused = group["initial_accumulator_value"], group["fused"]
-    return dict(Adagrad(parameters, initial_accumulator_value=value, fused=fused).state)
+def first_states(
+    optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[nn.Parameter], states: Mapping[Tensor, Any]
+) -> dict[Tensor, Any]:
+    """Return states for parameters that are new to an optimizer that does not make them when it first steps these."""
+    new = [parameter for parameter in parameters if parameter not in states]
+    if isinstance(optimizer, Adagrad) and new:  # it makes them when it is made
+        value, fused = group["initial_accumulator_value"], group["fused"]
+        return dict(Adagrad(new, initial_accumulator_value=value, fused=fused).state)
+    if isinstance(optimizer, SGD) and group["fused"] and len(new) < len(parameters):  # for all of a group or for none
+        return {p: {"momentum_buffer": torch.zeros_like(p)} for p in new if group["momentum"]}
+    return {}
