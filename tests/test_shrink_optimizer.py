@@ -104,7 +104,7 @@ def assert_equal(small: nn.Module, dense: nn.Module, plan: ShrinkPlan, tolerance
 @pytest.mark.parametrize("case", EXACT, ids=str)
 def test_steps_are_those_of_the_dense_model(case):
     model, optimizer = started(case.make)
-    dense, of_dense = copy.deepcopy((model, optimizer))
+    dense, of_dense = started(case.make)
     small, plan = shrunk(model, optimizer)
     before = copy.deepcopy(small.state_dict())
     train(dense, of_dense, seed=2)
