@@ -54,6 +54,7 @@ from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
 from shrinkage.shrink.layers import register_layer as register_layer
+from shrinkage.shrink.optimizer import shrink_optimizer_ as shrink_optimizer_
 from shrinkage.shrink.plan import ShrinkPlan as ShrinkPlan
 from shrinkage.shrink.plan import apply_plan as apply_plan
 from shrinkage.shrink.rules import coupling_rule as coupling_rule
@@ -133,6 +134,7 @@ __all__ = [
     "regularize",
     "report",
     "shrink",
+    "shrink_optimizer_",
     "strength_max",
     "threshold_",
     "to_dense",

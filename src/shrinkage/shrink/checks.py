@@ -1,6 +1,5 @@
 """What has to hold before a model is cut: errors come before anything is made."""
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -37,21 +36,15 @@ def check_keep(shapes: Mapping[str, Shape], keep: Keep) -> None:
 
 
 def check_values(attributes: Mapping[str, Any]) -> None:
-    """Raise `PlanError` unless JSON brings all values of attributes back as they are."""
+    """Raise `PlanError` unless JSON can bring all values of attributes back as they are."""
     for name, value in attributes.items():
-        try:
-            same = bool(tuples(json.loads(json.dumps(value))) == value)
-        except TypeError:
-            same = False
-        if not same:
+        if not is_plain(value):
             raise PlanError(f"attribute {name!r} would be {value!r}: a plan holds numbers, strings, and tuples of them")
 
 
-def tuples(value: Any) -> Any:
-    """Return what was read from JSON with tuples for its lists."""
-    if isinstance(value, dict):
-        return {name: tuples(each) for name, each in value.items()}
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
+def is_plain(value: object) -> bool:
+    """Return whether `value` is a number, a string, a truth value, None, or a tuple of such."""
+    return all(map(is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str | None)
 
 
 def check_is_dense(
@@ -76,6 +69,14 @@ def check_is_dense(
         f"the model is not like the dense one that the plan was made from, in {len(names)} tensors: {listed}{rest}. "
         "Build it with the arguments of the dense one"
     )
+
+
+def check_tied(keep: Keep, under_all_names: Keep) -> None:
+    """Raise `PlanError` unless a plan cuts all tensors under all of the names that a model has for them."""
+    for name in under_all_names.keys() - keep.keys():
+        raise PlanError(
+            f"{name!r} is tied to a tensor that is cut, and is not cut by the plan: tie the model as the dense one was"
+        )
 
 
 def check_can_be_cut(model: nn.Module, tensors: Mapping[str, Tensor], keep: Keep) -> None:

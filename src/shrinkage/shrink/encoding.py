@@ -5,6 +5,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 
 def encoded(kept: Sequence[int]) -> str:
@@ -27,6 +28,11 @@ def decoded(text: str) -> tuple[int, ...]:
     """
     mask = zlib.decompress(base64.b85decode(text), -15)
     return tuple(8 * place + bit for place, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1)
+
+
+def tuples(value: Any) -> Any:
+    """Return what was read from JSON with tuples for its lists."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def hashed(content: object) -> str:

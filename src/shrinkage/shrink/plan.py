@@ -20,10 +20,10 @@ from shrinkage.shrink.checks import (
     check_can_be_cut,
     check_is_dense,
     check_keep,
+    check_tied,
     check_values,
-    tuples,
 )
-from shrinkage.shrink.encoding import decoded, encoded, hashed
+from shrinkage.shrink.encoding import decoded, encoded, hashed, tuples
 from shrinkage.shrink.layers import layer_attributes, outputs_of
 from shrinkage.shrink.tensors import Shape, copied, joined, own_tensors, saved_shapes, shape_of_cut, tensors_of
 from shrinkage.tables import shape_text, table
@@ -137,19 +137,18 @@ class ShrinkPlan:
                 f"expected what ShrinkPlan.to_json() wrote, found {str(text)[:40]!r} ({type(error).__name__})"
             ) from error
         if version != VERSION:
-            raise PlanError(
-                f"the plan has format {version!r}, this release of shrinkage reads {VERSION}: install a newer"
-            )
+            raise PlanError(f"the plan has format {version!r}, and this shrinkage reads format {VERSION}: update it")
         if checksum != hashed(content):
             raise PlanError("the plan was damaged or edited after to_json() wrote it: take it from its source again")
         masks = [decoded(mask) for mask in content["masks"]]
         keep = {name: {int(d): masks[number] for d, number in dims.items()} for name, dims in content["keep"].items()}
         shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
-        return cls(shapes, keep, tuple(content["biases"]), tuples(content["attributes"]), content["torch"])
+        attributes = {name: tuples(value) for name, value in content["attributes"].items()}
+        return cls(shapes, keep, tuple(content["biases"]), attributes, content["torch"])
 
     def __str__(self) -> str:
         rows = []
-        for layer in dict.fromkeys(name.rpartition(".")[0] for name in self.keep):
+        for layer in dict.fromkeys(name.rpartition(".")[0] for name in self.shapes if name in self.keep):
             names = [name for name in self.shapes if name.rpartition(".")[0] == layer]
             largest = max((name for name in names if name in self.keep), key=lambda name: prod(self.shapes[name]))
             shapes = shape_text(self.shapes[largest]), shape_text(self.shape_after(largest))
@@ -186,7 +185,7 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     dense = model.module if isinstance(model, AveragedModel) else model
     tensors = tensors_of(dense)
     check_is_dense(dense, plan.shapes, {name: plan.shape_after(name) for name in plan.shapes}, plan.keep)
-    _under_all_names(tensors, plan.keep)
+    check_tied(plan.keep, _under_all_names(tensors, plan.keep))
     check_can_be_cut(dense, tensors, plan.keep)
     check_biases(dense, plan.biases)
     check_attributes(dense, plan.attributes)
