@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from shrinkage.coupled import Coupled as Coupled
+from shrinkage.coupled import Member as Member
 from shrinkage.declare import regularize as regularize
 from shrinkage.errors import AttachmentError as AttachmentError
 from shrinkage.errors import GroupError as GroupError
@@ -81,6 +83,7 @@ __all__ = [
     "Blocks",
     "Box",
     "Columns",
+    "Coupled",
     "ElasticNet",
     "FusedLasso",
     "GroupError",
@@ -95,6 +98,7 @@ __all__ = [
     "LogSum",
     "Lp",
     "MaxNorm",
+    "Member",
     "MetricError",
     "NofM",
     "NonNegative",
