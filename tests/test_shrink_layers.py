@@ -1,5 +1,6 @@
 """Layers whose tensors are cut know their new widths: they are what a layer made with these widths is."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,7 +244,7 @@ class Affine(nn.Linear):
 
 def test_layers_of_others_are_known_once_registered(monkeypatch):
     assert layer_attributes(Wider(6), {"factor": (3,)}) == {}
-    monkeypatch.setattr("shrinkage.shrink.layers._rules", dict(_rules))
+    monkeypatch.setattr(sys.modules["shrinkage.shrink.layers"], "_rules", dict(_rules))
     register_layer(Scale, lambda layer, shapes: {"width": shapes["factor"][0]})
     assert layer_attributes(Wider(6), {"factor": (3,)}) == {"width": 3}
     register_layer(Wider, lambda layer, shapes: {"width": -shapes["factor"][0]})

@@ -55,6 +55,7 @@ from shrinkage.plan import Rule as Rule
 from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
+from shrinkage.shrink.coupled import CoupledChannels as CoupledChannels
 from shrinkage.shrink.layers import register_layer as register_layer
 from shrinkage.shrink.optimizer import shrink_optimizer_ as shrink_optimizer_
 from shrinkage.shrink.plan import ShrinkPlan as ShrinkPlan
@@ -84,6 +85,7 @@ __all__ = [
     "Box",
     "Columns",
     "Coupled",
+    "CoupledChannels",
     "ElasticNet",
     "FusedLasso",
     "GroupError",

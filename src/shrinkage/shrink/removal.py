@@ -166,7 +166,8 @@ def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
     tensors = tensors_of(model)
     for (name, dim), channels in coupling.axes.items():
         tensor = tensors[name]
-        if (name, dim) in coupling.consumed or not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
+        first = next((axis for axis in range(tensor.dim()) if (name, axis) not in coupling.consumed), None)
+        if dim != first or not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
             continue
         zero = (lines(tensor, dim) == 0).all(1).cpu()
         made[channels] = True
