@@ -1,6 +1,8 @@
 """Smaller models have the outputs of the dense ones, over the zoo and over random models."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,3 +180,10 @@ def test_the_report_counts_what_went():
     assert report.multiply_adds == (6 * (32 + 24), 6 * (20 + 15))
     assert report.to_dict()["parameters"] == (80, 53)
     assert report.latency[0] > 0
+
+
+def test_the_code_of_the_guide_runs(capsys):
+    text = (Path(__file__).parent.parent / "docs/shrinking.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    assert "multiply-adds" in capsys.readouterr().out
