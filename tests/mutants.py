@@ -974,4 +974,107 @@ MUTANTS = [
         "registered",
         "held",
     ),
+    Mutant("shrink/checks.py", "if not kept:", "if False:", "shrink_plan", "indices"),
+    Mutant("shrink/checks.py", "later <= earlier", "later < earlier", "shrink_plan", "indices"),
+    Mutant("shrink/checks.py", "0 <= kept[0] and kept[-1] <", "0 <= kept[0] and kept[-1] <=", "shrink_plan", "indices"),
+    Mutant("shrink/checks.py", "0 <= kept[0] and ", "", "shrink_plan", "indices"),
+    Mutant(
+        "shrink/checks.py", "(*own_tensors(module), *computed.sources)", "computed.sources", "shrink_plan", "computed"
+    ),
+    Mutant(
+        "shrink/checks.py",
+        "(*own_tensors(module), *computed.sources)",
+        "own_tensors(module)",
+        "shrink_plan",
+        "computed",
+    ),
+    Mutant(
+        "shrink/checks.py",
+        " or isinstance(getattr(layer, attribute), nn.Module | Tensor)",
+        "",
+        "shrink_plan",
+        "have_to_be_there",
+    ),
+    Mutant("shrink/checks.py", " or layer.bias is not None", "", "shrink_plan", "biases_need"),
+    Mutant("shrink/checks.py", "under_all_names.keys() - keep.keys()", "()", "shrink_plan", "ties_what"),
+    Mutant(
+        "shrink/checks.py",
+        "if all(found.get(name) == shape for name, shape in after.items()):",
+        "if found == after:",
+        "shrink_plan",
+        "not_cut_again",
+    ),
+    Mutant("shrink/encoding.py", "byte >> bit & 1", "byte >> 7 - bit & 1", "shrink_plan", "as_text"),
+    Mutant(
+        "shrink/layers.py",
+        "return after // size if groups > 1 else 1",
+        "return groups * after // before",
+        "shrink_layers",
+    ),
+    Mutant("shrink/layers.py", "groups > 1 and after % size", "False", "shrink_layers", "groups_stay"),
+    Mutant("shrink/layers.py", "second * groups,", "second,", "shrink_layers", "grouped"),
+    Mutant("shrink/layers.py", "for cls in type(layer).__mro__:", "for cls in (type(layer),):", "shrink_layers"),
+    Mutant(
+        "shrink/layers.py", "list(rows).index(layer.padding_idx)", "layer.padding_idx", "shrink_layers", "Embedding"
+    ),
+    Mutant("shrink/layers.py", "rows // gates", "states", "shrink_layers", "LSTM"),
+    Mutant("shrink/optimizer.py", '"col": -2', '"col": -1', "shrink_optimizer", "factors or what_is_cut"),
+    Mutant("shrink/optimizer.py", " and value.shape[dim] == shape[place]", "", "shrink_optimizer", "what_is_cut"),
+    Mutant("shrink/optimizer.py", "any(n not in (1, size)", "any(False", "shrink_optimizer", "what_is_cut"),
+    Mutant(
+        "shrink/optimizer.py",
+        "result[key] = cut(value, cuts) if cuts else value",
+        "pass",
+        "shrink_optimizer",
+        "steps_are",
+    ),
+    Mutant("shrink/optimizer.py", "group[key][:] = values", "group[key] = values", "shrink_optimizer", "groups_and"),
+    Mutant("shrink/optimizer.py", "*added]\n", "]\n", "shrink_optimizer", "join_the_group"),
+    Mutant(
+        "shrink/optimizer.py", "each.param_groups is not optimizer.param_groups", "False", "shrink_optimizer", "can_not"
+    ),
+    Mutant("shrink/optimizer.py", "isinstance(optimizer, Adagrad) and new", "False", "shrink_optimizer", "adagrad"),
+    Mutant("shrink/optimizer.py", "len(new) < len(parameters)", "True", "shrink_optimizer", "before_the_first"),
+    Mutant(
+        "shrink/optimizer.py",
+        "            return {}\n        result",
+        "            continue\n        result",
+        "shrink_optimizer",
+        "anew",
+    ),
+    Mutant("shrink/plan.py", "checksum != hashed(content)", "False", "shrink_plan", "no_plan or damage", quick=True),
+    Mutant("shrink/plan.py", "version != VERSION", "False", "shrink_plan", "no_plan"),
+    Mutant("shrink/plan.py", "if known != dims:", "if False:", "shrink_plan", "indices or two_ways"),
+    Mutant(
+        "shrink/plan.py",
+        "{**widths, **(attributes or {})})\n\n",
+        "{**(attributes or {}), **widths})\n\n",
+        "shrink_plan",
+        "go_before",
+    ),
+    Mutant(
+        "shrink/plan.py", "copy.deepcopy(model, memo)", "copy.deepcopy(model)", "shrink_plan", "what_stays", quick=True
+    ),
+    Mutant(
+        "shrink/plan.py",
+        "name in plan.keep or type(tensor) is nn.Parameter",
+        "name in plan.keep",
+        "shrink_plan",
+        "stay_whole",
+    ),
+    Mutant(
+        "shrink/plan.py",
+        "model.module if isinstance(model, AveragedModel) else model",
+        "model",
+        "shrink_plan",
+        "averages",
+    ),
+    Mutant("shrink/plan.py", "requires_grad=weight.requires_grad", "requires_grad=True", "shrink_plan", "new_biases"),
+    Mutant(
+        "shrink/tensors.py", "key=lambda dim: -strides[dim]", "key=lambda dim: dim", "shrink_plan", "order_of_memory"
+    ),
+    Mutant("shrink/tensors.py", "order.index(dim), torch.tensor", "dim, torch.tensor", "shrink_plan", "as_indexing"),
+    Mutant("shrink/tensors.py", "requires_grad=tensor.requires_grad", "requires_grad=True", "shrink_plan", "flags"),
+    Mutant("shrink/tensors.py", "    vars(smaller).update(vars(tensor))\n", "", "shrink_plan", "flags"),
+    Mutant("shrink/tensors.py", "name not in unsaved or name in others", "True", "shrink_plan", "not_saved"),
 ]
