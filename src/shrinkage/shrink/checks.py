@@ -116,8 +116,8 @@ def check_attributes(model: nn.Module, attributes: Mapping[str, Any]) -> None:
         absent = layer is None or not hasattr(layer, attribute)
         if absent or isinstance(getattr(layer, attribute), nn.Module | Tensor):
             raise PlanError(
-                f"the plan sets {name!r}, which is {'absent' if absent else 'no plain attribute'} in the model: build the "
-                "model as the dense one was"
+                f"the plan sets {name!r}, which is {'absent' if absent else 'no plain attribute'} in the model: build "
+                "that as the dense one was"
             )
 
 
