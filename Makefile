@@ -34,11 +34,13 @@ docs: $(VENV)/installed
 clean:
 	rm -rf $(VENV) runs
 
-# torch comes first and pinned, so that no other package pulls in a second build of it.
+# torch comes first and pinned, so that no other package pulls in a second build of it. torchvision, whose models are
+# tested, stands aside: next to a build of torch that is not its own, everything that imports it would fail.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,lightning,transformers,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,export,lightning,transformers,dev]'
+	$(BIN)/pip install --constraint constraints.txt --no-deps --upgrade --target $(VENV)/aside torchvision
 	touch $@
 
 # The packages of others that `make bench` measures beside this one.

@@ -1,7 +1,8 @@
 """Measure what rules cost, print it, and write it to runs/bench. Run it with `make bench`.
 
 Parts: `tables` (parameter lists of whole models, beside other packages), `kernels` (each rule alone, against a copy),
-`scaling` (over numbers of tensors and weights, with a picture), `training` (whole steps of small networks).
+`scaling` (over numbers of tensors and weights, with a picture), `training` (whole steps of small networks), `sparse`
+(sparse linear layers beside dense ones).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from benchmarks.record import surroundings, write
 from benchmarks.rivals import RIVALS
 from benchmarks.scaling import TENSORS, WEIGHTS, by_tensors, by_weights
 from benchmarks.shapes import ARCHITECTURES
+from benchmarks.sparse import measure_sparse
 from benchmarks.tables import Settings, measure
 from benchmarks.timing import Limits
 from benchmarks.training import TASKS, measure_training
@@ -79,11 +81,17 @@ def training(plan: Plan) -> Iterator[object]:
         yield measure_training(task, [*variants, *RIVALS[1:3]], plan.settings(0.75))
 
 
+def sparse(plan: Plan) -> Iterator[object]:
+    """Measure sparse linear layers, half as wide as the tensor of `kernels`."""
+    yield measure_sparse(plan.side // 2, plan.settings(0.25, more=5))
+
+
 PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
     "tables": tables,
     "kernels": kernels,
     "scaling": scaling,
     "training": training,
+    "sparse": sparse,
 }
 
 

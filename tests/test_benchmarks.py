@@ -1,7 +1,7 @@
 """The benchmarks, cut down to seconds: never how long something takes, but that what is timed is what its row says."""
 
 import doctest
-import importlib
+import importlib.util
 import json
 import sys
 from itertools import pairwise
@@ -21,6 +21,7 @@ from benchmarks.rivals import RIVALS
 from benchmarks.scaling import Point, by_tensors, by_weights, slopes
 from benchmarks.shapes import ARCHITECTURES, Architecture
 from benchmarks.skipping import SkippedError, needs
+from benchmarks.sparse import BATCHES, ZEROS, layers, measure_sparse
 from benchmarks.tables import Settings, measure
 from benchmarks.timing import CPU, Limits, interleaved, ratios
 from benchmarks.training import KERAS, KERAS_L1, Task, images, measure_training, text, vectors
@@ -360,6 +361,25 @@ def test_kernels_are_skipped_where_memory_is_short(monkeypatch):
     assert "skipped, needs" in str(measure_kernels(rules(QUICK, compile=False), 8, SETTINGS))
 
 
+def test_sparse_layers_are_compared_to_the_dense_one(monkeypatch):
+    clock = Clock()
+    steps = {"dense": clock.step(6.0), **{str(zeros): clock.step(2.0) for zeros in ZEROS}}
+    monkeypatch.setattr("benchmarks.sparse.layers", lambda *ignored: steps)
+    result = measure_sparse(8, Settings(Limits(3, 1e9), clock=clock))
+    assert [(point.batch, point.zeros) for point in result.points] == [(b, z) for b in BATCHES for z in ZEROS]
+    assert all(point.speedup.median == 3 and point.dense_milliseconds == 6000 for point in result.points)
+    assert len(str(result).splitlines()) == 3 + len(result.points)
+
+
+def test_sparse_layers_have_the_share_of_zeros_that_their_row_says(monkeypatch):
+    found = layers(200, ZEROS, CPU)
+    assert [found[str(zeros)].density for zeros in ZEROS] == pytest.approx([1 - zeros for zeros in ZEROS], abs=0.01)
+    present = found["0.8"].weight != 0
+    assert torch.equal(found["0.8"].weight[present], found["dense"].weight[present])
+    monkeypatch.setattr(memory, "free", lambda device: 0.0)
+    assert "skipped, needs" in str(measure_sparse(8, SETTINGS))
+
+
 def test_the_slope_is_of_what_a_rule_adds():
     points = [Point(size, {}, {"rule": 1.0 + 0.002 * size}) for size in (10, 100, 1000, 2000)]
     found = slopes([*points, Point(4000, {}, {}, "no memory")], [ADAMW_ALONE, Variant("rule", ADAMW_ALONE.make)], 1e3)
@@ -405,7 +425,8 @@ KERAS_TASK = Task("vectors", lambda: dense((5, 4, 3)), lambda: vectors(4, 5, 3),
 
 @of_others
 def test_keras_is_divided_by_itself():
-    pytest.importorskip("torch_pruning")  # stands for the extra: to import keras before its backend is chosen sets it
+    if importlib.util.find_spec("keras") is None:  # to import keras before its backend is chosen sets it
+        pytest.skip("keras is not installed")
     result = measure_training(KERAS_TASK, [ADAMW_ALONE], SETTINGS)
     assert [row.name for row in result.rows] == [ADAMW, KERAS, KERAS_L1]
     assert result.rows[1].ratio.median == 1
@@ -460,7 +481,7 @@ def test_the_command_refuses_a_part_that_does_not_exist(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "pictures"])
     with pytest.raises(SystemExit):
         command.main()
-    assert "expected one of tables, kernels, scaling, training, got pictures" in capsys.readouterr().err
+    assert "expected one of tables, kernels, scaling, training, sparse, got pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(Path(command.__file__).parent.glob("*.py")), ids=lambda path: path.stem)

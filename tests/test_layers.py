@@ -22,6 +22,8 @@ FLOORS = [
         "tables",
         "duality",
         "radial",
+        "radial_search",
+        "coupled",
         "projections",
         "total_variation",
         "proximal_gradient",
@@ -29,11 +31,13 @@ FLOORS = [
         "rounding",
     },
     {"penalties"},
-    {"parametrized", "flattened", "select", "sharding", "plan"},
+    {"parametrized", "flattened", "select", "families", "sharding", "plan"},
     {
         "metric",
         "metrics",
         "apply",
+        "across",
+        "coupling",
         "batches",
         "compiled",
         "inplace",
@@ -126,7 +130,17 @@ def test_names_are_exported_in_order():
 
 PUBLIC = [(name, getattr(shrinkage, name)) for name in shrinkage.__all__]
 PUBLIC += [("torchlayers.L1", torchlayers.L1), ("torchlayers.L2", torchlayers.L2)]
-RESULTS = {"Report", "Residuals", "Plan", "Penalty", "Groups"}  # what functions return, and what users derive from
+RESULTS = {
+    "ShrinkReport",
+    "Shrunk",
+    "Report",
+    "SparseReport",
+    "Sparsified",
+    "Residuals",
+    "Plan",
+    "Penalty",
+    "Groups",
+}  # what functions return, and what users derive from
 
 
 @pytest.mark.parametrize(("name", "thing"), PUBLIC, ids=[name for name, _ in PUBLIC])

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from shrinkage import PlanError, ShrinkPlan, apply_plan, register_layer
+from shrinkage.shrink import layers
 from shrinkage.shrink.layers import _rules, layer_attributes, outputs_of, rule_of_layer
 from shrinkage.shrink.tensors import tensors_of
 
@@ -244,7 +245,7 @@ class Affine(nn.Linear):
 
 def test_layers_of_others_are_known_once_registered(monkeypatch):
     assert layer_attributes(Wider(6), {"factor": (3,)}) == {}
-    monkeypatch.setattr("shrinkage.shrink.layers._rules", dict(_rules))
+    monkeypatch.setattr(layers, "_rules", dict(_rules))
     register_layer(Scale, lambda layer, shapes: {"width": shapes["factor"][0]})
     assert layer_attributes(Wider(6), {"factor": (3,)}) == {"width": 3}
     register_layer(Wider, lambda layer, shapes: {"width": -shapes["factor"][0]})

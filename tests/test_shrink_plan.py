@@ -22,6 +22,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 import shrinkage
 from shrinkage import L1, PlanError, ShrinkPlan, apply_plan, regularize
+from shrinkage.shrink import layers
 from shrinkage.shrink.encoding import decoded, encoded, hashed
 from shrinkage.shrink.layers import _rules
 from shrinkage.shrink.tensors import cut, tensors_of
@@ -631,7 +632,7 @@ def test_layers_that_are_cut_wrongly_stop_before_anything_is_made():
 
 def test_the_guides_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("shrinkage.shrink.layers._rules", dict(_rules))
+    monkeypatch.setattr(layers, "_rules", dict(_rules))
     names = {}
     for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
         exec(code, names)

@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from shrinkage.coupled import Coupled as Coupled
+from shrinkage.coupled import Member as Member
 from shrinkage.declare import regularize as regularize
 from shrinkage.errors import AttachmentError as AttachmentError
 from shrinkage.errors import GroupError as GroupError
@@ -10,6 +12,8 @@ from shrinkage.errors import ParameterError as ParameterError
 from shrinkage.errors import PlanError as PlanError
 from shrinkage.errors import SelectionError as SelectionError
 from shrinkage.errors import ShrinkageError as ShrinkageError
+from shrinkage.errors import ShrinkError as ShrinkError
+from shrinkage.errors import SparseFormatError as SparseFormatError
 from shrinkage.groups import Blocks as Blocks
 from shrinkage.groups import Columns as Columns
 from shrinkage.groups import Groups as Groups
@@ -55,6 +59,16 @@ from shrinkage.shrink.layers import register_layer as register_layer
 from shrinkage.shrink.optimizer import shrink_optimizer_ as shrink_optimizer_
 from shrinkage.shrink.plan import ShrinkPlan as ShrinkPlan
 from shrinkage.shrink.plan import apply_plan as apply_plan
+from shrinkage.shrink.rules import coupling_rule as coupling_rule
+from shrinkage.shrink.semi_structured import to_semi_structured as to_semi_structured
+from shrinkage.shrink.shrink import Shrunk as Shrunk
+from shrinkage.shrink.shrink import shrink as shrink
+from shrinkage.shrink.sparse import SparseLinear as SparseLinear
+from shrinkage.shrink.sparsify import SparseReport as SparseReport
+from shrinkage.shrink.sparsify import Sparsified as Sparsified
+from shrinkage.shrink.sparsify import to_dense as to_dense
+from shrinkage.shrink.sparsify import to_sparse as to_sparse
+from shrinkage.shrink.summary import ShrinkReport as ShrinkReport
 from shrinkage.stationarity import Residuals as Residuals
 from shrinkage.stationarity import strength_max as strength_max
 from shrinkage.threshold import threshold_ as threshold_
@@ -69,6 +83,7 @@ __all__ = [
     "Blocks",
     "Box",
     "Columns",
+    "Coupled",
     "ElasticNet",
     "FusedLasso",
     "GroupError",
@@ -83,6 +98,7 @@ __all__ = [
     "LogSum",
     "Lp",
     "MaxNorm",
+    "Member",
     "MetricError",
     "NofM",
     "NonNegative",
@@ -98,10 +114,17 @@ __all__ = [
     "Rows",
     "Rule",
     "SelectionError",
+    "ShrinkError",
     "ShrinkPlan",
+    "ShrinkReport",
     "ShrinkageError",
+    "Shrunk",
     "Simplex",
+    "SparseFormatError",
     "SparseGroupLasso",
+    "SparseLinear",
+    "SparseReport",
+    "Sparsified",
     "SpectralBall",
     "TopK",
     "Toward",
@@ -109,13 +132,18 @@ __all__ = [
     "Weighted",
     "Whole",
     "apply_plan",
+    "coupling_rule",
     "register_layer",
     "register_metric",
     "regularize",
     "report",
+    "shrink",
     "shrink_optimizer_",
     "strength_max",
     "threshold_",
+    "to_dense",
+    "to_semi_structured",
+    "to_sparse",
 ]
 
 try:

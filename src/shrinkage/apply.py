@@ -12,7 +12,7 @@ weight once (`inplace.py`), and compiled (`compiled.py`).
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, singledispatch
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,7 @@ from shrinkage.penalties import L1, L2, Penalty
 from shrinkage.prox import wide
 from shrinkage.rounding import stochastic_round, stuck
 from shrinkage.schedules import fixed
-from shrinkage.sharding import (
-    Crossing,
-    gradient_across,
-    local,
-    local_gradient,
-    local_state,
-    piece_penalty,
-    prox_across,
-    together,
-)
+from shrinkage.sharding import local, local_gradient, local_state, piece_penalty
 
 Number = float | Tensor
 State = Mapping[str, Any]
@@ -171,39 +162,6 @@ def shrink_by_pieces_(penalty: Penalty, w: Tensor, step: Step) -> None:
             shrink_(charge, piece, step._replace(moment=cut[0]))
         else:
             shrink_(charge, piece, cut[0] if cut else step)
-
-
-class Move(NamedTuple):
-    """One parameter whose groups cross machines, and its place in a step.
-
-    `factor` is what its derivative is multiplied by, or the step of its prox: a number, or shaped like the piece here.
-    `moves` tells whether this machine had a gradient; otherwise it only adds its sums to those of the others.
-    """
-
-    penalty: Penalty
-    parameter: nn.Parameter
-    factor: Number
-    crossing: Crossing
-    generator: torch.Generator | None = None
-    moves: bool = True
-
-
-def add_gradients_across_(moves: Sequence[Move], *, to_weights: bool = False) -> None:
-    """Add `factor` times the penalty's derivative to each gradient, or to the weights themselves."""
-    computations = [gradient_across(move.penalty, move.parameter.detach(), move.crossing) for move in moves]
-    for move, slope in zip(moves, together(computations, [move.crossing for move in moves]), strict=True):
-        gradient = local_gradient(move.parameter)
-        if gradient is not None:
-            target = local(move.parameter.detach()) if to_weights else gradient
-            write_(target, wide(target) + move.factor * slope, move.generator if to_weights else None)
-
-
-def prox_across_(moves: Sequence[Move]) -> None:
-    """Move each parameter that had a gradient on this machine to the penalty's proximal point."""
-    computations = [prox_across(move.penalty, move.parameter.detach(), move.factor, move.crossing) for move in moves]
-    for move, moved in zip(moves, together(computations, [move.crossing for move in moves]), strict=True):
-        if move.moves:
-            write_(local(move.parameter.detach()), moved, move.generator)
 
 
 def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from shrinkage.apply import Number
@@ -38,6 +37,7 @@ from shrinkage.charge import (
     check_kept,
 )
 from shrinkage.compiled import Compile
+from shrinkage.coupling import located
 from shrinkage.errors import AttachmentError
 from shrinkage.flattened import is_piece
 from shrinkage.gradients import Gradients
@@ -55,7 +55,7 @@ from shrinkage.optimizers import (
     steps_for_a_checkpoint,
 )
 from shrinkage.penalties import Penalty
-from shrinkage.sharding import crossing_of, is_spread, local, local_state
+from shrinkage.sharding import is_spread, local, local_state
 from shrinkage.steps import noted_of, state_of, step_of
 from shrinkage.update import Lasting, Update
 
@@ -105,7 +105,7 @@ class Attachment:
         current = [group["params"] for group in optimizer.param_groups]
         if self._stale() or self._seen is None or not same_objects(current, self._seen):
             found = self._resolve(optimizer)
-            charges = with_shared_penalties(located(charge) for charge in found.charges)
+            charges = with_shared_penalties(located(found.charges))
             check_kept(self._charges, charges, optimizer)
             self._check(charges, optimizer)
             proximal = any(charge.how == "proximal" for charge in charges)
@@ -258,13 +258,6 @@ def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:
 def may_move(parameter: Tensor) -> bool:
     """Return whether a step moves `parameter`, here or on another machine that holds a piece of it."""
     return parameter.grad is not None or is_spread(parameter) or is_piece(parameter)
-
-
-def located(charge: Charge) -> Charge:
-    """Return `charge` with how its groups cross machines."""
-    if is_lazy(charge.parameter):
-        return charge
-    return charge._replace(crossing=crossing_of(charge.penalty, charge.parameter))
 
 
 def with_shared_penalties(charges: Iterable[Charge]) -> list[Charge]:

@@ -18,9 +18,8 @@ from shrinkage.metrics import is_captured
 from shrinkage.optimizers import group_indices, stepped
 from shrinkage.penalties import Penalty
 from shrinkage.plan import Entry, How, Plan, check_shape
-from shrinkage.prox import wide
 from shrinkage.select import NamedParameter, check_not_computed, named_parameters
-from shrinkage.sharding import Crossing, put_shards_back, whole, whole_penalty
+from shrinkage.sharding import Crossing, put_shards_back
 
 
 class Place(NamedTuple):
@@ -262,12 +261,6 @@ def unless(overflow: Tensor | None, step: Number) -> Number:
     happens = 1 - overflow
     # A number has double precision, and thresholds that are rounded otherwise are others.
     return step * (happens if isinstance(step, Tensor) or happens.device.type == "mps" else happens.double())
-
-
-def value_of(penalty: Penalty, parameter: Tensor) -> Tensor:
-    """Return the value of `penalty` at a parameter, of which this machine may hold only a piece."""
-    value = whole_penalty(penalty).value(wide(whole(parameter.detach())))
-    return value
 
 
 def sum_of(values: Sequence[Tensor]) -> Tensor:

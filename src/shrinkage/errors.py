@@ -27,3 +27,11 @@ class AttachmentError(ShrinkageError, RuntimeError):
 
 class PlanError(ShrinkageError, ValueError):
     """A plan of a smaller model is damaged, of another version, or of another model."""
+
+
+class SparseFormatError(ShrinkageError, ValueError):
+    """A weight can not be stored in a sparse format."""
+
+
+class ShrinkError(ShrinkageError, ValueError):
+    """A model can not be made smaller as asked."""

@@ -2,28 +2,31 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from shrinkage.errors import GroupError, SelectionError
+from shrinkage.families import check_won, family_cells, sized
 from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.coupled import coupled_of
 from shrinkage.select import (
+    AnySelector,
+    Named,
     NamedParameter,
     Selector,
     Weights,
     check_not_computed,
     check_parameter,
     check_selector,
+    first_matches,
     is_frozen,
-    matches,
     named_parameters,
     selector_text,
-    unmatched,
 )
 from shrinkage.tables import shape_text, table
 
@@ -70,6 +73,18 @@ class Rule:
         check_every(self.every, self.how, self.penalty is not None and self.penalty.smooth)
         if self.parameters is not None:
             check_selector(self.parameters)
+            if coupled_of(self.penalty) is not None:
+                raise ValueError(
+                    f"the groups of {self.penalty} name their parameters: leave the selector "
+                    f"{selector_text(self.parameters)} out"
+                )
+
+    def selector(self, model: nn.Module) -> AnySelector:
+        """Return which parameters of `model` the rule is about."""
+        coupled = coupled_of(self.penalty)
+        if coupled is not None:
+            return Named(coupled.names)
+        return Weights.of(model) if self.parameters is None else self.parameters
 
 
 Rules = Penalty | Rule | Mapping[Selector, Penalty | None] | Sequence[Rule]
@@ -104,14 +119,36 @@ class Plan:
 
     def __str__(self) -> str:
         header = ["parameter", "shape", "groups", "penalty", "strength", "how"]
-        return table(header, [entry_cells(entry) for entry in self.entries])
+        return table(header, [entry_cells(entries) for entries in self.families()])
+
+    def families(self) -> list[list[Entry]]:
+        """Return the entries whose groups are coupled together, and every other one by itself."""
+        found: dict[object, list[Entry]] = {}
+        for entry in self.entries:
+            coupled = coupled_of(entry.penalty)
+            family = None if coupled is None else next(each for each in coupled.families() if entry.name in each)
+            found.setdefault(entry.name if family is None else (id(coupled), family), []).append(entry)
+        return list(found.values())
+
+    def blocks(self, held: Mapping[str, Tensor]) -> list[tuple[list[str], Penalty]]:
+        """Return what is charged together of the parameters in `held`, by name; of coupled ones, what is trained."""
+        found = []
+        for entries in self.families():
+            alone = coupled_of(entries[0].penalty) is None
+            names = [e.name for e in entries if e.name in held and (alone or held[e.name].requires_grad)]
+            found += [(names, entries[0].penalty)] if names else []
+        return found
 
 
-def entry_cells(entry: Entry) -> list[str]:
-    """Return the row of `entry` in the printed plan."""
+def entry_cells(entries: Sequence[Entry]) -> list[str]:
+    """Return the row of one entry, or of those of one family, in the printed plan."""
+    entry, *_ = entries
+    coupled = coupled_of(entry.penalty)
     name = " = ".join((entry.name, *entry.aliases))
-    penalty, strength, groups = entry.penalty.describe(entry.shape)
+    penalty, strength, groups = entry.penalty.describe(None if coupled else entry.shape)
     shape = "lazy" if entry.shape is None else shape_text(entry.shape)
+    if coupled is not None:
+        name, shape, groups = family_cells(coupled, [each.name for each in entries])
     how = entry.how if entry.every == 1 else f"{entry.how}, every {entry.every} steps"
     return [name, shape, groups, penalty, strength, how]
 
@@ -181,7 +218,9 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
     """
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
-    for candidate, rule in selected(model, as_rules(rules, how)):
+    candidates = list(named_parameters(model))
+    known = [replace(rule, penalty=sized(rule.penalty, candidates)) for rule in as_rules(rules, how)]
+    for candidate, rule in selected(model, known):
         if rule.penalty is not None:
             check_not_computed(candidate)
         if candidate.parameter is not None:
@@ -195,8 +234,11 @@ def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParamet
     candidates = list(named_parameters(model))
     for candidate in candidates:
         check_stepped(candidate.name, candidate.parameter)
-    selectors = [Weights.of(model) if rule.parameters is None else rule.parameters for rule in rules]
+    selectors = [rule.selector(model) for rule in rules]
     winners = first_matches(selectors, candidates)
+    won = {c.name: selectors[i] for c, i in zip(candidates, winners, strict=True) if i is not None}
+    for coupled in filter(None, (coupled_of(rule.penalty) for rule in rules)):
+        check_won(coupled, won)
     return [(each, rules[winner]) for each, winner in zip(candidates, winners, strict=True) if winner is not None]
 
 
@@ -209,36 +251,12 @@ def warn_of_frozen(model: nn.Module, rules: Rules, how: How) -> None:
     for rule in ordered:
         found = by_rule[id(rule)]
         if rule.penalty is not None and all(is_frozen(candidate.parameter) for candidate in found):
-            selector = selector_text(Weights.of(model) if rule.parameters is None else rule.parameters)
+            selector = selector_text(rule.selector(model))
             warnings.warn(
                 f"the rule {selector} matches frozen parameters only ({found[0].name!r} ...): nothing is charged until "
                 "they require a gradient; their trained stand-ins, such as 'lora_A' of PEFT, have names of their own",
                 stacklevel=3,
             )
-
-
-def not_charged(reason: str, names: Sequence[str]) -> str:
-    """Return the line of a printed regularizer about parameters that are not charged."""
-    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
-    listed = ", ".join(map(repr, names[:3] if others else names))
-    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
-
-
-def first_matches(selectors: Sequence[Selector | Weights], candidates: Sequence[NamedParameter]) -> list[int | None]:
-    """Return for each candidate the index of the first selector that matches it; raise for one that never wins."""
-    hits = [[matches(selector, candidate) for candidate in candidates] for selector in selectors]
-    columns = range(len(candidates))
-    winners = [next((i for i, row in enumerate(hits) if row[column]), None) for column in columns]
-    for i, selector in enumerate(selectors):
-        if not any(hits[i]):
-            raise unmatched(selector, candidates)
-        if i not in winners:
-            taken = next(j for j in range(i) if hits[j][hits[i].index(True)])
-            raise SelectionError(
-                f"the rule {selector_text(selector)} never applies: every parameter it matches is taken by an earlier "
-                f"rule such as {selector_text(selectors[taken])}; the first match wins, so put it before that one"
-            )
-    return winners
 
 
 def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
@@ -265,6 +283,10 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
 
 def check_shape(name: str, shape: Sequence[int], penalty: Penalty) -> None:
     """Raise `GroupError` with the parameter's name if `penalty` can not charge a tensor of `shape`."""
+    coupled = coupled_of(penalty)
+    if coupled is not None:
+        coupled.check(name, shape)
+        return
     try:
         penalty.check_shape(shape)
     except GroupError as error:

@@ -5,22 +5,16 @@ metric with steps t_i the minimiser is y_i = w_i / (1 + mu t_i) for one multipli
 mu ||y|| = phi'(||y||): an equation in one unknown, called secular. The functions here solve it for all groups at once.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from shrinkage.groups import norms_within
 from shrinkage.sums import Sums, alone
 
 # Newton's steps are at rest after 4 where the steps of a group differ by e^1, after 11 where they differ by e^30.
 NEWTON_ITERATIONS = 12
-GRID = 64  # multipliers per group among which brackets are sought, over up to 60 powers of e
-BASINS = 2  # brackets that are followed to their stationary point
 LARGEST = {torch.float32: 1e19, torch.float64: 1e150}  # of a metric, so that no product of two overflows
-BISECTIONS = {torch.float32: 26, torch.float64: 54}  # to rounding
 
 
 def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]) -> Tensor:
@@ -176,102 +170,3 @@ def secular_lower_bound(square: Tensor, weighted: Tensor, dual_square: Tensor, d
     # fmax passes over the NaN of infinity / infinity.
     bound = torch.fmax(torch.fmax(by_norm, by_dual), share * norm).clamp_min(tiny)
     return torch.where(norm.isinf(), norm, bound)
-
-
-class Charge(NamedTuple):
-    """A function phi of a group's norm; the first two take and return one value per group.
-
-    `slope_at_zero` is its derivative beside 0, infinity if phi jumps there.
-    """
-
-    cost: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
-    slope_at_zero: float | Tensor
-
-
-def radial_scale_in_metric(w: Tensor, steps: Tensor, within: tuple[int, ...], charge: Charge) -> Tensor:
-    """Return the factor per element by which the prox of phi(||y||) in a diagonal metric scales a group.
-
-    argmin over y of 1/2 sum_i (y_i - w_i)^2 / t_i + phi(||y||) for each group. phi need not be convex, so there can be
-    several stationary points; the best of them, of 0 and of w itself is taken. Brackets of stationary points that are
-    minima are sought on a grid of multipliers, and followed by bisection.
-
-    Args:
-        w: any shape.
-        steps: >= 0, the shape of `w`.
-        within: the dimensions of `w` that run inside a group.
-        charge: phi, whose slope divided by the norm must not increase with the norm.
-
-    Returns:
-        Factors in [0, 1], the shape of `w`; exactly 0 in a group that is zero, exactly 1 where phi is flat at `w`.
-
-    Two minima in one cell of the grid, which has a width of about 1 in log(mu), are taken for one.
-    """
-    if w.numel() == 0:
-        return torch.ones_like(w)
-    problem = SecularProblem(w, steps.clamp_min(1e-30), within, charge)
-    norms = norms_within(w, within)
-    low = (charge.slope(norms) / norms.clamp_min(1e-30)).clamp_min(1e-12 / problem.steps.amax(within, keepdim=True))
-    low = low.log() - 1e-3
-    width = (math.log(1e9) - problem.steps.amin(within, keepdim=True).log() - low).clamp_min(1.0) / (GRID - 1)
-    flat = charge.slope(norms) == 0
-    best = torch.where(flat, charge.cost(norms), torch.inf)
-    multiplier = torch.zeros_like(low)
-    for start in problem.brackets(low, width):
-        found = problem.bisect(start, start + width)
-        objective = problem.objective(found)
-        better = objective < best
-        multiplier, best = torch.where(better, found, multiplier), torch.where(better, objective, best)
-    zero = (problem.zero_is_stationary() & (problem.objective_of_zero() <= best)) | best.isinf()
-    scale = (1 / (1 + multiplier * problem.steps)).masked_fill(zero, 0.0)
-    scale = scale.masked_fill(norms.isnan(), torch.nan)
-    return scale.masked_fill((steps == 0) | norms.isinf(), 1.0)
-
-
-class SecularProblem:
-    """The objective of each group along the curve y_i = w_i / (1 + mu t_i), as a function of log(mu)."""
-
-    def __init__(self, w: Tensor, steps: Tensor, within: tuple[int, ...], charge: Charge) -> None:
-        self.w, self.steps, self.within, self.charge = w, steps, within, charge
-
-    def norm(self, log_multiplier: Tensor) -> Tensor:
-        """Return ||y||."""
-        return norms_within(self.w / (1 + log_multiplier.exp() * self.steps), self.within)
-
-    def rises(self, log_multiplier: Tensor) -> Tensor:
-        """Return whether the objective rises with the multiplier: falls as ||y|| grows."""
-        norm = self.norm(log_multiplier)
-        return log_multiplier.exp() * norm > self.charge.slope(norm)
-
-    def objective(self, multiplier: Tensor) -> Tensor:
-        """Return 1/2 sum (y - w)^2 / t + phi(||y||)."""
-        ratio = 1 / (1 + multiplier * self.steps)
-        distance = 0.5 * ((multiplier * ratio * self.w).square() * self.steps).sum(self.within, keepdim=True)
-        return distance + self.charge.cost(norms_within(self.w * ratio, self.within))
-
-    def objective_of_zero(self) -> Tensor:
-        """Return 1/2 sum w^2 / t; phi(0) is 0."""
-        return 0.5 * (self.w.square() / self.steps).sum(self.within, keepdim=True)
-
-    def zero_is_stationary(self) -> Tensor:
-        """Return whether ||w / t|| is at most phi's slope beside 0."""
-        return norms_within(self.w / self.steps, self.within) <= self.charge.slope_at_zero
-
-    def brackets(self, low: Tensor, width: Tensor) -> Sequence[Tensor]:
-        """Return the lower ends of the most promising cells of the grid that hold a minimum."""
-        points = [low + index * width for index in range(GRID)]
-        rises = torch.stack([self.rises(point) for point in points])
-        objectives = torch.stack([self.objective(point.exp()) for point in points])
-        enclosed = ~rises[:-1] & rises[1:]
-        lowest = torch.minimum(objectives[:-1], objectives[1:]).masked_fill(~enclosed, torch.inf)
-        chosen = lowest.argsort(dim=0, stable=True)[:BASINS]
-        # NaN where there are fewer such cells: no comparison finds it better.
-        return [torch.where(enclosed.gather(0, cell[None])[0], low + cell * width, torch.nan) for cell in chosen]
-
-    def bisect(self, low: Tensor, high: Tensor) -> Tensor:
-        """Return the multiplier in the bracket at which the objective is stationary."""
-        for _ in range(BISECTIONS[low.dtype]):
-            middle = (low + high) / 2
-            rises = self.rises(middle)
-            low, high = torch.where(rises, low, middle), torch.where(rises, middle, high)
-        return ((low + high) / 2).exp()

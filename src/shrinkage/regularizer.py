@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -13,18 +12,20 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.apply import Number
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
-from shrinkage.charge import Found, charges_of, names_of, sum_of, value_of
+from shrinkage.charge import Found, charges_of, names_of
 from shrinkage.compiled import Compile, check_compile
+from shrinkage.coupling import check_together
 from shrinkage.declarations import check_declared
 from shrinkage.declare import declared_rules, rules_of
 from shrinkage.errors import AttachmentError
 from shrinkage.hooks import hook_around
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
-from shrinkage.plan import How, Plan, Rules, not_charged, resolve, warn_of_frozen
+from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
 from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, with_references
 from shrinkage.select import is_frozen, named_parameters
-from shrinkage.stationarity import Closure, Residuals, charged_parameters, residuals
+from shrinkage.stationarity import Closure, Residuals, residuals, value
+from shrinkage.tables import not_charged
 
 
 class Regularizer:
@@ -187,10 +188,7 @@ class Regularizer:
 
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
-        iteration, charged = self._reached(), charged_parameters(self._model, self.plan)
-        with torch.no_grad():
-            values = [value_of(entry.penalty.at(iteration), parameter) for entry, parameter in charged]
-        return sum_of(values) if values else torch.zeros(())
+        return value(self._model, self.plan, self._reached())
 
     def residuals(self, closure: Closure, data: Iterable[Any] | None = None, *, tolerance: float = 1e-3) -> Residuals:
         """Tell how far the model is from solving the stated problem: the residual of every parameter, and in words.
@@ -297,4 +295,5 @@ class Regularizer:
 
     def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> Found:
         """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
+        check_together(self._model, self.plan, optimizer)
         return charges_of(self._model, self.plan, optimizer, whole() or optimizer)

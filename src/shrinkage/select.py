@@ -81,6 +81,20 @@ class Weights:
         return parameter.dim() >= 2 and id(parameter) not in self.left_alone
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The selector of a rule whose groups name their parameters."""
+
+    names: tuple[str, ...]
+
+    def matches(self, candidate: NamedParameter) -> bool:
+        """Return whether `candidate` has one of the names."""
+        return candidate.name in self.names
+
+
+AnySelector = Selector | Weights | Named
+
+
 def named_parameters(model: nn.Module) -> Iterator[NamedParameter]:
     """Yield every name of every parameter of `model`, tied ones under each of their names."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -128,9 +142,9 @@ def is_of_peft(module: nn.Module) -> bool:
     return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
 
 
-def matches(selector: Selector | Weights, candidate: NamedParameter) -> bool:
+def matches(selector: AnySelector, candidate: NamedParameter) -> bool:
     """Return whether `selector` selects `candidate`."""
-    if isinstance(selector, Weights):
+    if isinstance(selector, Weights | Named):
         return selector.matches(candidate)
     if isinstance(selector, str):
         return fnmatchcase(candidate.name, selector)
@@ -168,6 +182,8 @@ def selector_text(selector: object) -> str:
     """
     if isinstance(selector, Weights):
         return "every weight"
+    if isinstance(selector, Named):
+        return f"of groups that span {', '.join(map(repr, selector.names[:3]))}{' ...' * (len(selector.names) > 3)}"
     if isinstance(selector, tuple):
         return f"({', '.join(map(selector_text, selector))})"
     return repr(selector) if isinstance(selector, str) else str(getattr(selector, "__name__", repr(selector)))
@@ -179,7 +195,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return ", ".join(map(repr, close)) or "none, there are no parameters"
 
 
-def unmatched(selector: Selector | Weights, candidates: Sequence[NamedParameter]) -> SelectionError:
+def unmatched(selector: AnySelector, candidates: Sequence[NamedParameter]) -> SelectionError:
     """Return the error for a selector that selects nothing."""
     if isinstance(selector, tuple | type):
         module_class, attribute = selector if isinstance(selector, tuple) else (selector, "weight")
@@ -192,6 +208,23 @@ def unmatched(selector: Selector | Weights, candidates: Sequence[NamedParameter]
         f"the rule {selector_text(selector)} matches no parameter of the model{hint}; "
         f"nearest names: {nearest(sought, (c.name for c in candidates))}"
     )
+
+
+def first_matches(selectors: Sequence[AnySelector], candidates: Sequence[NamedParameter]) -> list[int | None]:
+    """Return for each candidate the index of the first selector that matches it; raise for one that never wins."""
+    hits = [[matches(selector, candidate) for candidate in candidates] for selector in selectors]
+    columns = range(len(candidates))
+    winners = [next((i for i, row in enumerate(hits) if row[column]), None) for column in columns]
+    for i, selector in enumerate(selectors):
+        if not any(hits[i]):
+            raise unmatched(selector, candidates)
+        if i not in winners:
+            taken = next(j for j in range(i) if hits[j][hits[i].index(True)])
+            raise SelectionError(
+                f"the rule {selector_text(selector)} never applies: every parameter it matches is taken by an earlier "
+                f"rule such as {selector_text(selectors[taken])}; the first match wins, so put it before that one"
+            )
+    return winners
 
 
 def check_parameter(name: str, tensor: Tensor) -> None:

@@ -10,7 +10,7 @@ never from values or from which gradients are there: so none of them waits in va
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from shrinkage.penalties import Penalty
+from shrinkage.penalties.coupled import Part
 from shrinkage.prox import wide
-from shrinkage.sums import Sums
+from shrinkage.sums import Result, Sums
 
 
 def is_spread(tensor: object) -> bool:
@@ -104,34 +105,77 @@ def local_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: local(value) for name, value in state.items()} if any(map(is_spread, state.values())) else state
 
 
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Groups that span parameters of one optimizer.
+
+    Args:
+        weights: what the charge of each group's norm is multiplied by, shape `(groups,)`.
+        machines: the process groups over which sums have to be added up, one after the other.
+    """
+
+    weights: Tensor
+    machines: tuple[Any, ...]
+
+
 @dataclass(frozen=True)
 class Crossing:
-    """How the groups of one parameter cross machines.
+    """How the groups of one parameter cross machines, or other parameters.
 
     Args:
         shape: of the whole parameter.
         cut: the dimensions along which machines cut it.
         machines: the process groups over which sums have to be added up, one after the other.
+        family: the groups, if they span other parameters.
+        part: which of them this machine's piece has, then.
     """
 
     shape: tuple[int, ...]
     cut: tuple[int, ...]
     machines: tuple[Any, ...]
+    family: Family | None = None
+    part: Part | None = None
 
 
 def crossing_of(penalty: Penalty, parameter: Any) -> Crossing | None:
     """Return how the groups of `parameter` cross machines; None if every machine can charge its piece by itself."""
     if not is_spread(parameter):
         return None
-    mesh, shape = parameter.device_mesh, tuple(parameter.shape)
-    cuts = {
-        index: placement.dim % len(shape)
-        for index, placement in enumerate(parameter.placements)
-        if mesh.size(index) > 1 and not placement.is_replicate()
-    }
+    mesh, shape, cuts = parameter.device_mesh, tuple(parameter.shape), cuts_of(parameter)
     free = penalty.cuts(shape)
     machines = tuple(mesh.get_group(index) for index, dim in cuts.items() if dim not in free)
     return Crossing(shape, tuple(sorted(set(cuts.values()))), machines) if machines else None
+
+
+def cuts_of(parameter: Any) -> dict[int, int]:
+    """Return the dimension of `parameter` that machines cut, by the dimension of the mesh along which they lie."""
+    mesh = parameter.device_mesh
+    return {
+        index: placement.dim % len(parameter.shape)
+        for index, placement in enumerate(parameter.placements)
+        if mesh.size(index) > 1 and not placement.is_replicate()
+    }
+
+
+def machines_of(parameter: Any) -> tuple[Any, ...]:
+    """Return the process groups whose machines hold different pieces of `parameter`."""
+    return tuple(map(parameter.device_mesh.get_group, cuts_of(parameter))) if is_spread(parameter) else ()
+
+
+def part_here(part: Part, parameter: Any, machines: Sequence[Any]) -> Part:
+    """Return which groups this machine's piece of `parameter` has, and whether it counts where `machines` add up.
+
+    What several of them hold, the first counts.
+    """
+    own = {each.group_name for each in machines_of(parameter)}
+    counts = all(each.group_name in own or dist.get_rank(each) == 0 for each in machines)
+    if not is_spread(parameter):
+        return replace(part, counts=counts)
+    copy = sys.modules["torch.distributed.tensor"].Replicate()
+    along = [copy if cuts_of(parameter).get(i) != part.dim else each for i, each in enumerate(parameter.placements)]
+    column = part.groups.view([-1 if dim == part.dim else 1 for dim in range(parameter.dim())])
+    numbers = type_of_spread().from_local(column, parameter.device_mesh, [copy] * len(along), run_check=False)
+    return replace(part, groups=local(numbers.redistribute(placements=along)).reshape(-1), counts=counts)
 
 
 def piece_penalty(penalty: Penalty, like: Any) -> Penalty:
@@ -177,14 +221,14 @@ def stays(penalty: Penalty, w: Any, average: Any, crossing: Crossing | None) -> 
     return piece_like(whole_penalty(penalty).stays(wide(whole(w)), whole(average)), w)
 
 
-def together(computations: Sequence[Sums[Tensor]], crossings: Sequence[Crossing]) -> list[Tensor]:
+def together(computations: Sequence[Sums[Result]], crossings: Sequence[Crossing]) -> list[Result]:
     """Run computations in step and return their results; one message a round carries what all of them ask.
 
     Args:
         computations: the same on all machines, in the same order.
         crossings: over which machines the sums of each are added up.
     """
-    results: dict[int, Tensor] = {}
+    results: dict[int, Result] = {}
     asked: dict[int, Tensor] = {}
 
     def advance(index: int, sums: Tensor | None) -> None:

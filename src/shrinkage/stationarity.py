@@ -4,7 +4,7 @@ minimize L(w) + R(w) is solved, to first order, where -grad L(w) lies in the sub
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from shrinkage.apply import Number, at_origin
+from shrinkage.charge import sum_of
+from shrinkage.coupling import residual_of, slope_of, strength_max_of, value_of
 from shrinkage.errors import ParameterError
+from shrinkage.families import block_text
 from shrinkage.flattened import check_has_value
 from shrinkage.penalties import Penalty
+from shrinkage.penalties.coupled import coupled_of
 from shrinkage.plan import Entry, Plan, Rules, resolve
 from shrinkage.prox import wide
 from shrinkage.select import named_parameters
@@ -136,42 +140,38 @@ def residuals(
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
     gradients = dict(zip(held, mean_gradients(list(held.values()), closure, data), strict=True))
-    penalties = {entry.name: entry.penalty.at(iteration) for entry in plan if entry.name in held}
-    slopes = [penalty.slope(held[name].shape) for name, penalty in penalties.items()]
+    points = {name: wide(parameter.detach()) for name, parameter in held.items()}
+    descents = {name: -grad if name in maximized else grad for name, grad in gradients.items()}
+    blocks = [(names, penalty.at(iteration)) for names, penalty in plan.blocks(held)]
+    slopes = [slope_of(penalty, points[first].shape) for (first, *_), penalty in blocks]
     unit = min((slope for slope in slopes if 0 < slope < math.inf), default=1.0)
-    charged, others = [], []
+    charged = []
     with torch.no_grad():
-        for name, parameter in held.items():
-            penalty, w, grad = penalties.get(name), wide(parameter.detach()), gradients[name]
-            if penalty is None:
-                others.append(summary(name, None, "gradient", w, grad.abs(), unit))
-            else:
-                descent = -grad if name in maximized else grad
-                measure, values = residual_of(penalty, w, descent, steps.get(name, 1.0))
-                charged.append(summary(name, penalty, measure, w, values, unit))
+        for names, penalty in blocks:
+            ws, grads = ({name: each[name] for name in names} for each in (points, descents))
+            measure, values = residual_of(penalty, ws, grads, steps)
+            charged.append(summary(block_text(names), penalty, measure, list(ws.values()), values, unit))
+    known = {name for names, _ in blocks for name in names}
+    others = [
+        summary(name, None, "gradient", [w], gradients[name].abs(), unit)
+        for name, w in points.items()
+        if name not in known
+    ]
     decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
     return Residuals(tuple(charged), tuple(others), tolerance, decoupled)
 
 
-def residual_of(penalty: Penalty, w: Tensor, grad: Tensor, step: Number) -> tuple[str, Tensor]:
-    """Return the residual of one parameter, and what it measures."""
-    if penalty.slope(w.shape) < math.inf:
-        return "KKT", penalty.residual(w, grad)
-    step = torch.as_tensor(step, dtype=w.dtype, device=w.device)
-    step = torch.where(step > 0, step, 1.0)  # a schedule may have ended at 0
-    return "fixed point", (w - penalty.prox(w - step * grad, step)).abs() / step
-
-
 def summary(
-    name: str, penalty: Penalty | None, measure: str, w: Tensor, values: Tensor, unit: float
+    name: str, penalty: Penalty | None, measure: str, ws: Sequence[Tensor], values: Tensor, unit: float
 ) -> ParameterResidual:
     """Return the largest and the mean of residuals, in the penalty's own unit or else in `unit`."""
-    text, strength, _ = ("none", "-", "-") if penalty is None else penalty.describe(tuple(w.shape))
-    slope = 0.0 if penalty is None else penalty.slope(w.shape)
+    shape = tuple(ws[0].shape) if coupled_of(penalty) is None else None
+    text, strength, _ = ("none", "-", "-") if penalty is None else penalty.describe(shape)
+    slope = 0.0 if penalty is None else slope_of(penalty, ws[0].shape)
     largest = float(values.max()) if values.numel() else 0.0
-    largest = largest if bool(w.isfinite().all()) else math.nan
+    largest = largest if all(bool(w.isfinite().all()) for w in ws) else math.nan
     mean = float(values.mean()) if values.numel() else 0.0
-    zeros = float((w == 0).double().mean()) if w.numel() else 0.0
+    zeros = sum(int((w == 0).sum()) for w in ws) / max(sum(w.numel() for w in ws), 1)
     relative = largest / (slope if 0 < slope < math.inf else unit)
     return ParameterResidual(name, text, strength, measure, largest, mean, relative, zeros)
 
@@ -203,22 +203,34 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     >>> strength_max(layer, lambda: layer(x).sum(), shrinkage.L1(1.0))
     1.0
     """
-    found = charged_parameters(model, resolve(model, rules))
+    plan = resolve(model, rules)
+    found = charged_parameters(model, plan)
     check_on_one_machine(found)
-    charged = [(entry.penalty.at(0), parameter) for entry, parameter in found if parameter.requires_grad]
-    if not charged:
+    trained = {entry.name: parameter for entry, parameter in found if parameter.requires_grad}
+    if not trained:
         raise ValueError("the rules charge no parameter that takes a gradient")
-    with at_origin(charged):
-        gradients = mean_gradients([parameter for _, parameter in charged], closure, data)
+    with at_origin([(entry.penalty.at(0), parameter) for entry, parameter in found if parameter.requires_grad]):
+        gradients = dict(zip(trained, mean_gradients(list(trained.values()), closure, data), strict=True))
     strengths = []
-    for (penalty, _), grad in zip(charged, gradients, strict=True):
-        strengths.append(float(penalty.strength_max(grad)))
+    for names, penalty in plan.blocks(trained):
+        strengths.append(float(strength_max_of(penalty.at(0), {name: gradients[name] for name in names})))
         if not math.isfinite(strengths[-1]):
             raise ValueError(
                 f"no strength of {penalty} makes all parameters zero, the least is {strengths[-1]}: it is smooth, or a "
                 "constraint, or charges a constant nothing, or the gradient is not finite"
             )
     return max(strengths)
+
+
+def value(model: nn.Module, plan: Plan, iteration: int) -> Tensor:
+    """Return the sum of all penalties of `plan` at the parameters of `model`, at one update."""
+    held = {entry.name: parameter for entry, parameter in charged_parameters(model, plan)}
+    with torch.no_grad():
+        values = [
+            value_of(penalty.at(iteration), {name: held[name] for name in names})
+            for names, penalty in plan.blocks(held)
+        ]
+    return sum_of(values) if values else torch.zeros(())
 
 
 def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Parameter]]:

@@ -31,3 +31,10 @@ def shape_text(shape: Sequence[int]) -> str:
     '8x3'
     """
     return "x".join(map(str, shape)) or "0-dim"
+
+
+def not_charged(reason: str, names: Sequence[str]) -> str:
+    """Return the line of a printed regularizer about parameters that are not charged."""
+    others = f" and {len(names) - 3} others" if len(names) > 4 else ""
+    listed = ", ".join(map(repr, names[:3] if others else names))
+    return f"\n{reason}, so not charged: {listed}{others}" if names else ""

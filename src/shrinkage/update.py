@@ -12,23 +12,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shrinkage.across import Move, add_gradients_across_, prox_across_, stay_in_families
 from shrinkage.apply import (
-    Move,
     Number,
     State,
     add_gradient_,
-    add_gradients_across_,
     decay_,
     follow_,
     prox_,
-    prox_across_,
     restore_,
     shrink_all_,
 )
 from shrinkage.averages import Averages, decides
 from shrinkage.batches import Shrink
-from shrinkage.charge import Charge, check_unscaled, dense, sum_of, value_of, without_autograd_or_autocast
+from shrinkage.charge import Charge, check_unscaled, dense, sum_of, without_autograd_or_autocast
 from shrinkage.compiled import Compile, pays
+from shrinkage.coupling import blocks_of, value_of
 from shrinkage.gradients import Gradients
 from shrinkage.intervals import Intervals
 from shrinkage.metric import Metric, learning_rate
@@ -178,10 +177,13 @@ class Update:
         in_gradient = [
             (charge, penalty)
             for charge, penalty in self._charged
-            if charge.how == "gradient" and (is_spread(charge.parameter) or self._has_gradient(charge))
+            if charge.how == "gradient" and (is_spread(charge.parameter) or self._takes_part(charge))
         ]
         with without_autograd_or_autocast(charge for charge, _ in in_gradient):
-            values = [value_of(penalty, charge.parameter) * self._sign(charge) for charge, penalty in in_gradient]
+            values = [
+                value_of(block[0][1], {charge.name: charge.parameter for charge, _ in block}) * self._sign(block[0][0])
+                for block in blocks_of(in_gradient)
+            ]
         return sum_of(values) if values else None
 
     def _acting(self, chosen: Callable[[Charge], bool]) -> Pairs:
@@ -190,7 +192,7 @@ class Update:
         return [pair for pair in self._charged if chosen(pair[0]) and self._takes_part(pair[0])]
 
     def _takes_part(self, charge: Charge) -> bool:
-        return charge.crossing is not None or self._has_gradient(charge)
+        return (charge.crossing is not None and charge.parameter.requires_grad) or self._has_gradient(charge)
 
     def _has_gradient(self, charge: Charge) -> bool:
         return charge.parameter.grad is not None or charge.name in self._moved
@@ -236,6 +238,7 @@ class Update:
     def _hold_zeros(self, averages: Averages, scale: Tensor | None) -> None:
         """Average the gradients of the data, and note the zeros for which the average is stationary."""
         overflow = overflow_of(self._optimizer)
+        coupled: dict[str, Move] = {}
         for charge, penalty in self._acting(lambda charge: decides(charge.penalty, charge.how)):
             w = iterate_of(charge, self._metric, self._optimizer)[0].detach()
             grad = local_gradient(charge.parameter)
@@ -246,4 +249,8 @@ class Update:
                 sign = self._sign(charge)
                 unscaled, skipped = wide(dense(grad)) * (sign if scale is None else sign / scale), overflow
             average = averages.update(charge.name, spread(unscaled, w), skipped)
-            self._held[charge.name] = stays(penalty, w, average, charge.crossing)
+            if charge.crossing is not None and charge.crossing.family is not None:
+                coupled[charge.name] = Move(penalty, charge.parameter, local(average), charge.crossing)
+            else:
+                self._held[charge.name] = stays(penalty, w, average, charge.crossing)
+        self._held |= zip(coupled, stay_in_families(list(coupled.values())), strict=True)

@@ -6,7 +6,7 @@ Only the sums need the rest of a group. What follows from them, a scale per grou
 import torch
 from torch import Tensor
 
-from shrinkage import radial
+from shrinkage import radial, radial_search
 from shrinkage.groups import Layout, norms_within
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.sums import Sums
@@ -47,6 +47,21 @@ def scaled_in_metric_by_sums(
     return w * scale
 
 
+def searched_by_sums(w: Tensor, steps: Tensor, layout: Layout, charge: radial_search.Charge) -> Sums[Tensor]:
+    """Return the prox of `charge` in a diagonal metric, the best of its minima."""
+    scale = yield from radial_search.radial_scale_by_sums(w, steps, layout.within, charge)
+    return w * scale
+
+
+def charge_of(charge: Elementwise, weight: float | Tensor, shape: tuple[int, ...]) -> radial_search.Charge:
+    """Return what norms in a tensor of `shape` are charged: `weight` times what `charge` charges an element."""
+    return radial_search.Charge(
+        cost=lambda norms: weight * charge.cost(norms.reshape(-1)).reshape(shape),
+        slope=lambda norms: weight * charge.gradient(norms.reshape(-1)).reshape(shape),
+        slope_at_zero=weight * as_column(charge.slope_at_zero, shape),
+    )
+
+
 def slopes(norms: Tensor, charge: Elementwise, weight: float) -> Tensor:
     """Return weight * phi'(norm) / norm, and 0 where a group is zero."""
     slope = weight * charge.gradient(norms.reshape(-1)).reshape(norms.shape)
@@ -63,3 +78,8 @@ def reshaped(computation: Sums[Tensor], like: Tensor) -> Sums[Tensor]:
     """Return the result of `computation` in the shape and type of `like`."""
     result = yield from computation
     return result.reshape(like.shape).to(like.dtype)
+
+
+def as_column(part: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
+    """Return one value per group in the shape that broadcasts against the groups, a number as it is."""
+    return part.reshape(shape) if isinstance(part, Tensor) and part.dim() else part

@@ -6,7 +6,6 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
-from shrinkage import radial
 from shrinkage.errors import GroupError
 from shrinkage.groups import Groups, at_least_float32, norms_within
 from shrinkage.penalties import by_sums
@@ -131,8 +130,7 @@ class Grouped(PerGroup):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Scale each group by prox_phi(||w_g||) / ||w_g||; in a diagonal metric, solve the secular equation."""
         if isinstance(step, Tensor) and step.dim():
-            computation = self.prox_by_sums(w, step, w.shape)
-            return self._searched_prox(w, step) if computation is None else alone(computation)
+            return alone(self._in_metric(w, step, w.shape, to_rest=w.device.type == "cpu"))
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
         scales = by_sums.scales(norms_within(split, layout.within), step, self.penalty, self.weight(w.shape))
@@ -141,20 +139,26 @@ class Grouped(PerGroup):
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
     ) -> Sums[Tensor] | None:
-        """Sum squares over each group, or the terms of the secular equation; None where minima are searched for."""
+        """Sum squares over each group, or what is asked of them in a diagonal metric."""
         if not self._add_up(shape, cut):
             return None
+        if isinstance(step, Tensor) and step.dim():
+            # A look at whether the iteration has come to rest would wait for other machines.
+            return self._in_metric(w, step, shape, to_rest=not cut and w.device.type == "cpu")
+        layout = self.groups.layout(w.shape)
+        split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
+        return by_sums.reshaped(by_sums.scaled_by_sums(split, step, layout, self.penalty, self.weight(shape)), w)
+
+    def _in_metric(self, w: Tensor, step: Tensor, shape: Sequence[int], *, to_rest: bool) -> Sums[Tensor]:
+        """Solve the secular equation of each group, or search for the best of its minima."""
         layout, weight = self.groups.layout(w.shape), self.weight(shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
-        if not (isinstance(step, Tensor) and step.dim()):
-            return by_sums.reshaped(by_sums.scaled_by_sums(split, step, layout, self.penalty, weight), w)
+        steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
         parts = self.penalty.radial()
         if parts is None:
-            return None
-        linear, quadratic = (weight * as_column(part, layout.kept) for part in parts)
-        steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
-        # Elsewhere a look at whether the iteration has come to rest would wait for the device, or for other machines.
-        to_rest = not cut and w.device.type == "cpu"
+            charge = by_sums.charge_of(self.penalty, weight, layout.kept)
+            return by_sums.reshaped(by_sums.searched_by_sums(split, steps, layout, charge), w)
+        linear, quadratic = (weight * by_sums.as_column(part, layout.kept) for part in parts)
         computation = by_sums.scaled_in_metric_by_sums(split, steps, layout, (linear, quadratic), to_rest=to_rest)
         return by_sums.reshaped(computation, w)
 
@@ -163,19 +167,6 @@ class Grouped(PerGroup):
         layout = self.groups.layout(shape)
         between = any(dim in layout.between for dim in cut)
         return not any(dim in layout.split for dim in cut) and not (between and self._differs)
-
-    def _searched_prox(self, w: Tensor, step: Tensor) -> Tensor:
-        """Search for the best minimum of each group."""
-        layout, weight = self.groups.layout(w.shape), self.weight(w.shape)
-        split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
-        steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
-        charge = radial.Charge(
-            cost=lambda norms: weight * self.penalty.cost(norms.reshape(-1)).reshape(layout.kept),
-            slope=lambda norms: weight * self.penalty.gradient(norms.reshape(-1)).reshape(layout.kept),
-            slope_at_zero=weight * as_column(self.penalty.slope_at_zero, layout.kept),
-        )
-        scale = radial.radial_scale_in_metric(split, steps, layout.within, charge)
-        return (split * scale).reshape(w.shape).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the distance per group, shape `(groups,)`: to the ball of radius weight * slope where w_g is 0."""
@@ -229,8 +220,3 @@ def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True
     tensor(7.0711)
     """
     return Grouped(L1(strength), groups, weigh_by_size=weigh_by_size)
-
-
-def as_column(part: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
-    """Return one value per group in the shape that broadcasts against the groups, a number as it is."""
-    return part.reshape(shape) if isinstance(part, Tensor) and part.dim() else part

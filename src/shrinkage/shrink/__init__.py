@@ -1,1 +1,1 @@
-"""Making models smaller: what stays of the class of a dense model, and how training goes on."""
+"""From exact zeros to a smaller model: dense, with the same outputs, or with its zeros left out of storage."""

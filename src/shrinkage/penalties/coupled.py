@@ -1,0 +1,269 @@
+"""Charges of the norms of groups that span several tensors: prox, gradient, value and residual by sums over each group.
+
+Each tensor is a part of what is charged. Its slices along one dimension are added up, and then those of all parts that
+have the same number of a group; on other machines too, where the parts are pieces. What follows from the sums, a scale
+per group, goes back to the slices: so nothing is joined to one tensor.
+
+All functions have one value per group, shape `(count,)`, where those of `by_sums.py` have one that broadcasts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shrinkage import radial, radial_search
+from shrinkage.coupled import Coupled
+from shrinkage.groups import at_least_float32, norms_within
+from shrinkage.penalties import by_sums
+from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.penalties.grouped import Grouped
+from shrinkage.prox import wide
+from shrinkage.sums import Sums
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Which groups the slices of one tensor belong to.
+
+    Args:
+        dim: the dimension that is sliced.
+        groups: the number of each slice's group, shape `(size of dim,)`; `count` for a slice in none.
+        count: of all groups.
+        counts: whether its sums are added up here; False for a copy of what another machine adds up.
+    """
+
+    dim: int
+    groups: Tensor
+    count: int
+    counts: bool = True
+
+    def split(self, w: Tensor) -> Tensor:
+        """Return a view of `w` that has dimensions within its slices."""
+        return w if w.dim() > 1 else w.unsqueeze(-1)
+
+    def within(self, w: Tensor) -> tuple[int, ...]:
+        """Return the dimensions of a `split` tensor that run within a slice."""
+        return tuple(dim for dim in range(w.dim()) if dim != self.dim)
+
+    def gathered(self, sums: Tensor) -> Tensor:
+        """Return sums per slice, shape `(k, ...)` with size 1 within slices, as sums per group, shape `(k, count)`."""
+        rows = sums.reshape(len(sums), -1)
+        found = rows.new_zeros(len(rows), self.count + 1).index_add_(1, self.groups, rows)
+        return found[:, : self.count]
+
+    def column(self, values: Tensor, none: float, like: Tensor) -> Tensor:
+        """Return one value per group as one per slice, to broadcast against `like`; `none` where there is none."""
+        padded = torch.cat([values.to(like.device, like.dtype), like.new_full((1,), none)])
+        shape = [1] * like.dim()
+        shape[self.dim] = -1
+        return padded[self.groups].view(shape)
+
+
+class Charged(NamedTuple):
+    """What groups are charged: the `charge` of each one's norm, times its weight, shape `(count,)`."""
+
+    charge: Elementwise
+    weights: Tensor
+
+
+def charged_by(penalty: Penalty, weights: Tensor) -> Charged:
+    """Return what `penalty` charges groups that have these weights."""
+    if not isinstance(penalty, Grouped):
+        raise TypeError(f"groups that span parameters are charged by Grouped or GroupLasso, got {penalty!r}")
+    return Charged(penalty.penalty, weights)
+
+
+def weights_of(penalty: Penalty, device: torch.device) -> Tensor:
+    """Return what the charge of each group is multiplied by: the square root of its size, or 1."""
+    groups = coupled_of(penalty)
+    if groups is None or not isinstance(penalty, Grouped):
+        raise TypeError(f"expected a penalty of groups that span parameters, got {penalty!r}")
+    weights = [math.sqrt(max(size, 1)) if penalty.weigh_by_size else 1.0 for size in groups.sizes]
+    return torch.tensor(weights, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+
+def part_of(penalty: Penalty, name: str, device: torch.device) -> Part | None:
+    """Return which groups the slices of the parameter `name` belong to, if `penalty` charges groups that span it."""
+    groups = coupled_of(penalty)
+    if groups is None:
+        return None
+    member = groups.slices(name)
+    numbers = torch.tensor(member.groups, dtype=torch.long, device=device)
+    return Part(member.dim, torch.where(numbers < 0, groups.count, numbers), groups.count)
+
+
+def coupled_of(penalty: Penalty | None) -> Coupled | None:
+    """Return the groups that `penalty` charges if they span several parameters."""
+    groups = penalty.groups if isinstance(penalty, Grouped) else None
+    return groups if isinstance(groups, Coupled) else None
+
+
+Parts = Sequence[Part]
+Tensors = Sequence[Tensor]
+
+
+def prox(
+    charged: Charged, parts: Parts, ws: Tensors, steps: Sequence[float | Tensor], *, to_rest: bool
+) -> Sums[list[Tensor]]:
+    """Return each tensor at the proximal point of all of them together.
+
+    Args:
+        charged: what groups are charged.
+        parts: which groups the tensors' slices belong to.
+        ws: the tensors.
+        steps: of each tensor, a number, or a tensor of its shape.
+        to_rest: end as soon as no group moves, which takes a look at all of them.
+    """
+    number = one_number(steps)
+    split = [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)]
+    if number is None:
+        spread = [part.split(as_tensor(step, w)) for part, step, w in zip(parts, steps, ws, strict=True)]
+        moved = yield from in_metric(charged, parts, split, spread, to_rest=to_rest)
+    else:
+        norms = yield from norms_of(parts, split)
+        factors = by_sums.scales(norms, (number * charged.weights).to(norms.dtype), charged.charge, 1.0)
+        moved = [w * part.column(factors, 1.0, w) for part, w in zip(parts, split, strict=True)]
+    return shaped(moved, ws)
+
+
+def gradient(charged: Charged, parts: Parts, ws: Tensors) -> Sums[list[Tensor]]:
+    """Return weight * phi'(||w_g||) * w_g / ||w_g|| for each tensor."""
+    split = [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)]
+    norms = yield from norms_of(parts, split)
+    slopes = by_sums.slopes(norms, charged.charge, 1.0) * charged.weights
+    return shaped([w * part.column(slopes, 0.0, w) for part, w in zip(parts, split, strict=True)], ws)
+
+
+def value(charged: Charged, parts: Parts, ws: Tensors) -> Sums[Tensor]:
+    """Return the sum of weight * phi(||w_g||)."""
+    norms = yield from norms_of(parts, [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)])
+    return (charged.weights * charged.charge.cost(norms)).sum().to(norms.dtype)
+
+
+def residual(charged: Charged, parts: Parts, ws: Tensors, grads: Tensors) -> Sums[Tensor]:
+    """Return the distance per group: to the ball of radius weight * slope where w_g is 0."""
+    split = [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)]
+    slopes = [part.split(wide(grad)) for part, grad in zip(parts, grads, strict=True)]
+    norms = yield from norms_of(parts, split)
+    at_zero = yield from residual_at_zero(charged, parts, grads)
+    penalty = yield from gradient(charged, parts, split)
+    elsewhere = yield from norms_of(parts, [slope + own for slope, own in zip(slopes, penalty, strict=True)])
+    return torch.where(norms == 0, at_zero, elsewhere)
+
+
+def residual_at_zero(charged: Charged, parts: Parts, grads: Tensors) -> Sums[Tensor]:
+    """Return the residual that each group would have if it were zero."""
+    norms = yield from norms_of(parts, [part.split(wide(grad)) for part, grad in zip(parts, grads, strict=True)])
+    weights = charged.weights.to(norms.dtype)
+    return weights * charged.charge.residual(torch.zeros_like(norms), norms / weights)
+
+
+def stays(charged: Charged, parts: Parts, ws: Tensors, averages: Tensors) -> Sums[list[Tensor]]:
+    """Return where each tensor is in a group that is zero and stationary for the gradients `averages`."""
+    norms = yield from norms_of(parts, [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)])
+    at_zero = yield from residual_at_zero(charged, parts, averages)
+    still = (norms == 0) & (at_zero == 0)
+    split = [part.split(w) for part, w in zip(parts, ws, strict=True)]
+    held = [part.column(still, 0.0, w).expand_as(w) > 0 for part, w in zip(parts, split, strict=True)]
+    return [mask.reshape(w.shape) for mask, w in zip(held, ws, strict=True)]
+
+
+def strength_max(charged: Charged, parts: Parts, grads: Tensors) -> Sums[Tensor]:
+    """Return the strength that the largest ||grad_g|| / weight asks of the charge."""
+    norms = yield from norms_of(parts, [part.split(wide(grad)) for part, grad in zip(parts, grads, strict=True)])
+    return charged.charge.strength_max(norms / charged.weights.to(norms.dtype))
+
+
+def in_metric(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors, *, to_rest: bool) -> Sums[list[Tensor]]:
+    """Return the proximal point in a diagonal metric, by one secular equation for all parts of a group.
+
+    The quadratic part is taken in first, as in `by_sums`.
+    """
+    found = charged.charge.radial()
+    if found is None:
+        return (yield from searched(charged, parts, ws, steps))
+    linear, quadratic = found
+    if isinstance(quadratic, Tensor) or quadratic:
+        divisors = [
+            1 + step * part.column(charged.weights * quadratic, 0.0, w)
+            for part, w, step in zip(parts, ws, steps, strict=True)
+        ]
+        ws = [w / divisor for w, divisor in zip(ws, divisors, strict=True)]
+        steps = [step / divisor for step, divisor in zip(steps, divisors, strict=True)]
+    if not isinstance(linear, Tensor) and not linear:
+        return list(ws)
+    thresholds = [
+        step * part.column(charged.weights * linear, 0.0, w) for part, w, step in zip(parts, ws, steps, strict=True)
+    ]
+    metrics = [each.clamp_min(1 / radial.LARGEST[each.dtype]).reciprocal() for each in thresholds]
+    pieces = list(zip(parts, ws, metrics, strict=True))
+
+    def sums() -> Tensor:
+        return added(parts, [radial.secular_sums(w, metric, part.within(w)) for part, w, metric in pieces])
+
+    def terms(theta: Tensor) -> Tensor:
+        each = [(part, w, metric, part.column(theta, 0.0, w)) for part, w, metric in pieces]
+        return added(parts, [radial.secular_terms(w, metric, own, part.within(w)) for part, w, metric, own in each])
+
+    root = yield from radial.secular_root(sums, terms, to_rest=to_rest)
+    scales = [radial.secular_scale(metric, part.column(root, 0.0, w)) for part, w, metric in pieces]
+    pairs = zip(ws, scales, thresholds, strict=True)
+    return [w * scale.masked_fill(threshold == 0, 1.0) for w, scale, threshold in pairs]
+
+
+def searched(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors) -> Sums[list[Tensor]]:
+    """Return the proximal point of a charge that may have several minima, the best of them for each group."""
+    pieces = [
+        (part, radial_search.Curve(w, step, part.within(w))) for part, w, step in zip(parts, ws, steps, strict=True)
+    ]
+    dtype = max((w.dtype for w in ws), key=lambda dtype: torch.finfo(dtype).bits)
+    charge = by_sums.charge_of(charged.charge, charged.weights.to(dtype), tuple(charged.weights.shape))
+
+    def sums() -> Tensor:
+        return added(parts, [curve.sums() for _, curve in pieces])
+
+    def at(multiplier: Tensor, *, distance: bool) -> Tensor:
+        columns = [(part.column(multiplier, 0.0, curve.w), curve) for part, curve in pieces]
+        return added(parts, [curve.at(column, distance=distance) for column, curve in columns])
+
+    multiplier = yield from radial_search.radial_multiplier(sums, at, charge)
+    return [curve.w * curve.scale(part.column(multiplier, 0.0, curve.w)) for part, curve in pieces]
+
+
+def norms_of(parts: Parts, ws: Tensors) -> Sums[Tensor]:
+    """Return the norm of each group of `split` tensors."""
+    squares = yield added(
+        parts, [norms_within(w, part.within(w)).square()[None] for part, w in zip(parts, ws, strict=True)]
+    )
+    return squares[0].sqrt()
+
+
+def added(parts: Parts, sums: Tensors) -> Tensor:
+    """Return sums per slice of all parts, each of shape `(k, ...)`, as sums per group, shape `(k, count)`."""
+    dtype = max((each.dtype for each in sums), key=lambda dtype: torch.finfo(dtype).bits)
+    device = sums[0].device
+    gathered = [part.gathered(each).to(device, dtype) for part, each in zip(parts, sums, strict=True) if part.counts]
+    return sum(gathered, torch.zeros(len(sums[0]), parts[0].count, dtype=dtype, device=device))
+
+
+def one_number(steps: Sequence[float | Tensor]) -> float | Tensor | None:
+    """Return the step if it is one number for all; None if it is not, or to know that would wait for a device."""
+    first, *others = steps
+    if isinstance(first, Tensor):
+        return first if first.dim() == 0 and all(each is first for each in others) else None
+    return first if all(not isinstance(each, Tensor) and each == first for each in others) else None
+
+
+def as_tensor(step: float | Tensor, w: Tensor) -> Tensor:
+    """Return `step` as one number per element of `w`, in the type that `w` is computed in."""
+    return torch.as_tensor(step, dtype=at_least_float32(w.dtype), device=w.device).expand_as(w)
+
+
+def shaped(moved: Tensors, ws: Tensors) -> list[Tensor]:
+    """Return the tensors that were `moved` in the shapes of `ws`."""
+    return [each.reshape(w.shape) for each, w in zip(moved, ws, strict=True)]

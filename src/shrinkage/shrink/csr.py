@@ -1,0 +1,134 @@
+"""Products with a matrix in CSR: operators with derivatives, which compilers and exporters take as they are.
+
+A matrix of CSR's own layout is made inside of each and does not leave it. Where an operator is traced, its fake says
+which shape the result has.
+"""
+
+import math
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NARROW = {torch.float16, torch.bfloat16}
+
+
+@cache
+def silence_beta() -> None:
+    """Have torch say now, unheard, what it says once of CSR tensors: that they are in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1))
+
+
+def check_input(x: Tensor, values: Tensor, in_features: int) -> None:
+    """Raise an error unless `x` has the features and the type of the layer: columns beyond it are never looked up."""
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"expected an input of shape (*, {in_features}), got {tuple(x.shape)}")
+    if x.dtype != values.dtype:
+        raise TypeError(f"expected an input of type {values.dtype}, that of the layer, got {x.dtype}; cast one of both")
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Return `x` as a matrix whose rows are its last dimension."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def multiplied_in(x: Tensor) -> torch.dtype:
+    """Return the type in which `x` is multiplied: the CPU's kernels have no 16 bits."""
+    return torch.float32 if x.dtype in NARROW and x.device.type == "cpu" else x.dtype
+
+
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """Return the type to which autocast casts on the device of `x`; None where it is off."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def as_given(x: Tensor) -> torch.autocast:
+    """Return a context in which products are computed in the type of their factors, autocast or not."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@torch.library.custom_op("shrinkage::sparse_linear", mutates_args=())
+def sparse_linear(
+    x: Tensor, crow: Tensor, col: Tensor, values: Tensor, bias: Tensor | None, in_features: int
+) -> Tensor:
+    """Return x W' + b, with W in CSR."""
+    check_input(x, values, in_features)
+    silence_beta()
+    dtype, shape = multiplied_in(x), (len(crow) - 1, in_features)
+    rows = as_rows(x).to(dtype)
+    with as_given(x):
+        w = torch.sparse_csr_tensor(crow, col, values.to(dtype), shape, check_invariants=False)
+        # A product with a vector takes half the time of one with a matrix of one column.
+        y = (w @ rows[0])[None] if len(rows) == 1 else (w @ rows.T.contiguous()).T.contiguous()
+    if bias is not None:
+        y += bias.to(dtype)
+    result: Tensor = y.to(x.dtype).reshape(*x.shape[:-1], shape[0])
+    return result
+
+
+@torch.library.custom_op("shrinkage::sparse_linear_input_gradient", mutates_args=())
+def input_gradient(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Tensor:
+    """Return grad W: the CSR of W is the CSC of its transpose."""
+    dtype = multiplied_in(grad)
+    rows = as_rows(grad).to(dtype)
+    shape = (in_features, len(crow) - 1)
+    transposed = torch.sparse_csc_tensor(crow, col, values.to(dtype), shape, check_invariants=False)
+    with as_given(grad):
+        product = (transposed @ rows.T.contiguous()).T.contiguous()
+    return product.to(grad.dtype).reshape(*grad.shape[:-1], in_features)
+
+
+@torch.library.custom_op("shrinkage::sparse_linear_values_gradient", mutates_args=())
+def values_gradient(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    """Return the entries of grad' x in the places of W, and compute no others."""
+    dtype = multiplied_in(grad)
+    g, rows = as_rows(grad).to(dtype), as_rows(x).to(dtype)
+    zeros = g.new_zeros(len(col))
+    places = torch.sparse_csr_tensor(crow, col, zeros, (g.shape[1], rows.shape[1]), check_invariants=False)
+    with as_given(grad):
+        product = torch.sparse.sampled_addmm(places, g.T, rows, beta=0.0)
+    result: Tensor = product.values().to(grad.dtype, copy=True)
+    return result
+
+
+@sparse_linear.register_fake
+def _(x: Tensor, crow: Tensor, col: Tensor, values: Tensor, bias: Tensor | None, in_features: int) -> Tensor:
+    check_input(x, values, in_features)
+    return x.new_empty(*x.shape[:-1], crow.shape[0] - 1)
+
+
+@input_gradient.register_fake
+def _(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+@values_gradient.register_fake
+def _(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    return grad.new_empty(col.shape[0])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, crow, col, values, _, ctx.in_features = inputs
+    ctx.save_for_backward(x, crow, col, values)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, crow, col, values = ctx.saved_tensors
+    of_x, _, _, of_values, of_bias, _ = ctx.needs_input_grad
+    return (
+        input_gradient(grad, crow, col, values, ctx.in_features) if of_x else None,
+        None,
+        None,
+        values_gradient(grad, x, crow, col) if of_values else None,
+        as_rows(grad).sum(0) if of_bias else None,
+        None,
+    )
+
+
+sparse_linear.register_autograd(_gradients, setup_context=_save)

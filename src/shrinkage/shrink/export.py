@@ -1,0 +1,117 @@
+"""A model as graphs of operators: whole, or child by child where its code depends on the data."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
+
+from shrinkage.shrink.tensors import joined
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A module of a model, at the dotted name `path`, as a graph; `leaves` are the tensors and numbers of its call."""
+
+    path: str
+    program: ExportedProgram
+    leaves: tuple[Any, ...]
+
+    def owned(self) -> dict[fx.Node, str]:
+        """Return the dotted name in the whole model of the parameter or buffer of each placeholder that is one."""
+        kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+        specs = zip(self._placeholders(), self.program.graph_signature.input_specs, strict=True)
+        return {node: joined(self.path, spec.target or "") for node, spec in specs if spec.kind in kinds}
+
+    def inputs(self) -> list[fx.Node]:
+        """Return the placeholders of the inputs of the call."""
+        specs = zip(self._placeholders(), self.program.graph_signature.input_specs, strict=True)
+        return [node for node, spec in specs if spec.kind == InputKind.USER_INPUT]
+
+    def arguments(self, tensors: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
+        """Return what the graph's placeholders take: the model's `tensors` by name, and the `leaves` of a call."""
+        owned, given = self.owned(), iter(leaves)
+        constants = self.program.constants
+        specs = zip(self._placeholders(), self.program.graph_signature.input_specs, strict=True)
+        return [
+            tensors[owned[node]]
+            if node in owned
+            else next(given)
+            if spec.kind == InputKind.USER_INPUT
+            else constants[spec.target or ""]
+            for node, spec in specs
+        ]
+
+    def _placeholders(self) -> list[fx.Node]:
+        return [node for node in self.program.graph.nodes if node.op == "placeholder"]
+
+
+def lines(tensor: Tensor, dim: int) -> Tensor:
+    """Return `tensor` as a matrix with one row per index along `dim`."""
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold every module of `model` in evaluation mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:
+    """Return the graphs of `model`, and the first line of the error of each module that has none as a whole."""
+    with evaluating(model), torch.no_grad():
+        return _pieces(model, "", tuple(args), dict(kwargs))
+
+
+def _pieces(
+    module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Piece], dict[str, str]]:
+    try:
+        program = torch.export.export(module, args, kwargs, strict=False)
+    except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
+        found, failed = [], {path: str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
+        for name, call in _calls_of_children(module, args, kwargs).items():
+            more, errors = _pieces(module.get_submodule(name), joined(path, name), *call)
+            found += more
+            failed |= errors
+        return found, failed
+    return [Piece(path, program, tuple(tree_leaves((args, kwargs))))], {}
+
+
+def _calls_of_children(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Return the first call that `module` makes of each of its children, those in lists and dictionaries too."""
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def note(name: str) -> Any:
+        return lambda _, args, kwargs: calls.setdefault(name, (args, kwargs)) and None
+
+    handles = [
+        child.register_forward_pre_hook(note(name), with_kwargs=True) for name, child in _children(module)
+    ]  # fmt: skip
+    try:
+        module(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _children(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _children(child, joined(path, name))
+        else:
+            yield joined(path, name), child

@@ -1,0 +1,91 @@
+"""What layers are called with when a model is called, and how long that takes."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from shrinkage.parametrized import computed_weights
+from shrinkage.shrink.csr import autocast_type
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Calls = dict[tuple[torch.Size, torch.dtype, torch.dtype | None], tuple[Tensor, int]]
+
+ROUNDS = 21
+SECONDS = 0.2  # after so long no further round begins
+
+
+def copied(model: nn.Module, replaced: Mapping[Any, object]) -> nn.Module:
+    """Return a copy of `model` that has other things in the place of some, wherever it holds these.
+
+    What hooks compute anew at each call, `deepcopy` refuses to copy with its history.
+    """
+    memo = {id(old): new for old, new in replaced.items()}
+    for module in model.modules():
+        held = [vars(module).get(computed.attribute) for computed in computed_weights(module)]
+        memo |= {id(tensor): tensor.detach().clone() for tensor in held if isinstance(tensor, Tensor)}
+    return copy.deepcopy(model, memo)
+
+
+def watched(model: nn.Module, names: Sequence[str], call: Call) -> tuple[list[Tensor], dict[str, Calls]]:
+    """Return the outputs of `model` for a call in evaluation mode, and the inputs of the layers that are named.
+
+    A copy is called, which has parameters in common with the model and buffers of its own.
+    """
+    probe = copied(model, {parameter: parameter for parameter in model.parameters()}).eval()
+    calls: dict[str, Calls] = {name: {} for name in names}
+    for name in names:
+        probe.get_submodule(name).register_forward_pre_hook(noting(calls[name]), with_kwargs=True)
+    args, kwargs = tree_map_only(Tensor, torch.clone, call)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        leaves = tree_leaves(probe(*args, **kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], calls
+
+
+def noting(calls: Calls) -> Callable[..., None]:
+    """Return a hook that notes one input of each shape and type, and how often there was one."""
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        (x,) = (*args, *kwargs.values())
+        cast = autocast_type(x)
+        example, count = calls.get((x.shape, x.dtype, cast), (x, 0))
+        calls[x.shape, x.dtype, cast] = example, count + 1
+
+    return note
+
+
+def seconds_of_calls(layers: Sequence[nn.Module], calls: Calls) -> list[float]:
+    """Return the seconds of all calls, for each of the layers."""
+    seconds = [0.0 for _ in layers]
+    for (_, _, cast), (x, count) in calls.items():
+        with torch.no_grad(), torch.autocast(x.device.type, dtype=cast, enabled=cast is not None):
+            for place, once in enumerate(medians(layers, x)):
+                seconds[place] += count * once
+    return seconds
+
+
+def medians(layers: Sequence[nn.Module], x: Tensor) -> list[float]:
+    """Return the median seconds of a call of each layer, measured in turns after a first call that does not count."""
+    times: list[list[float]] = [[] for _ in layers]
+    start = perf_counter()
+    for turn in range(ROUNDS + 1):
+        for layer, several in zip(layers, times, strict=True):
+            several.append(seconds_of(layer, x))
+        if turn >= 3 and perf_counter() - start > SECONDS:
+            break
+    return [median(several[1:]) for several in times]
+
+
+def seconds_of(layer: nn.Module, x: Tensor) -> float:
+    """Return the seconds of one call, from an idle device to an idle device."""
+    wait = torch.accelerator.synchronize if x.device.type != "cpu" else lambda device: None
+    wait(x.device)
+    start = perf_counter()
+    layer(x)
+    wait(x.device)
+    return perf_counter() - start

@@ -1,0 +1,180 @@
+"""Smaller models have the outputs of the dense ones, over the zoo and over random models."""
+
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from channels import free_channels
+from shrinkage import ShrinkError, ShrinkPlan, apply_plan, shrink
+from zoo import graphs, real
+from zoo.harness import run
+from zoo.own import CASES
+
+RANDOM = [graphs.at_random(seed, 6 + seed % 20) for seed in range(24)]
+LSTM = "ignore:The tensor attributes .*_flat_weights:UserWarning"
+
+
+def shrunk(model, arguments, keywords):
+    return shrink(model, arguments, example_kwargs=keywords).model
+
+
+@pytest.mark.filterwarnings(LSTM)
+@pytest.mark.parametrize("mode", ["all", "weights"])
+@pytest.mark.parametrize("case", CASES + RANDOM, ids=str)
+def test_outputs_are_those_of_the_dense_model(case, mode):
+    result = run(case, free_channels, shrunk, mode)
+    assert result.error < 1e-5
+
+
+@given(graphs.cases())
+@settings(max_examples=25, deadline=None)
+def test_outputs_of_any_model_are_those_of_the_dense_one(case):
+    assert run(case, free_channels, shrunk, "all").error < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["all", pytest.param("weights", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case.slow else [], id=str(case)) for case in real.CASES]
+)
+def test_outputs_of_real_models_are_those_of_the_dense_ones(case, mode):
+    assert run(case, free_channels, shrunk, mode).error < 1e-5
+
+
+def silenced():
+    """A network with a norm, three of whose eight hidden neurons are zero, one of them with a shift left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3, bias=False)).eval()
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias, model[1].weight, model[1].bias):
+            tensor[:3] = 0
+        model[1].bias[0] = 2.0
+    return model
+
+
+def test_a_constant_goes_into_a_bias_that_is_made_for_it():
+    model, x = silenced(), torch.randn(6, 4)
+    result = shrink(model, x)
+    assert [tuple(p.shape) for p in result.model.parameters()] == [(5, 4), (5,), (5,), (5,), (3, 5), (3,)]
+    torch.testing.assert_close(result.model[3].bias, 2.0 * model[3].weight[:, 0])
+    torch.testing.assert_close(result.model(x), model(x))
+    assert model[3].bias is None
+    assert result.plan.biases == ("3",)
+
+
+def test_a_plan_rebuilds_the_smaller_model_bit_for_bit():
+    model, x = silenced(), torch.randn(6, 4)
+    result = shrink(model, x)
+    plan = ShrinkPlan.from_json(result.plan.to_json())
+    again = apply_plan(silenced(), plan)
+    again.load_state_dict(result.model.state_dict())
+    assert torch.equal(again(x), result.model(x))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3, bias=False)).eval()
+    filled = apply_plan(empty, plan)
+    filled.load_state_dict(result.model.state_dict(), assign=True)
+    assert torch.equal(filled(x), result.model(x))
+
+
+def test_axes_keep_a_multiple_of_channels():
+    model, x = silenced(), torch.randn(6, 4)
+    result = shrink(model, x, round_to=3)
+    assert result.model[0].out_features == 6
+    torch.testing.assert_close(result.model(x), model(x))
+    (kept,) = result.report.kept
+    assert (kept.name, kept.channels) == ("0.weight", 1)
+
+
+def test_one_channel_stays_where_all_are_zero():
+    model, x = silenced(), torch.randn(6, 4)
+    with torch.no_grad():
+        for parameter in model[:2].parameters():
+            parameter.zero_()
+    result = shrink(model, x)
+    assert result.model[0].out_features == 1
+    assert torch.equal(result.model(x), model(x))
+
+
+def test_what_nobody_reads_goes():
+    model, x = silenced(), torch.randn(6, 4)
+    with torch.no_grad():
+        model[3].weight[:, 5] = 0
+    assert shrink(model, x).model[0].out_features == 4
+
+
+def test_a_neuron_that_a_relu_silences_on_the_examples_alone_stays():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].bias[2] = -50.0
+    assert shrink(model, torch.randn(6, 4)).model[0].out_features == 8
+
+
+def test_a_constant_that_meets_zeros_at_a_border_stays_and_is_reported():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 3, padding=1)).eval()
+    with torch.no_grad():
+        model[0].weight[1] = 0
+    result = shrink(model, torch.randn(2, 3, 6, 6))
+    assert result.model[0].out_channels == 4
+    (kept,) = result.report.kept
+    assert (kept.name, kept.channels) == ("0.weight", 1)
+    assert "zeros at the border" in kept.reason
+    assert kept.advice
+    assert "zeros at the border" in str(result)
+
+
+def test_an_operator_without_a_rule_holds_what_it_touches_and_is_named():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.second(torch.ops.aten.renorm(self.first(x), 2, 0, 1.0))
+
+    model = Sorted().eval()
+    with torch.no_grad():
+        model.first.weight[1] = model.first.bias[1] = 0
+    report = shrink(model, torch.randn(3, 4)).report
+    assert report.unknown_operators == {"aten.renorm.default": 1}
+    assert "without a rule" in report.kept[0].reason
+
+
+def test_the_dense_model_stays_as_it_was():
+    model, x = silenced(), torch.randn(6, 4)
+    model.train()
+    model[0].weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = shrink(model, x)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert result.model.training
+    assert not result.model[0].weight.requires_grad
+
+
+def test_a_broken_choice_of_channels_is_found_and_undone(monkeypatch):
+    """With constants taken for zeros, the comparison finds the neuron whose constant was lost."""
+    monkeypatch.setattr(sys.modules["shrinkage.shrink.shrink"], "_shifts", lambda *_: {})
+    model, x = silenced(), torch.randn(6, 4)
+    result = shrink(model, x)
+    torch.testing.assert_close(result.model(x), model(x))
+    assert result.model[0].out_features == 8
+    assert "outputs differ" in result.report.kept[0].reason
+
+
+def test_without_numbers_nothing_can_be_taken_out():
+    with torch.device("meta"):
+        model, x = nn.Linear(4, 3), torch.randn(2, 4)
+    with pytest.raises(ShrinkError, match="meta device"):
+        shrink(model, x)
+
+
+def test_the_report_counts_what_went():
+    report = shrink(silenced(), torch.randn(6, 4)).report
+    assert report.parameters == (80, 53)
+    assert report.multiply_adds == (6 * (32 + 24), 6 * (20 + 15))
+    assert report.to_dict()["parameters"] == (80, 53)
+    assert report.latency[0] > 0

@@ -1,0 +1,6 @@
+"""All small models of our own."""
+
+from zoo import attention, convolutional, dense
+from zoo.case import Case
+
+CASES: list[Case] = dense.CASES + convolutional.CASES + attention.CASES
