@@ -24,6 +24,7 @@ from shrinkage import (
     ShrinkPlan,
     apply_plan,
     regularize,
+    shrink,
     shrink_optimizer_,
 )
 from shrinkage.shrink.optimizer import cuts_of
@@ -470,3 +471,17 @@ def test_biases_that_are_missing():
     plan = ShrinkPlan.of(model, {}, biases=("0",))
     with pytest.raises(PlanError, match="gives '0' a bias: the smaller model has none there"):
         shrink_optimizer_(SGD(model.parameters(), lr=0.1), plan, model, copy.deepcopy(model))
+
+
+# What `shrink` returns.
+
+
+def test_what_shrink_returns_trains_on():
+    model, optimizer = started(lambda p: AdamW(p, lr=0.01))
+    dense, of_dense = started(lambda p: AdamW(p, lr=0.01))
+    small = shrink(model, torch.randn(4, 5, dtype=torch.float64))
+    assert small.plan.shape_after("3.weight") == (3, 4)
+    shrink_optimizer_(optimizer, small.plan, model, small.model)
+    train(small.model, optimizer, seed=2)
+    train(dense, of_dense, seed=2)
+    assert_equal(small.model, dense, small.plan)

@@ -4,7 +4,9 @@ import copy
 import io
 import json
 import random
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -16,13 +18,18 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import ResNetConfig, ResNetForImageClassification
 
 import shrinkage
 from shrinkage import L1, PlanError, ShrinkPlan, apply_plan, regularize
+from shrinkage.shrink import layers
 from shrinkage.shrink.encoding import decoded, encoded, hashed
+from shrinkage.shrink.layers import _rules
 from shrinkage.shrink.tensors import cut, tensors_of
 
+GUIDE = (Path(__file__).parent.parent / "docs/plans.md").read_text()
 KEPT = (0, 2, 3, 7)
+NORM = ("weight", "bias", "running_mean", "running_var")
 PIXELS = tuple(4 * channel + pixel for channel in KEPT for pixel in range(4))
 
 
@@ -48,7 +55,7 @@ class Network(nn.Module):
 
 KEEP = {
     "conv.weight": {0: KEPT},
-    **{f"norm.{name}": {0: KEPT} for name in ("weight", "bias", "running_mean", "running_var")},
+    **{f"norm.{name}": {0: KEPT} for name in NORM},
     "mask": {0: KEPT},
     "fc.weight": {0: (0, 1, 5), 1: PIXELS},
     "fc.bias": {0: (0, 1, 5)},
@@ -308,7 +315,8 @@ class Tensors(nn.Module):
     def __init__(self, shapes: list[tuple[int, ...]]) -> None:
         super().__init__()
         for place, shape in enumerate(shapes):
-            child = self.register_module(f"child{place}", nn.Module()) or self.get_submodule(f"child{place}")
+            child = nn.Module()
+            self.add_module(f"child{place}", child)
             if place % 3:
                 child.register_parameter("weight", nn.Parameter(torch.randn(shape)))
             else:
@@ -360,23 +368,22 @@ def test_indices_as_text(kept):
     assert len(encoded(kept)) <= 1.25 * (kept[-1] / 8 + 1) + 10
 
 
-def test_half_of_the_channels_of_a_large_model_fit_into_a_header():
-    """Names and widths of ResNet-50: 53 convolutions with norms, of which 50 % of random channels stay."""
-    widths = [64, *([64, 64, 256] * 3), *([128, 128, 512] * 4), *([256, 256, 1024] * 6), *([512, 512, 2048] * 3)]
+def test_half_of_the_channels_of_resnet_50_fit_into_a_header():
     with torch.device("meta"):
-        layers = {
-            f"layer_{place}": nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
-            for place, (before, after) in enumerate(zip([3, *widths], widths, strict=False))
-        }
-        model = nn.ModuleDict(layers)
+        model = ResNetForImageClassification(ResNetConfig(num_labels=1000))
     generator = random.Random(0)
-    keep, entering = {}, None
-    for name, (conv, norm) in layers.items():
-        kept = [channel for channel in range(conv.out_channels) if generator.random() < 0.5]
-        keep[f"{name}.0.weight"] = {0: kept} | ({1: entering} if entering else {})
-        keep |= {f"{name}.1.{key}": {0: kept} for key, w in tensors_of(norm).items() if w.dim()}
-        entering = kept
+
+    def half(size: int) -> tuple[int, ...]:
+        return tuple(index for index in range(size) if generator.random() < 0.5)
+
+    keep = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            keep[f"{name}.weight"] = {0: half(module.out_channels), 1: half(module.in_channels)}
+            norm = name.replace("convolution", "normalization")
+            keep |= {f"{norm}.{tensor}": {0: keep[f"{name}.weight"][0]} for tensor in NORM}
     plan = ShrinkPlan.of(model, keep)
+    assert len(keep) == 53 * 5
     assert len(plan.to_json()) < 50_000
     assert ShrinkPlan.from_json(plan.to_json()) == plan
 
@@ -425,7 +432,7 @@ TEXT = plan_of().to_json()
         (json.dumps({name: value for name, value in json.loads(TEXT).items() if name != "checksum"}), "damaged"),
         (changed(TEXT, version=2), "has format 2, and this shrinkage reads format 1: update it"),
         (changed(TEXT, version="1"), "has format '1'"),
-        (changed(TEXT, keep={"fc.bias": {"3": 0}}), r"dimension 3 of 'fc\.bias' of shape \(6,\)"),
+        (changed(TEXT, tensors={"fc.bias": [[6], {"3": 0}]}), r"dimension 3 of 'fc\.bias' of shape \(6,\)"),
     ],
 )
 def test_text_that_is_no_plan(text, message):
@@ -463,6 +470,12 @@ def test_indices_that_can_not_be(keep, message):
         ShrinkPlan.of(Network(), keep)
 
 
+def test_what_is_cut_along_no_dimension_is_left_out():
+    assert ShrinkPlan.of(Network(), {"fc.bias": {}}).keep == {}
+    with pytest.raises(PlanError, match=r"'bias' would be cut along no dimension: leave it out"):
+        ShrinkPlan({"bias": (3,)}, {"bias": {}})
+
+
 @pytest.mark.parametrize("value", [[4], {"a": 1}, torch.tensor(4), object(), (1, [2])], ids=lambda v: type(v).__name__)
 def test_attributes_are_what_json_can_say(value):
     with pytest.raises(PlanError, match=r"attribute 'width' would be .*: a plan holds numbers"):
@@ -471,8 +484,17 @@ def test_attributes_are_what_json_can_say(value):
 
 def test_attributes_have_to_be_there():
     for name in ("wide", "conv.wide", "cone.out_channels"):
-        with pytest.raises(PlanError, match=f"sets '{name}', which the model has not"):
+        with pytest.raises(PlanError, match=f"sets '{name}', which is absent in the model"):
             ShrinkPlan.of(Network(), {}, attributes={name: 3})
+    for name in ("conv", "fc.weight", "mask"):
+        with pytest.raises(PlanError, match=f"sets '{name}', which is no plain attribute"):
+            ShrinkPlan.of(Network(), {}, attributes={name: 3})
+
+
+def test_attributes_that_are_none_can_be_set():
+    model = Network()
+    model.limit = None
+    assert apply_plan(model, ShrinkPlan.of(model, {}, attributes={"limit": (3, "a")})).limit == (3, "a")
 
 
 def test_attributes_that_are_given_go_before_those_of_layers():
@@ -524,6 +546,8 @@ def test_a_plan_of_a_part_of_a_model_names_that():
 
     with pytest.raises(PlanError, match=r"the plan is one of the module called 'body\.0' in the model"):
         apply_plan(Outer(), plan_of())
+    with pytest.raises(PlanError, match=r"the plan is one of the module called '_orig_mod' in the model"):
+        apply_plan(torch.compile(Network()), plan_of())
 
 
 def test_buffers_that_are_not_saved_may_differ_unless_they_are_cut():
@@ -604,6 +628,16 @@ def test_layers_that_are_cut_wrongly_stop_before_anything_is_made():
     with pytest.raises(PlanError, match="3 groups of 2"):
         ShrinkPlan.of(model, {"weight": {0: (0,)}, "bias": {0: (0,)}})
     assert same(bits(model), bits(before))
+
+
+def test_the_guides_code_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(layers, "_rules", dict(_rules))
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
+        exec(code, names)
+    assert "Linear(in_features=64, out_features=128, bias=True)" in capsys.readouterr().out
+    assert names["small"][2].weight.shape == (10, 128)
 
 
 def test_the_public_names_are_there():

@@ -23,6 +23,8 @@ def check_keep(shapes: Mapping[str, Shape], keep: Keep) -> None:
     for name, dims in keep.items():
         if name not in shapes:
             raise PlanError(f"there is no {name!r} to cut; nearest names: {nearest(name, shapes)}")
+        if not dims:
+            raise PlanError(f"{name!r} would be cut along no dimension: leave it out")
         for dim, kept in dims.items():
             what = f"dimension {dim} of {name!r} of shape {shapes[name]}"
             if not 0 <= dim < len(shapes[name]):
@@ -107,12 +109,16 @@ def check_biases(model: nn.Module, paths: tuple[str, ...]) -> None:
 
 
 def check_attributes(model: nn.Module, attributes: Mapping[str, Any]) -> None:
-    """Raise `PlanError` unless `model` has all `attributes`."""
+    """Raise `PlanError` unless `model` has all `attributes`, and they are neither modules nor tensors."""
     for name in attributes:
         path, _, attribute = name.rpartition(".")
         layer = submodule(model, path)
-        if layer is None or not hasattr(layer, attribute):
-            raise PlanError(f"the plan sets {name!r}, which the model has not: build the model as the dense one was")
+        absent = layer is None or not hasattr(layer, attribute)
+        if absent or isinstance(getattr(layer, attribute), nn.Module | Tensor):
+            raise PlanError(
+                f"the plan sets {name!r}, which is {'absent' if absent else 'no plain attribute'} in the model: build "
+                "that as the dense one was"
+            )
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module | None:

@@ -72,7 +72,8 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
     check_can_go_on(optimizer)
     successors = successors_of(plan, dense, small)
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(id(p) in {id(q) for q in small.parameters()} for p in held):
+    already = {id(p) for p in small.parameters()}
+    if any(id(p) in already for p in held):
         raise PlanError("the optimizer holds parameters of the smaller model already")
     if not any(id(p) in successors for p in held):
         raise PlanError(

@@ -107,16 +107,22 @@ class ShrinkPlan:
         return shape_of_cut(self.shapes[name], self.keep.get(name, {}))
 
     def to_json(self) -> str:
-        """Return the plan as one line of JSON. Indices are bits of a mask; equal masks are written once."""
-        masks = {kept: encoded(kept) for dims in self.keep.values() for kept in dims.values()}
+        """Return the plan as one line of JSON: by tensor its shape and, by dimension, which mask of `masks` it keeps.
+
+        A mask is the bits of the indices, compressed by deflate and written in base 85 (`base64.b85decode`).
+        """
+        cuts = {name: self.keep.get(name, {}) for name in self.shapes}
+        masks = {kept: encoded(kept) for dims in cuts.values() for kept in dims.values()}
         numbers = {kept: number for number, kept in enumerate(masks)}
         content = {
             "version": self.version,
             "torch": self.torch_version,
             "fingerprint": self.fingerprint,
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "masks": list(masks.values()),
-            "keep": {name: {str(dim): numbers[kept] for dim, kept in dims.items()} for name, dims in self.keep.items()},
+            "tensors": {
+                name: [list(self.shapes[name]), {str(dim): numbers[kept] for dim, kept in dims.items()}]
+                for name, dims in cuts.items()
+            },
             "biases": list(self.biases),
             "attributes": dict(self.attributes),
         }
@@ -141,8 +147,9 @@ class ShrinkPlan:
         if checksum != hashed(content):
             raise PlanError("the plan was damaged or edited after to_json() wrote it: take it from its source again")
         masks = [decoded(mask) for mask in content["masks"]]
-        keep = {name: {int(d): masks[number] for d, number in dims.items()} for name, dims in content["keep"].items()}
-        shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
+        tensors = content["tensors"].items()
+        shapes = {name: tuple(shape) for name, (shape, _) in tensors}
+        keep = {name: {int(dim): masks[number] for dim, number in dims.items()} for name, (_, dims) in tensors if dims}
         attributes = {name: tuples(value) for name, value in content["attributes"].items()}
         return cls(shapes, keep, tuple(content["biases"]), attributes, content["torch"])
 
@@ -208,7 +215,8 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
 def _under_all_names(tensors: Mapping[str, Tensor], keep: Mapping[str, Mapping[int, Sequence[int]]]) -> Keep:
     """Return `keep` as plain numbers, with each tensor that is cut under all of its names."""
     cuts: dict[int, tuple[str, Mapping[int, tuple[int, ...]]]] = {}
-    chosen = {name: {index(dim): tuple(map(index, kept)) for dim, kept in dims.items()} for name, dims in keep.items()}
+    plain = {name: {index(dim): tuple(map(index, kept)) for dim, kept in dims.items()} for name, dims in keep.items()}
+    chosen = {name: dims for name, dims in plain.items() if dims}
     for name, dims in chosen.items():
         if name in tensors:
             other, known = cuts.setdefault(id(tensors[name]), (name, dims))
