@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-import shrinkage.shrink.measure as measure
-import shrinkage.shrink.sparsify as sparsify
 from shrinkage import (
     L1,
     NofM,
@@ -27,7 +25,7 @@ from shrinkage import (
     to_semi_structured,
     to_sparse,
 )
-from shrinkage.shrink import csr
+from shrinkage.shrink import csr, measure, sparsify
 from shrinkage.shrink.semi_structured import is_two_of_four, semi_structured_obstacle
 from shrinkage.shrink.sparse import check_storable
 
@@ -619,9 +617,7 @@ def test_models_without_a_fitting_layer_are_refused_in_words():
 
 def test_fitting_layers_are_handed_to_torch(monkeypatch):
     """Without a device of that kind, up to the call that would need one."""
-    monkeypatch.setattr(
-        "shrinkage.shrink.semi_structured._weight_obstacle", lambda w: "" if is_two_of_four(w) else "pattern"
-    )
+    monkeypatch.setattr(semi_structured, "_weight_obstacle", lambda w: "" if is_two_of_four(w) else "pattern")
     monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda w: -w)
     fitting = nn.Linear(64, 32)
     with torch.no_grad():

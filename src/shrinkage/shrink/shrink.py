@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
 from shrinkage.errors import PlanError, ShrinkError
 from shrinkage.shrink.attributes import changed_attributes
@@ -101,6 +100,8 @@ def shrink(
 
 def _plain(model: nn.Module) -> nn.Module:
     """Return the module behind a compiled one or one that is trained on several machines."""
+    from torch._dynamo import OptimizedModule  # not imported before it is needed: it takes long
+
     inner = {OptimizedModule: "_orig_mod", nn.parallel.DistributedDataParallel: "module", nn.DataParallel: "module"}
     for kind, name in inner.items():
         if isinstance(model, kind):
