@@ -107,8 +107,14 @@ MUTANTS = [
         "compiled",
         "groups_to_rounding and ElasticNet",
     ),
-    Mutant("compiled.py", "key=lambda dim: -strides[dim]", "key=lambda dim: dim", "compiled", "channels_last"),
-    Mutant("compiled.py", "        _compiles[key] = False\n", "        pass\n", "compiled", "one_line"),
+    Mutant("folding.py", "key=lambda dim: -strides[dim]", "key=lambda dim: dim", "compiled", "channels_last"),
+    Mutant(
+        "compiled.py",
+        "        return False\n    return True\n",
+        "        return True\n    return True\n",
+        "compiled",
+        "one_line",
+    ),
     Mutant(
         "inplace.py",
         "FORMS.get(type(penalty), shrink_plainly_)",
