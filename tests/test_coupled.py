@@ -26,6 +26,7 @@ from shrinkage import (
     LogSum,
     Lp,
     Member,
+    MetricError,
     ParameterError,
     Regularizer,
     Rows,
@@ -33,6 +34,7 @@ from shrinkage import (
     SelectionError,
     SparseGroupLasso,
     Weighted,
+    register_metric,
     regularize,
     strength_max,
 )
@@ -346,6 +348,35 @@ def test_a_family_that_two_optimizers_share_is_refused():
     for name in MEMBERS[2:]:
         model.get_parameter(name).requires_grad_(False)
     regularizer.attach(optimizer)
+
+
+def test_a_member_that_joins_late_acts_with_the_others():
+    """At every third step, of the whole family."""
+    model = network()
+    late = model.get_parameter("1.bias")
+    late.requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    Regularizer(model, Rule(GroupLasso(20.0, channels()), every=3)).attach(optimizer)
+    zeros = []
+    for step in range(6):
+        late.requires_grad_(step > 1)
+        give(model, {name: torch.ones_like(model.get_parameter(name)) for name in MEMBERS[: 3 + (step > 1)]})
+        optimizer.step()
+        zeros.append(int((weights_of(model) == 0).sum()))
+    assert zeros == [0, 0, weights_of(model).numel(), 0, 0, weights_of(model).numel()]
+
+
+def test_an_optimizer_whose_parameters_follow_other_tensors_is_refused():
+    class Following(SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    register_metric(Following, lambda group, state, w: 0.1, iterate=lambda group, state, w: (state["z"], 1.0))
+    model = network()
+    optimizer = Following(model.parameters(), lr=0.1)
+    with pytest.raises(MetricError, match="shares groups with other parameters, and Following moves other tensors"):
+        Regularizer(model, GroupLasso(1.0, channels())).attach(optimizer)
+    Regularizer(model, Rule(GroupLasso(1.0, channels()), how="gradient")).attach(optimizer)
 
 
 def test_what_was_saved_goes_on():

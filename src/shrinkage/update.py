@@ -107,6 +107,7 @@ class Update:
         """Apply the proximal operators, and hold zeros."""
         self._gradients.end_step()
         acting = self._acting(lambda charge: not charge.before)
+        self._intervals.align([charge for charge, _ in acting])
         overflow = overflow_of(self._optimizer)
         across: list[Move] = []
         shrinks: list[Shrink] = []
