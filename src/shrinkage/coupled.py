@@ -88,9 +88,9 @@ class Coupled(Groups):
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     >>> channels = Coupled([Member(name, 0, range(8)) for name in ("0.weight", "0.bias", "1.weight", "1.bias")])
     >>> print(Regularizer(model, GroupLasso(1e-3, channels)).plan)
-    parameter             shape  groups       penalty     strength  how
-    --------------------  -----  -----------  ----------  --------  --------
-    0.weight and 3 more   8x30   8 x Coupled  GroupLasso  0.001     proximal
+    parameter            shape  groups       penalty     strength  how
+    -------------------  -----  -----------  ----------  --------  --------
+    0.weight and 3 more  8x30   8 x Coupled  GroupLasso  0.001     proximal
     """
 
     members: Sequence[Member]
