@@ -47,7 +47,11 @@ MUTANTS = [
         "penalties/coupled.py", "scale.masked_fill(threshold == 0, 1.0)", "scale", "slabs", "in_place and L1-metric"
     ),
     Mutant(
-        "penalties/coupled.py", "        if part.counts:", "        if True:", "distributed", "every_placement and not 4"
+        "penalties/coupled.py",
+        "        if part.counts:",
+        "        if True:",
+        "distributed",
+        "every_placement and not 4",
     ),
     Mutant("sharding.py", "each.group_name in own or ", "", "distributed", "every_placement and not 4"),
     Mutant("slabs.py", "scale.masked_fill_(thresholds == 0, 1.0)", "scale", "slabs", "no_group"),
