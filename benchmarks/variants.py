@@ -1,14 +1,27 @@
 """What is measured: optimizers alone, and with a rule on every matrix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks.timing import Step
 from benchmarks.work import Work, is_charged
-from shrinkage import L1, MCP, Columns, ElasticNet, GroupLasso, Penalty, Regularizer, Rows, SparseGroupLasso
+from shrinkage import (
+    L1,
+    MCP,
+    Columns,
+    Coupled,
+    ElasticNet,
+    GroupLasso,
+    Member,
+    Penalty,
+    Regularizer,
+    Rows,
+    SparseGroupLasso,
+)
 from shrinkage.plan import How
 from shrinkage.schedules import Strength
 
@@ -113,6 +126,39 @@ def sgd_rule(kind: str, *, compile: Compile) -> Variant:
     )
 
 
+def channels(parameters: Sequence[Tensor]) -> Coupled:
+    """Return a group for each output of a matrix: its row, and its numbers in the vectors that follow.
+
+    A matrix that is followed by a vector as long as its rows, as `Conv1D` of transformers and its bias, has outputs in
+    columns.
+    """
+    members: list[Member] = []
+    count, outputs = 0, range(0)
+    for index, parameter in enumerate(parameters):
+        if parameter.dim() > 1:
+            after = parameters[index + 1] if index + 1 < len(parameters) else parameter
+            columns = after.dim() == 1 and len(after) == parameter.shape[1] != parameter.shape[0]
+            outputs = range(count, count + parameter.shape[int(columns)])
+            count = outputs.stop
+            members.append(Member(str(index), int(columns), outputs))
+        elif len(parameter) == len(outputs):
+            members.append(Member(str(index), 0, outputs))
+    return Coupled(members)
+
+
+def coupled_rule(how: How, *, compile: bool) -> Variant:
+    """Return AdamW with a rule on matrices and the vectors that go with them."""
+
+    def make(work: Work, strength: Strength) -> Trial:
+        optimizer = work.adamw()
+        groups = channels(list(work.parameters))
+        Regularizer(work.parameters, GroupLasso(strength, groups), how=how, compile=compile).attach(optimizer)
+        return Trial(optimizer.step, optimizer)
+
+    name = f"channels, {METRICS[how]}{'' if compile else ', eager'}"
+    return Variant(name, make, bytes_per_weight=12 if how == "decoupled" else 20, compiled=compile)
+
+
 ADAMW_ALONE = Variant(ADAMW, alone(Work.adamw))
 SGD_ALONE = Variant(SGD, alone(Work.sgd), baseline=SGD)
 
@@ -128,4 +174,5 @@ def own(kinds: tuple[str, ...] = tuple(KINDS), *, compile: bool = True) -> list[
     """Return the optimizers alone, and all rules."""
     gradient = replace(rule("L1", "gradient", compile=False), name="L1, gradient")  # there is no other form of it
     under_sgd = [sgd_rule(kind, compile=compile) for kind in QUICK]
-    return [ADAMW_ALONE, *rules(kinds, compile=compile), gradient, SGD_ALONE, *under_sgd]
+    across = [coupled_rule(how, compile=compile) for how in METRICS]
+    return [ADAMW_ALONE, *rules(kinds, compile=compile), *across, gradient, SGD_ALONE, *under_sgd]

@@ -22,6 +22,62 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant("across.py", "and move.moves and", "and", "coupled", "without_a_gradient"),
+    Mutant("coupled.py", "clash or any(NONE not in pair for pair in pairs)", "clash", "coupled", "overlap", quick=True),
+    Mutant("coupled.py", "clash = other.dim != first.dim or", "clash =", "coupled", "overlap"),
+    Mutant("coupling.py", "if inside and outside:", "if False:", "coupled", "two_optimizers"),
+    Mutant("coupling.py", "is not None and iterates:", "is not None and False:", "coupled", "follow_other"),
+    Mutant("coupling.py", "values[sorted(own)]", "values[sorted(own)] * 2", "coupled", "residuals_are_those and L1"),
+    Mutant("families.py", "if winner != Named(coupled.names):", "if False:", "coupled", "can_not_be"),
+    Mutant("intervals.py", "each._replace(steps=steps)", "each", "coupled", "joins_late"),
+    Mutant("penalties/coupled.py", "math.sqrt(max(size, 1)) if", "1.0 if", "coupled", "different_sizes", quick=True),
+    Mutant("penalties/coupled.py", "first if in_order else None)", "first)", "coupled", "several_ranges", quick=True),
+    Mutant("penalties/coupled.py", "(norms == 0) & (at_zero == 0)", "(norms == 0)", "coupled", "averaged"),
+    Mutant(
+        "penalties/coupled.py", "torch.where(norms == 0, at_zero, elsewhere)", "elsewhere", "coupled", "strength_max"
+    ),
+    Mutant(
+        "penalties/coupled.py",
+        "return first if all(not isinstance(each, Tensor) and each == first for each in others) else None",
+        "return first",
+        "coupled",
+        "several_metrics and SGD",
+    ),
+    Mutant(
+        "penalties/coupled.py", "scale.masked_fill(threshold == 0, 1.0)", "scale", "slabs", "in_place and L1-metric"
+    ),
+    Mutant(
+        "penalties/coupled.py",
+        "        if part.counts:",
+        "        if True:",
+        "distributed",
+        "every_placement and not 4",
+    ),
+    Mutant("sharding.py", "each.group_name in own or ", "", "distributed", "every_placement and not 4"),
+    Mutant("slabs.py", "scale.masked_fill_(thresholds == 0, 1.0)", "scale", "slabs", "no_group"),
+    Mutant("slabs.py", "to_rest and bool(", "False and bool(", "slabs", "at_rest"),
+    Mutant(
+        "slabs.py", "return inner / divisor, steps / divisor", "return inner / divisor, steps", "slabs", "ElasticNet"
+    ),
+    Mutant(
+        "slabs.py",
+        "factors_of(charged, total[0, :-1].sqrt(), step), 1.0)",
+        "factors_of(charged, total[0, :-1].sqrt(), step), 0.0)",
+        "slabs",
+        "no_group",
+        quick=True,
+    ),
+    Mutant("slabs.py", "            batch.write_back()\n", "            pass\n", "slabs", "in_place", quick=True),
+    Mutant("slabs.py", "part.cut(start, length)", "part.cut(0, length)", "slabs", "in_place and metric"),
+    Mutant("compiled_slabs.py", "correction.rsqrt(), None", "correction, None", "slabs", "kernels"),
+    Mutant("compiled_slabs.py", "None, linear, quadratic, within", "None, linear, linear, within", "slabs", "kernels"),
+    Mutant(
+        "update.py",
+        "(charge.crossing is not None and charge.parameter.requires_grad)",
+        "charge.crossing is not None",
+        "coupled",
+        "takes_no_gradient",
+    ),
     Mutant(
         "inplace.py",
         "    shrink_elements_(L1(penalty.l1), w, step)\n",
@@ -107,8 +163,14 @@ MUTANTS = [
         "compiled",
         "groups_to_rounding and ElasticNet",
     ),
-    Mutant("compiled.py", "key=lambda dim: -strides[dim]", "key=lambda dim: dim", "compiled", "channels_last"),
-    Mutant("compiled.py", "        _compiles[key] = False\n", "        pass\n", "compiled", "one_line"),
+    Mutant("folding.py", "key=lambda dim: -strides[dim]", "key=lambda dim: dim", "compiled", "channels_last"),
+    Mutant(
+        "compiled.py",
+        "        return False\n    return True\n",
+        "        return True\n    return True\n",
+        "compiled",
+        "one_line",
+    ),
     Mutant(
         "inplace.py",
         "FORMS.get(type(penalty), shrink_plainly_)",

@@ -171,7 +171,7 @@ def steps_of(name, work):
 PROXIMAL = [
     variant.name.removesuffix(", eager")
     for variant in own(compile=False)
-    if variant.name not in (ADAMW, SGD, "L1, gradient")
+    if variant.name not in (ADAMW, SGD, "L1, gradient") and not variant.name.startswith("channels")
 ]
 
 
@@ -195,6 +195,17 @@ def test_at_a_large_strength_the_matrices_become_zero_and_nothing_else(name):
     work = stepped(BY_NAME.get(f"{name}, eager", BY_NAME.get(name)).name, 1e9)
     assert all(not parameter.any() for parameter in work.charged)
     assert work.parameters[1].all()
+
+
+@pytest.mark.parametrize("metric", ["plain", "Adam's metric"])
+def test_channels_are_rows_with_the_vectors_that_follow(metric):
+    shapes = [(6, 4), (6,), (6,), (5, 3), (3,), (3,), (7, 2), (4,)]
+    groups = variants.channels([torch.zeros(shape) for shape in shapes])
+    found = {member.parameter: (member.dim, member.groups[0], len(member.groups)) for member in groups.members}
+    rows, columns = {"0": (0, 0, 6), "1": (0, 0, 6), "2": (0, 0, 6)}, {"3": (1, 6, 3), "4": (0, 6, 3), "5": (0, 6, 3)}
+    assert found == {**rows, **columns, "6": (0, 9, 7)}
+    work = stepped(f"channels, {metric}, eager", 1e9)
+    assert all(not parameter.any() for parameter in work.charged)
 
 
 @pytest.mark.parametrize("name", ["L1, gradient", "L1 in the loss", "L1 in hooks"])
@@ -296,7 +307,7 @@ def test_compiled_and_eager_rules_say_so_to_the_regularizer(monkeypatch):
         variant.make(tiny_work(), 0.0)
     compiled = [variant.compiled for variant in own() if variant.name not in (ADAMW, SGD)]
     assert asked == compiled
-    assert compiled.count(True) == 2 * len(KINDS) + len(QUICK)
+    assert compiled.count(True) == 2 * (len(KINDS) + 1) + len(QUICK)
     assert not any(variant.compiled for variant in own(compile=False))
 
 

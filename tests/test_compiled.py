@@ -12,7 +12,6 @@ from torch.optim import SGD, AdamW
 from shrinkage import (
     L1,
     MCP,
-    Blocks,
     Columns,
     ElasticNet,
     FusedLasso,
@@ -23,11 +22,11 @@ from shrinkage import (
     Rows,
     SparseGroupLasso,
     Weighted,
-    Whole,
+    folding,
 )
 from shrinkage import compiled as kernels
 from shrinkage.batches import Shrink
-from shrinkage.compiled import compiled_shrink_, fold, memory_order, pays
+from shrinkage.compiled import compiled_shrink_, pays
 from shrinkage.metrics import AdaptiveStep, number
 
 ELEMENTS = [L1(0.1), ElasticNet(0.1, 0.2), MCP(0.1)]
@@ -44,8 +43,8 @@ GROUPS = [
 def small_kernels(monkeypatch):
     """Kernels for small tensors, and small examples to compile with."""
     monkeypatch.setattr(kernels, "LEAST", 1)
-    monkeypatch.setattr(kernels, "ROWS", 4)
-    kernels.folded_by.cache_clear()
+    monkeypatch.setattr(folding, "ROWS", 4)
+    folding.folded_by.cache_clear()
 
 
 def metric(w: Tensor, lr: float = 0.05) -> AdaptiveStep:
@@ -241,34 +240,3 @@ def test_kernels_run_inside_a_step_that_is_compiled(small_kernels):
         return layer.weight
 
     torch.testing.assert_close(trained(True), trained(False))
-
-
-@pytest.mark.parametrize(
-    ("groups", "shape", "order", "found"),
-    [
-        (Rows(), (6, 4), (0, 1), ((6, 4), (1,))),
-        (Rows(), (6, 4, 3, 3), (0, 1, 2, 3), ((6, 36), (1,))),
-        (Columns(), (6, 4), (0, 1), ((6, 4), (0,))),
-        (Columns(), (200, 4), (0, 1), ((200 // 8, 8, 4), (0, 1))),
-        (Columns(), (6, 4, 3, 3), (0, 1, 2, 3), ((6, 4, 9), (0, 2))),
-        (Columns(), (6, 4, 3, 3), (0, 2, 3, 1), ((54, 4), (0,))),
-        (Columns(), (6, 4, 1, 1), (0, 1, 2, 3), ((6, 4), (0,))),
-        (Heads(3), (6, 4), (0, 1), ((3, 8), (1,))),
-        (Heads(3), (6, 4), (1, 0), None),
-        (Blocks(2, 2), (6, 4), (0, 1), ((3, 2, 2, 2), (1, 3))),
-        (Whole(), (6, 4), (0, 1), ((24,), (0,))),
-        (Rows(), (6, 1), (0, 1), None),
-    ],
-)
-def test_folding(groups, shape, order, found, monkeypatch):
-    monkeypatch.setattr(kernels, "ROWS", 8 if shape[0] == 200 else 64)
-    assert fold(groups.layout(shape), order) == found
-
-
-def test_memory_order():
-    w = torch.randn(4, 5, 3, 2)
-    last = w.to(memory_format=torch.channels_last)
-    assert memory_order(w, w.clone()) == (0, 1, 2, 3)
-    assert memory_order(last, last.clone()) == (0, 2, 3, 1)
-    assert memory_order(w, last) is None
-    assert memory_order(w[:, ::2]) is None

@@ -83,7 +83,7 @@ def evaluations(w, thresholds, *, to_rest=True):
     """How often the terms of the equation are added up until no group moves."""
     calls = []
 
-    def terms(theta):
+    def terms(theta, resting):
         calls.append(theta)
         return radial.secular_terms(w, 1 / thresholds, theta, (1,))
 

@@ -6,11 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shrinkage.apply import Number, write_
+from shrinkage.apply import write_
+from shrinkage.compiled import Compile, pays
+from shrinkage.metrics import Step, number
 from shrinkage.penalties import Penalty, coupled
 from shrinkage.penalties.coupled import Charged, Part, charged_by
 from shrinkage.prox import wide
 from shrinkage.sharding import Crossing, gradient_across, local, local_gradient, prox_across, together
+from shrinkage.slabs import Slab, shrink_together_
 from shrinkage.sums import Sums
 
 One = Callable[["Move"], Sums[list[Tensor]]]
@@ -27,7 +30,7 @@ class Move(NamedTuple):
 
     penalty: Penalty
     parameter: nn.Parameter
-    factor: Number
+    factor: Step
     crossing: Crossing
     generator: torch.Generator | None = None
     moves: bool = True
@@ -45,14 +48,30 @@ def add_gradients_across_(moves: Sequence[Move], *, to_weights: bool = False) ->
         gradient = local_gradient(move.parameter)
         if gradient is not None:
             target = move.piece if to_weights else gradient
-            write_(target, wide(target) + move.factor * slope, move.generator if to_weights else None)
+            write_(target, wide(target) + number(move.factor) * slope, move.generator if to_weights else None)
 
 
-def prox_across_(moves: Sequence[Move]) -> None:
+def prox_across_(moves: Sequence[Move], compile: Compile) -> None:
     """Move each parameter that had a gradient on this machine to the penalty's proximal point."""
-    for move, moved in zip(moves, answered(moves, prox_of_one, prox_of_family), strict=True):
+    families: dict[object, list[Move]] = {}
+    for index, move in enumerate(moves):
+        families.setdefault(move.crossing.family or index, []).append(move)
+    here = [family for family in families.values() if all(map(is_here, family))]
+    rest = [move for family in families.values() if not all(map(is_here, family)) for move in family]
+    for family in here:
+        charged, parts = family_of(family)
+        slabs = [Slab(part, move.piece, move.factor) for move, part in zip(family, parts, strict=True)]
+        pay = pays([slab.shrink for slab in slabs]) if compile == "auto" else compile
+        shrink_together_(charged, slabs, compile=pay)
+    for move, moved in zip(rest, answered(rest, prox_of_one, prox_of_family), strict=True):
         if move.moves:
             write_(move.piece, moved, move.generator)
+
+
+def is_here(move: Move) -> bool:
+    """Return whether groups span parameters but no machines, and this one is moved, to the nearest numbers."""
+    crossing = move.crossing
+    return crossing.family is not None and not crossing.machines and move.moves and move.generator is None
 
 
 def stay_in_families(moves: Sequence[Move]) -> list[Tensor]:
@@ -77,7 +96,7 @@ def answered(moves: Sequence[Move], one: One, family: Together) -> list[Tensor]:
 
 def prox_of_one(move: Move) -> Sums[list[Tensor]]:
     """Return a computation of this machine's piece of the prox."""
-    return [(yield from prox_across(move.penalty, move.parameter.detach(), move.factor, move.crossing))]
+    return [(yield from prox_across(move.penalty, move.parameter.detach(), number(move.factor), move.crossing))]
 
 
 def gradient_of_one(move: Move) -> Sums[list[Tensor]]:
@@ -90,7 +109,7 @@ def prox_of_family(moves: Sequence[Move]) -> Sums[list[Tensor]]:
     charged, parts = family_of(moves)
     pieces = [move.piece for move in moves]
     to_rest = not moves[0].crossing.machines and all(piece.device.type == "cpu" for piece in pieces)
-    return coupled.prox(charged, parts, pieces, [move.factor for move in moves], to_rest=to_rest)
+    return coupled.prox(charged, parts, pieces, [number(move.factor) for move in moves], to_rest=to_rest)
 
 
 def gradients_of_family(moves: Sequence[Move]) -> Sums[list[Tensor]]:

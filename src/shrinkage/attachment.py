@@ -37,7 +37,7 @@ from shrinkage.charge import (
     check_kept,
 )
 from shrinkage.compiled import Compile
-from shrinkage.coupling import located
+from shrinkage.coupling import check_moved, located
 from shrinkage.errors import AttachmentError
 from shrinkage.flattened import is_piece
 from shrinkage.gradients import Gradients
@@ -146,6 +146,7 @@ class Attachment:
                 )
             if charge.how == "decoupled":
                 check_decoupled(charge.name, charge.penalty.smooth, optimizer, optimizer.param_groups[charge.group])
+            check_moved(charge, known_metric(optimizer), optimizer)
             if charge.how != "gradient":
                 crossing = charge.crossing is not None
                 check_spread(charge.name, charge.parameter, charge.how, optimizer, crossing=crossing)

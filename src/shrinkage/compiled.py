@@ -7,7 +7,7 @@ compiled once for each kind of rule and type of number, whatever the shapes, lea
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shrinkage import radial
 from shrinkage.batches import Shrink
-from shrinkage.groups import Groups, Layout
+from shrinkage.folding import folded_by, memory_order
 from shrinkage.inplace import touches_once
 from shrinkage.metrics import AdaptiveStep, Number, Step, is_captured
 from shrinkage.penalties import Penalty
@@ -27,12 +27,10 @@ from shrinkage.schedules import Strength
 
 Kernel = Callable[..., Any]
 Compile = bool | Literal["auto"]
-Folded = tuple[tuple[int, ...], tuple[int, ...]]
 
 MANY = 1 << 21  # weights charged in one step, from which the seconds of compilation are saved in a thousand steps
 LEAST = 1 << 14  # weights in one tensor, below which calling a kernel costs more than it saves
 SLOW = 8  # times as much is saved where weights are in groups that are charged in a metric
-ROWS = 64  # of memory that sums over rows add up at a time: streams that a processor can foresee
 # Nothing of a parameter's size is written down between its first use and its last.
 ONE_PASS: dict[str, Any] = {
     "realize_opcount_threshold": 10_000,
@@ -89,26 +87,45 @@ def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
 def run(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], step: Step) -> bool:
     """Call `shrink_` with tensors in one order of memory, and return whether it could be compiled.
 
-    The first time it is called with an example, but not while a CUDA graph is recorded. Compilation comes before
-    anything is written, also when torch was reset in between and compiles once more.
+    Compilation comes before anything is written, also when torch was reset in between and compiles once more.
     """
+    numbers = numbers_of(step)
+    if not can_compile(kind, shrink_, tensors, numbers):
+        return False
+    key = key_of(kind, tensors, numbers)
+    _compiles[key] = attempted(kind, partial(shrink_, kind, *tensors, *numbers))
+    return _compiles[key]
+
+
+def can_compile(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], numbers: Sequence[Tensor]) -> bool:
+    """Return whether `shrink_` can be compiled for such tensors; the first time it is called with an example.
+
+    Not while a CUDA graph is recorded.
+    """
+    key, w = key_of(kind, tensors, numbers), tensors[0]
+    if key not in _compiles:
+        if is_captured(w):
+            return False
+        example = [torch.ones(EXAMPLES[w.dim()], dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
+        _compiles[key] = attempted(kind, partial(shrink_, kind, *example, *numbers))
+    return _compiles[key]
+
+
+def key_of(kind: str, tensors: Sequence[Tensor], numbers: Sequence[Tensor]) -> tuple[object, ...]:
+    """Return what one compilation serves."""
+    return kind, tensors[0].device, *(tensor.dtype for tensor in tensors), *(number.device for number in numbers)
+
+
+def attempted(kind: str, call: Callable[[], None]) -> bool:
+    """Return whether `call` could be compiled; it is made then."""
     from torch._dynamo.exc import TorchDynamoException  # not imported before it is needed: it takes long
 
-    numbers = numbers_of(step)
-    w = tensors[0]
-    key = (kind, w.device, *(tensor.dtype for tensor in tensors), *(number.device for number in numbers))
     try:
-        if key not in _compiles:
-            if is_captured(w):
-                return False
-            example = [torch.ones(EXAMPLES[w.dim()], dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
-            shrink_(kind, *example, *numbers)
-        if _compiles.setdefault(key, True):
-            shrink_(kind, *tensors, *numbers)
+        call()
     except TorchDynamoException as error:
-        _compiles[key] = False
         _log.warning("%s goes on without torch.compile, which failed: %s", kind, str(error).strip().splitlines()[0])
-    return _compiles[key]
+        return False
+    return True
 
 
 @cache
@@ -239,45 +256,3 @@ def left_for_norms(
         shrunk = divisor + lr * quadratic
         inner, divisor = inner * (divisor / shrunk), shrunk
     return inner, (divisor * (1 / (lr * linear))).clamp_max(radial.LARGEST[inner.dtype]), within
-
-
-# Memory
-
-
-def memory_order(*tensors: Tensor) -> tuple[int, ...] | None:
-    """Return the order of dimensions in which all of `tensors` lie in memory without gaps; None if there is none."""
-    strides = tensors[0].stride()
-    order = tuple(sorted(range(len(strides)), key=lambda dim: -strides[dim]))
-    return order if all(tensor.permute(order).is_contiguous() for tensor in tensors) else None
-
-
-@lru_cache(maxsize=4096)
-def folded_by(groups: Groups, shape: torch.Size, order: tuple[int, ...]) -> Folded | None:
-    """Return `fold` of the layout that `groups` give a tensor of `shape`."""
-    return fold(groups.layout(shape), order)
-
-
-def fold(layout: Layout, order: Sequence[int]) -> Folded | None:
-    """Return the shape and the dimensions within of `layout` in an order of memory, neighbours of one kind as one.
-
-    None if dimensions are split and not in their own order.
-    """
-    if layout.split and list(order) != sorted(order):
-        return None
-    dims = range(len(layout.shape)) if len(layout.shape) != len(order) else order
-    shape: list[int] = []
-    kinds: list[bool] = []
-    for dim in dims:
-        if layout.shape[dim] == 1:
-            continue
-        between = dim in layout.between
-        if kinds and kinds[-1] == between:
-            shape[-1] *= layout.shape[dim]
-        else:
-            shape.append(layout.shape[dim])
-            kinds.append(between)
-    if all(kinds):
-        return None
-    if kinds == [False, True] and shape[0] % ROWS == 0 and shape[0] > ROWS:
-        shape, kinds = [shape[0] // ROWS, ROWS, shape[1]], [False, False, True]
-    return tuple(shape), tuple(dim for dim, between in enumerate(kinds) if not between)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shrinkage.errors import GroupError
-from shrinkage.groups import Groups, Layout
+from shrinkage.groups import Groups, Layout, require_dimensions
 
 NONE = -1  # the group of an index that belongs to none
 
@@ -49,6 +49,23 @@ class Member:
         object.__setattr__(self, "groups", tuple(self.groups))
 
 
+@dataclass(frozen=True, slots=True)
+class Slices(Groups):
+    """One group per index of dimension `dim`: what a member has before its slices are counted together.
+
+    >>> import torch
+    >>> Slices(2).view(torch.zeros(8, 3, 5)).shape
+    torch.Size([5, 24])
+    """
+
+    dim: int
+
+    def layout(self, shape: Sequence[int]) -> Layout:
+        """Needs a dimension `dim`."""
+        require_dimensions(self, shape, self.dim + 1)
+        return Layout((*shape, 1) if len(shape) == 1 else tuple(shape), (self.dim,))
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Coupled(Groups):
     """Groups that span parameters: slices of each member that have the same number are one group.
@@ -71,9 +88,9 @@ class Coupled(Groups):
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     >>> channels = Coupled([Member(name, 0, range(8)) for name in ("0.weight", "0.bias", "1.weight", "1.bias")])
     >>> print(Regularizer(model, GroupLasso(1e-3, channels)).plan)
-    parameter             shape  groups       penalty     strength  how
-    --------------------  -----  -----------  ----------  --------  --------
-    0.weight and 3 more   8x30   8 x Coupled  GroupLasso  0.001     proximal
+    parameter            shape  groups       penalty     strength  how
+    -------------------  -----  -----------  ----------  --------  --------
+    0.weight and 3 more  8x30   8 x Coupled  GroupLasso  0.001     proximal
     """
 
     members: Sequence[Member]
@@ -165,13 +182,10 @@ def merged_by_groups(members: Iterable[Member]) -> list[list[str]]:
     found: list[tuple[list[str], set[int]]] = []
     for member in members:
         own = set(member.groups) - {NONE}
-        home, *others = [each for each in found if not own.isdisjoint(each[1])] or [([], set())]
-        for names, groups in others:
-            home[0].extend(names)
-            home[1].update(groups)
-        home[0].append(member.parameter)
-        home[1].update(own)
-        gone = [names for names, _ in others]
-        found = [each for each in found if each[0] not in gone]
-        found += [] if any(each is home for each in found) else [home]
+        met = [index for index, (_, groups) in enumerate(found) if not own.isdisjoint(groups)]
+        names = [name for index in met for name in found[index][0]] + [member.parameter]
+        merged = (names, own.union(*(found[index][1] for index in met)))
+        place = met[0] if met else len(found)
+        found = [each for index, each in enumerate(found) if index not in met]
+        found.insert(place, merged)
     return [names for names, _ in found]

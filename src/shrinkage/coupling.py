@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from shrinkage.charge import Charge
 from shrinkage.coupled import Coupled
-from shrinkage.errors import AttachmentError
+from shrinkage.errors import AttachmentError, MetricError
+from shrinkage.metric import Metric
 from shrinkage.metrics import Number
 from shrinkage.optimizers import group_indices
 from shrinkage.penalties import Grouped, Penalty, coupled
@@ -77,6 +78,16 @@ def check_together(model: nn.Module, plan: Plan, optimizer: Optimizer) -> None:
                 f"{inside[0]!r} and {outside[0]!r} share groups, and this optimizer steps the first only; groups that "
                 "span parameters are charged in one step, so give them to one optimizer, or leave one out of the groups"
             )
+
+
+def check_moved(charge: Charge, metric: Metric | None, optimizer: Optimizer) -> None:
+    """Raise `MetricError` if `optimizer` moves another tensor than a parameter whose groups span others."""
+    iterates = metric is not None and metric.iterate is not None
+    if charge.how != "gradient" and coupled_of(charge.penalty) is not None and iterates:
+        raise MetricError(
+            f"{charge.name!r} of shape {tuple(charge.parameter.shape)} shares groups with other parameters, and "
+            f'{type(optimizer).__name__} moves other tensors, which parameters follow; choose how="gradient"'
+        )
 
 
 def takes_gradient(parameter: Tensor | None) -> bool:

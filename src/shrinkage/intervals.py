@@ -1,6 +1,6 @@
 """Rules whose proximal operator acts at every k-th step only: the steps that wait for it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from shrinkage.apply import Number, State
 from shrinkage.charge import Charge
 from shrinkage.metrics import AdaptiveStep
-from shrinkage.sharding import local, spread
+from shrinkage.sharding import Family, local, spread
 from shrinkage.steps import StepOf
 
 TOTAL = "total of steps that wait"  # under which the state of a parameter has it
@@ -35,6 +35,17 @@ class Intervals:
         """Keep what waits for these parameters, and for no others."""
         names = {charge.name for charge in charges if charge.every > 1}
         self._pending = {name: pending for name, pending in self._pending.items() if name in names}
+
+    def align(self, charges: Sequence[Charge]) -> None:
+        """Let parameters that share groups act in one step, though some of them may take part later than others."""
+        families: dict[Family, list[str]] = {}
+        for charge in charges:
+            if charge.every > 1 and charge.crossing is not None and charge.crossing.family is not None:
+                families.setdefault(charge.crossing.family, []).append(charge.name)
+        for names in families.values():
+            pending = {name: self._pending.get(name, Pending(0.0, 0)) for name in names}
+            steps = max(each.steps for each in pending.values())
+            self._pending |= {name: each._replace(steps=steps) for name, each in pending.items()}
 
     def gathered(self, charge: Charge, step: StepOf, state: State, lr: Number) -> tuple[StepOf, State] | None:
         """Return the step of all steps since the last, and the state that it reads; None if more are to come.

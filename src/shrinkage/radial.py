@@ -58,13 +58,15 @@ def block_scale_by_sums(
     metric = thresholds.clamp_min(1 / LARGEST[w.dtype]).reciprocal()
     root = yield from secular_root(
         lambda: secular_sums(w, metric, within),
-        lambda theta: secular_terms(w, metric, theta, within),
+        lambda theta, resting: secular_terms(w, metric, theta, within),
         to_rest=to_rest,
     )
     return secular_scale(metric, root).masked_fill(thresholds == 0, 1.0)
 
 
-def secular_root(sums: Callable[[], Tensor], terms: Callable[[Tensor], Tensor], *, to_rest: bool) -> Sums[Tensor]:
+def secular_root(
+    sums: Callable[[], Tensor], terms: Callable[[Tensor, Tensor], Tensor], *, to_rest: bool
+) -> Sums[Tensor]:
     """Return the root of each group's secular equation, 0 for a group that is zero.
 
     Newton's method on  S(theta)^(-1/2) - 1, which increases and is concave, rises to the root from any point below it
@@ -72,13 +74,13 @@ def secular_root(sums: Callable[[], Tensor], terms: Callable[[Tensor], Tensor], 
 
     Args:
         sums: returns `secular_sums` of a piece.
-        terms: returns `secular_terms` of a piece at theta.
+        terms: returns `secular_terms` of a piece at theta, which are not used of the groups that are at rest.
         to_rest: end as soon as no group moves, which takes a look at all of them.
     """
     theta, zero = secular_start((yield sums()))
     resting = zero
     for _ in range(NEWTON_ITERATIONS):
-        moved = secular_step(theta, (yield terms(theta)))
+        moved = secular_step(theta, (yield terms(theta, resting)))
         # A group at rest stays there, so that what becomes of it does not depend on its company.
         theta, resting = torch.where(resting, theta, moved), resting | at_rest(theta, moved)
         if to_rest and bool(resting.all()):

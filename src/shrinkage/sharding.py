@@ -175,7 +175,8 @@ def part_here(part: Part, parameter: Any, machines: Sequence[Any]) -> Part:
     along = [copy if cuts_of(parameter).get(i) != part.dim else each for i, each in enumerate(parameter.placements)]
     column = part.groups.view([-1 if dim == part.dim else 1 for dim in range(parameter.dim())])
     numbers = type_of_spread().from_local(column, parameter.device_mesh, [copy] * len(along), run_check=False)
-    return replace(part, groups=local(numbers.redistribute(placements=along)).reshape(-1), counts=counts)
+    own = local(numbers.redistribute(placements=along)).reshape(-1)
+    return replace(part, groups=own, first=None, counts=counts)
 
 
 def piece_penalty(penalty: Penalty, like: Any) -> Penalty:

@@ -14,7 +14,7 @@ from shrinkage.metric import Metric, learning_rate
 from shrinkage.metrics import AdaptiveStep, Step, at_hand, number
 from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
-from shrinkage.sharding import is_spread, local, local_gradient, local_state, piece_penalty
+from shrinkage.sharding import Crossing, is_spread, local, local_gradient, local_state, piece_penalty
 
 StepOf = Callable[[State, Tensor], Step]
 
@@ -87,3 +87,12 @@ def step_of_piece(step: StepOf, state: State, w: Tensor, lr: Number) -> Number:
         return number(step({}, piece))
     found = number(step(local_state(state), piece)) if state else lr
     return torch.as_tensor(found, dtype=wide(piece).dtype, device=piece.device).expand_as(piece)
+
+
+def step_here(crossing: Crossing, step: StepOf, state: State, w: Tensor, lr: Number) -> Step:
+    """Return the step of this machine's piece of `w`, not yet computed where no machines have to agree."""
+    if crossing.machines:
+        return step_of_piece(step, state, w, lr)
+    with suppress(KeyError):
+        return step(local_state(state), local(w))
+    return lr

@@ -38,7 +38,7 @@ from shrinkage.penalties import Penalty
 from shrinkage.prox import wide
 from shrinkage.rounding import NARROW
 from shrinkage.sharding import is_spread, local, local_gradient, local_state, spread, stays
-from shrinkage.steps import StepOf, is_deferred, iterate_of, noted_of, shrink_of, state_of, step_of, step_of_piece
+from shrinkage.steps import StepOf, is_deferred, iterate_of, noted_of, shrink_of, state_of, step_here, step_of
 
 Pairs = Sequence[tuple[Charge, Penalty]]
 
@@ -107,6 +107,7 @@ class Update:
         """Apply the proximal operators, and hold zeros."""
         self._gradients.end_step()
         acting = self._acting(lambda charge: not charge.before)
+        self._intervals.align([charge for charge, _ in acting])
         overflow = overflow_of(self._optimizer)
         across: list[Move] = []
         shrinks: list[Shrink] = []
@@ -130,11 +131,11 @@ class Update:
                 elif charge.crossing is None:
                     self._move(charge, penalty, state, step, generator)
                 else:
-                    factor = step_of_piece(step, state, charge.parameter.detach(), self._lr(charge))
+                    factor = step_here(charge.crossing, step, state, charge.parameter.detach(), self._lr(charge))
                     moves = self._has_gradient(charge)
                     across.append(Move(penalty, charge.parameter, factor, charge.crossing, generator, moves))
             shrink_all_(shrinks, compile=pays(shrinks) if self._compile == "auto" else self._compile)
-            prox_across_(across)
+            prox_across_(across, self._compile)
             for charge, penalty in acting:
                 if charge.name in self._held:
                     restore_(charge.parameter, self._held[charge.name], penalty)

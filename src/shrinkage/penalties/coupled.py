@@ -9,14 +9,14 @@ All functions have one value per group, shape `(count,)`, where those of `by_sum
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from shrinkage import radial, radial_search
-from shrinkage.coupled import Coupled
+from shrinkage.coupled import NONE, Coupled
 from shrinkage.groups import at_least_float32, norms_within
 from shrinkage.penalties import by_sums
 from shrinkage.penalties.base import Penalty
@@ -34,12 +34,14 @@ class Part:
         dim: the dimension that is sliced.
         groups: the number of each slice's group, shape `(size of dim,)`; `count` for a slice in none.
         count: of all groups.
+        first: the number of the first slice's group if all follow each other; None if they do not.
         counts: whether its sums are added up here; False for a copy of what another machine adds up.
     """
 
     dim: int
     groups: Tensor
     count: int
+    first: int | None = None
     counts: bool = True
 
     def split(self, w: Tensor) -> Tensor:
@@ -50,18 +52,30 @@ class Part:
         """Return the dimensions of a `split` tensor that run within a slice."""
         return tuple(dim for dim in range(w.dim()) if dim != self.dim)
 
-    def gathered(self, sums: Tensor) -> Tensor:
-        """Return sums per slice, shape `(k, ...)` with size 1 within slices, as sums per group, shape `(k, count)`."""
-        rows = sums.reshape(len(sums), -1)
-        found = rows.new_zeros(len(rows), self.count + 1).index_add_(1, self.groups, rows)
-        return found[:, : self.count]
+    def cut(self, start: int, length: int) -> "Part":
+        """Return the part of a piece, `length` slices long."""
+        first = None if self.first is None else self.first + start
+        return replace(self, groups=self.groups[start : start + length], first=first)
 
-    def column(self, values: Tensor, none: float, like: Tensor) -> Tensor:
-        """Return one value per group as one per slice, to broadcast against `like`; `none` where there is none."""
-        padded = torch.cat([values.to(like.device, like.dtype), like.new_full((1,), none)])
+    def add_(self, total: Tensor, sums: Tensor) -> None:
+        """Add sums per slice, shape `(k, ...)`, to those per group, shape `(k, count + 1)`."""
+        rows = sums.reshape(len(sums), -1).to(total.device, total.dtype)
+        if self.first is None:
+            total.index_add_(1, self.groups.to(total.device), rows)
+        else:
+            total[:, self.first : self.first + len(self.groups)].add_(rows)
+
+    def values(self, padded: Tensor) -> Tensor:
+        """Return one value per slice from one per group, shape `(count + 1,)`, the last for slices in none."""
+        if self.first is not None:
+            return padded[self.first : self.first + len(self.groups)].to(self.groups.device)
+        return padded.to(self.groups.device)[self.groups]
+
+    def column(self, padded: Tensor, like: Tensor) -> Tensor:
+        """Return one value per group, shape `(count + 1,)`, as one per slice that broadcasts against `like`."""
         shape = [1] * like.dim()
         shape[self.dim] = -1
-        return padded[self.groups].view(shape)
+        return self.values(padded).to(at_least_float32(like.dtype)).view(shape)
 
 
 class Charged(NamedTuple):
@@ -94,7 +108,9 @@ def part_of(penalty: Penalty, name: str, device: torch.device) -> Part | None:
         return None
     member = groups.slices(name)
     numbers = torch.tensor(member.groups, dtype=torch.long, device=device)
-    return Part(member.dim, torch.where(numbers < 0, groups.count, numbers), groups.count)
+    first = next(iter(member.groups), NONE)
+    in_order = first != NONE and member.groups == tuple(range(first, first + len(member.groups)))
+    return Part(member.dim, torch.where(numbers < 0, groups.count, numbers), groups.count, first if in_order else None)
 
 
 def coupled_of(penalty: Penalty | None) -> Coupled | None:
@@ -126,8 +142,8 @@ def prox(
         moved = yield from in_metric(charged, parts, split, spread, to_rest=to_rest)
     else:
         norms = yield from norms_of(parts, split)
-        factors = by_sums.scales(norms, (number * charged.weights).to(norms.dtype), charged.charge, 1.0)
-        moved = [w * part.column(factors, 1.0, w) for part, w in zip(parts, split, strict=True)]
+        factors = padded(factors_of(charged, norms, number), 1.0)
+        moved = [w * part.column(factors, w) for part, w in zip(parts, split, strict=True)]
     return shaped(moved, ws)
 
 
@@ -135,8 +151,8 @@ def gradient(charged: Charged, parts: Parts, ws: Tensors) -> Sums[list[Tensor]]:
     """Return weight * phi'(||w_g||) * w_g / ||w_g|| for each tensor."""
     split = [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)]
     norms = yield from norms_of(parts, split)
-    slopes = by_sums.slopes(norms, charged.charge, 1.0) * charged.weights
-    return shaped([w * part.column(slopes, 0.0, w) for part, w in zip(parts, split, strict=True)], ws)
+    slopes = padded(by_sums.slopes(norms, charged.charge, 1.0) * charged.weights, 0.0)
+    return shaped([w * part.column(slopes, w) for part, w in zip(parts, split, strict=True)], ws)
 
 
 def value(charged: Charged, parts: Parts, ws: Tensors) -> Sums[Tensor]:
@@ -167,9 +183,9 @@ def stays(charged: Charged, parts: Parts, ws: Tensors, averages: Tensors) -> Sum
     """Return where each tensor is in a group that is zero and stationary for the gradients `averages`."""
     norms = yield from norms_of(parts, [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)])
     at_zero = yield from residual_at_zero(charged, parts, averages)
-    still = (norms == 0) & (at_zero == 0)
+    still = padded(((norms == 0) & (at_zero == 0)).to(norms.dtype), 0.0)
     split = [part.split(w) for part, w in zip(parts, ws, strict=True)]
-    held = [part.column(still, 0.0, w).expand_as(w) > 0 for part, w in zip(parts, split, strict=True)]
+    held = [part.column(still, w).expand_as(w) > 0 for part, w in zip(parts, split, strict=True)]
     return [mask.reshape(w.shape) for mask, w in zip(held, ws, strict=True)]
 
 
@@ -189,29 +205,26 @@ def in_metric(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors, *, to
         return (yield from searched(charged, parts, ws, steps))
     linear, quadratic = found
     if isinstance(quadratic, Tensor) or quadratic:
-        divisors = [
-            1 + step * part.column(charged.weights * quadratic, 0.0, w)
-            for part, w, step in zip(parts, ws, steps, strict=True)
-        ]
+        curve = padded(charged.weights * quadratic, 0.0)
+        divisors = [1 + step * part.column(curve, w) for part, w, step in zip(parts, ws, steps, strict=True)]
         ws = [w / divisor for w, divisor in zip(ws, divisors, strict=True)]
         steps = [step / divisor for step, divisor in zip(steps, divisors, strict=True)]
     if not isinstance(linear, Tensor) and not linear:
         return list(ws)
-    thresholds = [
-        step * part.column(charged.weights * linear, 0.0, w) for part, w, step in zip(parts, ws, steps, strict=True)
-    ]
+    slope = padded(charged.weights * linear, 0.0)
+    thresholds = [step * part.column(slope, w) for part, w, step in zip(parts, ws, steps, strict=True)]
     metrics = [each.clamp_min(1 / radial.LARGEST[each.dtype]).reciprocal() for each in thresholds]
     pieces = list(zip(parts, ws, metrics, strict=True))
 
     def sums() -> Tensor:
         return added(parts, [radial.secular_sums(w, metric, part.within(w)) for part, w, metric in pieces])
 
-    def terms(theta: Tensor) -> Tensor:
-        each = [(part, w, metric, part.column(theta, 0.0, w)) for part, w, metric in pieces]
+    def terms(theta: Tensor, resting: Tensor) -> Tensor:
+        each = [(part, w, metric, part.column(padded(theta, 0.0), w)) for part, w, metric in pieces]
         return added(parts, [radial.secular_terms(w, metric, own, part.within(w)) for part, w, metric, own in each])
 
     root = yield from radial.secular_root(sums, terms, to_rest=to_rest)
-    scales = [radial.secular_scale(metric, part.column(root, 0.0, w)) for part, w, metric in pieces]
+    scales = [radial.secular_scale(metric, part.column(padded(root, 0.0), w)) for part, w, metric in pieces]
     pairs = zip(ws, scales, thresholds, strict=True)
     return [w * scale.masked_fill(threshold == 0, 1.0) for w, scale, threshold in pairs]
 
@@ -221,18 +234,22 @@ def searched(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors) -> Sum
     pieces = [
         (part, radial_search.Curve(w, step, part.within(w))) for part, w, step in zip(parts, ws, steps, strict=True)
     ]
-    dtype = max((w.dtype for w in ws), key=lambda dtype: torch.finfo(dtype).bits)
-    charge = by_sums.charge_of(charged.charge, charged.weights.to(dtype), tuple(charged.weights.shape))
+    charge = by_sums.charge_of(charged.charge, charged.weights.to(widest(ws)), tuple(charged.weights.shape))
 
     def sums() -> Tensor:
         return added(parts, [curve.sums() for _, curve in pieces])
 
     def at(multiplier: Tensor, *, distance: bool) -> Tensor:
-        columns = [(part.column(multiplier, 0.0, curve.w), curve) for part, curve in pieces]
+        columns = [(part.column(padded(multiplier, 0.0), curve.w), curve) for part, curve in pieces]
         return added(parts, [curve.at(column, distance=distance) for column, curve in columns])
 
     multiplier = yield from radial_search.radial_multiplier(sums, at, charge)
-    return [curve.w * curve.scale(part.column(multiplier, 0.0, curve.w)) for part, curve in pieces]
+    return [curve.w * curve.scale(part.column(padded(multiplier, 0.0), curve.w)) for part, curve in pieces]
+
+
+def factors_of(charged: Charged, norms: Tensor, step: float | Tensor) -> Tensor:
+    """Return prox_phi(norm) / norm of each group, in the metric of one step for all."""
+    return by_sums.scales(norms, (step * charged.weights).to(norms.dtype), charged.charge, 1.0)
 
 
 def norms_of(parts: Parts, ws: Tensors) -> Sums[Tensor]:
@@ -245,10 +262,21 @@ def norms_of(parts: Parts, ws: Tensors) -> Sums[Tensor]:
 
 def added(parts: Parts, sums: Tensors) -> Tensor:
     """Return sums per slice of all parts, each of shape `(k, ...)`, as sums per group, shape `(k, count)`."""
-    dtype = max((each.dtype for each in sums), key=lambda dtype: torch.finfo(dtype).bits)
-    device = sums[0].device
-    gathered = [part.gathered(each).to(device, dtype) for part, each in zip(parts, sums, strict=True) if part.counts]
-    return sum(gathered, torch.zeros(len(sums[0]), parts[0].count, dtype=dtype, device=device))
+    total = torch.zeros(len(sums[0]), parts[0].count + 1, dtype=widest(sums), device=sums[0].device)
+    for part, each in zip(parts, sums, strict=True):
+        if part.counts:
+            part.add_(total, each)
+    return total[:, :-1]
+
+
+def padded(values: Tensor, none: float) -> Tensor:
+    """Return one value per group with one more for slices in none."""
+    return torch.cat([values, values.new_full((1,), none)])
+
+
+def widest(tensors: Tensors) -> torch.dtype:
+    """Return the type in which numbers of all `tensors` can be added up."""
+    return max((each.dtype for each in tensors), key=lambda dtype: torch.finfo(dtype).bits)
 
 
 def one_number(steps: Sequence[float | Tensor]) -> float | Tensor | None:

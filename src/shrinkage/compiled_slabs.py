@@ -1,0 +1,90 @@
+"""Kernels for groups that span parameters, in the metric of an `AdaptiveStep`: passes over one parameter at a time."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from shrinkage import compiled as kernels
+from shrinkage import radial
+from shrinkage.batches import Shrink
+from shrinkage.compiled import added_up, last_pass_, left_for_norms, numbers_of
+from shrinkage.folding import folded_by, memory_order
+from shrinkage.groups import at_least_float32
+from shrinkage.metrics import AdaptiveStep
+from shrinkage.penalties.coupled import Part
+from shrinkage.penalties.per_group import PerGroup
+
+
+class CompiledSlab:
+    """A parameter whose slices belong to groups; `of` returns None where there is no kernel."""
+
+    def __init__(self, part: Part, kind: str, kept: Sequence[int], given: tuple[Any, ...]) -> None:
+        self.part, self._kind, self._kept, self._given = part, kind, kept, given
+
+    @staticmethod
+    def of(part: Part, shrink: Shrink, slopes: Tensor, curves: Tensor) -> "CompiledSlab | None":
+        """Return the slab, with its share of the charges of all groups, linear and quadratic."""
+        penalty, w, step = shrink
+        least = kernels.LEAST // kernels.SLOW
+        if not isinstance(step, AdaptiveStep) or not isinstance(penalty, PerGroup) or w.numel() < least:
+            return None
+        order = memory_order(w, step.moment)
+        folded = None if order is None else folded_by(penalty.groups, w.shape, order)
+        if order is None or folded is None:
+            return None
+        shape, within = folded
+        kept = [1 if dim in within else size for dim, size in enumerate(shape)]
+        tensors = [tensor.permute(order).view(shape) for tensor in (w, step.moment)]
+        numbers = numbers_of(step)
+        kind = f"Coupled {''.join('w' if dim in within else 'g' for dim in range(len(shape)))}"
+        if not kernels.can_compile(kind, partial(all_passes_, within), tensors, numbers):
+            return None
+        charges = [part.values(each).to(at_least_float32(w.dtype)).view(kept) for each in (slopes, curves)]
+        return CompiledSlab(part, kind, kept, given_by(within, *tensors, *numbers, *charges))
+
+    def sums(self) -> Tensor:
+        """Return `radial.secular_sums` of the slices."""
+        sums: Tensor = kernels.compiled(sums_pass, self._kind)(*self._given)
+        return sums
+
+    def terms(self, theta: Tensor) -> Tensor:
+        """Return `radial.secular_terms` of the slices."""
+        terms: Tensor = kernels.compiled(terms_pass, self._kind)(self._column(theta), *self._given)
+        return terms
+
+    def write_(self, root: Tensor) -> None:
+        """Scale each element, unless the step or the strength is 0."""
+        kernels.compiled(last_pass_, self._kind)(self._column(root), *self._given)
+
+    def _column(self, padded: Tensor) -> Tensor:
+        return self.part.values(padded).view(self._kept)
+
+
+def given_by(within: tuple[int, ...], w: Tensor, moment: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
+    """Return what `left_for_norms` takes, of a charge that is linear and quadratic in each slice."""
+    lr, eps, correction, linear, quadratic = numbers
+    return w, moment, lr, eps, correction.rsqrt(), None, linear, quadratic, within
+
+
+def all_passes_(within: tuple[int, ...], kind: str, w: Tensor, moment: Tensor, *numbers: Tensor) -> None:
+    """Run each kernel once, with charges of 1."""
+    shape = [1 if dim in within else size for dim, size in enumerate(w.shape)]
+    ones = w.new_ones(shape, dtype=at_least_float32(w.dtype))
+    given = given_by(within, w, moment, *numbers, ones, ones.clone())
+    kernels.compiled(sums_pass, kind)(*given)
+    kernels.compiled(terms_pass, kind)(ones.clone(), *given)
+    kernels.compiled(last_pass_, kind)(ones.clone(), *given)
+
+
+def sums_pass(*given: Any) -> Tensor:
+    """Return the sums over slices from which roots are bracketed."""
+    w, metric, within = left_for_norms(*given)
+    return added_up(radial.secular_sums(w, metric, within[-1:]), within[:-1])
+
+
+def terms_pass(theta: Tensor, *given: Any) -> Tensor:
+    """Return the sums over slices of which an iteration is made."""
+    w, metric, within = left_for_norms(*given)
+    return added_up(radial.secular_terms(w, metric, theta, within[-1:]), within[:-1])
