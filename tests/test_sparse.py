@@ -25,7 +25,7 @@ from shrinkage import (
     to_semi_structured,
     to_sparse,
 )
-from shrinkage.shrink import csr, measure, sparsify
+from shrinkage.shrink import csr, measure, semi_structured, sparsify
 from shrinkage.shrink.semi_structured import is_two_of_four, semi_structured_obstacle
 from shrinkage.shrink.sparse import check_storable
 
