@@ -159,7 +159,7 @@ class Language(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.positions = nn.Embedding(40, WIDTH), nn.Parameter(torch.empty(1, 32, WIDTH))
+        self.embed, self.positions = nn.Embedding(40, WIDTH), nn.Parameter(torch.randn(1, 32, WIDTH))
         self.block, self.norm = RmsBlock(nn.LayerNorm), nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, 40, bias=False)
         self.head.weight = self.embed.weight
@@ -201,7 +201,7 @@ class Patches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches, self.token = nn.Conv2d(3, WIDTH, 4, stride=4), nn.Parameter(torch.empty(1, 1, WIDTH))
+        self.patches, self.token = nn.Conv2d(3, WIDTH, 4, stride=4), nn.Parameter(torch.randn(1, 1, WIDTH))
         self.block, self.head = encoder_layer(), nn.Linear(WIDTH, 5)
 
     def forward(self, x: Tensor) -> Tensor:

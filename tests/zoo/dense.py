@@ -81,9 +81,9 @@ class RawParameters(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Parameter(torch.empty(16, 12))
+        self.first = nn.Parameter(torch.randn(16, 12))
         self.first_bias = nn.Parameter(torch.zeros(16))
-        self.second = nn.Parameter(torch.empty(16, 5))
+        self.second = nn.Parameter(torch.randn(16, 5))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(F.linear(x, self.first, self.first_bias)) @ self.second
@@ -174,7 +174,7 @@ class Einsum(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Parameter(torch.empty(4, 12, 8)), nn.Parameter(torch.empty(4, 8, 5))
+        self.first, self.second = nn.Parameter(torch.randn(4, 12, 8)), nn.Parameter(torch.empty(4, 8, 5))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(torch.einsum("bi,hij->bhj", x, self.first))
