@@ -1045,6 +1045,110 @@ MUTANTS = [
         "registered",
         "held",
     ),
+    Mutant("shrink/labels.py", "self.find(labels) >= self.of_parameters", "self.find(labels) >= 0", "shrink", "expand"),
+    Mutant(
+        "shrink/channels.py", "if any(other.shape[axis] > 1 and", "if any(False and", "shrink_graph", "meets_an_input"
+    ),
+    Mutant("shrink/channels.py", "and labels.are_loose(small):", "and False:", "shrink_graph", "grid", quick=True),
+    Mutant(
+        "shrink/channels.py",
+        "            labels.unite(other, factor)\n",
+        "",
+        "shrink",
+        "so_many and resnet",
+        quick=True,
+    ),
+    Mutant("shrink/trace.py", "        self.labels.unite(mine, theirs)\n", "", "shrink", "so_many and mlp", quick=True),
+    Mutant(
+        "shrink/trace.py", "    trace.pin(touched, f", "    trace.because(f", "shrink", "without_a_rule", quick=True
+    ),
+    Mutant("shrink/graph.py", "(axis in follows, ", "(axis not in follows, ", "shrink_graph", "grid"),
+    Mutant("shrink/graph.py", "consumed |= direct or united", "consumed |= united", "shrink_graph", "every_zero"),
+    Mutant("shrink/graph.py", 'held |= {name: "pinned by you"', 'held = {name: ""', "shrink", "what_is_pinned"),
+    Mutant(
+        "shrink/rules.py",
+        "    if weight is None:\n        x =",
+        "    if False:\n        x =",
+        "shrink",
+        "group_norm_without",
+    ),
+    Mutant(
+        "shrink/rules.py", "trace.labels.unite(members, members[:, :1])", "pass", "shrink", "so_many and group-norm"
+    ),
+    Mutant(
+        "shrink/contractions.py",
+        "trace.labels.unite(members, members[:, :1])",
+        "pass",
+        "shrink",
+        "so_many and grouped-conv",
+    ),
+    Mutant("shrink/shapes.py", "trace.labels.unite(piece, pieces[0])", "pass", "shrink_graph", "grid or every_zero"),
+    Mutant(
+        "shrink/contractions.py",
+        "not isinstance(padding, str) and any(listed(padding))",
+        "False",
+        "shrink",
+        "zeros_at_a_border",
+        quick=True,
+    ),
+    Mutant(
+        "shrink/fold.py",
+        "    return torch.where(same, (low + high) / 2, ",
+        "    return torch.where(same, low * 0, ",
+        "shrink",
+        "goes_into_a_bias",
+    ),
+    Mutant(
+        "shrink/fold.py",
+        "return torch.where(live.reshape(shape), (size * sign).to(result), result)",
+        "return result",
+        "shrink_graph",
+        "on_the_examples_alone",
+    ),
+    Mutant(
+        "shrink/removal.py",
+        "constants = torch.where(silent[labels], constants, ",
+        "constants = torch.where(silent[labels] | True, constants, ",
+        "shrink_graph",
+        "by_chance",
+    ),
+    Mutant(
+        "shrink/removal.py", "result[number] = result[number] & agree", "pass", "shrink", "differ_between", quick=True
+    ),
+    Mutant(
+        "shrink/removal.py",
+        "wanted = min(-(-max(kept, 1) // round_to) * round_to, ",
+        "wanted = min(kept, ",
+        "shrink",
+        "one_channel_stays",
+    ),
+    Mutant("shrink/removal.py", "// round_to) * round_to", "// 1) * 1", "shrink", "a_multiple"),
+    Mutant(
+        "shrink/removal.py",
+        "            stay[labels[~product.zero]] = True\n",
+        "            pass\n",
+        "shrink_graph",
+        "of_a_product",
+    ),
+    Mutant(
+        "shrink/shrink.py",
+        "checks = [(call, outputs(model, call)) for call in several] if verify",
+        "checks = [(call, outputs(model, call)) for call in several] if True",
+        "shrink",
+        "nothing_is_compared",
+    ),
+    Mutant("shrink/shrink.py", "    if error > atol:", "    if False:", "shrink", "found_and_undone", quick=True),
+    Mutant(
+        "shrink/shrink.py",
+        "return result if fine(result) else held | gone",
+        "return held | gone",
+        "shrink_graph",
+        "in_the_code",
+    ),
+    Mutant("shrink/attributes.py", "changes[joined(path, name)] = length", "pass", "shrink_graph", "every_zero"),
+    Mutant(
+        "shrink/coupled.py", "(name, dim) in coupling.consumed or ", "", "shrink_coupled", "holds_the_row", quick=True
+    ),
     Mutant("shrink/checks.py", "if not kept:", "if False:", "shrink_plan", "indices"),
     Mutant("shrink/checks.py", "later <= earlier", "later < earlier", "shrink_plan", "indices"),
     Mutant("shrink/checks.py", "0 <= kept[0] and kept[-1] <", "0 <= kept[0] and kept[-1] <=", "shrink_plan", "indices"),

@@ -182,6 +182,64 @@ def test_the_report_counts_what_went():
     assert report.latency[0] > 0
 
 
+CASE = {case.name: case for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("mlp", 36), ("resnet", 68), ("mobilenet", 64), ("unet", 38), ("squeeze-excite", 16), ("swiglu", 20),
+        ("group-norm", 16), ("grouped-conv", 4), ("chunked-glu", 16), ("functional-glu", 16), ("flattened", 18),
+        ("generator", 10), ("recurrent", 16), ("tied-weights", 20), ("low-rank-merged", 24), ("attention-reshaped", 4),
+        ("attention-chunked", 4), ("grouped-queries-interleave", 2), ("grouped-queries-expand", 2),
+        ("grouped-queries-native", 2), ("rotary", 4), ("densenet", 26), ("instance-norm", 30), ("prelu", 22),
+        ("softmax-channels", 0), ("shuffled", 0), ("einsum", 0), ("lstm", 0), ("weight-norm", 0), ("assigned", 0),
+        ("multihead-attention", 0),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings(LSTM)
+def test_so_many_channels_can_go(name, channels):
+    """Neurons, channels, groups of channels or heads of the models; with fewer, something is held that need not be."""
+    case = CASE[name]
+    assert len(free_channels(case.make(), *case.example())) == channels
+
+
+def test_a_group_norm_without_weights_stays_as_it_is():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8, affine=False), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    assert free_channels(model, (torch.randn(2, 3, 4, 4),), {}) == []
+
+
+def test_what_is_pinned_stays():
+    model, x = silenced(), torch.randn(6, 4)
+    result = shrink(model, x, pin=["0"])
+    assert result.model[0].out_features == 8
+    assert {kept.reason for kept in result.report.kept} == {"pinned by you"}
+
+
+def test_constants_that_differ_between_two_uses_of_a_layer_are_not_folded():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            hidden = self.first(x)
+            return self.second(hidden) + self.second(hidden + 1.0)
+
+    model = Twice().eval()
+    with torch.no_grad():
+        model.first.weight[2] = 0
+    result = shrink(model, torch.randn(3, 4))
+    assert result.model.first.out_features == 6
+    assert "another one elsewhere" in result.report.kept[0].reason
+
+
+def test_nothing_is_compared_unless_asked(monkeypatch):
+    monkeypatch.setattr(sys.modules["shrinkage.shrink.shrink"], "_error", lambda small, checks: float(len(checks)))
+    assert shrink(silenced(), torch.randn(6, 4), verify=False).report.error == 0
+
+
 def test_the_code_of_the_guide_runs(capsys):
     text = (Path(__file__).parent.parent / "docs/shrinking.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

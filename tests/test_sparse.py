@@ -320,7 +320,8 @@ def test_the_guides_code_runs(tmp_path, capsys):
 def by_class(*fast):
     """A clock for `to_sparse`: sparse layers of these numbers of output features are fast, dense ones take 1 second."""
 
-    def seconds(layer, x):
+    def seconds(call, device):
+        layer = call.func
         return 1.0 if isinstance(layer, nn.Linear) else 0.25 if layer.out_features in fast else 2.0
 
     return seconds
@@ -348,7 +349,7 @@ def test_layers_are_converted_where_that_is_faster(monkeypatch):
 
 
 def test_a_call_takes_its_time():
-    assert measure.seconds_of(lambda x: time.sleep(0.01), torch.ones(1)) >= 0.01
+    assert measure.seconds_of(lambda: time.sleep(0.01), torch.device("cpu")) >= 0.01
     small, report = to_sparse(network(), example_inputs=torch.randn(5, 16))
     assert all(layer.dense > 0 and layer.sparse > 0 for layer in report.layers)
     assert {name for name, module in small.named_modules() if isinstance(module, SparseLinear)} == set(report.converted)
@@ -376,9 +377,10 @@ class Unusual(nn.Module):
 def test_times_are_those_of_the_calls_there_are(monkeypatch):
     seen = []
 
-    def seconds(layer, x):
+    def seconds(call, device):
+        (x,) = call.args
         seen.append((x.shape[0], torch.is_grad_enabled()))
-        return x.shape[0] if isinstance(layer, nn.Linear) else 0.5
+        return x.shape[0] if isinstance(call.func, nn.Linear) else 0.5
 
     monkeypatch.setattr(measure, "seconds_of", seconds)
     model = Unusual().train()
@@ -395,7 +397,7 @@ def test_times_are_those_of_the_calls_there_are(monkeypatch):
 
 def test_layers_are_timed_under_the_autocast_that_they_run_under(monkeypatch):
     seen = []
-    monkeypatch.setattr(measure, "seconds_of", lambda layer, x: seen.append(layer(x).dtype) or 1.0)
+    monkeypatch.setattr(measure, "seconds_of", lambda call, device: seen.append(call().dtype) or 1.0)
 
     class Cast(nn.Sequential):
         def forward(self, x):
@@ -408,12 +410,12 @@ def test_layers_are_timed_under_the_autocast_that_they_run_under(monkeypatch):
 
 def test_rounds_are_in_turns_and_the_first_does_not_count(monkeypatch):
     seen = []
-    monkeypatch.setattr(measure, "seconds_of", lambda layer, x: seen.append(layer) or float(len(seen)))
-    assert measure.medians(["a", "b"], torch.ones(1)) == [23.0, 24.0]
+    monkeypatch.setattr(measure, "seconds_of", lambda call, device: seen.append(call) or float(len(seen)))
+    cpu = torch.device("cpu")
+    assert measure.medians_in_turns(["a", "b"], cpu) == [23.0, 24.0]
     assert seen[:4] == ["a", "b", "a", "b"]
-    monkeypatch.setattr(measure, "SECONDS", 0.0)
     seen.clear()
-    measure.medians(["a", "b"], torch.ones(1))
+    measure.medians_in_turns(["a", "b"], cpu, seconds=0.0)
     assert len(seen) == 8
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from channels import free_channels
 from zoo.own import CASES
 
 pruning = pytest.importorskip("zoo.pruning")
@@ -27,6 +28,26 @@ def channels(name):
     """The channels of a model, each as a set of slices."""
     found = pruning.channels(NAMED[name].make(), NAMED[name].example()[0])
     return [{(member.parameter, member.dim, tuple(member.indices), member.role) for member in one} for one in found]
+
+
+SAME = [
+    "mlp", "swiglu", "low-rank-branch", "dropout", "resnet", "mobilenet", "unet", "unet-upsampled", "squeeze-excite",
+    "flattened", "densenet", "pooled", "conv3d",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_makes_a_channel_is_what_torch_pruning_finds(name):
+    case = NAMED[name]
+
+    def made(found):
+        return {
+            frozenset((one.parameter, one.dim, tuple(sorted(one.indices))) for one in channel if one.role == "out")
+            for channel in found
+        }
+
+    model, (arguments, keywords) = case.make(), case.example()
+    assert made(free_channels(model, arguments, keywords)) == made(pruning.channels(model, arguments))
 
 
 def test_channels_are_slices_of_parameters():

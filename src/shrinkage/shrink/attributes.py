@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from shrinkage.shrink.export import lines
 from shrinkage.shrink.graph import Coupling
 from shrinkage.shrink.layers import rule_of_layer
 from shrinkage.shrink.tensors import joined
@@ -20,8 +21,8 @@ def changed_attributes(coupling: Coupling, model: nn.Module, gone: torch.Tensor)
     changes: dict[str, object] = {}
     for piece, trace in coupling.traces:
         for literal in trace.literals:
-            lines = gone[coupling.labels.find(literal.factor)].movedim(literal.axis, 0).flatten(1)
-            length = int((~lines.all(1)).sum())
+            going = lines(gone[coupling.labels.find(literal.factor)], literal.axis).all(1)
+            length = int((~going).sum())
             if length == literal.length:
                 continue
             path = joined(piece.path, literal.path) if literal.path else piece.path

@@ -174,8 +174,7 @@ def attention(
         if scale is None:
             trace.fix(x, [-1], "the size of a head sets the scale of attention")
     labels = trace.contract(query, -1, key, -1, "the size of a head")
-    if labels is not None:
-        _used_up(trace, labels, (0, -1), (1, -1), rows=-2, out=-1)
+    _used_up(trace, labels, (0, -1), (1, -1), rows=-2, out=-1)
     query, key = _without(trace, query, -1), _without(trace, key, -1)
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         key, value = (_repeated_heads(trace, x, query.shape[-3] // x.shape[-3]) for x in (key, value))

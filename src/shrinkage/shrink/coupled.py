@@ -40,8 +40,7 @@ def CoupledChannels(
     >>> channels.count, channels.names
     (3, ('0.weight', '0.bias', '1.weight', '1.bias'))
     """
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    coupling = couple(model, args, example_kwargs=example_kwargs, pin=pin)
+    coupling = couple(model, example_inputs, example_kwargs=example_kwargs, pin=pin)
     free = _made_by(coupling, model)
     roots = sorted({root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned))
     if not roots:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from shrinkage.shrink.tensors import joined
@@ -24,31 +23,33 @@ class Piece:
 
     def owned(self) -> dict[fx.Node, str]:
         """Return the dotted name in the whole model of the parameter or buffer of each placeholder that is one."""
-        kinds = (InputKind.PARAMETER, InputKind.BUFFER)
-        specs = zip(self._placeholders(), self.program.graph_signature.input_specs, strict=True)
-        return {node: joined(self.path, spec.target or "") for node, spec in specs if spec.kind in kinds}
+        return {
+            node: joined(self.path, spec.target or "")
+            for node, spec in self._placeholders()
+            if spec.kind.name in ("PARAMETER", "BUFFER")
+        }
 
     def inputs(self) -> list[fx.Node]:
         """Return the placeholders of the inputs of the call."""
-        specs = zip(self._placeholders(), self.program.graph_signature.input_specs, strict=True)
-        return [node for node, spec in specs if spec.kind == InputKind.USER_INPUT]
+        return [node for node, spec in self._placeholders() if spec.kind.name == "USER_INPUT"]
 
     def arguments(self, tensors: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
         """Return what the graph's placeholders take: the model's `tensors` by name, and the `leaves` of a call."""
         owned, given = self.owned(), iter(leaves)
         constants = self.program.constants
-        specs = zip(self._placeholders(), self.program.graph_signature.input_specs, strict=True)
         return [
             tensors[owned[node]]
             if node in owned
             else next(given)
-            if spec.kind == InputKind.USER_INPUT
+            if spec.kind.name == "USER_INPUT"
             else constants[spec.target or ""]
-            for node, spec in specs
+            for node, spec in self._placeholders()
         ]
 
-    def _placeholders(self) -> list[fx.Node]:
-        return [node for node in self.program.graph.nodes if node.op == "placeholder"]
+    def _placeholders(self) -> list[tuple[fx.Node, Any]]:
+        """Return the placeholders of the graph, each with what `torch.export` says of it."""
+        nodes = [node for node in self.program.graph.nodes if node.op == "placeholder"]
+        return list(zip(nodes, self.program.graph_signature.input_specs, strict=True))
 
 
 def lines(tensor: Tensor, dim: int) -> Tensor:

@@ -92,7 +92,7 @@ class Stimulus(fx.Interpreter):
         if contraction is None:
             result = super().run_node(n)
             if n in self.lookups:
-                return self._noise(result, -1, (self.env[n.args[0]] != 0).any(0))  # type: ignore[index]
+                return self._noise(result, -1, (self.env[n.all_input_nodes[0]] != 0).any(0))
             return result
         data, weight = self.env[contraction.data], self.env[contraction.weight]
         if n in self.products:
@@ -143,7 +143,7 @@ def readings(
         blind: dict[fx.Node, Tensor] = {}
         while True:
             seen, zeros = _measured(piece, trace, tensors, blind)
-            known = {node: ~constants.isnan() for node, (constants, _) in seen.items()}
+            known = {node: ~constants.isnan() | blind.get(node, False) for node, (constants, _) in seen.items()}
             same = all(
                 torch.equal(
                     live_rows(contraction, seen[contraction.node][1], blind.get(contraction.node)),

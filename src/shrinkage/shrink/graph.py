@@ -13,8 +13,8 @@ from shrinkage.shrink.channels import Channels, axes_of, reduced
 from shrinkage.shrink.export import Piece, pieces
 from shrinkage.shrink.labels import Labels, distinct
 from shrinkage.shrink.rules import RULES
-from shrinkage.shrink.tensors import tensors_of
-from shrinkage.shrink.trace import Literal, Trace, follow
+from shrinkage.shrink.tensors import joined, tensors_of
+from shrinkage.shrink.trace import Trace, follow
 
 Axis = tuple[str, int]
 
@@ -37,11 +37,6 @@ class Coupling:
     traces: tuple[tuple[Piece, Trace], ...]
     unknown: Mapping[str, int]
     unexported: Mapping[str, str]
-
-    @property
-    def literals(self) -> list[Literal]:
-        """The lengths that the model's code gives as numbers."""
-        return [literal for _, trace in self.traces for literal in trace.literals]
 
 
 def couple(
@@ -106,8 +101,7 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
                 "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
             )
         if reason is not None:
-            prefix = f"{path}." if path else ""
-            held |= {prefix + name: reason for name in tensors_of(module)}
+            held |= {joined(path, name): reason for name in tensors_of(module)}
     names = tensors_of(model)
     for pattern in pin:
         held |= {name: "pinned by you" for name in names if name == pattern or name.startswith(f"{pattern}.")}

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -12,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from shrinkage.parametrized import computed_weights
 from shrinkage.shrink.csr import autocast_type
+from shrinkage.shrink.verify import Call
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 Calls = dict[tuple[torch.Size, torch.dtype, torch.dtype | None], tuple[Tensor, int]]
 
 ROUNDS = 21
@@ -71,21 +72,28 @@ def seconds_of_calls(layers: Sequence[nn.Module], calls: Calls) -> list[float]:
 
 def medians(layers: Sequence[nn.Module], x: Tensor) -> list[float]:
     """Return the median seconds of a call of each layer, measured in turns after a first call that does not count."""
-    times: list[list[float]] = [[] for _ in layers]
+    return medians_in_turns([partial(layer, x) for layer in layers], x.device)
+
+
+def medians_in_turns(
+    calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int = ROUNDS, seconds: float = SECONDS
+) -> list[float]:
+    """Return the median seconds of each of `calls`, made in turns until `seconds` are over, three times at least."""
+    times: list[list[float]] = [[] for _ in calls]
     start = perf_counter()
-    for turn in range(ROUNDS + 1):
-        for layer, several in zip(layers, times, strict=True):
-            several.append(seconds_of(layer, x))
-        if turn >= 3 and perf_counter() - start > SECONDS:
+    for turn in range(rounds + 1):
+        for call, several in zip(calls, times, strict=True):
+            several.append(seconds_of(call, device))
+        if turn >= 3 and perf_counter() - start > seconds:
             break
     return [median(several[1:]) for several in times]
 
 
-def seconds_of(layer: nn.Module, x: Tensor) -> float:
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of one call, from an idle device to an idle device."""
-    wait = torch.accelerator.synchronize if x.device.type != "cpu" else lambda device: None
-    wait(x.device)
+    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda device: None
+    wait(device)
     start = perf_counter()
-    layer(x)
-    wait(x.device)
+    call()
+    wait(device)
     return perf_counter() - start

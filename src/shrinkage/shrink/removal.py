@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.shrink.export import lines
-from shrinkage.shrink.fold import Products, Reading, Target, live_rows, target_of
+from shrinkage.shrink.fold import SPREAD, Products, Reading, Target, live_rows, target_of
 from shrinkage.shrink.graph import Axis, Coupling
 from shrinkage.shrink.labels import distinct
 from shrinkage.shrink.tensors import tensors_of
@@ -67,7 +67,7 @@ def _foldable(coupling: Coupling, found: Sequence[Reading], model: nn.Module, re
         first = several[0][1]
         agree = torch.ones_like(first, dtype=torch.bool)
         for _, constants in several[1:]:
-            agree &= (constants - first).abs() <= 1e-5 * first.abs()
+            agree &= (constants - first).abs() <= SPREAD * first.abs()
         for number, _ in several:
             result[number] = result[number] & agree
             _explain(

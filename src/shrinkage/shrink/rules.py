@@ -95,7 +95,9 @@ def batch_norm(
 
 @coupling_rule(aten.group_norm)
 def group_norm(trace: Trace, x: Channels, groups: int, weight: Any = None, bias: Any = None, *_: Any) -> Channels:
-    """A group that is normalized together goes as a whole."""
+    """A group that is normalized together goes as a whole; without weights no shape would tell how many are left."""
+    if weight is None:
+        x = trace.fix(x, [1], "normalized in groups by a norm without weights")
     x = trace.fix(x, range(2, len(x.shape)), "normalized along")
     labels = flat(trace, x, 1, "normalized in groups")
     if labels is not None:

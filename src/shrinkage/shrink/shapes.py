@@ -126,7 +126,8 @@ def split(trace: Trace, x: Channels, sizes: Any, axis: int = 0) -> tuple[Channel
     lengths = [shape[axis] for shape in shapes_of(trace.node)]
     even = len(set(lengths)) == 1
     by_count = trace.operator.overloadpacket in (aten.chunk, aten.tensor_split, aten.unsafe_chunk)
-    if (by_count and not even) or (x.along(axis) is not None and len(axes_of(x.along(axis))) > 1):  # type: ignore[arg-type]
+    in_a_grid = any(len(axes_of(factor)) > 1 and factor.shape[axis] > 1 for factor in x.factors)
+    if (by_count and not even) or in_a_grid:
         x = trace.fix(x, [axis], "split into parts of fixed length")
     parts: list[list[Tensor]] = [[] for _ in lengths]
     for factor in x.factors:

@@ -1,9 +1,8 @@
 """What shrinking a model saved, and which zero channels are still there and why: numbers that print as tables."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from shrinkage.shrink.graph import Coupling
+from shrinkage.shrink.measure import medians_in_turns
 from shrinkage.shrink.plan import ShrinkPlan
+from shrinkage.shrink.tensors import tensors_of
 from shrinkage.shrink.verify import Call, outputs
 from shrinkage.tables import shape_text, table
 
@@ -121,20 +122,6 @@ def multiply_adds(model: nn.Module, call: Call) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def latencies(models: Sequence[nn.Module], call: Call, *, seconds: float = 0.5, most: int = 20) -> tuple[float, ...]:
-    """Return the median time of a call of each of `models` in seconds, measured in turns."""
-    for model in models:
-        outputs(model, call)
-    times: list[list[float]] = [[] for _ in models]
-    start = time.perf_counter()
-    for turn in range(most):
-        for model, several in zip(models, times, strict=True):
-            several.append(_timed(model, call))
-        if turn >= 2 and time.perf_counter() - start > seconds:
-            break
-    return tuple(map(median, times))
-
-
 def compared(
     model: nn.Module, small: nn.Module, plan: ShrinkPlan, call: Call, error: float, kept: Sequence[KeptZeros],
     coupling: Coupling,
@@ -145,7 +132,7 @@ def compared(
         (parameter_count(model), parameter_count(small)),
         (byte_count(model), byte_count(small)),
         (multiply_adds(model, call), multiply_adds(small, call)),
-        _pair(latencies([model, small], call)),
+        latencies(model, small, call),
         error,
         tuple(layers),
         tuple(kept),
@@ -154,14 +141,8 @@ def compared(
     )
 
 
-def _pair(times: Sequence[float]) -> tuple[float, float]:
-    before, after = times
+def latencies(model: nn.Module, small: nn.Module, call: Call) -> tuple[float, float]:
+    """Return the median time of a call of both models in seconds, measured in turns."""
+    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
+    before, after = medians_in_turns([partial(outputs, each, call) for each in (model, small)], device, seconds=0.5)
     return before, after
-
-
-def _timed(model: nn.Module, call: Call) -> float:
-    start = time.perf_counter()
-    for tensor in outputs(model, call)[:1]:
-        if tensor.is_cuda:
-            torch.cuda.synchronize(tensor.device)
-    return time.perf_counter() - start

@@ -44,7 +44,6 @@ class Literal:
     length: int
     factor: Tensor
     axis: int
-    parts: int = 1
 
 
 @dataclass(eq=False)
@@ -182,7 +181,7 @@ def _result(trace: Trace, node: fx.Node) -> Any:
         several, place = arguments
         return several[place] if isinstance(several, tuple | list) and isinstance(place, int) else None
     touched = [trace.values.get(argument) for argument in node.all_input_nodes]
-    if not _factors(touched) and not _makes_channels(trace, node):
+    if not _factors(touched) and not _makes_channels(node):
         return _without_channels(node)
     rule = rule_of(trace.rules, node.target)
     name = str(node.target)
@@ -226,8 +225,8 @@ def rule_of(rules: dict[Any, Rule], target: Any) -> Rule | None:
     return None
 
 
-def _makes_channels(trace: Trace, node: fx.Node) -> bool:
-    return getattr(node.target, "overloadpacket", None) in (torch.ops.aten.expand, torch.ops.aten.expand_as)
+def _makes_channels(node: fx.Node) -> bool:
+    return getattr(node.target, "overloadpacket", None) is torch.ops.aten.expand
 
 
 def _factors(value: Any) -> list[Tensor]:
