@@ -98,14 +98,14 @@ def test_demo_refuses_bad_values(option: str, value: str, tmp_path: Path, monkey
     assert option.removeprefix("--") in result.stderr or "'file'" in result.stderr
 
 
-def test_demo_prints_one_table_and_says_where_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_prints_two_tables_and_says_where_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_run, "Settings", partial(demo_run.Settings, rounds=2, steps=1))
     output = tmp_path / "new" / "folder"
     result = call("demo", "--seeds", "1", "--epochs", "1", "--output", output)
     assert result.exit_code == 0, result.output
     names = [variant["name"] for variant in json.loads((output / "results.json").read_text())["variants"]]
     for name in names:
-        assert sum(line.startswith(name) for line in result.stdout.splitlines()) == 1
+        assert sum(line.startswith(name) for line in result.stdout.splitlines()) == 2
     assert "Wrote results.json, report.html" in result.stdout
 
 

@@ -12,8 +12,9 @@ import shrinkage
 from shrinkage.demo import data, timing, train, variants
 from shrinkage.demo.choose import TOLERANCE, choose
 from shrinkage.demo.publish import publish
-from shrinkage.demo.results import TABLE_HEADER, findings, table_rows
-from shrinkage.demo.run import Demo, Settings, run, train_variants
+from shrinkage.demo.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_rows, table_rows
+from shrinkage.demo.run import VARIANTS, Demo, Settings, run, train_variants
+from shrinkage.demo.smaller import made_smaller
 
 SETTINGS = Settings(seeds=1, epochs=2, rounds=2, steps=1)
 
@@ -113,6 +114,26 @@ def test_numbers_are_those_of_the_trained_networks(demo: Demo, digits: data.Digi
             assert seed.history[-1].zeros == train.zeros_per_layer(one.model)
 
 
+def test_smaller_networks_have_the_outputs_of_the_trained_ones(digits: data.Digits) -> None:
+    one = trained(variants.group_lasso(2e-3), digits, epochs=5)
+    zero = int((one.model.get_parameter("hidden.weight") == 0).all(1).sum())
+    small = made_smaller(one, digits)
+    assert small.neurons == (100, 100 - zero)
+    assert 0 < zero < 100
+    assert small.parameters == 17610 - zero * (100 + 1 + 10)
+    assert small.difference < 1e-6
+    torch.testing.assert_close(small.model(digits.test.pixels), one.model(digits.test.pixels))
+
+
+def test_numbers_of_smaller_networks_are_in_the_results(demo: Demo) -> None:
+    for result, smaller in zip(demo.results.variants, demo.smaller, strict=True):
+        for seed, small in zip(result.seeds, smaller, strict=True):
+            assert (seed.neurons_left, seed.parameters_left) == (small.neurons, small.parameters)
+            assert seed.parameters_left == sum(parameter.numel() for parameter in small.model.parameters())
+        assert result.difference == max(small.difference for small in smaller) < 1e-6
+        assert result.milliseconds_per_call > 0
+
+
 def test_timing_leaves_models_as_they_were(digits: data.Digits) -> None:
     runs = [trained(make, digits) for make in (variants.no_penalty(), variants.l1_proximal(1e-3))]
     before = [[p.clone() for p in one.model.parameters()] for one in runs]
@@ -194,11 +215,22 @@ def test_table_has_a_row_per_variant(demo: Demo) -> None:
     assert [row[0] for row in rows] == [variant.name for variant in demo.results.variants]
     assert {len(row) for row in rows} == {len(TABLE_HEADER)}
     assert rows[0][-1] == ""
-    assert len(findings(demo.results)) == 3
+    assert len(findings(demo.results)) == 4
+    smaller = smaller_rows(demo.results)
+    assert [row[0] for row in smaller] == [row[0] for row in rows]
+    assert {len(row) for row in smaller} == {len(SMALLER_HEADER)}
+    assert len(rows) == VARIANTS
 
 
 def test_folder_has_report_and_pictures(folder: Path) -> None:
-    names = {"results.json", "report.html", "weight_histograms.png", "zeros_per_layer.png", "pixels.png"}
+    names = {
+        "results.json",
+        "report.html",
+        "weight_histograms.png",
+        "zeros_per_layer.png",
+        "pixels.png",
+        "networks.png",
+    }
     assert {path.name for path in folder.iterdir()} == names
     for path in folder.glob("*.png"):
         assert imread(path)[..., :3].std() > 0.05, f"{path.name} is blank"

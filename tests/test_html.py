@@ -14,7 +14,7 @@ def page(text: str) -> html.Page:
         title=text,
         paragraphs=[text],
         findings=[text],
-        table=html.Table([text], [[text, text]]),
+        tables=[html.Table([text], [[text, text]])],
         terms=[(text, text)],
         pictures=[html.Picture(text, text, PNG)],
         choice=html.Table([text], [[text]]),
@@ -40,7 +40,7 @@ def test_every_text_is_shown() -> None:
         title="the title",
         paragraphs=["one paragraph", "another paragraph"],
         findings=["one finding", "another finding"],
-        table=html.Table(["two\nlines", "head"], [["first", "1.5"], ["second", "2.5"]]),
+        tables=[html.Table(["two\nlines", "head"], [["first", "1.5"], ["second", "2.5"]])],
         terms=[("a term", "its explanation")],
         pictures=[html.Picture("a.png", "a caption", PNG), html.Picture("b.png", "b caption", b"other")],
         choice=html.Table(["tried"], [["this"], ["that"]]),
@@ -49,8 +49,8 @@ def test_every_text_is_shown() -> None:
         versions="the versions",
     )
     shown = html.render(given)
-    texts = [*given.paragraphs, *given.findings, *given.table.header, *given.terms[0], *given.choice.header]
-    texts += [cell for row in (*given.table.rows, *given.choice.rows) for cell in row]
+    texts = [*given.paragraphs, *given.findings, *given.tables[0].header, *given.terms[0], *given.choice.header]
+    texts += [cell for row in (*given.tables[0].rows, *given.choice.rows) for cell in row]
     texts += [picture.caption for picture in given.pictures] + [picture.base64 for picture in given.pictures]
     texts += [given.title, given.choice_rule, given.command, given.versions]
     assert [text for text in texts if text not in shown] == []

@@ -4,6 +4,7 @@ from io import BytesIO
 
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -58,11 +59,25 @@ def test_pixel_maps_cross_out_exact_zeros_only() -> None:
     assert [*zip(crosses.get_xdata(), crosses.get_ydata(), strict=True)] == [(0, 0), (1, 1)]
 
 
+def test_networks_have_a_point_per_neuron_and_a_line_per_weight_that_is_not_zero() -> None:
+    first, second = torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.5, -1.0, 0.0]])
+    figure = plots.networks({"net": [first, second]}, ("in", "hidden", "out"))
+    (panel,) = figure.axes
+    assert panel.get_title() == "net: 9 weights"
+    lines, points = panel.collections[:2], panel.collections[2:]
+    assert [len(of_layer.get_segments()) for of_layer in lines] == [2, 2]
+    assert list(lines[0].get_alpha()) == [0.5, 1]
+    assert [len(column.get_offsets()) for column in points] == [2, 3, 1]
+    is_zero = [[colour == to_rgba(plots.ZERO_COLOUR) for colour in map(tuple, p.get_facecolor())] for p in points]
+    assert is_zero == [[False, True], [False, True, False], [False]]
+
+
 def test_pictures_name_their_axes() -> None:
     for figure in (
         histogram(torch.ones(3)),
         plots.zeros_over_epochs({"layer": {"a": [0.0, 0.1]}}),
         plots.pixel_maps(torch.rand(2, 2), {"map": torch.rand(2, 2)}),
+        plots.networks({"net": [torch.rand(2, 2)]}, ("in", "out")),
     ):
         assert figure.get_suptitle()
         assert figure.axes[0].get_xlabel()

@@ -176,10 +176,36 @@ def test_without_numbers_nothing_can_be_taken_out():
 
 def test_the_report_counts_what_went():
     report = shrink(silenced(), torch.randn(6, 4)).report
-    assert report.parameters == (80, 53)
-    assert report.multiply_adds == (6 * (32 + 24), 6 * (20 + 15))
-    assert report.to_dict()["parameters"] == (80, 53)
-    assert report.latency[0] > 0
+    assert (report.before.parameters, report.after.parameters) == (80, 53)
+    assert (report.before.multiply_adds, report.after.multiply_adds) == (6 * (32 + 24), 6 * (20 + 15))
+    assert report.to_dict()["before"]["parameters"] == 80
+    assert report.before.latency > 0
+    assert [layer.name for layer in report.layers] == ["0", "1", "3"]
+    first, _, last = report.layers
+    assert first.shapes == {"0.weight": ((8, 4), (5, 4)), "0.bias": ((8,), (5,))}
+    assert (first.before.multiply_adds, first.after.multiply_adds) == (6 * 32, 6 * 20)
+    assert (last.before.parameters, last.after.parameters) == (24, 18)
+    assert 0 < first.before.latency < 10 * report.before.latency
+    assert re.search(r"^0 +8x4 to 5x4 +40 to 25 +192 to 120 ", str(report), re.MULTILINE)
+
+
+def test_a_layer_that_is_used_without_being_called_has_no_time():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return nn.functional.linear(torch.relu(nn.functional.linear(x, self.inner.weight)), self.outer.weight)
+
+    model = Tied()
+    with torch.no_grad():
+        model.inner.weight[:2] = 0
+    report = shrink(model, torch.randn(3, 4)).report
+    assert {layer.after.latency for layer in report.layers} == {None}
+    assert {layer.after.multiply_adds for layer in report.layers} == {0}
+    assert report.after.multiply_adds == 3 * (16 + 8)
+    assert "-" in str(report)
 
 
 CASE = {case.name: case for case in CASES}

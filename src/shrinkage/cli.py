@@ -75,7 +75,7 @@ def demo(
     with extras():
         from shrinkage.demo import data
         from shrinkage.demo.publish import publish
-        from shrinkage.demo.results import findings, table_rows
+        from shrinkage.demo.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_rows, table_rows
         from shrinkage.demo.run import Settings, run
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,11 @@ def demo(
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=settings.ticks)
         done = run(digits, settings, lambda doing: progress.update(task, advance=1, description=doing))
-    show(table_rows(done.results), findings(done.results))
+    console = Console()
+    console.print(table(TABLE_HEADER, table_rows(done.results)), "")
+    console.print(table(SMALLER_HEADER, smaller_rows(done.results)), "")
+    for sentence in findings(done.results):
+        console.print(sentence, highlight=False, markup=False)
     try:
         written = publish(done, digits, output)
     except OSError as error:
@@ -95,19 +99,14 @@ def demo(
     typer.echo(f"Wrote {', '.join(path.name for path in written)} to {output}")
 
 
-def show(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> None:
-    """Print the demo's table, and what to see in it."""
-    from shrinkage.demo.results import TABLE_HEADER
-
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return rows of text under `header`, the first column flush left."""
     printed = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, header in enumerate(TABLE_HEADER):
-        printed.add_column(header, justify="left" if index == 0 else "right", vertical="bottom")
+    for index, title in enumerate(header):
+        printed.add_column(title, justify="left" if index == 0 else "right", vertical="bottom")
     for row in rows:
         printed.add_row(*row)
-    console = Console()
-    console.print(printed)
-    for sentence in sentences:
-        console.print(sentence, highlight=False, markup=False)
+    return printed
 
 
 @app.command("report")

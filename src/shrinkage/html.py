@@ -31,14 +31,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report: what it is about, its findings, a table, what the table's rows are, pictures, and how it was made.
+    """A report: what it is about, its findings, tables, what their rows are, pictures, and how it was made.
 
     Args:
         title: the heading.
         paragraphs: the introduction.
         findings: what the numbers say, one sentence each.
-        table: the numbers.
-        terms: names in the table, each with its explanation.
+        tables: the numbers.
+        terms: names in the tables, each with its explanation.
         pictures: shown one below the other.
         choice: what was tried before, and `choice_rule` how one was chosen.
         command: how to make the report again.
@@ -48,7 +48,7 @@ class Page:
     title: str
     paragraphs: Sequence[str]
     findings: Sequence[str]
-    table: Table
+    tables: Sequence[Table]
     terms: Sequence[tuple[str, str]]
     pictures: Sequence[Picture]
     choice: Table

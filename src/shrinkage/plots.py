@@ -1,4 +1,4 @@
-"""Pictures of weights: how large they are, where their zeros are, and when these came."""
+"""Pictures of weights: how large they are, where their zeros are, when these came, and what is left without them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,6 +6,7 @@ from io import BytesIO
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -127,3 +128,44 @@ def pixel_maps(mean_image: Tensor, norms: Mapping[str, Tensor]) -> Figure:
     panels[0].set_ylabel("row of the image (pixels)", fontsize=FONT_SIZE)
     figure.suptitle("Which pixels matter?", fontsize=FONT_SIZE + 2)
     return figure
+
+
+def networks(weights: Mapping[str, Sequence[Tensor]], layers: Sequence[str]) -> Figure:
+    """Draw networks of linear layers: a point per neuron, a line per weight that is not zero, the darker the larger.
+
+    Args:
+        weights: `(outputs, inputs)` of each layer, under the names of the panels.
+        layers: what the points of each column are.
+    """
+    figure = Figure(figsize=(5.2 * len(weights) + 0.6, 6.4), layout="constrained")
+    panels = figure.subplots(1, len(weights), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (name, matrices) in zip(panels, weights.items(), strict=True):
+        draw_network(axes, [matrix.detach() for matrix in matrices])
+        count = sum(matrix.numel() for matrix in matrices)
+        axes.set_title(f"{name}: {count:,} weights", fontsize=FONT_SIZE)
+        axes.set_xticks(range(len(layers)), layers, fontsize=FONT_SIZE)
+        axes.set_yticks([])
+        axes.set_xlabel("layer", fontsize=FONT_SIZE)
+        for side in ("left", "right", "top"):
+            axes.spines[side].set_visible(False)
+    panels[0].set_ylabel("a point per pixel, neuron or digit; orange: its weights are all zero", fontsize=FONT_SIZE)
+    figure.suptitle("What is left of the network?", fontsize=FONT_SIZE + 2)
+    return figure
+
+
+def draw_network(axes: Axes, matrices: Sequence[Tensor]) -> None:
+    """Draw one panel, its columns centred; a column's points are as far apart in all panels."""
+    sizes = [matrices[0].shape[1], *(len(matrix) for matrix in matrices)]
+    heights = [np.arange(size) - (size - 1) / 2 for size in sizes]
+    for column, matrix in enumerate(matrices):
+        shares = (matrix.abs() / matrix.abs().max().clamp_min(1e-30)).numpy()
+        ends, starts = shares.nonzero()
+        lines = [
+            [(column, heights[column][start]), (column + 1, heights[column + 1][end])]
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        axes.add_collection(LineCollection(lines, colors=BAR_COLOUR, alpha=shares[ends, starts], linewidths=0.5))
+    zeros = [(matrices[0] == 0).all(0), *((matrix == 0).all(1) for matrix in matrices)]
+    for column, (height, zero) in enumerate(zip(heights, zeros, strict=True)):
+        colours = [ZERO_COLOUR if silent else BAR_COLOUR for silent in zero.tolist()]
+        axes.scatter([column] * len(height), height, s=9, color=colours, zorder=2)

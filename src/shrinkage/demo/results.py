@@ -9,18 +9,24 @@ from typing import Any
 from shrinkage import Report, report, threshold_
 from shrinkage.demo.choose import RULE, TOLERANCE, Candidate
 from shrinkage.demo.data import PIXELS, Images
+from shrinkage.demo.smaller import Smaller
 from shrinkage.demo.timing import StepTime
 from shrinkage.demo.train import LAYERS, NEURONS, Epoch, Run, accuracy, weights_of
 from shrinkage.demo.variants import STRENGTHS
 
 BELOW = 1e-3  # a weight of smaller size counts as small
+OVER_SEEDS = (
+    "test_accuracy", "zeros", "small", "zero_pixels", "zero_neurons", "thresholded_test_accuracy", "parameters_left",
+    "difference",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SeedResult:
     """One trained network. Shares are of all weights of the three layers; biases are not among them.
 
-    `thresholded_test_accuracy` is that of the network after all weights below `BELOW` are set to zero.
+    `thresholded_test_accuracy` is that of the network after all weights below `BELOW` are set to zero. The last
+    three are of the network after `shrink`.
     """
 
     seed: int
@@ -32,17 +38,21 @@ class SeedResult:
     zero_neurons: int
     thresholded_test_accuracy: float
     history: tuple[Epoch, ...]
+    neurons_left: tuple[int, int]
+    parameters_left: int
+    difference: float
 
 
 @dataclass(frozen=True, slots=True)
 class VariantResult:
-    """One variant: a network per seed, and the time of its training steps."""
+    """One variant: a network per seed, the time of its training steps, and of a call after `shrink`."""
 
     name: str
     about: str
     strength: float
     seeds: tuple[SeedResult, ...]
     time: StepTime
+    milliseconds_per_call: float
 
     @property
     def test_accuracy(self) -> float:
@@ -79,11 +89,20 @@ class VariantResult:
         """Rows of the second layer that are zero as a whole, mean over the seeds."""
         return mean(seed.zero_neurons for seed in self.seeds)
 
+    @property
+    def parameters_left(self) -> float:
+        """Weights and biases after `shrink`, mean over the seeds."""
+        return mean(seed.parameters_left for seed in self.seeds)
+
+    @property
+    def difference(self) -> float:
+        """Of the outputs on the test images before and after `shrink`: the largest one over the seeds."""
+        return max(seed.difference for seed in self.seeds)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the means, and the numbers of every seed."""
         deviation = {"test_accuracy_deviation": self.test_accuracy_deviation}
-        words = ("test_accuracy", "zeros", "small", "zero_pixels", "zero_neurons", "thresholded_test_accuracy")
-        return {**asdict(self), **{word: getattr(self, word) for word in words}, **deviation}
+        return {**asdict(self), **{word: getattr(self, word) for word in OVER_SEEDS}, **deviation}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +133,7 @@ class Results:
         }
 
 
-def seed_result(run: Run, test: Images) -> SeedResult:
+def seed_result(run: Run, small: Smaller, test: Images) -> SeedResult:
     """Measure one trained network. Only here are test images looked at."""
     weights: Report = report(weights_of(run.model), below=BELOW)
     first, second, _ = LAYERS
@@ -130,14 +149,19 @@ def seed_result(run: Run, test: Images) -> SeedResult:
         zero_neurons=weights[second].zero_rows,
         thresholded_test_accuracy=accuracy(thresholded, test),
         history=run.history,
+        neurons_left=small.neurons,
+        parameters_left=small.parameters,
+        difference=small.difference,
     )
 
 
-def variant_result(runs: Sequence[Run], test: Images, time: StepTime) -> VariantResult:
+def variant_result(
+    runs: Sequence[Run], smaller: Sequence[Smaller], test: Images, time: StepTime, milliseconds_per_call: float
+) -> VariantResult:
     """Measure the networks of one variant."""
     variant = runs[0].variant
-    seeds = tuple(seed_result(run, test) for run in runs)
-    return VariantResult(variant.name, variant.about, variant.strength, seeds, time)
+    seeds = tuple(seed_result(run, small, test) for run, small in zip(runs, smaller, strict=True))
+    return VariantResult(variant.name, variant.about, variant.strength, seeds, time, milliseconds_per_call)
 
 
 TABLE_HEADER = (
@@ -149,6 +173,14 @@ TABLE_HEADER = (
     f"zero\nneurons\nof {NEURONS}",
     "ms per\nstep",
     "penalty\nshare",
+)
+SMALLER_HEADER = (
+    "after shrink",
+    "first\nlayer",
+    "second\nlayer",
+    "weights\nand biases",
+    "ms per\ncall",
+    "outputs\ndiffer by",
 )
 
 
@@ -174,6 +206,20 @@ def cells(variant: VariantResult, *, is_reference: bool) -> tuple[str, ...]:
     )
 
 
+def smaller_rows(results: Results) -> list[tuple[str, ...]]:
+    """Return one row of text per variant, under `SMALLER_HEADER`."""
+    return [
+        (
+            variant.name,
+            *(f"{mean(seed.neurons_left[layer] for seed in variant.seeds):.1f}" for layer in (0, 1)),
+            f"{variant.parameters_left:,.0f}",
+            f"{variant.milliseconds_per_call:.3f}",
+            f"{variant.difference:.0e}" if variant.difference else "0",
+        )
+        for variant in results.variants
+    ]
+
+
 def percent(value: float) -> str:
     """Return a share as text.
 
@@ -184,7 +230,7 @@ def percent(value: float) -> str:
 
 
 def findings(results: Results) -> list[str]:
-    """Return what the numbers of this run say, in three sentences."""
+    """Return what the numbers of this run say, in four sentences."""
     plain, in_loss, proximal = (results[name] for name in ("no penalty", "L1 in the loss", "L1 proximal"))
     group = results["group lasso"]
     return [
@@ -198,4 +244,7 @@ def findings(results: Results) -> list[str]:
         f"The group lasso (strength {group.strength:g}) does without {group.zero_pixels:.1f} of {PIXELS} pixels and "
         f"{group.zero_neurons:.1f} of {NEURONS} neurons of the second hidden layer, at a test accuracy of "
         f"{percent(group.test_accuracy)}.",
+        f"Of that network's weights and biases `shrink` leaves {group.parameters_left:,.0f} of "
+        f"{plain.parameters_left:,.0f}; a call takes {group.milliseconds_per_call:.3f} ms instead of "
+        f"{plain.milliseconds_per_call:.3f} ms, and outputs differ by {group.difference:.0e} of the largest at most.",
     ]

@@ -1,4 +1,4 @@
-"""The demo from beginning to end: train, choose strengths, time, measure."""
+"""The demo from beginning to end: train, choose strengths, time, make smaller, measure."""
 
 import platform
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from shrinkage.demo import train
 from shrinkage.demo.choose import Candidate, choose
 from shrinkage.demo.data import Digits
 from shrinkage.demo.results import BELOW, Results, variant_result
+from shrinkage.demo.smaller import Smaller, made_smaller, milliseconds_per_call
 from shrinkage.demo.timing import ROUNDS, STEPS, one_thread, time_steps
 from shrinkage.demo.train import Run
 from shrinkage.demo.variants import (
@@ -24,6 +25,7 @@ from shrinkage.demo.variants import (
 )
 
 Tick = Callable[[str], None]
+VARIANTS = 5
 TRAINED_VARIANTS = 3 + 2 * len(STRENGTHS)  # three with one strength, two with all
 
 
@@ -38,16 +40,17 @@ class Settings:
 
     @property
     def ticks(self) -> int:
-        """How often a demo reports progress: once per epoch of training and per round of timing."""
-        return TRAINED_VARIANTS * self.seeds * self.epochs + self.rounds
+        """How often a demo reports progress: per epoch of training, round of timing, and network made smaller."""
+        return TRAINED_VARIANTS * self.seeds * self.epochs + self.rounds + VARIANTS * self.seeds
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What a demo found: the numbers, and the trained networks, a tuple of one per seed for each variant."""
+    """What a demo found: the numbers, and the networks before and after `shrink`, one per seed for each variant."""
 
     results: Results
     runs: tuple[tuple[Run, ...], ...]
+    smaller: tuple[tuple[Smaller, ...], ...]
 
 
 def run(digits: Digits, settings: Settings, tick: Tick) -> Demo:
@@ -67,9 +70,22 @@ def run(digits: Digits, settings: Settings, tick: Tick) -> Demo:
             steps=settings.steps,
             after_round=lambda: tick("timing steps"),
         )
-        pairs = zip(runs, times, strict=True)
-        variants = tuple(variant_result(of_variant, digits.test, time) for of_variant, time in pairs)
-    return Demo(Results(configuration(digits, settings), versions(), candidates, variants), runs)
+        smaller = tuple(make_smaller(of_variant, digits, tick) for of_variant in runs)
+        calls = milliseconds_per_call([of_variant[0] for of_variant in smaller], digits)
+        variants = tuple(
+            variant_result(of_variant, small, digits.test, time, call)
+            for of_variant, small, time, call in zip(runs, smaller, times, calls, strict=True)
+        )
+    return Demo(Results(configuration(digits, settings), versions(), candidates, variants), runs, smaller)
+
+
+def make_smaller(runs: tuple[Run, ...], digits: Digits, tick: Tick) -> tuple[Smaller, ...]:
+    """Return the networks of one variant without what they do not need."""
+    smaller = []
+    for run in runs:
+        smaller.append(made_smaller(run, digits))
+        tick("making networks smaller")
+    return tuple(smaller)
 
 
 def train_variants(

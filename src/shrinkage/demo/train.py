@@ -90,7 +90,7 @@ def training_step(variant: Variant, model: nn.Sequential, optimizer: Optimizer, 
     optimizer.step()
 
 
-def weights_of(model: nn.Sequential) -> dict[str, nn.Parameter]:
+def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weight of each layer: what all penalties on `*.weight` charge."""
     return {layer: model.get_parameter(f"{layer}.weight") for layer in LAYERS}
 

@@ -91,9 +91,14 @@ def medians_in_turns(
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of one call, from an idle device to an idle device."""
-    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda device: None
-    wait(device)
+    idle(device)
     start = perf_counter()
     call()
-    wait(device)
+    idle(device)
     return perf_counter() - start
+
+
+def idle(device: torch.device) -> None:
+    """Wait until `device` has done what it was asked to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

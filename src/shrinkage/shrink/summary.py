@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from math import prod
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from shrinkage.shrink.cost import Cost, costs
 from shrinkage.shrink.graph import Coupling
-from shrinkage.shrink.measure import medians_in_turns
 from shrinkage.shrink.plan import ShrinkPlan
-from shrinkage.shrink.tensors import tensors_of
-from shrinkage.shrink.verify import Call, outputs
+from shrinkage.shrink.verify import Call
 from shrinkage.tables import shape_text, table
+
+Shape = tuple[int, ...]
 
 ADVICE = {
     "zeros at the border": "charge the scale and shift of the norm too: the constant is then zero",
@@ -31,11 +30,25 @@ ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class LayerSummary:
-    """A parameter or buffer that lost channels: its shape before and after."""
+    """A layer that lost channels: the shapes before and after of its tensors that did, and what it costs."""
 
     name: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    shapes: Mapping[str, tuple[Shape, Shape]]
+    before: Cost
+    after: Cost
+
+    def cells(self) -> list[str]:
+        """Return its row of the table: the shape is that of its largest tensor."""
+        old, new = max(self.shapes.values(), key=lambda shapes: prod(shapes[0]))
+        operations = (self.before.multiply_adds, self.after.multiply_adds)
+        seconds = (self.before.latency, self.after.latency)
+        return [
+            self.name or "the model's own",
+            f"{shape_text(old)} to {shape_text(new)}",
+            f"{self.before.parameters:,} to {self.after.parameters:,}",
+            f"{operations[0]:,} to {operations[1]:,}" if operations[0] else "-",
+            "-" if None in seconds else " to ".join(map(_milliseconds, seconds)),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +67,13 @@ class KeptZeros:
 
 @dataclass(frozen=True, slots=True)
 class ShrinkReport:
-    """What shrinking saved; pairs are before and after.
+    """What a model costs before and after shrinking, in calls with the example inputs, and which zeros stay.
 
-    `multiply_adds` are those of one call with the example inputs, half of the floating-point operations that torch
-    counts; `latency` is the median time of such a call in seconds, measured in turns; `error` the largest difference of
-    the outputs, relative to the largest output, over all inputs that were compared.
+    `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared.
     """
 
-    parameters: tuple[int, int]
-    size: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    latency: tuple[float, float]
+    before: Cost
+    after: Cost
     error: float
     layers: tuple[LayerSummary, ...]
     kept: tuple[KeptZeros, ...]
@@ -78,8 +87,8 @@ class ShrinkReport:
     def __str__(self) -> str:
         parts = [_totals(self)]
         if self.layers:
-            rows = [[layer.name, shape_text(layer.before), shape_text(layer.after)] for layer in self.layers]
-            parts.append(table(["parameter", "before", "after"], rows, right=[1, 2]))
+            header = ["layer", "shape", "parameters", "multiply-adds", "milliseconds"]
+            parts.append(table(header, [layer.cells() for layer in self.layers], right=range(1, 5)))
         if self.kept:
             rows = [[kept.name, str(kept.channels), kept.reason, kept.advice] for kept in self.kept]
             parts.append(table(["zero channels that stay", "count", "because", "what to do"], rows, right=[1]))
@@ -90,36 +99,25 @@ class ShrinkReport:
 
 
 def _totals(report: ShrinkReport) -> str:
-    rows = [
-        ["parameters", *(f"{n:,}" for n in report.parameters), _ratio(*report.parameters)],
-        ["bytes", *(f"{n:,}" for n in report.size), _ratio(*report.size)],
-        ["multiply-adds", *(f"{n:,}" for n in report.multiply_adds), _ratio(*report.multiply_adds)],
-        ["milliseconds", *(f"{seconds * 1e3:.3g}" for seconds in report.latency), _ratio(*report.latency)],
-    ]
-    rows = [row for row in rows if row[1] not in ("0", "nan")]
+    old, new = report.before, report.after
+    counts = {
+        "parameters": (old.parameters, new.parameters),
+        "bytes": (old.size, new.size),
+        "multiply-adds": (old.multiply_adds, new.multiply_adds),
+    }
+    rows = [[name, f"{before:,}", f"{after:,}", _ratio(before, after)] for name, (before, after) in counts.items()]
+    seconds = (old.latency, new.latency)
+    rows.append(["milliseconds", *map(_milliseconds, seconds), _ratio(*seconds)])
     text = table(["", "before", "after", "ratio"], rows, right=[1, 2, 3])
     return f"{text}\n\nlargest relative difference of the outputs: {report.error:.1e}"
 
 
-def _ratio(before: float, after: float) -> str:
-    return f"{before / after:.2f}" if after else "-"
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.3g}"
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Return the number of entries of the parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def byte_count(model: nn.Module) -> int:
-    """Return the bytes of the parameters and buffers, tied ones counted once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
-
-
-def multiply_adds(model: nn.Module, call: Call) -> int:
-    """Return the multiply-adds of one call of `model`."""
-    with FlopCounterMode(display=False) as counter:
-        outputs(model, call)
-    return int(counter.get_total_flops()) // 2
+def _ratio(before: float | None, after: float | None) -> str:
+    return f"{before / after:.2f}" if before and after else "-"
 
 
 def compared(
@@ -127,22 +125,16 @@ def compared(
     coupling: Coupling,
 ) -> ShrinkReport:  # fmt: skip
     """Return the report on `small`, which `plan` made of `model`."""
-    layers = [LayerSummary(name, plan.shapes[name], plan.shape_after(name)) for name in plan.keep]
+    tensors: dict[str, list[str]] = {}
+    for name in plan.keep:
+        tensors.setdefault(name.rpartition(".")[0], []).append(name)
+    (before, after), (dense, cut) = costs([model, small], call, list(tensors))
+    layers = [
+        LayerSummary(
+            layer, {name: (plan.shapes[name], plan.shape_after(name)) for name in names}, dense[layer], cut[layer]
+        )
+        for layer, names in tensors.items()
+    ]
     return ShrinkReport(
-        (parameter_count(model), parameter_count(small)),
-        (byte_count(model), byte_count(small)),
-        (multiply_adds(model, call), multiply_adds(small, call)),
-        latencies(model, small, call),
-        error,
-        tuple(layers),
-        tuple(kept),
-        dict(coupling.unknown),
-        dict(coupling.unexported),
+        before, after, error, tuple(layers), tuple(kept), dict(coupling.unknown), dict(coupling.unexported)
     )
-
-
-def latencies(model: nn.Module, small: nn.Module, call: Call) -> tuple[float, float]:
-    """Return the median time of a call of both models in seconds, measured in turns."""
-    device = next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
-    before, after = medians_in_turns([partial(outputs, each, call) for each in (model, small)], device, seconds=0.5)
-    return before, after

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from shrinkage.shrink.export import evaluating
 from shrinkage.shrink.fold import varied
@@ -26,15 +26,10 @@ def calls(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Call]:
 
 def outputs(model: nn.Module, call: Call) -> list[Tensor]:
     """Return the tensors that `model` puts out, in evaluation mode and with the same random numbers every time."""
-    args, kwargs = tree_unflatten(*_copied(call))
+    args, kwargs = tree_map_only(Tensor, torch.clone, call)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
-
-
-def _copied(call: Call) -> tuple[list[Any], Any]:
-    leaves, structure = tree_flatten(call)
-    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
 
 
 def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
