@@ -44,7 +44,7 @@ def test_training_gives_zero_channels_all_of_which_are_taken_out(case):
     assert all("the last one" in kept.reason for kept in small.report.kept)
     with torch.no_grad():
         assert difference(model(*arguments, **keywords), small.model(*arguments, **keywords)) < 1e-5
-    assert small.report.parameters[1] < small.report.parameters[0]
+    assert small.report.after.parameters < small.report.before.parameters
 
 
 def test_a_group_holds_the_row_the_bias_and_the_norm():

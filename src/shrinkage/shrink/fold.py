@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shrinkage.shrink.export import Piece, lines
-from shrinkage.shrink.tensors import joined
+from shrinkage.shrink.tensors import joined, zero_slices
 from shrinkage.shrink.trace import Contraction, Trace
 
 SPREAD = 1e-5  # relative; sums of the same numbers in another order differ by less
@@ -51,12 +51,8 @@ class Reading:
 
     def reads(self, rows: Tensor | None = None) -> Tensor:
         """Return for each channel whether any of the `rows` (all, if None) of the weight has an entry for it."""
-        rank = self.weight.dim()
-        rest = [axis for axis in range(rank) if axis != self.contraction.weight_axis % rank]
-        weight = self.weight
-        if rows is not None:
-            weight = weight.index_select(self.contraction.rows % rank, rows.nonzero().reshape(-1))
-        return (weight != 0).sum(rest) > 0 if rest else weight != 0
+        weight = self.weight if rows is None else selected(self.weight, self.contraction.rows, rows)
+        return ~zero_slices(weight, self.contraction.weight_axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +88,11 @@ class Stimulus(fx.Interpreter):
         if contraction is None:
             result = super().run_node(n)
             if n in self.lookups:
-                return self._noise(result, -1, (self.env[n.all_input_nodes[0]] != 0).any(0))
+                return self._noise(result, -1, ~zero_slices(self.env[n.all_input_nodes[0]], -1))
             return result
         data, weight = self.env[contraction.data], self.env[contraction.weight]
         if n in self.products:
-            self.zeros[n] = _all_zero(data, contraction.axis) | _all_zero(weight, contraction.weight_axis)
+            self.zeros[n] = zero_slices(data, contraction.axis) | zero_slices(weight, contraction.weight_axis)
             return super().run_node(n)
         self.seen[n] = (_constants(data, contraction.axis), weight)
         return self._noise(super().run_node(n), contraction.out, live_rows(contraction, weight, self.blind.get(n)))
@@ -111,12 +107,14 @@ class Stimulus(fx.Interpreter):
 
 def live_rows(contraction: Contraction, weight: Tensor, blind: Tensor | None) -> Tensor:
     """Return for each row of `weight` whether it reads a channel that is not `blind`."""
-    rank = weight.dim()
-    axis, rows = contraction.weight_axis % rank, contraction.rows % rank
-    entries = weight != 0
-    if blind is not None and len(blind) == weight.shape[axis]:
-        entries = entries & ~blind.reshape([-1 if other == axis else 1 for other in range(rank)])
-    return entries.sum([other for other in range(rank) if other != rows]) > 0
+    if blind is not None and len(blind) == weight.shape[contraction.weight_axis]:
+        weight = selected(weight, contraction.weight_axis, ~blind)
+    return ~zero_slices(weight, contraction.rows)
+
+
+def selected(weight: Tensor, dim: int, which: Tensor) -> Tensor:
+    """Return the indices of `weight` along `dim` that are wanted; itself, not a copy, if all of them are."""
+    return weight if which.all() else weight.index_select(dim, which.nonzero().reshape(-1).to(weight.device))
 
 
 def _constants(data: Tensor, axis: int) -> Tensor:
@@ -127,10 +125,6 @@ def _constants(data: Tensor, axis: int) -> Tensor:
     low, high = values.amin(1).double(), values.amax(1).double()
     same = high - low <= SPREAD * torch.maximum(low.abs(), high.abs())
     return torch.where(same, (low + high) / 2, float("nan"))
-
-
-def _all_zero(data: Tensor, axis: int) -> Tensor:
-    return (lines(data, axis) == 0).all(1)
 
 
 def readings(

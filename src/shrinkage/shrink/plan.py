@@ -198,8 +198,8 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     check_attributes(dense, plan.attributes)
     memo: dict[int, Any] = {}
     for name, tensor in tensors.items():
-        if name in plan.keep or type(tensor) is nn.Parameter:
-            memo.setdefault(id(tensor), copied(tensor, plan.keep.get(name, {})))
+        if id(tensor) not in memo and (name in plan.keep or type(tensor) is nn.Parameter):
+            memo[id(tensor)] = copied(tensor, plan.keep.get(name, {}))
     result = copy.deepcopy(model, memo)
     small = result.module if isinstance(result, AveragedModel) else result
     for name, value in plan.attributes.items():

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shrinkage.shrink.export import lines
 from shrinkage.shrink.fold import SPREAD, Products, Reading, Target, live_rows, target_of
 from shrinkage.shrink.graph import Axis, Coupling
 from shrinkage.shrink.labels import distinct
-from shrinkage.shrink.tensors import tensors_of
+from shrinkage.shrink.tensors import tensors_of, zero_slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +86,7 @@ def _silent(coupling: Coupling, found: Sequence[Reading], model: nn.Module) -> T
     for (name, dim), channels in coupling.axes.items():
         tensor = tensors[name]
         if (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter) and name not in coupling.biases:
-            silent[channels[(lines(tensor, dim) == 0).all(1).cpu()]] = True
+            silent[channels[zero_slices(tensor, dim).cpu()]] = True
     for reading in found:
         weight = reading.piece.owned().get(reading.contraction.weight)
         if weight is not None:
@@ -169,7 +168,7 @@ def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
         first = next((axis for axis in range(tensor.dim()) if (name, axis) not in coupling.consumed), None)
         if dim != first or not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
             continue
-        zero = (lines(tensor, dim) == 0).all(1).cpu()
+        zero = zero_slices(tensor, dim).cpu()
         made[channels] = True
         live[channels[~zero]] = True
         for root in distinct(channels[zero]).tolist():

@@ -67,6 +67,22 @@ def cut(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
     return result.permute([order.index(dim) for dim in range(tensor.dim())])
 
 
+def zero_slices(tensor: Tensor, dim: int) -> Tensor:
+    """Return for each index along `dim` whether all entries there are zero, without a copy of `tensor`.
+
+    >>> zero_slices(torch.tensor([[0.0, 1.0], [0.0, -2.0]]), 1)
+    tensor([ True, False])
+    """
+    if tensor.is_complex():
+        return zero_slices(torch.view_as_real(tensor.resolve_conj()), dim % tensor.dim())
+    rest = [other for other in range(tensor.dim()) if other != dim % tensor.dim()]
+    if not rest:
+        return tensor == 0
+    if not tensor.numel():
+        return torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
+    return (tensor.amax(rest) == 0) & (tensor.amin(rest) == 0)
+
+
 def copied(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
     """Return a copy of what `dims` keeps of `tensor` as what that is, a parameter or a buffer, with its attributes."""
     smaller = cut(tensor, dims) if dims else tensor.detach().clone()
