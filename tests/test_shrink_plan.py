@@ -399,6 +399,8 @@ def test_plans_print_a_line_per_layer_that_is_cut():
         "words     11x6     11x3       66      33",
         "head      11x6     11x3       66      33",
         "all                          579     242",
+        "",
+        "attributes: width = 4",
     ]
     assert "conv.weight" not in repr(plan)
 
@@ -546,8 +548,8 @@ def test_a_plan_of_a_part_of_a_model_names_that():
 
     with pytest.raises(PlanError, match=r"the plan is one of the module called 'body\.0' in the model"):
         apply_plan(Outer(), plan_of())
-    with pytest.raises(PlanError, match=r"the plan is one of the module called '_orig_mod' in the model"):
-        apply_plan(torch.compile(Network()), plan_of())
+    with pytest.raises(PlanError, match=r"the plan is one of the module called 'net' in the model"):
+        apply_plan(nn.ModuleDict({"net": Network()}), plan_of())
 
 
 def test_buffers_that_are_not_saved_may_differ_unless_they_are_cut():

@@ -81,7 +81,7 @@ class Coupled(Groups):
         TypeError: something else than a `Member` is given.
         GroupError: there are no members, or two of them claim the same elements of a parameter.
 
-    Members that do not take a gradient take no part; a group is then what is left of it.
+    Members that do not take a gradient take no part, but count for the size of their groups.
 
     >>> import torch
     >>> from shrinkage import GroupLasso, Regularizer

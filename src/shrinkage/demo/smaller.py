@@ -9,7 +9,8 @@ from shrinkage import shrink
 from shrinkage.demo.data import Digits
 from shrinkage.demo.train import LAYERS, Run
 from shrinkage.shrink.cost import latencies
-from shrinkage.shrink.verify import Call, difference, outputs
+from shrinkage.shrink.inputs import Call
+from shrinkage.shrink.verify import difference, outputs
 
 
 @dataclass(frozen=True, slots=True)

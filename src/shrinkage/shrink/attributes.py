@@ -8,7 +8,7 @@ from torch import nn
 from shrinkage.shrink.export import lines
 from shrinkage.shrink.graph import Coupling
 from shrinkage.shrink.layers import rule_of_layer
-from shrinkage.shrink.tensors import joined
+from shrinkage.shrink.tensors import joined, own_tensors
 
 
 def changed_attributes(coupling: Coupling, model: nn.Module, gone: torch.Tensor) -> dict[str, object]:
@@ -27,8 +27,8 @@ def changed_attributes(coupling: Coupling, model: nn.Module, gone: torch.Tensor)
                 continue
             path = joined(piece.path, literal.path) if literal.path else piece.path
             module = model.get_submodule(path)
-            if rule_of_layer(module) is not None:
-                continue
+            if rule_of_layer(module) is not None and own_tensors(module):
+                continue  # whose shapes tell
             for name in _named(module, literal.length):
                 changes[joined(path, name)] = length
     return changes

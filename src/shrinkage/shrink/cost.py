@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from shrinkage.shrink.export import evaluating
+from shrinkage.shrink.copies import with_own_state
+from shrinkage.shrink.inputs import Call
 from shrinkage.shrink.measure import idle, medians_in_turns
 from shrinkage.shrink.tensors import tensors_of
-from shrinkage.shrink.verify import Call, outputs
+from shrinkage.shrink.verify import outputs
 
 SECONDS = 0.5  # after so long no model is called again to see how long it takes
 ROUNDS = 5  # of calls in which layers are timed
@@ -77,13 +78,12 @@ def latencies(
 ) -> tuple[list[float], list[dict[str, float | None]]]:
     """Return the median seconds of a call of each of `models` in evaluation mode, and of what it takes in each layer.
 
-    The models are called in turns. Layers are timed in calls of their own, so that the time of the model is without
-    hooks.
+    Copies of the models are called in turns. Layers are timed in calls of their own, so that the time of the model is
+    without hooks.
     """
     device = next((tensor.device for tensor in tensors_of(models[0]).values()), torch.device("cpu"))
-    with ExitStack() as held, torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for model in models:
-            held.enter_context(evaluating(model))
+    models = [with_own_state(model).eval() for model in models]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         whole = medians_in_turns([partial(_called, model, call) for model in models], device, seconds=SECONDS)
         rounds = ROUNDS if sum(whole) * ROUNDS < SECONDS else 1
         timed = [_seconds_in(model, layers, call, device, rounds) for model in models]

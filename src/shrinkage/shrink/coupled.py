@@ -1,15 +1,24 @@
 """The channels of a model as groups to be charged: what makes a channel goes to zero as a whole."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from shrinkage.coupled import Coupled, Member
 from shrinkage.errors import GroupError
-from shrinkage.shrink.graph import Coupling, couple
+from shrinkage.shrink.attempts import culprits
+from shrinkage.shrink.attributes import changed_attributes
+from shrinkage.shrink.copies import plain
+from shrinkage.shrink.graph import Axis, Coupling, couple, positional
+from shrinkage.shrink.inputs import Call
 from shrinkage.shrink.labels import distinct
+from shrinkage.shrink.plan import ShrinkPlan, apply_plan
+from shrinkage.shrink.removal import kept_indices
 from shrinkage.shrink.tensors import tensors_of
+from shrinkage.shrink.verify import outputs
 
 
 def CoupledChannels(
@@ -29,9 +38,12 @@ def CoupledChannels(
 
     A group that is zero makes its channel zero, so that `shrink` takes it out exactly. Heads of attention are groups
     too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that can not go (inputs,
-    outputs, the width of a residual stream under a norm) are in none.
+    outputs, the width of a residual stream under a norm) are in none. A copy of the model with one channel less of each
+    kind is called once; what makes it fail is in no group, and a warning says so.
 
-    Raises GroupError if no channel of the model can go.
+    Raises:
+        GroupError: no channel of the model can go.
+        ShrinkError: the model can not be called with the example inputs, or `pin` names nothing.
 
     >>> import torch
     >>> from torch import nn
@@ -40,14 +52,18 @@ def CoupledChannels(
     >>> channels.count, channels.names
     (3, ('0.weight', '0.bias', '1.weight', '1.bias'))
     """
+    model = plain(model)
     coupling = couple(model, example_inputs, example_kwargs=example_kwargs, pin=pin)
     free = _made_by(coupling, model)
-    roots = sorted({root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned))
+    roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
+    stuck = _stuck(coupling, model, (positional(example_inputs), dict(example_kwargs or {})), free, roots)
+    roots -= stuck
     if not roots:
         raise GroupError(
-            "expected a model of which some channel can go, found none: the report of `shrink` names the reasons"
+            "expected a model of which some channel can go and is trained, found none: the report of `shrink` names "
+            "reasons for channels that are zero"
         )
-    number = {root: place for place, root in enumerate(roots)}
+    number = {root: place for place, root in enumerate(sorted(roots))}
     members = [
         Member(name, dim, [number.get(root, -1) for root in channels.tolist()])
         for (name, dim), channels in free.items()
@@ -55,9 +71,9 @@ def CoupledChannels(
     return Coupled([member for member in members if max(member.groups) >= 0])
 
 
-def _made_by(coupling: Coupling, model: nn.Module) -> dict[tuple[str, int], Tensor]:
+def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:
     """Return the channels along the first axis of each trainable parameter that makes any, tied ones once."""
-    found: dict[tuple[str, int], Tensor] = {}
+    found: dict[Axis, Tensor] = {}
     tensors, seen = tensors_of(model), set()
     for (name, dim), channels in coupling.axes.items():
         tensor = tensors[name]
@@ -67,3 +83,36 @@ def _made_by(coupling: Coupling, model: nn.Module) -> dict[tuple[str, int], Tens
             seen.add(id(tensor))
             found[name, dim] = channels
     return found
+
+
+def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis, Tensor], roots: set[int]) -> set[int]:
+    """Return the channels that lie beside one without which the model fails."""
+    gone = torch.zeros(coupling.labels.count, dtype=torch.bool)
+    for channels in free.values():
+        own = [root for root in distinct(channels).tolist() if root in roots]
+        if len(own) > 1 and not gone[own].any():
+            gone[own[-1]] = True
+
+    def runs(held: Tensor) -> bool:
+        try:
+            attributes = changed_attributes(coupling, model, gone & ~held)
+            plan = ShrinkPlan.of(model, kept_indices(coupling, gone & ~held), attributes=attributes)
+            return [x.shape for x in outputs(apply_plan(model, plan), call)] == shapes
+        except Exception:  # Whatever a model's code does with other widths than it expects.
+            return False
+
+    try:
+        shapes = [x.shape for x in outputs(model, call)]
+    except Exception:  # On the meta device, say: nothing can be tried.
+        return set()
+    if runs(torch.zeros_like(gone)):
+        return set()
+    held = culprits(coupling, gone, runs)
+    names = [(name, set(distinct(channels).tolist())) for (name, _), channels in free.items() if held[channels].any()]
+    stuck = set().union(*(own for _, own in names)) & roots
+    warnings.warn(
+        f"the model fails when channels of {', '.join(name for name, _ in names)} go, so that they are in no group: "
+        "where its code has a length as a number, give it as -1 or as an integer attribute of the module",
+        stacklevel=3,
+    )
+    return stuck

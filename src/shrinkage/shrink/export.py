@@ -1,8 +1,10 @@
 """A model as graphs of operators: whole, or child by child where its code depends on the data."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -79,7 +81,8 @@ def _pieces(
     module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[Piece], dict[str, str]]:
     try:
-        program = torch.export.export(module, args, kwargs, strict=False)
+        with _quietly():
+            program = torch.export.export(module, args, kwargs, strict=False)
     except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
         found, failed = [], {path: str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
         for name, call in _calls_of_children(module, args, kwargs).items():
@@ -88,6 +91,14 @@ def _pieces(
             failed |= errors
         return found, failed
     return [Piece(path, program, tuple(tree_leaves((args, kwargs))))], {}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold back what an export says of a copy that nobody trains, and the graph that it prints where it fails."""
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.filterwarnings("ignore", "The tensor attributes? .* (was|were) assigned during export")
+        yield
 
 
 def _calls_of_children(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shrinkage.shrink.export import Piece, lines
+from shrinkage.shrink.inputs import varied
 from shrinkage.shrink.tensors import joined, zero_slices
 from shrinkage.shrink.trace import Contraction, Trace
 
@@ -95,7 +96,10 @@ class Stimulus(fx.Interpreter):
             self.zeros[n] = zero_slices(data, contraction.axis) | zero_slices(weight, contraction.weight_axis)
             return super().run_node(n)
         self.seen[n] = (_constants(data, contraction.axis), weight)
-        return self._noise(super().run_node(n), contraction.out, live_rows(contraction, weight, self.blind.get(n)))
+        self.env[contraction.data] = data.nan_to_num()  # so that a row of zeros makes zeros of noise that overflowed
+        result = super().run_node(n)
+        self.env[contraction.data] = data
+        return self._noise(result, contraction.out, live_rows(contraction, weight, self.blind.get(n)))
 
     def _noise(self, result: Tensor, axis: int, live: Tensor) -> Tensor:
         """Return `result` with noise where the index along `axis` is `live`."""
@@ -160,9 +164,7 @@ def _measured(
     seen: dict[fx.Node, tuple[Tensor, Tensor]] = {}
     zeros: dict[fx.Node, Tensor] = {}
     for number in range(len(RUNS)):
-        stimulus = Stimulus(piece, trace, blind, number)
-        with torch.no_grad():
-            stimulus.run(*piece.arguments(tensors, varied(piece.leaves, number)))
+        stimulus = _stimulated(piece, trace, tensors, blind, number)
         for node, (constants, weight) in stimulus.seen.items():
             if node in seen:
                 before = seen[node][0]
@@ -174,20 +176,20 @@ def _measured(
     return seen, zeros
 
 
-def varied(leaves: Sequence[Any], number: int) -> list[Any]:
-    """Return the inputs of a call, `number` 0 as they are and others with other numbers of the same kind."""
-    generator = torch.Generator().manual_seed(number)
-
-    def one(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if number == 0 or not leaf.is_floating_point():
-            order = torch.randperm(leaf.numel(), generator=generator) if number else torch.arange(leaf.numel())
-            return leaf.detach().reshape(-1)[order.to(leaf.device)].reshape(leaf.shape).clone()
-        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32)
-        return (noise * leaf.detach().float().std(correction=0).clamp_min(1e-3).cpu()).to(leaf)
-
-    return [one(leaf) for leaf in leaves]
+def _stimulated(
+    piece: Piece, trace: Trace, tensors: Mapping[str, Tensor], blind: Mapping[fx.Node, Tensor], number: int
+) -> Stimulus:
+    """Return the stimulus after a run, with inputs as they are if the graph refuses others."""
+    for variant in (number, 0):
+        stimulus = Stimulus(piece, trace, blind, number)
+        try:
+            with torch.no_grad():
+                stimulus.run(*piece.arguments(tensors, varied(piece.leaves, variant)))
+            break
+        except Exception:  # Whatever operators do with indices that they did not expect.
+            if variant == 0:
+                raise
+    return stimulus
 
 
 @dataclass(frozen=True)

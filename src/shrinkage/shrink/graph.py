@@ -1,5 +1,6 @@
 """Which channels of a model are one and the same: a graph of its operators, from `torch.export`."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from shrinkage.errors import ShrinkError
 from shrinkage.shrink import contractions, shapes  # noqa: F401  they register their rules
 from shrinkage.shrink.channels import Channels, axes_of, reduced
+from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.export import Piece, pieces
 from shrinkage.shrink.labels import Labels, distinct
 from shrinkage.shrink.rules import RULES
@@ -25,8 +28,9 @@ class Coupling:
 
     `axes` gives, for each dimension of each parameter and buffer by name, the channel of each index along it: the least
     label of its set, the same wherever two indices can only go together. `pinned` gives the reason for each channel
-    that can not go. `consumed` are the axes along which weights are summed over: the columns that read channels, where
-    all others make them; `biases` are the parameters that are only added.
+    that can not go. `consumed` are the axes along which weights are summed over and do nothing else: the columns that
+    read channels, where all others make them; `biases` are the parameters that are only added; `uncalled` are the
+    modules whose parameters no graph uses.
     """
 
     axes: Mapping[Axis, Tensor]
@@ -37,6 +41,7 @@ class Coupling:
     traces: tuple[tuple[Piece, Trace], ...]
     unknown: Mapping[str, int]
     unexported: Mapping[str, str]
+    uncalled: tuple[str, ...]
 
 
 def couple(
@@ -46,9 +51,11 @@ def couple(
     example_kwargs: Mapping[str, Any] | None = None,
     pin: Sequence[str] = (),
 ) -> Coupling:
-    """Return the channels of `model` for the call `model(*example_inputs, **example_kwargs)`."""
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    found, unexported = pieces(model, args, example_kwargs or {})
+    """Return the channels of `model` for the call `model(*example_inputs, **example_kwargs)`.
+
+    A copy of the model is called. Raises ShrinkError if that can not be, or `pin` names nothing.
+    """
+    found, unexported = _exported(model, positional(example_inputs), example_kwargs or {})
     labels = Labels()
     own = _labels_of(labels, model)
     for name, reason in _held(model, pin).items():
@@ -58,7 +65,7 @@ def couple(
     for _, trace in traces:
         for factor, follows in trace.splits:
             _settle(labels, factor, follows)
-    _pin_unseen(labels, own, found)
+    unseen = _pin_unseen(labels, own, found)
     axes = {
         (name, dim): labels.find(channels.factors[dim].reshape(-1))
         for name, channels in own.items()
@@ -68,9 +75,36 @@ def couple(
     for _, trace in traces:
         for operator, count in trace.unknown.items():
             unknown[operator] = unknown.get(operator, 0) + count
-    return Coupling(
-        axes, labels.reasons(), _consumed(labels, traces, own), _biases(traces), labels, traces, unknown, unexported
+    uncalled = tuple(
+        path for path, module in model.named_modules() if (names := _own(path, module)) and unseen.issuperset(names)
     )
+    consumed = _consumed(labels, traces, own) - _producing(traces, own)
+    biases = _biases(traces)
+    return Coupling(axes, labels.reasons(), consumed, biases, labels, traces, unknown, unexported, uncalled)
+
+
+def positional(example_inputs: Any) -> tuple[Any, ...]:
+    """Return the positional arguments of a call, given as a tuple or as the only one."""
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:
+    """Return the graphs of `model`, whose own state is left alone."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ShrinkError(f"{type(model).__name__} has no operators to export: give the module before torch.jit")
+    try:
+        return pieces(with_own_state(model), args, kwargs)
+    except ShrinkError:
+        raise
+    except Exception as error:
+        raise ShrinkError(
+            f"calling the {type(model).__name__} with the example inputs failed: {error}. Positional arguments are"
+            " given as a tuple, or as the only one, and keyword arguments as example_kwargs"
+        ) from error
+
+
+def _own(path: str, module: nn.Module) -> set[str]:
+    return {joined(path, name) for name, _ in module.named_parameters(recurse=False)}
 
 
 def _labels_of(labels: Labels, model: nn.Module) -> dict[str, Channels]:
@@ -103,8 +137,12 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
         if reason is not None:
             held |= {joined(path, name): reason for name in tensors_of(module)}
     names = tensors_of(model)
-    for pattern in pin:
-        held |= {name: "pinned by you" for name in names if name == pattern or name.startswith(f"{pattern}.")}
+    for pattern in [pin] if isinstance(pin, str) else pin:
+        pinned = [name for name in names if name == pattern or name.startswith(f"{pattern}.")]
+        if not pinned:
+            near = difflib.get_close_matches(pattern, [*names, *dict(model.named_modules())], n=3)
+            raise ShrinkError(f"pin names {pattern!r}, which is no module or parameter of the model; nearest: {near}")
+        held |= dict.fromkeys(pinned, "pinned by you")
     return held
 
 
@@ -123,7 +161,7 @@ def _traced(labels: Labels, piece: Piece, own: Mapping[str, Channels]) -> Trace:
         if node.op == "placeholder" and (node in owned or isinstance(node.meta.get("val"), Tensor))
     }
     given = {node: Channels(c.shape, tuple(f for f in c.factors if f.numel() > 1)) for node, c in given.items()}
-    follow(trace, piece.program.graph, given, piece.inputs())
+    follow(trace, piece.program.graph, given, piece.inputs(), piece.path)
     return trace
 
 
@@ -149,8 +187,8 @@ def _lines(labels: Labels, factor: Tensor, axis: int) -> int:
     return len(distinct(trial.find(torch.arange(len(roots)))))
 
 
-def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Piece]) -> None:
-    """Hold what no graph shows, and all of it where a dimension has length 1."""
+def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Piece]) -> set[str]:
+    """Hold what no graph shows, and all of it where a dimension has length 1; return the names of the former."""
     seen = {id(own[name]) for piece in found for node, name in piece.owned().items() if node.users}
     for channels in own.values():
         for factor in channels.factors:
@@ -158,6 +196,7 @@ def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Pie
                 labels.pin(factor, "not used by any operator of the exported graph")
             elif factor.numel() == 1:
                 labels.pin(factor, "the only channel")
+    return {name for name, channels in own.items() if id(channels) not in seen}
 
 
 def _consumed(labels: Labels, traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
@@ -177,6 +216,20 @@ def _consumed(labels: Labels, traces: Sequence[tuple[Piece, Trace]], own: Mappin
                 united = {(name, dim) for dim, flat in factors if bool(torch.isin(labels.find(flat), read).all())}
                 consumed |= direct or united
     return frozenset(consumed)
+
+
+def _producing(traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
+    """Return the axes of parameters along which their rows lie: what makes channels, though it may also read some."""
+    producing: set[Axis] = set()
+    for piece, trace in traces:
+        owned = piece.owned()
+        for contraction in trace.contractions:
+            rows = trace.values[contraction.weight].along(contraction.rows)
+            for name in {owned[node] for node in _sources(contraction.weight) if node in owned}:
+                for dim, factor in enumerate(own[name].factors):
+                    if rows is not None and factor.numel() > 1 and bool(torch.isin(factor, rows).all()):
+                        producing.add((name, dim))
+    return frozenset(producing)
 
 
 def _sources(node: Any) -> set[Any]:

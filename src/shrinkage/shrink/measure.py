@@ -1,7 +1,6 @@
 """What layers are called with when a model is called, and how long that takes."""
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from shrinkage.parametrized import computed_weights
+from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.csr import autocast_type
-from shrinkage.shrink.verify import Call
+from shrinkage.shrink.inputs import Call
 
 Calls = dict[tuple[torch.Size, torch.dtype, torch.dtype | None], tuple[Tensor, int]]
 
@@ -21,24 +20,12 @@ ROUNDS = 21
 SECONDS = 0.2  # after so long no further round begins
 
 
-def copied(model: nn.Module, replaced: Mapping[Any, object]) -> nn.Module:
-    """Return a copy of `model` that has other things in the place of some, wherever it holds these.
-
-    What hooks compute anew at each call, `deepcopy` refuses to copy with its history.
-    """
-    memo = {id(old): new for old, new in replaced.items()}
-    for module in model.modules():
-        held = [vars(module).get(computed.attribute) for computed in computed_weights(module)]
-        memo |= {id(tensor): tensor.detach().clone() for tensor in held if isinstance(tensor, Tensor)}
-    return copy.deepcopy(model, memo)
-
-
 def watched(model: nn.Module, names: Sequence[str], call: Call) -> tuple[list[Tensor], dict[str, Calls]]:
     """Return the outputs of `model` for a call in evaluation mode, and the inputs of the layers that are named.
 
     A copy is called, which has parameters in common with the model and buffers of its own.
     """
-    probe = copied(model, {parameter: parameter for parameter in model.parameters()}).eval()
+    probe = with_own_state(model).eval()
     calls: dict[str, Calls] = {name: {} for name in names}
     for name in names:
         probe.get_submodule(name).register_forward_pre_hook(noting(calls[name]), with_kwargs=True)

@@ -1,6 +1,5 @@
 """The plan of a smaller model: which indices of its class's tensors stay; as JSON, and applied to a fresh model."""
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from shrinkage.shrink.checks import (
     check_tied,
     check_values,
 )
+from shrinkage.shrink.copies import copy_of, plain
 from shrinkage.shrink.encoding import decoded, encoded, hashed, tuples
 from shrinkage.shrink.layers import layer_attributes, outputs_of
 from shrinkage.shrink.tensors import Shape, copied, joined, own_tensors, saved_shapes, shape_of_cut, tensors_of
@@ -88,6 +88,7 @@ class ShrinkPlan:
             PlanError: indices as above; a tensor that is cut in two ways, computed from others, lazy, sparse, or spread
                 over machines; a group of channels that is cut in two; a layer that has a bias or can have none.
         """
+        model = plain(model)
         tensors = tensors_of(model)
         chosen = _under_all_names(tensors, keep)
         plan = cls(saved_shapes(model, chosen), chosen, tuple(biases))
@@ -161,7 +162,14 @@ class ShrinkPlan:
             shapes = shape_text(self.shapes[largest]), shape_text(self.shape_after(largest))
             rows.append([layer or "(the model)", *shapes, *self._counts(names)])
         rows.append(["all", "", "", *self._counts(self.shapes)])
-        return table(["layer", "weight", "becomes", "numbers", "become"], rows, right=range(1, 5))
+        parts = [table(["layer", "weight", "becomes", "numbers", "become"], rows, right=range(1, 5))]
+        if self.biases:
+            parts.append("new biases, not in these numbers: " + ", ".join(self.biases))
+        listed = {name.rpartition(".")[0] for name in self.keep}  # layers whose widths the table tells
+        others = {name: value for name, value in self.attributes.items() if name.rpartition(".")[0] not in listed}
+        if others:
+            parts.append("attributes: " + ", ".join(f"{name} = {value}" for name, value in others.items()))
+        return "\n\n".join(parts)
 
     def _counts(self, names: Iterable[str]) -> tuple[str, str]:
         """Return how many numbers the tensors called `names` hold before and after, as text."""
@@ -174,7 +182,8 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
 
     Args:
         model: stays as it is. On the meta device the result is there too, to be filled with
-            `load_state_dict(state, assign=True)`. Of a `torch.optim.swa_utils.AveragedModel` the averaged model is cut.
+            `load_state_dict(state, assign=True)`. Of a `torch.optim.swa_utils.AveragedModel` the averaged model is cut;
+            of a compiled one, or one on several machines, the module inside is, and returned alone.
         plan: what `shrink` returned, or `ShrinkPlan.from_json` read.
 
     Weights that go are never copied. Tied parameters stay tied; classes, modes, types, devices, `requires_grad`, the
@@ -189,19 +198,21 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     >>> apply_plan(nn.Linear(4, 3, bias=False), plan)
     Linear(in_features=4, out_features=2, bias=False)
     """
-    dense = model.module if isinstance(model, AveragedModel) else model
+    if not isinstance(model, AveragedModel):
+        model = plain(model)
+    dense = plain(model)
     tensors = tensors_of(dense)
     check_is_dense(dense, plan.shapes, {name: plan.shape_after(name) for name in plan.shapes}, plan.keep)
     check_tied(plan.keep, _under_all_names(tensors, plan.keep))
     check_can_be_cut(dense, tensors, plan.keep)
     check_biases(dense, plan.biases)
     check_attributes(dense, plan.attributes)
-    memo: dict[int, Any] = {}
+    cuts: dict[Tensor, Tensor] = {}
     for name, tensor in tensors.items():
-        if id(tensor) not in memo and (name in plan.keep or type(tensor) is nn.Parameter):
-            memo[id(tensor)] = copied(tensor, plan.keep.get(name, {}))
-    result = copy.deepcopy(model, memo)
-    small = result.module if isinstance(result, AveragedModel) else result
+        if tensor not in cuts and (name in plan.keep or type(tensor) is nn.Parameter):
+            cuts[tensor] = copied(tensor, plan.keep.get(name, {}))
+    result = copy_of(model, cuts)
+    small = plain(result)
     for name, value in plan.attributes.items():
         path, _, attribute = name.rpartition(".")
         setattr(small.get_submodule(path), attribute, value)

@@ -41,6 +41,7 @@ def removable(
         gone = _closed(coupling, found, products, constant, stay)
         short = _too_few(coupling, gone, round_to)
         if not len(short):
+            _explain_the_rest(coupling, found, constant, ~gone, reasons)
             return Removal(gone, reasons)
         stay[short] = True
 
@@ -98,10 +99,21 @@ def _silent(coupling: Coupling, found: Sequence[Reading], model: nn.Module) -> T
 def _explain(coupling: Coupling, reading: Reading, which: Tensor, text: str, reasons: dict[int, str]) -> None:
     labels = reading.contraction.labels
     if len(labels) == len(which) and which.any():
-        for root, value in zip(
-            coupling.labels.find(labels[which]).tolist(), reading.constants[which].tolist(), strict=True
-        ):
-            reasons.setdefault(root, f"puts the constant {value:.3g} into `{reading.name}`, {text}")
+        for root in coupling.labels.find(labels[which]).tolist():
+            reasons.setdefault(root, f"puts a constant into `{reading.name}`, {text}")
+
+
+def _explain_the_rest(
+    coupling: Coupling, found: Sequence[Reading], constant: Sequence[Tensor], stay: Tensor, reasons: dict[int, str]
+) -> None:
+    """Note for channels that stay without a reason so far who reads something of them that is no constant."""
+    for reading, fine in zip(found, constant, strict=True):
+        labels = coupling.labels.find(reading.contraction.labels)
+        if len(labels):
+            missed = reading.reads(_rows(coupling, reading, stay)) & ~fine
+            text = f"is no constant where `{reading.name}` reads it: it depends on the data or the position"
+            for root in labels[missed].tolist():
+                reasons.setdefault(root, text)
 
 
 def _closed(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.shrink.channels import Channels, axes_of
-from shrinkage.shrink.trace import Rule, Trace, flat, shapes_of
+from shrinkage.shrink.trace import Literal, Rule, Trace, flat, shapes_of
 
 aten = torch.ops.aten
 RULES: dict[Any, Rule] = {}
@@ -89,6 +89,8 @@ def batch_norm(
     """A scale, a shift, a mean and a variance for every channel."""
     if trace.operator.overloadpacket is aten.instance_norm:
         x = trace.fix(x, range(2, len(x.shape)), "normalized along")
+    if weight is None and mean is None:  # so that no shape tells a layer how many channels are left
+        trace.literals += [Literal(trace.path, x.shape[1], factor, 1) for factor in x.factors if factor.shape[1] > 1]
     vectors = [along(vector, len(x.shape)) for vector in (weight, bias, mean, variance)]
     return trace.combine([x, *vectors])
 
@@ -135,6 +137,9 @@ def index(trace: Trace, x: Channels, indices: Sequence[Any]) -> Channels:
     axes = [axis for axis, one in enumerate(indices) if one is not None]
     trace.pin(indices, "an index into a table")
     x = trace.fix(x, axes, "looked up by index")
+    table = trace.node.args[0]
+    if table not in trace.from_data and len(x.shape) - 1 not in axes:
+        trace.lookups.append(trace.node)
     if axes != list(range(axes[0], axes[0] + len(axes))) or any(_is_mask(trace, one) for one in axes):
         trace.pin(x, "looked up by index")
         return Channels(trace.shape)

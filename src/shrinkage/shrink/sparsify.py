@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from shrinkage.errors import SparseFormatError
 from shrinkage.parametrized import computed_weights
-from shrinkage.shrink.measure import Calls, copied, seconds_of_calls, watched
+from shrinkage.shrink.copies import copy_of
+from shrinkage.shrink.measure import Calls, seconds_of_calls, watched
 from shrinkage.shrink.sparse import REAL, SparseLinear
 from shrinkage.tables import shape_text, table
 
@@ -130,7 +131,7 @@ def to_sparse(
             if not choice.kept_because:
                 replaced[layer] = sparse
         choices.append(choice)
-    result, report = copied(model, replaced), SparseReport(tuple(choices))
+    result, report = copy_of(model, replaced), SparseReport(tuple(choices))
     if checked and not all(map(_equal_but_for_rounding, expected, watched(result, [], call)[0])):
         raise SparseFormatError(
             f"with {', '.join(report.converted)} sparse, the outputs for the example inputs changed by more than "
@@ -155,7 +156,7 @@ def to_dense(model: nn.Module) -> nn.Module:
       (0): Linear(in_features=3, out_features=2, bias=True)
     )
     """
-    return copied(model, {m: m.to_linear() for m in model.modules() if isinstance(m, SparseLinear)})
+    return copy_of(model, {m: m.to_linear() for m in model.modules() if isinstance(m, SparseLinear)})
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

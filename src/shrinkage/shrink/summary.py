@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
+from math import isnan, prod
 from typing import Any
 
 from torch import nn
 
 from shrinkage.shrink.cost import Cost, costs
 from shrinkage.shrink.graph import Coupling
+from shrinkage.shrink.inputs import Call
 from shrinkage.shrink.plan import ShrinkPlan
-from shrinkage.shrink.verify import Call
 from shrinkage.tables import shape_text, table
 
 Shape = tuple[int, ...]
@@ -20,9 +20,10 @@ ADVICE = {
     "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or charge what makes the constant too",
     "normalized over": "the width of a residual stream stays: charge neurons and heads instead",
     "mean over": "the width of a residual stream stays: charge neurons and heads instead",
+    "exported by itself": "make the model one that `torch.export` takes whole; transformers: pass use_cache=False too",
     "without a rule": "tell what the operator does to channels with `coupling_rule`",
     "not used by any": "call the module by its forward method, with inputs that `torch.export` can follow",
-    "differ": "give the length as -1 or as an integer attribute of the module where the code has a number",
+    "differ": "where the code has a length as a number, give it as -1 or as an integer attribute of the module",
     "size of a head": "charge heads as a whole",
     "MultiheadAttention": "write attention with nn.Linear layers and `view(..., -1, head_size)`",
 }
@@ -69,7 +70,8 @@ class KeptZeros:
 class ShrinkReport:
     """What a model costs before and after shrinking, in calls with the example inputs, and which zeros stay.
 
-    `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared.
+    `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared;
+    NaN if none were. `uncalled` are the modules that the example did not call and that stay as wide as they were.
     """
 
     before: Cost
@@ -79,6 +81,7 @@ class ShrinkReport:
     kept: tuple[KeptZeros, ...]
     unknown_operators: Mapping[str, int]
     not_exported: Mapping[str, str]
+    uncalled: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dictionaries, lists, numbers and strings."""
@@ -92,6 +95,8 @@ class ShrinkReport:
         if self.kept:
             rows = [[kept.name, str(kept.channels), kept.reason, kept.advice] for kept in self.kept]
             parts.append(table(["zero channels that stay", "count", "because", "what to do"], rows, right=[1]))
+        if self.uncalled:
+            parts.append("not called with the example inputs, and as wide as before: " + ", ".join(self.uncalled))
         if self.unknown_operators:
             parts.append("operators without a rule: " + ", ".join(map(str, self.unknown_operators)))
         parts += [f"`{path or 'the model'}` was not exported: {error}" for path, error in self.not_exported.items()]
@@ -109,7 +114,8 @@ def _totals(report: ShrinkReport) -> str:
     seconds = (old.latency, new.latency)
     rows.append(["milliseconds", *map(_milliseconds, seconds), _ratio(*seconds)])
     text = table(["", "before", "after", "ratio"], rows, right=[1, 2, 3])
-    return f"{text}\n\nlargest relative difference of the outputs: {report.error:.1e}"
+    compared = "not compared" if isnan(report.error) else f"{report.error:.1e}"
+    return f"{text}\n\nlargest relative difference of the outputs: {compared}"
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -136,5 +142,12 @@ def compared(
         for layer, names in tensors.items()
     ]
     return ShrinkReport(
-        before, after, error, tuple(layers), tuple(kept), dict(coupling.unknown), dict(coupling.unexported)
+        before,
+        after,
+        error,
+        tuple(layers),
+        tuple(kept),
+        dict(coupling.unknown),
+        dict(coupling.unexported),
+        coupling.uncalled,
     )

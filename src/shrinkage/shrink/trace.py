@@ -156,8 +156,19 @@ def shapes_of(node: fx.Node) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor)]
 
 
-def follow(trace: Trace, graph: fx.Graph, given: dict[fx.Node, Channels], data: Iterable[fx.Node]) -> None:
-    """Follow the channels through `graph`; `given` are those of the placeholders, `data` the model's inputs."""
+def follow(
+    trace: Trace, graph: fx.Graph, given: dict[fx.Node, Channels], data: Iterable[fx.Node], owner: str = ""
+) -> None:
+    """Follow the channels through `graph`, that of the module called `owner`, or of the whole model.
+
+    Args:
+        trace: where what is found is noted.
+        graph: as `torch.export` gives it.
+        given: the channels of the placeholders.
+        data: the placeholders of the inputs.
+        owner: the dotted name of the module.
+    """
+    put_out = f"put out by `{owner}`, which was exported by itself" if owner else "an output of the model"
     trace.from_data.update(data)
     trace.values.update(given)
     for node in graph.nodes:
@@ -167,7 +178,8 @@ def follow(trace: Trace, graph: fx.Graph, given: dict[fx.Node, Channels], data: 
             if _mutates(node):
                 trace.from_data.update(_views(node.args[0]))
         if node.op == "output":
-            trace.pin(fx.map_arg(node.args, lambda argument: trace.values.get(argument)), "an output of the model")
+            for factor in _factors(fx.map_arg(node.args, lambda argument: trace.values.get(argument))):
+                trace.labels.pin(factor, put_out)
         elif node.op != "placeholder" and (shapes_of(node) or node.users):
             trace.values[node] = _result(trace, node)
 

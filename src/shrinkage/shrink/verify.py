@@ -1,51 +1,72 @@
 """Whether two models give the same outputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from shrinkage.shrink.export import evaluating
-from shrinkage.shrink.fold import varied
+from shrinkage.shrink.copies import with_own_state
+from shrinkage.shrink.inputs import Call
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def calls(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Call]:
-    """Yield the example call, the same with other numbers twice, and with another number of samples."""
-    leaves, structure = tree_flatten((tuple(args), dict(kwargs)))
-    for number in range(3):
-        yield tree_unflatten(varied(leaves, number), structure)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0]
-    if tensors and len({len(leaf) for leaf in tensors}) == 1:
-        longer = [torch.cat([leaf, leaf[:1]]) if isinstance(leaf, Tensor) and leaf.dim() else leaf for leaf in leaves]
-        yield tree_unflatten(longer, structure)
+OUTLIER = 100.0  # a number so many times larger than all that differ says nothing of how much they may
 
 
 def outputs(model: nn.Module, call: Call) -> list[Tensor]:
-    """Return the tensors that `model` puts out, in evaluation mode and with the same random numbers every time."""
+    """Return the tensors that `model` puts out, in evaluation mode and with the same random numbers every time.
+
+    A copy is called, so that what a model notes of its calls is the same every time too.
+    """
     args, kwargs = tree_map_only(Tensor, torch.clone, call)
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    probe = with_own_state(model).eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        result = probe(*args, **kwargs)
+    return tensors_in(result) or _tensors_of_objects(tree_leaves(result))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, dictionaries and dataclasses."""
+    found = []
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
+    return found
+
+
+def _tensors_of_objects(leaves: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors that objects, such as distributions, hold as attributes."""
+    return [value for leaf in leaves for value in getattr(leaf, "__dict__", {}).values() if isinstance(value, Tensor)]
 
 
 def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """Return the largest difference of two lists of outputs, relative to the largest number of its tensor."""
     if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
         return float("inf")
-    worst = 0.0
-    for old, new in zip(before, after, strict=True):
-        if not old.is_floating_point():
-            worst = max(worst, 0.0 if torch.equal(old, new) else float("inf"))
-        elif old.numel():
-            old, new = old.double(), new.double()
-            finite = old.isfinite()
-            if not torch.equal(torch.nan_to_num(old[~finite]), torch.nan_to_num(new[~finite])):
-                return float("inf")
-            scale = old[finite].abs().max() if finite.any() else torch.ones(())
-            gap = (old - new)[finite].abs().max() if finite.any() else torch.zeros(())
-            worst = max(worst, float(torch.nan_to_num(gap / scale.clamp_min(1e-30), nan=float("inf"))))
-    return worst
+    return max((_distance(old, new) for old, new in zip(before, after, strict=True)), default=0.0)
+
+
+def _distance(old: Tensor, new: Tensor) -> float:
+    if old.is_complex():
+        old, new = torch.view_as_real(old.resolve_conj()), torch.view_as_real(new.resolve_conj())
+    if not old.is_floating_point():
+        return 0.0 if torch.equal(old, new) else float("inf")
+    old, new = old.double(), new.double()
+    finite = old.isfinite()
+    if not torch.equal(torch.nan_to_num(old[~finite]), torch.nan_to_num(new[~finite])):
+        return float("inf")
+    old, new = old[finite], new[finite]
+    differ = old != new
+    if not differ.any():
+        return 0.0
+    largest, scale = float(old.abs().max()), float(old[differ].abs().max())
+    if largest <= OUTLIER * scale:
+        scale = largest
+    else:  # a mask of -1e9, say, must not hide what stands beside it
+        sizes = torch.unique(old.abs())
+        scale = max(scale, float(sizes[len(sizes) // 4]))
+    return float(torch.nan_to_num((old - new).abs().max() / max(scale, 1e-30), nan=float("inf")))

@@ -1,0 +1,226 @@
+"""Attempts at a smaller model: built, compared with the dense one, and what makes a difference found by halving."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from shrinkage.errors import PlanError, ShrinkError
+from shrinkage.shrink.attributes import changed_attributes
+from shrinkage.shrink.copies import copy_of
+from shrinkage.shrink.fold import Products, Reading, Target, target_of
+from shrinkage.shrink.graph import Coupling
+from shrinkage.shrink.inputs import Call
+from shrinkage.shrink.layers import rule_of_layer
+from shrinkage.shrink.plan import ShrinkPlan, apply_plan
+from shrinkage.shrink.removal import Removal, kept_indices, removable
+from shrinkage.shrink.verify import difference, outputs
+
+HALF = (torch.float16, torch.bfloat16)
+ROUNDINGS = 8  # of a number of half precision by which outputs may differ, where they can not be computed in single
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What stays although it could go: channels by label, and attributes by name that keep their old numbers."""
+
+    held: Tensor
+    attributes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Checks:
+    """Calls of the dense model and what it puts out, in single precision if `single`; outputs may differ by `atol`."""
+
+    atol: float
+    single: bool = False
+    known: tuple[tuple[Call, list[Tensor]], ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module, calls: Iterable[Call], atol: float) -> "Checks":
+        """Return the outputs of `model` for those of `calls` that it takes; the first one it must.
+
+        Raises ShrinkError if the first call puts out no tensors.
+        """
+        single = any(tensor.dtype in HALF for tensor in model.parameters())
+        calls = list(calls)
+        if single:
+            try:
+                outputs(copy_of(model, {}).float(), _in_single(calls[0]))
+            except Exception:  # Whatever code does that insists on half precision.
+                single = False
+                atol = max(atol, ROUNDINGS * _rounding(model))
+        if single:
+            atol = max(atol, _rounding(model))  # by which a bias that took a constant up is off
+            model, calls = copy_of(model, {}).float(), [_in_single(call) for call in calls]
+        known = tuple(_working(model, calls))
+        if not known[0][1]:
+            raise ShrinkError(
+                f"the {type(model).__name__} puts out no tensors that could be compared: return some, alone, in tuples,"
+                " dictionaries or dataclasses, or pass verify=False"
+            )
+        return cls(atol, single, known)
+
+    def error(self, small: nn.Module) -> float:
+        """Return the largest difference of the outputs of `small` from those that are known; infinity if it fails.
+
+        NaN if there are none to compare with.
+        """
+        if not self.known:
+            return math.nan
+        small = copy_of(small, {}).float() if self.single else small
+        worst = 0.0
+        for call, known in self.known:
+            try:
+                worst = max(worst, difference(known, outputs(small, call)))
+            except Exception:  # Whatever a model's code does on lengths it did not expect.
+                return float("inf")
+        return worst
+
+
+def _rounding(model: nn.Module) -> float:
+    """Return the relative size of the last digit of the narrowest half precision in `model`."""
+    return max(torch.finfo(tensor.dtype).eps for tensor in model.parameters() if tensor.dtype in HALF)
+
+
+def _in_single(call: Call) -> Call:
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.dtype in HALF else tensor, call)
+    return args, kwargs
+
+
+def _working(model: nn.Module, calls: Iterable[Call]) -> Iterable[tuple[Call, list[Tensor]]]:
+    for number, call in enumerate(calls):
+        try:
+            yield call, outputs(model, call)
+        except Exception:
+            if number == 0:
+                raise
+
+
+@dataclass(eq=False)
+class Attempts:
+    """What smaller models are made from, and why a plan of one was refused, if it was."""
+
+    coupling: Coupling
+    found: Sequence[Reading]
+    products: Sequence[Products]
+    model: nn.Module
+    round_to: int
+    checks: Checks
+    refusal: str = field(default="", init=False)
+
+    def built(self, choice: Choice) -> tuple[Removal, nn.Module, ShrinkPlan]:
+        """Return what goes, the smaller model with its constants folded, and the plan of it."""
+        removal = removable(self.coupling, self.found, self.products, self.model, self.round_to, choice.held)
+        keep = kept_indices(self.coupling, removal.gone)
+        shifts = _shifts(self.coupling, self.found, removal.gone, self.model)
+        changed = changed_attributes(self.coupling, self.model, removal.gone)
+        plan = ShrinkPlan.of(
+            self.model,
+            keep,
+            biases=tuple(target.path for target in shifts if not target.exists),
+            attributes={name: value for name, value in changed.items() if name not in choice.attributes},
+        )
+        small = apply_plan(self.model, plan)
+        for target, shift in shifts.items():
+            bias = small.get_parameter(target.name)
+            kept = keep.get(target.name, keep.get(f"{target.path}.weight", {}) if not target.exists else {}).get(0)
+            shift = shift if kept is None else shift[list(kept)]
+            with torch.no_grad():
+                bias.copy_((bias.double() + shift.to(bias.device)).to(bias.dtype))
+        return removal, small, plan
+
+    def error(self, choice: Choice) -> float:
+        """Return by how much the outputs of the smaller model differ; infinity where there is none."""
+        try:
+            return self.checks.error(self.built(choice)[1])
+        except PlanError as error:
+            self.refusal = str(error)
+            return float("inf")
+
+    def fits(self, choice: Choice) -> bool:
+        """Return whether the outputs of the smaller model are those of the dense one, as far as they are compared."""
+        return not self.error(choice) > self.checks.atol
+
+    def settled(self) -> tuple[Choice, float]:
+        """Return the choice by which most goes, and by how much outputs then differ."""
+        choice = Choice(torch.zeros(self.coupling.labels.count, dtype=torch.bool))
+        error = self.error(choice)
+        gone = removable(self.coupling, self.found, self.products, self.model, self.round_to, choice.held).gone
+        changed = changed_attributes(self.coupling, self.model, gone) if self.checks.known else {}
+        groups = _alike(changed, self.model)
+        if groups:
+            unchanged = Choice(choice.held, frozenset[str]().union(*groups))
+            if (without := self.error(unchanged)) <= self.checks.atol:
+                return unchanged, without
+        if error > self.checks.atol:
+            choice = Choice(culprits(self.coupling, gone, lambda held: self.fits(Choice(held))))
+            error = self.error(choice)
+        for names in groups:
+            trial = Choice(choice.held, choice.attributes | names)
+            if (without := self.error(trial)) <= self.checks.atol:
+                choice, error = trial, without
+        return choice, error
+
+
+def _alike(attributes: Mapping[str, Any], model: nn.Module) -> list[frozenset[str]]:
+    """Return the dotted names of attributes, those of the same name and class together: one code reads them.
+
+    Ordinary layers, which know their widths, are left out.
+    """
+    groups: dict[tuple[type[nn.Module], str], set[str]] = {}
+    for name in attributes:
+        path, _, attribute = name.rpartition(".")
+        if rule_of_layer(model.get_submodule(path)) is not None:
+            continue
+        groups.setdefault((type(model.get_submodule(path)), attribute), set()).add(name)
+    return [frozenset(names) for names in groups.values()]
+
+
+def _shifts(coupling: Coupling, found: Sequence[Reading], gone: Tensor, model: nn.Module) -> dict[Target, Tensor]:
+    """Return what the constants that go add to each bias."""
+    shifts: dict[Target, Tensor] = {}
+    for reading in found:
+        labels = coupling.labels.find(reading.contraction.labels)
+        if not len(labels):
+            continue
+        folded = gone[labels] & (reading.constants.nan_to_num() != 0)
+        target = target_of(reading, found, model)
+        if isinstance(target, Target) and folded.any():
+            constants = torch.where(folded, reading.constants.nan_to_num(), 0.0)
+            shifts[target] = reading.rows_first() @ constants.to(reading.weight.device)
+    return {target: shift for target, shift in shifts.items() if (shift != 0).any()}
+
+
+def culprits(coupling: Coupling, gone: Tensor, fine: Callable[[Tensor], bool]) -> Tensor:
+    """Return those of the channels `gone` that make a difference, found by halving."""
+    units: list[Tensor] = []
+    taken = torch.zeros_like(gone)
+    for axis in sorted(coupling.axes, key=lambda axis: axis in coupling.consumed):
+        channels = coupling.axes[axis]
+        fresh = channels[gone[channels] & ~taken[channels]]
+        if len(fresh):
+            units.append(fresh)
+            taken[fresh] = True
+
+    def holding_all_but(accepted: Sequence[Tensor]) -> Tensor:
+        trial = gone.clone()
+        for unit in accepted:
+            trial[unit] = False
+        return trial
+
+    def sift(part: list[Tensor], accepted: list[Tensor]) -> list[Tensor]:
+        if not part or fine(holding_all_but([*accepted, *part])):
+            return part
+        if len(part) == 1:
+            return []
+        middle = len(part) // 2
+        left = sift(part[:middle], accepted)
+        return left + sift(part[middle:], accepted + left)
+
+    result = holding_all_but(sift(units, []))
+    return result if fine(result) else gone
