@@ -1064,7 +1064,7 @@ MUTANTS = [
     ),
     Mutant("shrink/graph.py", "(axis in follows, ", "(axis not in follows, ", "shrink_graph", "grid"),
     Mutant("shrink/graph.py", "consumed |= direct or united", "consumed |= united", "shrink_graph", "every_zero"),
-    Mutant("shrink/graph.py", 'held |= {name: "pinned by you"', 'held = {name: ""', "shrink", "what_is_pinned"),
+    Mutant("shrink/graph.py", 'held |= dict.fromkeys(pinned, "pinned by you")', "pass", "shrink", "what_is_pinned"),
     Mutant(
         "shrink/rules.py",
         "    if weight is None:\n        x =",
@@ -1245,7 +1245,12 @@ MUTANTS = [
         "go_before",
     ),
     Mutant(
-        "shrink/plan.py", "copy.deepcopy(model, memo)", "copy.deepcopy(model)", "shrink_plan", "what_stays", quick=True
+        "shrink/copies.py",
+        "copy.deepcopy(model, memo)",
+        "copy.deepcopy(model)",
+        "shrink_plan",
+        "what_stays",
+        quick=True,
     ),
     Mutant(
         "shrink/plan.py",
@@ -1256,8 +1261,8 @@ MUTANTS = [
     ),
     Mutant(
         "shrink/plan.py",
-        "model.module if isinstance(model, AveragedModel) else model",
-        "model",
+        "if not isinstance(model, AveragedModel):",
+        "if True:",
         "shrink_plan",
         "averages",
     ),
@@ -1344,15 +1349,15 @@ MUTANTS = [
     Mutant("shrink/measure.py", "median(several[1:])", "median(several)", "sparse", "in_turns"),
     Mutant(
         "shrink/measure.py",
-        "for parameter in model.parameters()}).eval()",
-        "for parameter in model.parameters()})",
+        "with_own_state(model).eval()",
+        "with_own_state(model)",
         "sparse",
         "times_are",
     ),
     Mutant("shrink/measure.py", ", torch.random.fork_rng(devices=[]):", ":", "sparse", "same_numbers"),
     Mutant(
         "shrink/measure.py",
-        "probe = copied(model, {parameter: parameter for parameter in model.parameters()}).eval()",
+        "probe = with_own_state(model).eval()",
         "probe = model.eval()",
         "sparse",
         "times_are",
