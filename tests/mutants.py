@@ -1063,7 +1063,6 @@ MUTANTS = [
         "shrink/trace.py", "    trace.pin(touched, f", "    trace.because(f", "shrink", "without_a_rule", quick=True
     ),
     Mutant("shrink/graph.py", "(axis in follows, ", "(axis not in follows, ", "shrink_graph", "grid"),
-    Mutant("shrink/graph.py", "consumed |= direct or united", "consumed |= united", "shrink_graph", "every_zero"),
     Mutant("shrink/graph.py", 'held |= dict.fromkeys(pinned, "pinned by you")', "pass", "shrink", "what_is_pinned"),
     Mutant(
         "shrink/rules.py",

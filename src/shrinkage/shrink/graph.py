@@ -205,16 +205,11 @@ def _consumed(labels: Labels, traces: Sequence[tuple[Piece, Trace]], own: Mappin
     for piece, trace in traces:
         owned = piece.owned()
         for contraction in trace.contractions:
+            read = labels.find(contraction.weight_labels)
             for name in {owned[node] for node in _sources(contraction.weight) if node in owned}:
-                factors = [
-                    (dim, factor.reshape(-1)) for dim, factor in enumerate(own[name].factors) if factor.numel() > 1
-                ]
-                direct = {
-                    (name, dim) for dim, flat in factors if bool(torch.isin(flat, contraction.weight_labels).all())
-                }
-                read = labels.find(contraction.weight_labels)
-                united = {(name, dim) for dim, flat in factors if bool(torch.isin(labels.find(flat), read).all())}
-                consumed |= direct or united
+                for dim, factor in enumerate(own[name].factors):
+                    if factor.numel() > 1 and bool(torch.isin(labels.find(factor), read).all()):
+                        consumed.add((name, dim))
     return frozenset(consumed)
 
 
