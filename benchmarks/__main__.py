@@ -2,7 +2,7 @@
 
 Parts: `tables` (parameter lists of whole models, beside other packages), `kernels` (each rule alone, against a copy),
 `scaling` (over numbers of tensors and weights, with a picture), `training` (whole steps of small networks), `sparse`
-(sparse linear layers beside dense ones).
+(sparse linear layers beside dense ones), `shrink` (models without half of their channels).
 """
 
 import argparse
@@ -21,6 +21,7 @@ from benchmarks.record import surroundings, write
 from benchmarks.rivals import RIVALS
 from benchmarks.scaling import TENSORS, WEIGHTS, by_tensors, by_weights
 from benchmarks.shapes import ARCHITECTURES
+from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, measure_smaller
 from benchmarks.sparse import measure_sparse
 from benchmarks.tables import Settings, measure
 from benchmarks.timing import Limits
@@ -86,12 +87,19 @@ def sparse(plan: Plan) -> Iterator[object]:
     yield measure_sparse(plan.side // 2, plan.settings(0.25, more=5))
 
 
+def shrink(plan: Plan) -> Iterator[object]:
+    """Make models smaller."""
+    for subject in SUBJECTS if plan.tasks > 1 else QUICK_SUBJECTS:
+        yield measure_smaller(subject, plan.settings())
+
+
 PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
     "tables": tables,
     "kernels": kernels,
     "scaling": scaling,
     "training": training,
     "sparse": sparse,
+    "shrink": shrink,
 }
 
 

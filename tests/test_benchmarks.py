@@ -21,6 +21,7 @@ from benchmarks.rivals import RIVALS
 from benchmarks.scaling import Point, by_tensors, by_weights, slopes
 from benchmarks.shapes import ARCHITECTURES, Architecture
 from benchmarks.skipping import SkippedError, needs
+from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, halve_, measure_smaller, tiny
 from benchmarks.sparse import BATCHES, ZEROS, layers, measure_sparse
 from benchmarks.tables import Settings, measure
 from benchmarks.timing import CPU, Limits, interleaved, ratios
@@ -382,6 +383,27 @@ def test_sparse_layers_are_compared_to_the_dense_one(monkeypatch):
     assert len(str(result).splitlines()) == 3 + len(result.points)
 
 
+@of_others
+def test_smaller_models_lose_about_half_of_their_channels():
+    model, x, keywords = tiny()
+    halve_(model, x, keywords)
+    zero = int((model[0].weight == 0).flatten(1).all(1).sum())
+    assert 4 < zero < 28
+    result = measure_smaller(QUICK_SUBJECTS[0], Settings(Limits(3, 60.0)))
+    before, after = result.parameters
+    assert before == 32 * 28 + 64 + 8 * (32 * 9 + 1)
+    assert (before - after) % (28 + 2 + 8 * 9) == 0
+    assert before > after
+    assert result.error < 1e-5
+    assert result.extra_bytes > 0
+    assert "times as fast" in str(result)
+
+
+def test_a_model_that_does_not_fit_is_not_made_smaller(monkeypatch):
+    monkeypatch.setattr("benchmarks.memory.free", lambda device: 1e9)
+    assert "skipped, needs 6.0 GB" in str(measure_smaller(SUBJECTS[0], SETTINGS))
+
+
 def test_sparse_layers_have_the_share_of_zeros_that_their_row_says(monkeypatch):
     found = layers(200, ZEROS, CPU)
     assert [found[str(zeros)].density for zeros in ZEROS] == pytest.approx([1 - zeros for zeros in ZEROS], abs=0.01)
@@ -492,7 +514,7 @@ def test_the_command_refuses_a_part_that_does_not_exist(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "pictures"])
     with pytest.raises(SystemExit):
         command.main()
-    assert "expected one of tables, kernels, scaling, training, sparse, got pictures" in capsys.readouterr().err
+    assert "expected one of tables, kernels, scaling, training, sparse, shrink, got pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(Path(command.__file__).parent.glob("*.py")), ids=lambda path: path.stem)

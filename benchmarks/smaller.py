@@ -1,0 +1,139 @@
+"""Models without half of their channels: how long making them smaller takes, what it needs, and what it gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.memory import extra_peak, require
+from benchmarks.skipping import SkippedError, needs
+from benchmarks.tables import Settings
+from benchmarks.timing import Spread, interleaved, ratios
+from shrinkage import CoupledChannels, shrink
+from shrinkage.shrink.cost import byte_count, parameter_count
+from shrinkage.shrink.graph import couple
+from shrinkage.tables import table
+
+Example = tuple[nn.Module, Tensor, dict[str, Any]]
+
+BYTES = 4e9  # the models, their copies and activations
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A way to make a model with random weights, the input of a call, and its keyword arguments."""
+
+    name: str
+    make: Callable[[], Example]
+
+
+@dataclass
+class Smaller:
+    """What became of one model; seconds are of one run each, bytes those of tensors beyond the model's own."""
+
+    name: str
+    parameters: tuple[int, int] = (0, 0)
+    couple_seconds: float = 0.0
+    shrink_seconds: float = 0.0
+    model_bytes: int = 0
+    extra_bytes: int = 0
+    error: float = 0.0
+    dense_milliseconds: float = 0.0
+    small_milliseconds: float = 0.0
+    speedup: Spread | None = None
+    skipped: str | None = None
+
+    def __str__(self) -> str:
+        if self.skipped or self.speedup is None:
+            return f"{self.name}: skipped, {self.skipped}"
+        rows = [
+            ["parameters", f"{self.parameters[0]:,} to {self.parameters[1]:,}"],
+            ["largest relative difference of outputs", f"{self.error:.1e}"],
+            ["graph and channels, s", f"{self.couple_seconds:.2f}"],
+            ["whole of shrink, s", f"{self.shrink_seconds:.2f}"],
+            ["bytes at the peak, in sizes of the model", f"{1 + self.extra_bytes / self.model_bytes:.2f}"],
+            ["one call, ms", f"{self.dense_milliseconds:.1f} to {self.small_milliseconds:.1f}"],
+            ["times as fast", f"{self.speedup.median:.2f} ({self.speedup.lower:.2f} to {self.speedup.upper:.2f})"],
+        ]
+        return table([self.name, ""], rows, right=[1])
+
+
+def resnet() -> Example:
+    """Return ResNet-50 and four images."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    return ResNetForImageClassification(ResNetConfig(num_labels=1000)), torch.randn(4, 3, 224, 224), {}
+
+
+def gpt() -> Example:
+    """Return GPT-2 small and two sequences."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config()), torch.randint(50257, (2, 64)), {"use_cache": False}
+
+
+def tiny() -> Example:
+    """Return a small convolutional network, for a quick look."""
+    layers = [nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 8, 3)]
+    return nn.Sequential(*layers), torch.randn(4, 3, 32, 32), {}
+
+
+SUBJECTS = (Subject("ResNet-50, 4 images of 224 x 224", resnet), Subject("GPT-2 small, 2 x 64 tokens", gpt))
+QUICK_SUBJECTS = (Subject("a small network, 4 images of 32 x 32", tiny),)
+
+
+@torch.no_grad()
+def halve_(model: nn.Module, x: Tensor, keywords: dict[str, Any]) -> None:
+    """Set a random half of all channels to zero, each with all that makes it."""
+    channels = CoupledChannels(model, x, example_kwargs=keywords)
+    gone = torch.rand(channels.count) < 0.5
+    for member in channels.members:
+        groups = torch.tensor(member.groups)
+        zero = (groups >= 0) & gone[groups.clamp_min(0)]
+        model.get_parameter(member.parameter).index_fill_(member.dim, zero.nonzero().reshape(-1), 0.0)
+
+
+def measure_smaller(subject: Subject, settings: Settings) -> Smaller:
+    """Return what making a model smaller costs and gives."""
+    torch.manual_seed(0)
+    try:
+        require(BYTES, settings.device)
+        with needs("transformers"):
+            model, x, keywords = subject.make()
+    except SkippedError as error:
+        return Smaller(subject.name, skipped=str(error))
+    model, x = model.to(settings.device).eval(), x.to(settings.device)
+    halve_(model, x, keywords)
+    couple_seconds, _ = timed(lambda: couple(model, x, example_kwargs=keywords))
+    shrink_seconds, small = timed(lambda: shrink(model, x, example_kwargs=keywords))
+    short = x[:1, ..., :64, :64] if x.is_floating_point() else x[:1, :16]  # so that little but the model counts
+    extra = extra_peak(lambda: shrink(model, short, example_kwargs=keywords, verify=False), settings.device)
+    steps = {name: call_of(one, x, keywords) for name, one in (("dense", model), ("small", small.model))}
+    times = interleaved(steps, settings.limits, settings.device, settings.clock)
+    dense_milliseconds, small_milliseconds = (1e3 * median(several) for several in times.values())
+    return Smaller(
+        subject.name, (parameter_count(model), parameter_count(small.model)), couple_seconds, shrink_seconds,
+        byte_count(model), extra, small.report.error, dense_milliseconds, small_milliseconds,
+        ratios(times["dense"], times["small"]),
+    )  # fmt: skip
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds that `work` takes, and what it gives."""
+    start = perf_counter()
+    result = work()
+    return perf_counter() - start, result
+
+
+def call_of(model: nn.Module, x: Tensor, keywords: dict[str, Any]) -> Callable[[], object]:
+    """Return a call of `model` without gradients."""
+
+    def call() -> object:
+        with torch.no_grad():
+            return model(x, **keywords)
+
+    return call
