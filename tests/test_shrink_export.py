@@ -1,0 +1,49 @@
+"""Smaller models leave Python: torch.export with any batch, and ONNX."""
+
+import pytest
+import torch
+
+from channels import free_channels
+from shrinkage import shrink
+from zoo.harness import choose, zero_
+from zoo.own import CASES
+
+NAMES = ("mlp", "resnet", "mobilenet", "unet", "swiglu", "attention-reshaped")
+
+
+@pytest.fixture(params=NAMES)
+def small(request):
+    """A model of the zoo without a third of its channels, and inputs of two sizes."""
+    case = next(case for case in CASES if case.name == request.param)
+    model = case.make().eval()
+    (example,), keywords = case.example(0, None)
+    assert not keywords
+    zero_(model, choose(free_channels(model, (example,), {})), "all")
+    result = shrink(model, example)
+    assert result.report.after.parameters < result.report.before.parameters
+    ((other,), _) = case.example(1, len(example) + 3)
+    return result.model, example, other
+
+
+@pytest.fixture
+def dynamic():
+    return ({0: torch.export.Dim("batch", min=2)},)
+
+
+def test_smaller_models_export_with_any_batch(small, dynamic):
+    model, example, other = small
+    program = torch.export.export(model, (example,), dynamic_shapes=dynamic).module()
+    for x in (example, other):
+        torch.testing.assert_close(program(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter deprecates parts of itself
+def test_smaller_models_run_in_onnxruntime(small, dynamic, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (model, example, other), path = small, str(tmp_path / "model.onnx")
+    torch.onnx.export(model, (example,), path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for x in (example, other):
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-4)
