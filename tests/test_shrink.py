@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from channels import free_channels
 from shrinkage import ShrinkError, ShrinkPlan, apply_plan, shrink
+from shrinkage.shrink.summary import multiply_adds
 from zoo import graphs, real
 from zoo.harness import run
 from zoo.own import CASES
@@ -180,6 +182,17 @@ def test_the_report_counts_what_went():
     assert report.multiply_adds == (6 * (32 + 24), 6 * (20 + 15))
     assert report.to_dict()["parameters"] == (80, 53)
     assert report.latency[0] > 0
+
+
+@pytest.mark.parametrize("kernels", [[SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]])
+def test_fused_attention_is_counted_as_its_two_products(kernels):
+    class Attention(nn.Module):
+        def forward(self, queries, keys, values):
+            with sdpa_kernel(kernels):
+                return nn.functional.scaled_dot_product_attention(queries, keys, values)
+
+    call = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    assert multiply_adds(Attention(), (call, {})) == 2 * 3 * 5 * 7 * (4 + 4)
 
 
 CASE = {case.name: case for case in CASES}

@@ -117,9 +117,20 @@ def byte_count(model: nn.Module) -> int:
 
 def multiply_adds(model: nn.Module, call: Call) -> int:
     """Return the multiply-adds of one call of `model`."""
-    with FlopCounterMode(display=False) as counter:
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations}  # torch counts 0
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         outputs(model, call)
     return int(counter.get_total_flops()) // 2
+
+
+def attention_operations(queries: torch.Size, keys: torch.Size, values: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Return the floating-point operations of attention by the shapes of its inputs; masked ones count too, as on GPUs.
+
+    >>> attention_operations(torch.Size([1, 2, 5, 4]), torch.Size([1, 2, 7, 4]), torch.Size([1, 2, 7, 4]))
+    1120
+    """
+    batch, heads, length, size = queries
+    return 2 * batch * heads * length * keys[-2] * (size + values[-1])
 
 
 def compared(
