@@ -1,7 +1,7 @@
 """What both examples do: train a dense model, one that a penalty makes smaller, and one that is pruned by magnitude.
 
 All three make the same number of updates, on the same batches, at the same learning rates. The second and the third
-become smaller after a share of them, and make the others as small models.
+become smaller after a share of them, each after its own, and make the others as small models.
 """
 
 import copy
@@ -20,7 +20,7 @@ from shrinkage.shrink.summary import parameter_count
 
 DENSE, OURS, MAGNITUDE = "dense", "shrinkage", "magnitude"
 ENTRY = 0.99  # decay of the averaged gradients that hold exact zeros against the noise of minibatches
-RAMP = 0.2  # the share of the charged updates in which the strength rises from 0
+RAMP = 0.2  # the share of the updates with the penalty in which its strength rises from 0
 WARM_UP = 0.05  # the share of all updates in which the learning rate rises from 0
 
 Tick = Callable[[str], None]
@@ -57,22 +57,36 @@ class Task:
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is done: updates of each model, the share of them before it becomes smaller, seeds, and the strength."""
+    """How much is done.
+
+    Args:
+        updates: of each model.
+        seeds: models of each variant.
+        strength: of the penalty, in units of the loss.
+        penalty_for: the share of the updates that are made with the penalty, before zero channels are taken out.
+        prune_after: the share of the updates after which small channels of the dense model are taken out.
+    """
 
     updates: int
-    cut_after: float
     seeds: int
     strength: float
+    penalty_for: float
+    prune_after: float
 
     @property
-    def updates_before_cut(self) -> int:
-        """Number of updates that a model makes at its full size."""
-        return round(self.cut_after * self.updates)
+    def charged(self) -> int:
+        """Number of updates with the penalty."""
+        return round(self.penalty_for * self.updates)
+
+    @property
+    def unpruned(self) -> int:
+        """Number of updates before pruning by magnitude."""
+        return round(self.prune_after * self.updates)
 
     @property
     def ticks(self) -> int:
-        """How many updates are made in all: two dense models, and the second part of the pruned one."""
-        return self.seeds * (3 * self.updates - self.updates_before_cut)
+        """How many updates are made in all; the pruned model begins as the dense one does."""
+        return self.seeds * (3 * self.updates - self.unpruned)
 
 
 @dataclass(frozen=True)
@@ -153,14 +167,13 @@ def share_of_rate(done: float) -> float:
 
 
 def train_with_penalty(task: Task, settings: Settings, seed: int, tick: Callable[[], None]) -> Outcome:
-    """Charge channels until the cut, take out those that are zero, and train what is left without a penalty."""
+    """Train with a penalty on channels, take out those that are zero, and train what is left without it."""
     training = Training.begin(task, settings, seed)
-    cut_at = settings.updates_before_cut
 
     channels = CoupledChannels(training.model, task.inputs)
-    penalty = GroupLasso(lambda update: settings.strength * min(update / (RAMP * cut_at), 1.0), channels)
-    regularizer = Regularizer(training.model, penalty, entry=ENTRY).attach(training.optimizer)
-    training.train_until(cut_at, tick)
+    penalty = GroupLasso(lambda update: settings.strength * min(update / (RAMP * settings.charged), 1.0), channels)
+    regularizer = Regularizer(training.model, penalty, entry=ENTRY, compile=False).attach(training.optimizer)
+    training.train_until(settings.charged, tick)
     regularizer.detach()
 
     cut = training.go_on_with(shrink(training.model, task.inputs))
@@ -171,9 +184,9 @@ def train_with_penalty(task: Task, settings: Settings, seed: int, tick: Callable
 def train_dense_and_pruned(
     task: Task, settings: Settings, seed: int, parameters: int, tick: Callable[[], None]
 ) -> tuple[Outcome, Outcome]:
-    """Train without a penalty; after the cut a copy goes on without its smallest channels, with `parameters` left."""
+    """Train without a penalty; a copy is pruned on the way, to as many parameters as `parameters`."""
     dense = Training.begin(task, settings, seed)
-    dense.train_until(settings.updates_before_cut, tick)
+    dense.train_until(settings.unpruned, tick)
     pruned = dense.branch()
     dense.train_until(settings.updates, tick)
 

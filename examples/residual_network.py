@@ -25,8 +25,8 @@ BATCH = 64
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-3
-FULL = Settings(updates=680, cut_after=0.7, seeds=5, strength=1e-3)  # 40 epochs
-QUICK = Settings(updates=100, cut_after=0.7, seeds=1, strength=2e-3)
+FULL = Settings(updates=680, seeds=5, strength=1e-3, penalty_for=0.7, prune_after=0.3)  # 40 epochs
+QUICK = Settings(updates=100, seeds=1, strength=2e-3, penalty_for=0.7, prune_after=0.3)
 
 
 class Block(nn.Module):

@@ -122,7 +122,7 @@ def tiny_task(seen):
 
 
 def test_all_variants_make_the_same_updates():
-    seen, ticks, settings = [], [], Settings(updates=10, cut_after=0.7, seeds=2, strength=0.01)
+    seen, ticks, settings = [], [], Settings(updates=10, seeds=2, strength=0.01, penalty_for=0.5, prune_after=0.7)
     outcomes = compare(tiny_task(seen), settings, ticks.append)
     assert [(each.variant, each.seed) for each in outcomes] == [
         (variant, seed) for seed in (0, 1) for variant in (DENSE, MAGNITUDE, OURS)
@@ -133,7 +133,7 @@ def test_all_variants_make_the_same_updates():
 
 
 def test_a_branch_goes_on_as_its_origin_does():
-    seen, settings = [], Settings(updates=10, cut_after=0.7, seeds=1, strength=0.0)
+    seen, settings = [], Settings(updates=10, seeds=1, strength=0.0, penalty_for=0.5, prune_after=0.7)
     origin = Training.begin(tiny_task(seen), settings, seed=0)
     origin.train_until(5, lambda: None)
     branch = origin.branch()
