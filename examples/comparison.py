@@ -20,7 +20,7 @@ from shrinkage.shrink.summary import parameter_count
 
 DENSE, OURS, MAGNITUDE = "dense", "shrinkage", "magnitude"
 ENTRY = 0.99  # decay of the averaged gradients that hold exact zeros against the noise of minibatches
-RAMP = 0.2  # the share of the updates with the penalty in which its strength rises from 0
+RAMP = 0.1  # the share of all updates in which the strength of the penalty rises from 0
 WARM_UP = 0.05  # the share of all updates in which the learning rate rises from 0
 
 Tick = Callable[[str], None]
@@ -63,30 +63,36 @@ class Settings:
         updates: of each model.
         seeds: models of each variant.
         strength: of the penalty, in units of the loss.
-        penalty_for: the share of the updates that are made with the penalty, before zero channels are taken out.
-        prune_after: the share of the updates after which small channels of the dense model are taken out.
+        penalty_from: the share of the updates after which the penalty begins.
+        shrink_after: the share after which it ends, and zero channels are taken out.
+        prune_after: the share after which small channels of the dense model are taken out.
     """
 
     updates: int
     seeds: int
     strength: float
-    penalty_for: float
+    penalty_from: float
+    shrink_after: float
     prune_after: float
 
     @property
-    def charged(self) -> int:
-        """Number of updates with the penalty."""
-        return round(self.penalty_for * self.updates)
+    def shrink_at(self) -> int:
+        """Number of updates before zero channels are taken out."""
+        return round(self.shrink_after * self.updates)
 
     @property
-    def unpruned(self) -> int:
-        """Number of updates before pruning by magnitude."""
+    def prune_at(self) -> int:
+        """Number of updates before small channels are taken out."""
         return round(self.prune_after * self.updates)
 
     @property
     def ticks(self) -> int:
         """How many updates are made in all; the pruned model begins as the dense one does."""
-        return self.seeds * (3 * self.updates - self.unpruned)
+        return self.seeds * (3 * self.updates - self.prune_at)
+
+    def strength_at(self, update: int) -> float:
+        """Return the strength at an update: it rises to the whole one within `RAMP`."""
+        return self.strength * min(max((update / self.updates - self.penalty_from) / RAMP, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -171,9 +177,9 @@ def train_with_penalty(task: Task, settings: Settings, seed: int, tick: Callable
     training = Training.begin(task, settings, seed)
 
     channels = CoupledChannels(training.model, task.inputs)
-    penalty = GroupLasso(lambda update: settings.strength * min(update / (RAMP * settings.charged), 1.0), channels)
+    penalty = GroupLasso(settings.strength_at, channels)
     regularizer = Regularizer(training.model, penalty, entry=ENTRY, compile=False).attach(training.optimizer)
-    training.train_until(settings.charged, tick)
+    training.train_until(settings.shrink_at, tick)
     regularizer.detach()
 
     cut = training.go_on_with(shrink(training.model, task.inputs))
@@ -186,7 +192,7 @@ def train_dense_and_pruned(
 ) -> tuple[Outcome, Outcome]:
     """Train without a penalty; a copy is pruned on the way, to as many parameters as `parameters`."""
     dense = Training.begin(task, settings, seed)
-    dense.train_until(settings.unpruned, tick)
+    dense.train_until(settings.prune_at, tick)
     pruned = dense.branch()
     dense.train_until(settings.updates, tick)
 

@@ -8,6 +8,7 @@ happens on the way from training to the smaller model is in `comparison.py`, fun
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ BATCH = 64
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-3
-FULL = Settings(updates=680, seeds=5, strength=1e-3, penalty_for=0.7, prune_after=0.3)  # 40 epochs
-QUICK = Settings(updates=100, seeds=1, strength=2e-3, penalty_for=0.7, prune_after=0.3)
+FULL = Settings(updates=680, seeds=5, strength=1e-3, penalty_from=0.0, shrink_after=0.7, prune_after=0.3)  # 40 epochs
+QUICK = replace(FULL, updates=100, seeds=1, strength=2e-3)
 
 
 class Block(nn.Module):

@@ -122,7 +122,11 @@ def tiny_task(seen):
 
 
 def test_all_variants_make_the_same_updates():
-    seen, ticks, settings = [], [], Settings(updates=10, seeds=2, strength=0.01, penalty_for=0.5, prune_after=0.7)
+    seen, ticks, settings = (
+        [],
+        [],
+        Settings(updates=10, seeds=2, strength=0.01, penalty_from=0.2, shrink_after=0.5, prune_after=0.7),
+    )
     outcomes = compare(tiny_task(seen), settings, ticks.append)
     assert [(each.variant, each.seed) for each in outcomes] == [
         (variant, seed) for seed in (0, 1) for variant in (DENSE, MAGNITUDE, OURS)
@@ -132,8 +136,16 @@ def test_all_variants_make_the_same_updates():
     assert seen[:23] == [*own, *own, *own[7:]]
 
 
+def test_the_penalty_begins_at_its_moment_and_rises():
+    settings = Settings(updates=100, seeds=1, strength=2.0, penalty_from=0.3, shrink_after=0.7, prune_after=0.5)
+    assert [settings.strength_at(update) for update in (0, 30, 35, 40, 70)] == pytest.approx([0, 0, 1, 2, 2])
+
+
 def test_a_branch_goes_on_as_its_origin_does():
-    seen, settings = [], Settings(updates=10, seeds=1, strength=0.0, penalty_for=0.5, prune_after=0.7)
+    seen, settings = (
+        [],
+        Settings(updates=10, seeds=1, strength=0.0, penalty_from=0.2, shrink_after=0.5, prune_after=0.7),
+    )
     origin = Training.begin(tiny_task(seen), settings, seed=0)
     origin.train_until(5, lambda: None)
     branch = origin.branch()
