@@ -29,8 +29,8 @@ WIDTH, LAYERS, HEADS, HIDDEN = 128, 4, 4, 512
 BATCH = 8
 LEARNING_RATE = 1.5e-3
 WEIGHT_DECAY = 0.01
-FULL = Settings(updates=1200, seeds=2, strength=2e-4, penalty_from=0.35, shrink_after=0.7, prune_after=0.3)
-QUICK = replace(FULL, updates=40, seeds=1, strength=3e-3, penalty_from=0.0)
+FULL = Settings(updates=1200, seeds=1, strength=2e-4, penalty_from=0.35, shrink_after=0.7, prune_after=0.3)
+QUICK = replace(FULL, updates=40, strength=3e-3, penalty_from=0.0)
 
 LARGEST_FILE = 50_000  # bytes; of longer files only the beginning is read
 OTHER_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
