@@ -56,7 +56,8 @@ def without(model: nn.Module, channels: Coupled, removed: list[int]) -> nn.Modul
 def pruned_to(model: nn.Module, channels: Coupled, inputs: Tensor, parameters: int) -> Shrunk:
     """Return `model` without its smallest channels, so many that about as many parameters as `parameters` are left.
 
-    How many is found by interpolation, which ends within half of `TOLERANCE`, or with the closest there is.
+    How many is found by interpolation and by halving in turns, which ends within half of `TOLERANCE` or with the
+    closest there is. The square root of a size is nearly linear in the number of channels, as weights have two sides.
     """
     order = removal_order(magnitudes(model, channels), channels)
 
@@ -67,7 +68,7 @@ def pruned_to(model: nn.Module, channels: Coupled, inputs: Tensor, parameters: i
     largest, smallest = parameter_count(model), 0
     attempts: list[Shrunk] = []
     while most - fewest > 1 and not any(miss(small) <= TOLERANCE / 2 * parameters for small in attempts):
-        share = (largest - parameters) / (largest - smallest)
+        share = (largest**0.5 - parameters**0.5) / (largest**0.5 - smallest**0.5) if len(attempts) % 2 == 0 else 0.5
         count = min(max(fewest + round(share * (most - fewest)), fewest + 1), most - 1)
         small = shrink(without(model, channels, order[:count]), inputs)
         attempts.append(small)

@@ -26,7 +26,7 @@ BATCH = 64
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-3
-FULL = Settings(updates=680, seeds=5, strength=1e-3, penalty_from=0.0, shrink_after=0.7, prune_after=0.3)  # 40 epochs
+FULL = Settings(updates=680, seeds=3, strength=1e-3, penalty_from=0.0, shrink_after=0.7, prune_after=0.3)  # 40 epochs
 QUICK = replace(FULL, updates=100, seeds=1, strength=2e-3)
 
 
@@ -42,8 +42,9 @@ class Block(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
-        projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        self.around = nn.Identity() if inputs == outputs and stride == 1 else nn.Sequential(*projection)
+        self.around: nn.Module = nn.Identity()
+        if inputs != outputs or stride != 1:
+            self.around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.around(x))
@@ -51,7 +52,7 @@ class Block(nn.Module):
 
 def network(blocks: int) -> nn.Module:
     """Return the untrained network: three stages of blocks, each half as large and twice as wide as the last."""
-    layers = [nn.Unflatten(1, (1, SIDE, SIDE)), nn.Conv2d(1, WIDTHS[0], 3, padding=1, bias=False)]
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, SIDE, SIDE)), nn.Conv2d(1, WIDTHS[0], 3, padding=1, bias=False)]
     layers += [nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()]
     inputs = WIDTHS[0]
     for outputs in WIDTHS:
