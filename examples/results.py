@@ -124,7 +124,7 @@ def verdict(task: Task, ours: Row, other: Row) -> str:
         return f"{by}; one seed does not tell how much of that is chance"
     error = stdev(gains) / math.sqrt(len(gains))
     if abs(mean(gains)) <= 2 * error:
-        return f"no difference that {len(gains)} seeds can tell ({by} ± {error:.2f})"
+        return f"no difference that {len(gains)} seeds can tell ({abs(mean(gains)):.2f} ± {error:.2f})"
     return f"{by} ± {error:.2f} (standard error over {len(gains)} seeds)"
 
 
