@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from channels import free_channels
 from shrinkage import ShrinkError, ShrinkPlan, apply_plan, shrink
 from shrinkage.shrink import attempts
+from shrinkage.shrink.cost import multiply_adds
 from zoo import graphs, real
 from zoo.harness import run
 from zoo.own import CASES
@@ -207,6 +209,17 @@ def test_a_layer_that_is_used_without_being_called_has_no_time():
     assert {layer.after.multiply_adds for layer in report.layers} == {0}
     assert report.after.multiply_adds == 3 * (16 + 8)
     assert "-" in str(report)
+
+
+@pytest.mark.parametrize("kernels", [[SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]])
+def test_fused_attention_is_counted_as_its_two_products(kernels):
+    class Attention(nn.Module):
+        def forward(self, queries, keys, values):
+            with sdpa_kernel(kernels):
+                return nn.functional.scaled_dot_product_attention(queries, keys, values)
+
+    call = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    assert multiply_adds(Attention(), (call, {}))[""] == 2 * 3 * 5 * 7 * (4 + 4)
 
 
 CASE = {case.name: case for case in CASES}
