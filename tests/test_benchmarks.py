@@ -21,7 +21,7 @@ from benchmarks.rivals import RIVALS
 from benchmarks.scaling import Point, by_tensors, by_weights, slopes
 from benchmarks.shapes import ARCHITECTURES, Architecture
 from benchmarks.skipping import SkippedError, needs
-from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, halve_, measure_smaller, tiny
+from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, halve_, measure_smaller, planned, tiny
 from benchmarks.sparse import BATCHES, ZEROS, layers, measure_sparse
 from benchmarks.tables import Settings, measure
 from benchmarks.timing import CPU, Limits, interleaved, ratios
@@ -384,16 +384,15 @@ def test_sparse_layers_are_compared_to_the_dense_one(monkeypatch):
 
 
 @of_others
-def test_smaller_models_lose_about_half_of_their_channels():
+def test_smaller_models_lose_half_of_their_channels():
     model, x, keywords = tiny()
     halve_(model, x, keywords)
-    zero = int((model[0].weight == 0).flatten(1).all(1).sum())
-    assert 4 < zero < 28
+    assert int((model[0].weight == 0).flatten(1).all(1).sum()) == 16
+    assert planned(model, x, keywords).shape_after("0.weight") == (16, 3, 3, 3)
     result = measure_smaller(QUICK_SUBJECTS[0], Settings(Limits(3, 60.0)))
     before, after = result.parameters
     assert before == 32 * 28 + 64 + 8 * (32 * 9 + 1)
-    assert (before - after) % (28 + 2 + 8 * 9) == 0
-    assert before > after
+    assert before - after == 16 * (28 + 2 + 8 * 9)
     assert result.error < 1e-5
     assert result.extra_bytes > 0
     assert "times as fast" in str(result)
