@@ -1142,8 +1142,18 @@ MUTANTS = [
         "shrink/attempts.py", "return result if fine(result) else gone", "return gone", "shrink_graph", "in_the_code"
     ),
     Mutant("shrink/attempts.py", "choice, error = trial, without", "pass", "shrink_beyond", "by_chance"),
-    Mutant("shrink/attempts.py", "single = any(tensor", "single = False and any(tensor", "shrink_beyond", "half"),
-    Mutant("shrink/attempts.py", "atol = max(atol, _rounding(model))  #", "pass  #", "shrink_beyond", "half"),
+    Mutant("shrink/attempts.py", "        if halves:", "        if False:", "shrink_beyond", "half"),
+    Mutant(
+        "shrink/attempts.py",
+        "return cls(max(atol, rounding), single",
+        "return cls(atol, single",
+        "shrink_beyond",
+        "half",
+    ),
+    Mutant(
+        "shrink/attempts.py", "self.error(choice), self.refusal", 'self.error(choice), ""', "shrink_beyond", "refused"
+    ),
+    Mutant("shrink/copies.py", "if compiled is not None:", "if False:", "shrink_beyond", "averaged"),
     Mutant("shrink/inputs.py", "{size - 1, size // 2}", "{size}", "shrink_beyond", "alone"),
     Mutant("shrink/inputs.py", "if number == 1 or known", "if number >= 1 or known", "shrink_beyond", "alone"),
     Mutant("shrink/inputs.py", "    if low == high:", "    if False:", "shrink_beyond", "alone"),

@@ -219,10 +219,6 @@ def test_channels_without_which_the_model_fails_are_in_no_group():
 
 
 def test_a_model_whose_channels_are_all_needed_has_no_groups():
-    class Head(NumbersInCode):
-        def forward(self, x):
-            return super().forward(x)[..., :0].sum() + linear(x, self.out.weight)
-
     with pytest.raises(GroupError, match="found none"):
         CoupledChannels(nn.Linear(4, 4), torch.randn(2, 4))
 
@@ -240,6 +236,17 @@ def test_half_precision_models_are_compared_in_single_precision(dtype):
     assert [result.model[0].out_features, result.model[2].out_features] == [308, 308]
     assert result.model[0].weight.dtype == dtype
     assert result.report.error < torch.finfo(dtype).eps
+
+
+def test_a_model_that_insists_on_half_precision_is_compared_in_it():
+    class Insisting(Neurons):
+        def forward(self, x):
+            return super().forward(x.half())
+
+    model = Insisting().half()
+    result = shrink(model, X.half())
+    assert neurons_left(result) == 10
+    torch.testing.assert_close(result.model(X), model(X), rtol=0.01, atol=0.01)
 
 
 def test_a_model_that_notes_its_calls_is_left_as_it_was():

@@ -58,8 +58,8 @@ def shrink_elements_(penalty: L1, w: Tensor, step: Step) -> None:
     elif isinstance(step, Tensor):
         threshold = step * fixed(penalty.strength)
         w.sub_(w.clamp(-threshold, threshold))
-    else:  # torch's stub leaves out the argument `out`
-        torch._C._nn.softshrink(w, step * fixed(penalty.strength), out=w)  # type: ignore[call-arg]
+    else:
+        torch._C._nn.softshrink(w, step * fixed(penalty.strength), out=w)  # type: ignore[call-arg]  # no `out` in the stub
 
 
 def shrink_groups_(penalty: Grouped, w: Tensor, step: Step) -> None:

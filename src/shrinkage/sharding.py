@@ -88,14 +88,14 @@ def type_of_spread() -> Any:
     return sys.modules["torch.distributed.tensor"].DTensor
 
 
-def local_gradient(parameter: Tensor) -> Tensor | None:
+def local_gradient(parameter: Any) -> Tensor | None:
     """Return this machine's piece of the gradient of `parameter`, which shares its memory.
 
     A gradient whose parts still have to be added up over machines is replaced by their sum.
     """
     grad: Any = parameter.grad
-    if is_spread(grad) and grad.placements != parameter.placements:  # type: ignore[attr-defined]
-        parameter.grad = grad = grad.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
+    if is_spread(grad) and grad.placements != parameter.placements:
+        parameter.grad = grad = grad.redistribute(placements=parameter.placements)
     piece: Tensor | None = local(grad)
     return piece
 

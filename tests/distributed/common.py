@@ -198,4 +198,4 @@ def resume(folder: Path, model: nn.Module, optimizer: Optimizer, regularizer: Re
 
 def data_parallel(model: nn.Module, **options: object) -> DistributedDataParallel:
     """The model with gradients averaged over all processes."""
-    return DistributedDataParallel(model, **options)  # type: ignore[arg-type]
+    return DistributedDataParallel(model, **options)

@@ -18,7 +18,7 @@ def worlds(*sizes: int) -> Callable[[CheckType], CheckType]:
     """Say in how many processes a check runs."""
 
     def mark(check: CheckType) -> CheckType:
-        check.worlds = sizes  # type: ignore[attr-defined]
+        check.worlds = sizes
         return check
 
     return mark

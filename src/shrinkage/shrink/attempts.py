@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,24 +47,16 @@ class Checks:
 
         Raises ShrinkError if the first call puts out no tensors.
         """
-        single = any(tensor.dtype in HALF for tensor in model.parameters())
         calls = list(calls)
-        if single:
-            try:
-                outputs(copy_of(model, {}).float(), _in_single(calls[0]))
+        halves = {tensor.dtype for tensor in model.parameters() if tensor.dtype in HALF}
+        rounding = max((torch.finfo(dtype).eps for dtype in halves), default=0.0)
+        if halves:
+            try:  # Biases that take constants up are off by a rounding.
+                known = _known(copy_of(model, {}).float(), [_in_single(call) for call in calls])
+                return cls(max(atol, rounding), single=True, known=known)
             except Exception:  # Whatever code does that insists on half precision.
-                single = False
-                atol = max(atol, ROUNDINGS * _rounding(model))
-        if single:
-            atol = max(atol, _rounding(model))  # by which a bias that took a constant up is off
-            model, calls = copy_of(model, {}).float(), [_in_single(call) for call in calls]
-        known = tuple(_working(model, calls))
-        if not known[0][1]:
-            raise ShrinkError(
-                f"the {type(model).__name__} puts out no tensors that could be compared: return some, alone, in tuples,"
-                " dictionaries or dataclasses, or pass verify=False"
-            )
-        return cls(atol, single, known)
+                atol = max(atol, ROUNDINGS * rounding)
+        return cls(atol, known=_known(model, calls))
 
     def error(self, small: nn.Module) -> float:
         """Return the largest difference of the outputs of `small` from those that are known; infinity if it fails.
@@ -82,28 +75,28 @@ class Checks:
         return worst
 
 
-def _rounding(model: nn.Module) -> float:
-    """Return the relative size of the last digit of the narrowest half precision in `model`."""
-    return max(torch.finfo(tensor.dtype).eps for tensor in model.parameters() if tensor.dtype in HALF)
-
-
 def _in_single(call: Call) -> Call:
     args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.dtype in HALF else tensor, call)
     return args, kwargs
 
 
-def _working(model: nn.Module, calls: Iterable[Call]) -> Iterable[tuple[Call, list[Tensor]]]:
-    for number, call in enumerate(calls):
-        try:
-            yield call, outputs(model, call)
-        except Exception:
-            if number == 0:
-                raise
+def _known(model: nn.Module, calls: Sequence[Call]) -> tuple[tuple[Call, list[Tensor]], ...]:
+    """Return those of `calls` that `model` takes, each with what it puts out; the first one it must take."""
+    known = [(calls[0], outputs(model, calls[0]))]
+    if not known[0][1]:
+        raise ShrinkError(
+            f"the {type(model).__name__} puts out no tensors that could be compared: return some, alone, in tuples,"
+            " dictionaries or dataclasses, or pass verify=False"
+        )
+    for call in calls[1:]:
+        with suppress(Exception):  # Whatever a model's code does with numbers and lengths it did not expect.
+            known.append((call, outputs(model, call)))
+    return tuple(known)
 
 
 @dataclass(eq=False)
 class Attempts:
-    """What smaller models are made from, and why a plan of one was refused, if it was."""
+    """What smaller models are made from, and why the plan of the last one was refused, if it was."""
 
     coupling: Coupling
     found: Sequence[Reading]
@@ -136,6 +129,7 @@ class Attempts:
 
     def error(self, choice: Choice) -> float:
         """Return by how much the outputs of the smaller model differ; infinity where there is none."""
+        self.refusal = ""
         try:
             return self.checks.error(self.built(choice)[1])
         except PlanError as error:
@@ -146,17 +140,20 @@ class Attempts:
         """Return whether the outputs of the smaller model are those of the dense one, as far as they are compared."""
         return not self.error(choice) > self.checks.atol
 
-    def settled(self) -> tuple[Choice, float]:
-        """Return the choice by which most goes, and by how much outputs then differ."""
+    def settled(self) -> tuple[Choice, float, str]:
+        """Return the choice by which most goes, by how much outputs then differ, and why not all goes that could.
+
+        The last is empty unless a plan without all of it was refused.
+        """
         choice = Choice(torch.zeros(self.coupling.labels.count, dtype=torch.bool))
-        error = self.error(choice)
+        error, refusal = self.error(choice), self.refusal
         gone = removable(self.coupling, self.found, self.products, self.model, self.round_to, choice.held).gone
         changed = changed_attributes(self.coupling, self.model, gone) if self.checks.known else {}
         groups = _alike(changed, self.model)
         if groups:
             unchanged = Choice(choice.held, frozenset[str]().union(*groups))
             if (without := self.error(unchanged)) <= self.checks.atol:
-                return unchanged, without
+                return unchanged, without, refusal
         if error > self.checks.atol:
             choice = Choice(culprits(self.coupling, gone, lambda held: self.fits(Choice(held))))
             error = self.error(choice)
@@ -164,7 +161,7 @@ class Attempts:
             trial = Choice(choice.held, choice.attributes | names)
             if (without := self.error(trial)) <= self.checks.atol:
                 choice, error = trial, without
-        return choice, error
+        return choice, error, refusal
 
 
 def _alike(attributes: Mapping[str, Any], model: nn.Module) -> list[frozenset[str]]:

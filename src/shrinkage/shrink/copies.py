@@ -18,10 +18,9 @@ def plain(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-    from torch._dynamo import OptimizedModule  # not imported before it is needed: it takes long
-
-    if isinstance(model, OptimizedModule):
-        return plain(model.get_submodule("_orig_mod"))
+    compiled = dict(model.named_children()).get("_orig_mod")  # asking torch._dynamo for its class would import it
+    if compiled is not None:
+        return plain(compiled)
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel | AveragedModel):
         return plain(model.module)
     return model

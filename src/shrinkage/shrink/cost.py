@@ -9,12 +9,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from shrinkage.shrink.copies import with_own_state
-from shrinkage.shrink.inputs import Call
+from shrinkage.shrink.inputs import Call, cloned
 from shrinkage.shrink.measure import idle, medians_in_turns
 from shrinkage.shrink.tensors import tensors_of
 from shrinkage.shrink.verify import outputs
@@ -116,7 +115,7 @@ def _seconds_in(
 
 
 def _called(model: nn.Module, call: Call) -> None:
-    args, kwargs = tree_map_only(Tensor, torch.clone, call)
+    args, kwargs = cloned(call)
     model(*args, **kwargs)
 
 

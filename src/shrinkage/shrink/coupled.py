@@ -12,8 +12,8 @@ from shrinkage.errors import GroupError
 from shrinkage.shrink.attempts import culprits
 from shrinkage.shrink.attributes import changed_attributes
 from shrinkage.shrink.copies import plain
-from shrinkage.shrink.graph import Axis, Coupling, couple, positional
-from shrinkage.shrink.inputs import Call
+from shrinkage.shrink.graph import Axis, Coupling, couple
+from shrinkage.shrink.inputs import Call, positional
 from shrinkage.shrink.labels import distinct
 from shrinkage.shrink.plan import ShrinkPlan, apply_plan
 from shrinkage.shrink.removal import kept_indices

@@ -14,6 +14,7 @@ from shrinkage.shrink import contractions, shapes  # noqa: F401  they register t
 from shrinkage.shrink.channels import Channels, axes_of, reduced
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.export import Piece, pieces
+from shrinkage.shrink.inputs import positional
 from shrinkage.shrink.labels import Labels, distinct
 from shrinkage.shrink.rules import RULES
 from shrinkage.shrink.tensors import joined, tensors_of
@@ -81,11 +82,6 @@ def couple(
     consumed = _consumed(labels, traces, own) - _producing(traces, own)
     biases = _biases(traces)
     return Coupling(axes, labels.reasons(), consumed, biases, labels, traces, unknown, unexported, uncalled)
-
-
-def positional(example_inputs: Any) -> tuple[Any, ...]:
-    """Return the positional arguments of a call, given as a tuple or as the only one."""
-    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:

@@ -5,10 +5,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 VARIANTS = 4  # of the numbers of a call: as they are, in another order, and drawn anew twice
+
+
+def positional(example_inputs: Any) -> tuple[Any, ...]:
+    """Return the positional arguments of a call, given as a tuple or as the only one."""
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def cloned(call: Call) -> Call:
+    """Return a call with copies of its tensors, which a model may write into."""
+    args, kwargs = tree_map_only(Tensor, torch.clone, call)
+    return args, kwargs
 
 
 def calls(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Call]:

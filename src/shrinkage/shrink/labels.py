@@ -74,5 +74,5 @@ class Labels:
 
 def distinct(labels: Tensor) -> Tensor:
     """Return the different ones of `labels`, in order."""
-    different: Tensor = labels.unique()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    different: Tensor = torch.unique(labels)
     return different

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.csr import autocast_type
-from shrinkage.shrink.inputs import Call
+from shrinkage.shrink.inputs import Call, cloned
 
 Calls = dict[tuple[torch.Size, torch.dtype, torch.dtype | None], tuple[Tensor, int]]
 
@@ -29,7 +29,7 @@ def watched(model: nn.Module, names: Sequence[str], call: Call) -> tuple[list[Te
     calls: dict[str, Calls] = {name: {} for name in names}
     for name in names:
         probe.get_submodule(name).register_forward_pre_hook(noting(calls[name]), with_kwargs=True)
-    args, kwargs = tree_map_only(Tensor, torch.clone, call)
+    args, kwargs = cloned(call)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         leaves = tree_leaves(probe(*args, **kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)], calls

@@ -10,8 +10,8 @@ from shrinkage.errors import ShrinkError
 from shrinkage.shrink.attempts import Attempts, Checks
 from shrinkage.shrink.copies import plain, with_own_state
 from shrinkage.shrink.fold import readings
-from shrinkage.shrink.graph import Coupling, couple, positional
-from shrinkage.shrink.inputs import calls
+from shrinkage.shrink.graph import Coupling, couple
+from shrinkage.shrink.inputs import calls, positional
 from shrinkage.shrink.plan import ShrinkPlan
 from shrinkage.shrink.removal import Removal, zero_channels
 from shrinkage.shrink.summary import KeptZeros, ShrinkReport, compared
@@ -89,9 +89,9 @@ def shrink(
     found, products = readings(coupling.traces, tensors_of(with_own_state(model)))
     checks = Checks.of(model, calls(args, kwargs), atol) if verify else Checks(atol)
     attempts = Attempts(coupling, found, products, model, round_to, checks)
-    choice, error = attempts.settled()
+    choice, error, refusal = attempts.settled()
     removal, small, plan = attempts.built(choice)
-    kept = _kept(coupling, removal, model, choice.held, attempts.refusal)
+    kept = _kept(coupling, removal, model, choice.held, refusal)
     return Shrunk(small, plan, compared(model, small, plan, (args, kwargs), error, kept, coupling))
 
 

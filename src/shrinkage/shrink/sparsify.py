@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shrinkage.errors import SparseFormatError
 from shrinkage.parametrized import computed_weights
 from shrinkage.shrink.copies import copy_of
+from shrinkage.shrink.inputs import positional
 from shrinkage.shrink.measure import Calls, seconds_of_calls, watched
 from shrinkage.shrink.sparse import REAL, SparseLinear
 from shrinkage.tables import shape_text, table
@@ -115,8 +116,7 @@ def to_sparse(
         raise ValueError(f"min_sparsity must be a share from 0 to 1, got {min_sparsity!r}")
     if keep_if_faster and example_inputs is None and example_kwargs is None:
         raise ValueError("to measure what is faster, example_inputs are needed; or pass keep_if_faster=False")
-    args = () if example_inputs is None else example_inputs
-    call = (args if isinstance(args, tuple) else (args,), dict(example_kwargs or {}))
+    call = (() if example_inputs is None else positional(example_inputs), dict(example_kwargs or {}))
     checked = any(call)
     shared = shared_parameters(model)
     layers = [(layer, examined(name, layer, shared, min_sparsity)) for name, layer in linear_layers(model)]

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from shrinkage.shrink.copies import with_own_state
-from shrinkage.shrink.inputs import Call
+from shrinkage.shrink.inputs import Call, cloned
 
 OUTLIER = 100.0  # a number so many times larger than all that differ says nothing of how much they may
 
@@ -19,7 +19,7 @@ def outputs(model: nn.Module, call: Call) -> list[Tensor]:
 
     A copy is called, so that what a model notes of its calls is the same every time too.
     """
-    args, kwargs = tree_map_only(Tensor, torch.clone, call)
+    args, kwargs = cloned(call)
     probe = with_own_state(model).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
