@@ -136,7 +136,7 @@ MUTANTS = [
         "recorded",
     ),
     Mutant(
-        "compiled.py",
+        "kernels.py",
         "torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)",
         "wide(moment).sqrt() * scale + eps",
         "compiled",
@@ -150,19 +150,23 @@ MUTANTS = [
         "groups_to_rounding",
     ),
     Mutant(
-        "compiled.py",
+        "kernels.py",
         "torch.where(lr * linear == 0, inner, inner * radial.secular_scale(metric, root))",
         "inner * radial.secular_scale(metric, root)",
         "compiled",
         "step_of_zero",
     ),
     Mutant(
-        "compiled.py",
+        "kernels.py",
         "        inner, divisor = inner * (divisor / shrunk), shrunk\n",
         "        inner, divisor = inner * (divisor / shrunk), divisor\n",
         "compiled",
         "groups_to_rounding and ElasticNet",
     ),
+    Mutant(
+        "kernels.py", "if l1 is None else soft_threshold(wide(w), step * l1)", "", "compiled", "large_groups and Sparse"
+    ),
+    Mutant("compiled.py", "as_scalar(penalty.weight(shape))", "as_scalar(1.0)", "compiled", "large_groups"),
     Mutant("folding.py", "key=lambda dim: -strides[dim]", "key=lambda dim: dim", "compiled", "channels_last"),
     Mutant(
         "compiled.py",

@@ -22,6 +22,7 @@ from shrinkage import (
     Rows,
     SparseGroupLasso,
     Weighted,
+    Whole,
     folding,
 )
 from shrinkage import compiled as kernels
@@ -45,6 +46,12 @@ def small_kernels(monkeypatch):
     monkeypatch.setattr(kernels, "LEAST", 1)
     monkeypatch.setattr(folding, "ROWS", 4)
     folding.folded_by.cache_clear()
+
+
+@pytest.fixture
+def all_is_large(monkeypatch):
+    """Every tensor is read from memory twice."""
+    monkeypatch.setattr(kernels, "LARGE", 1)
 
 
 def metric(w: Tensor, lr: float = 0.05) -> AdaptiveStep:
@@ -82,6 +89,55 @@ def test_groups_to_rounding(small_kernels, penalty, shape):
     assert (moved != 0).any()
 
 
+@pytest.mark.parametrize(
+    ("penalty", "shape"),
+    [
+        (GroupLasso(0.4, Rows()), (40, 24)),
+        (GroupLasso(0.4, Rows(), weigh_by_size=False), (40, 24, 3, 3)),
+        (GroupLasso(0.2, Heads(4)), (40, 24)),
+        (Grouped(MCP(0.4), Rows()), (40, 24)),
+        (SparseGroupLasso(0.5, 0.4, Rows()), (40, 24)),
+    ],
+    ids=str,
+)
+def test_large_groups_in_a_plain_metric_to_rounding(small_kernels, all_is_large, penalty, shape):
+    w = torch.randn(shape)
+    w[: shape[0] // 2] *= 0.01
+    for stored in (w, w.double(), w.to(memory_format=torch.channels_last) if len(shape) == 4 else w):
+        for step in (1.0, torch.tensor(0.5), 0.0):
+            moved, plain = stored.clone(), penalty.prox(stored, step)
+            assert compiled_shrink_(penalty, moved, step)
+            torch.testing.assert_close(moved, plain, rtol=2e-6, atol=1e-8)
+            assert torch.equal(moved == 0, plain == 0)
+            assert moved.stride() == stored.stride()
+    assert (penalty.prox(w, 1.0) == 0).any()
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        GroupLasso(0.1, Columns()),  # not next to each other
+        GroupLasso(0.1, Whole()),  # larger than the cache of the test
+        Grouped(Weighted(L1(0.1), torch.rand(40)), Rows()),
+    ],
+    ids=str,
+)
+def test_other_groups_in_a_plain_metric_stay_in_place(small_kernels, all_is_large, monkeypatch, penalty):
+    monkeypatch.setattr(kernels, "CACHED", 500)
+    w = torch.randn(40, 24)
+    moved = w.clone()
+    assert not compiled_shrink_(penalty, moved, 0.1)
+    assert torch.equal(moved, w)
+
+
+def test_an_infinite_weight_stays(small_kernels, all_is_large):
+    w = torch.randn(40, 24)
+    w[5, 1] = torch.inf
+    moved, penalty = w.clone(), GroupLasso(0.1, Rows())
+    assert compiled_shrink_(penalty, moved, 0.1)
+    torch.testing.assert_close(moved, penalty.prox(w, 0.1))
+
+
 def test_convolutions_in_channels_last_stay_so(small_kernels):
     w = torch.randn(8, 12, 3, 3).to(memory_format=torch.channels_last)
     for penalty in (GroupLasso(0.02, Rows()), GroupLasso(0.02, Columns()), L1(0.1)):
@@ -111,12 +167,13 @@ def test_bad_numbers_stay_in_their_group(small_kernels):
     assert moved.isfinite().sum() == 38 * 24 + 23
 
 
-def test_one_compilation_serves_all_shapes_rates_and_strengths(small_kernels):
+def test_one_compilation_serves_all_shapes_rates_and_strengths(small_kernels, all_is_large):
     counts = []
     for index in range(100):
         w = torch.randn(30 + index, 20 + 2 * index if index else 30)
         for make in (L1, lambda strength: GroupLasso(strength, Rows())):
             assert compiled_shrink_(make(0.01 / (1 + index)), w, metric(w, 0.1 / (1 + index)))
+        assert compiled_shrink_(GroupLasso(0.01 / (1 + index), Rows()), w, 0.1 / (1 + index))
         counts.append(counters["stats"]["unique_graphs"])
     assert counts[0] == counts[-1] > 0
 
@@ -153,6 +210,16 @@ def test_compilation_pays_for_many_weights():
     assert not pays([Shrink(L1(0.1), few, metric(few))])
     assert pays([Shrink(GroupLasso(0.1, Rows()), few, metric(few))])
     assert pays([Shrink(L1(0.1), torch.empty(3, device="meta"), 0.1)])
+
+
+def test_groups_in_a_plain_metric_save_little_and_only_where_they_are_large(monkeypatch):
+    monkeypatch.setattr(kernels, "MANY", 1 << 18)
+    rows = GroupLasso(0.1, Rows())
+    small, large = torch.empty(1 << 10, 1 << 11), torch.empty(1 << 11, 1 << 11)
+    assert pays([Shrink(rows, large, 0.1)])
+    assert not pays([Shrink(rows, small, 0.1), Shrink(rows, small, 0.1), Shrink(rows, small, 0.1)])
+    assert not pays([Shrink(L1(0.1), large, 0.1)])
+    assert not compiled_shrink_(rows, small, 0.1)
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ FLOORS = [
         "folding",
         "slabs",
         "inplace",
+        "kernels",
         "intervals",
         "optimizers",
         "averages",

@@ -1,29 +1,29 @@
 """Proximal operators that `torch.compile` turns into few passes over memory: in place, without scratch of that size.
 
-A kernel is a pure function of tensors, hyperparameters included, whose last pass writes into the parameter. It is
-compiled once for each kind of rule and type of number, whatever the shapes, learning rates and strengths are.
+A kernel (`kernels.py`) is compiled once for each kind of rule and type of number, whatever the shapes, learning rates
+and strengths are.
 """
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from shrinkage import radial
+from shrinkage import kernels, radial
 from shrinkage.batches import Shrink
-from shrinkage.folding import folded_by, memory_order
+from shrinkage.folding import Folded, folded_by, memory_order
 from shrinkage.inplace import touches_once
 from shrinkage.metrics import AdaptiveStep, Number, Step, is_captured
-from shrinkage.penalties import Penalty
+from shrinkage.penalties import Grouped, Penalty, SparseGroupLasso
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.per_group import Parts, PerGroup
-from shrinkage.prox import soft_threshold, wide
-from shrinkage.schedules import Strength
+from shrinkage.schedules import Strength, fixed
 
 Kernel = Callable[..., Any]
 Compile = bool | Literal["auto"]
@@ -31,6 +31,9 @@ Compile = bool | Literal["auto"]
 MANY = 1 << 21  # weights charged in one step, from which the seconds of compilation are saved in a thousand steps
 LEAST = 1 << 14  # weights in one tensor, below which calling a kernel costs more than it saves
 SLOW = 8  # times as much is saved where weights are in groups that are charged in a metric
+READ_TWICE = 1 / 16  # of it is saved where groups are scaled in place, but a second pass comes from memory again
+LARGE = 1 << 22  # weights in one tensor, which no cache holds from one pass over all of it to the next
+CACHED = 1 << 16  # weights in one group, which a cache holds
 # Nothing of a parameter's size is written down between its first use and its last.
 ONE_PASS: dict[str, Any] = {
     "realize_opcount_threshold": 10_000,
@@ -51,20 +54,26 @@ def check_compile(compile: object) -> None:
 
 
 def pays(shrinks: Sequence[Shrink]) -> bool:
-    """Return whether compilation pays: for many weights, and where each call starts kernels on a device.
+    """Return whether compilation pays: for many weights, and where each call starts kernels on a device."""
+    if any(w.device.type != "cpu" for _, w, _ in shrinks):
+        return True
+    return sum(gain(*shrink) * shrink.w.numel() for shrink in shrinks) >= MANY
+
+
+def gain(penalty: Penalty, w: Tensor, step: Step) -> float:
+    """Return what a kernel saves per weight, in units of what it saves where elements are charged in a metric.
 
     What torch does in place as fast saves nothing.
     """
-    if any(w.device.type != "cpu" for _, w, _ in shrinks):
-        return True
-    slow = (shrink for shrink in shrinks if not touches_once(*shrink))
-    return sum(w.numel() * (SLOW if isinstance(penalty, PerGroup) else 1) for penalty, w, _ in slow) >= MANY
+    if not touches_once(penalty, w, step):
+        return SLOW if isinstance(penalty, PerGroup) else 1
+    return READ_TWICE if isinstance(penalty, PerGroup) and w.numel() >= LARGE else 0
 
 
 def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
     """Move `w` to the proximal point and return True; False, and nothing is done, where there is no kernel for it."""
-    least = LEAST // SLOW if isinstance(penalty, PerGroup) else LEAST
-    if w.numel() < least or touches_once(penalty, w, step) or penalty.with_tensors(Tensor.detach) is not penalty:
+    saved = gain(penalty, w, step) * w.numel()
+    if saved == 0 or saved < LEAST or penalty.with_tensors(Tensor.detach) is not penalty:
         return False
     moments = [step.moment] if isinstance(step, AdaptiveStep) else []
     order = memory_order(w, *moments)
@@ -73,15 +82,41 @@ def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
     if isinstance(penalty, Elementwise):
         tensors = [tensor.permute(order).view(-1) for tensor in (w, *moments)]
         return run(type(penalty).__name__, partial(shrink_elements_, traced(penalty)), tensors, step)
-    parts = penalty.parts(w.shape) if isinstance(penalty, PerGroup) else None
     folded = folded_by(penalty.groups, w.shape, order) if isinstance(penalty, PerGroup) else None
-    if parts is None or not parts.linear or folded is None or not isinstance(step, AdaptiveStep):
+    found = None if folded is None else of_groups(penalty, w, folded, in_metric=isinstance(step, AdaptiveStep))
+    if folded is None or found is None:
         return False
     shape, within = folded
-    tensors = [tensor.permute(order).view(shape) for tensor in (w, *moments)]
     view = "".join("w" if dim in within else "g" for dim in range(len(shape)))
-    kind = " ".join(("Grouped", view, *(name for name, part in parts._asdict().items() if part)))
-    return run(kind, partial(shrink_groups_, parts, within), tensors, step)
+    tensors = [tensor.permute(order).view(shape) for tensor in (w, *moments)]
+    return run(f"{found.kind} {view}", partial(found.shrink_, within), tensors, step)
+
+
+class OfGroups(NamedTuple):
+    """How groups are moved, given the dimensions within them, and the kind of kernel that does it."""
+
+    kind: str
+    shrink_: Kernel
+
+
+def of_groups(penalty: Penalty, w: Tensor, folded: Folded, *, in_metric: bool) -> OfGroups | None:
+    """Return how the groups of `penalty`, folded so, are moved; None if there is no kernel for it."""
+    if in_metric:
+        parts = penalty.parts(w.shape) if isinstance(penalty, PerGroup) else None
+        if parts is None or not parts.linear:
+            return None
+        names = (name for name, part in parts._asdict().items() if part)
+        return OfGroups(" ".join(("Grouped", *names)), partial(shrink_groups_, parts))
+    shape, within = folded
+    size = math.prod(shape[dim] for dim in within)
+    # Sums over what is not next to each other are faster in place.
+    if w.numel() < LARGE or size > CACHED or within[-1:] != (len(shape) - 1,):
+        return None
+    if type(penalty) is SparseGroupLasso:
+        return OfGroups("Scaled l1", partial(scale_groups_, penalty.of_groups, w.shape, fixed(penalty.l1)))
+    if type(penalty) is Grouped:
+        return OfGroups(f"Scaled {type(penalty.penalty).__name__}", partial(scale_groups_, penalty, w.shape, None))
+    return None
 
 
 def run(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], step: Step) -> bool:
@@ -161,98 +196,33 @@ def traced(penalty: Penalty) -> Penalty:
     return copy
 
 
-# Elements
-
-
 def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, *arguments: Tensor) -> None:
     """Move elements, given (step) or (moment, lr, eps, correction)."""
     if len(arguments) == 1:
-        compiled(in_plain_metric, kind)(penalty, w, *arguments)
+        compiled(kernels.in_plain_metric, kind)(penalty, w, *arguments)
     else:
         *others, correction = arguments
-        compiled(in_metric, kind)(penalty, w, *others, correction.rsqrt())
+        compiled(kernels.in_metric, kind)(penalty, w, *others, correction.rsqrt())
 
 
-def in_plain_metric(penalty: Penalty, w: Tensor, step: Tensor) -> None:
-    """w <- prox(w)."""
-    w.copy_(penalty.prox(wide(w), step))
-
-
-def in_metric(penalty: Penalty, w: Tensor, moment: Tensor, lr: Tensor, eps: Tensor, scale: Tensor) -> None:
-    """w <- prox(w) in the metric of an `AdaptiveStep`."""
-    w.copy_(penalty.prox(wide(w), lr / denominator(moment, eps, scale)))
-
-
-def denominator(moment: Tensor, eps: Tensor, scale: Tensor) -> Tensor:
-    """Return sqrt(moment) * scale + eps, and 1 where the moment is exactly 0: one square root serves an element."""
-    return torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)
-
-
-# Groups
+def scale_groups_(
+    penalty: Grouped, shape: torch.Size, l1: float | None, within: tuple[int, ...], kind: str, w: Tensor, step: Tensor
+) -> None:
+    """Move groups in a plain metric, after the soft threshold of `l1`; `shape` is the parameter's."""
+    threshold = None if l1 is None else as_scalar(l1)
+    weight = as_scalar(penalty.weight(shape))
+    compiled(kernels.scale_groups_, kind)(traced(penalty.penalty), weight, threshold, within, w, step)
 
 
 def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, *arguments: Tensor) -> None:
     """Move groups, given (moment, lr, eps, correction), by the secular equation of each."""
     *others, correction = arguments
     given = (w, *others, correction.rsqrt(), *(as_scalar(part) if part else None for part in parts), within)
-    theta, zero = compiled(first_pass, kind)(*given)
+    theta, zero = compiled(kernels.first_pass, kind)(*given)
     resting = zero
     for _ in range(radial.NEWTON_ITERATIONS):
-        theta, resting = compiled(newton_pass, kind)(theta, resting, *given)
+        theta, resting = compiled(kernels.newton_pass, kind)(theta, resting, *given)
         # Elsewhere a look at it would wait for the device.
         if w.device.type == "cpu" and bool(resting.all()):
             break
-    compiled(last_pass_, kind)(radial.settled(theta, zero), *given)
-
-
-def first_pass(*given: Any) -> tuple[Tensor, Tensor]:
-    """Return where to start, and which groups are zero.
-
-    The first iteration is not made here: a compiler would write the metric down for it.
-    """
-    w, metric, within = left_for_norms(*given)
-    return radial.secular_start(added_up(radial.secular_sums(w, metric, within[-1:]), within[:-1]))
-
-
-def newton_pass(theta: Tensor, resting: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-    """Return the multipliers after one more iteration, and which groups are at rest."""
-    w, metric, within = left_for_norms(*given)
-    terms = added_up(radial.secular_terms(w, metric, theta, within[-1:]), within[:-1])
-    moved = radial.secular_step(theta, terms)
-    return torch.where(resting, theta, moved), resting | radial.at_rest(theta, moved)
-
-
-def added_up(parts: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Return sums that were taken over the last dimension within groups, added up over the others."""
-    return parts.sum([dim + 1 for dim in dims], keepdim=True) if dims else parts
-
-
-def last_pass_(root: Tensor, w: Tensor, *given: Any) -> None:
-    """Scale each element, unless the step or the strength is 0."""
-    inner, metric, _ = left_for_norms(w, *given)
-    _, lr, _, _, _, linear, _, _ = given
-    w.copy_(torch.where(lr * linear == 0, inner, inner * radial.secular_scale(metric, root)))
-
-
-def left_for_norms(
-    w: Tensor,
-    moment: Tensor,
-    lr: Tensor,
-    eps: Tensor,
-    scale: Tensor,
-    l1: Tensor | None,
-    linear: Tensor,
-    quadratic: Tensor | None,
-    within: tuple[int, ...],
-) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Return what is left for the penalty of norms: elements, the metric in units of its strength, and `within`.
-
-    The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `by_sums`.
-    """
-    inner, divisor = wide(w), denominator(moment, eps, scale)
-    if l1 is not None:
-        inner = soft_threshold(inner, lr * l1 / divisor)
-    if quadratic is not None:
-        shrunk = divisor + lr * quadratic
-        inner, divisor = inner * (divisor / shrunk), shrunk
-    return inner, (divisor * (1 / (lr * linear))).clamp_max(radial.LARGEST[inner.dtype]), within
+    compiled(kernels.last_pass_, kind)(radial.settled(theta, zero), *given)

@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from shrinkage import compiled as kernels
-from shrinkage import radial
+from shrinkage import compiled, radial
 from shrinkage.batches import Shrink
-from shrinkage.compiled import added_up, last_pass_, left_for_norms, numbers_of
 from shrinkage.folding import folded_by, memory_order
 from shrinkage.groups import at_least_float32
+from shrinkage.kernels import added_up, last_pass_, left_for_norms
 from shrinkage.metrics import AdaptiveStep
 from shrinkage.penalties.coupled import Part
 from shrinkage.penalties.per_group import PerGroup
@@ -27,7 +26,7 @@ class CompiledSlab:
     def of(part: Part, shrink: Shrink, slopes: Tensor, curves: Tensor) -> "CompiledSlab | None":
         """Return the slab, with its share of the charges of all groups, linear and quadratic."""
         penalty, w, step = shrink
-        least = kernels.LEAST // kernels.SLOW
+        least = compiled.LEAST // compiled.SLOW
         if not isinstance(step, AdaptiveStep) or not isinstance(penalty, PerGroup) or w.numel() < least:
             return None
         order = memory_order(w, step.moment)
@@ -37,26 +36,26 @@ class CompiledSlab:
         shape, within = folded
         kept = [1 if dim in within else size for dim, size in enumerate(shape)]
         tensors = [tensor.permute(order).view(shape) for tensor in (w, step.moment)]
-        numbers = numbers_of(step)
+        numbers = compiled.numbers_of(step)
         kind = f"Coupled {''.join('w' if dim in within else 'g' for dim in range(len(shape)))}"
-        if not kernels.can_compile(kind, partial(all_passes_, within), tensors, numbers):
+        if not compiled.can_compile(kind, partial(all_passes_, within), tensors, numbers):
             return None
         charges = [part.values(each).to(at_least_float32(w.dtype)).view(kept) for each in (slopes, curves)]
         return CompiledSlab(part, kind, kept, given_by(within, *tensors, *numbers, *charges))
 
     def sums(self) -> Tensor:
         """Return `radial.secular_sums` of the slices."""
-        sums: Tensor = kernels.compiled(sums_pass, self._kind)(*self._given)
+        sums: Tensor = compiled.compiled(sums_pass, self._kind)(*self._given)
         return sums
 
     def terms(self, theta: Tensor) -> Tensor:
         """Return `radial.secular_terms` of the slices."""
-        terms: Tensor = kernels.compiled(terms_pass, self._kind)(self._column(theta), *self._given)
+        terms: Tensor = compiled.compiled(terms_pass, self._kind)(self._column(theta), *self._given)
         return terms
 
     def write_(self, root: Tensor) -> None:
         """Scale each element, unless the step or the strength is 0."""
-        kernels.compiled(last_pass_, self._kind)(self._column(root), *self._given)
+        compiled.compiled(last_pass_, self._kind)(self._column(root), *self._given)
 
     def _column(self, padded: Tensor) -> Tensor:
         return self.part.values(padded).view(self._kept)
@@ -73,9 +72,9 @@ def all_passes_(within: tuple[int, ...], kind: str, w: Tensor, moment: Tensor, *
     shape = [1 if dim in within else size for dim, size in enumerate(w.shape)]
     ones = w.new_ones(shape, dtype=at_least_float32(w.dtype))
     given = given_by(within, w, moment, *numbers, ones, ones.clone())
-    kernels.compiled(sums_pass, kind)(*given)
-    kernels.compiled(terms_pass, kind)(ones.clone(), *given)
-    kernels.compiled(last_pass_, kind)(ones.clone(), *given)
+    compiled.compiled(sums_pass, kind)(*given)
+    compiled.compiled(terms_pass, kind)(ones.clone(), *given)
+    compiled.compiled(last_pass_, kind)(ones.clone(), *given)
 
 
 def sums_pass(*given: Any) -> Tensor:

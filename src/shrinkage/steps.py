@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,15 +57,15 @@ def step_of(charge: Charge, metric: Metric | None, optimizer: Optimizer, overflo
     group = optimizer.param_groups[charge.group]
     if charge.how == "decoupled" or metric is None:
         return lambda state, w: unless(overflow, at_hand(learning_rate(metric, group)))
-    eta = metric.eta
+    eta = partial(metric.eta, group)
+    return eta if overflow is None else lambda state, w: skipped(eta(state, w), overflow)
 
-    def step(state: State, w: Tensor) -> Step:
-        found = eta(group, state, w)
-        if isinstance(found, AdaptiveStep):
-            return found._replace(lr=unless(overflow, found.lr))
-        return unless(overflow, found)
 
-    return step
+def skipped(step: Step, overflow: Tensor) -> Step:
+    """Return `step`, or one of 0 if the update is skipped."""
+    if isinstance(step, AdaptiveStep):
+        return step._replace(lr=unless(overflow, step.lr))
+    return unless(overflow, step)
 
 
 def shrink_of(charge: Charge, penalty: Penalty, step: StepOf, optimizer: Optimizer, noted: State) -> Sequence[Shrink]:

@@ -18,7 +18,7 @@ def norms_by_sums(w: Tensor, layout: Layout) -> Sums[Tensor]:
     return squares.sqrt()
 
 
-def scales(norms: Tensor, step: float | Tensor, charge: Elementwise, weight: float) -> Tensor:
+def scales(norms: Tensor, step: float | Tensor, charge: Elementwise, weight: float | Tensor) -> Tensor:
     """Return prox_phi(norm) / norm of each group, in the metric of one step for all."""
     shrunk = charge.prox(norms.reshape(-1), step * weight).reshape(norms.shape)
     return (shrunk / norms.clamp_min(torch.finfo(norms.dtype).tiny)).masked_fill(norms.isinf(), 1.0)
