@@ -96,7 +96,7 @@ def _known(model: nn.Module, calls: Sequence[Call]) -> tuple[tuple[Call, list[Te
 
 @dataclass(eq=False)
 class Attempts:
-    """What smaller models are made from, and why the plan of the last one was refused, if it was."""
+    """What smaller models are made from; why the plan of the last one was refused, if it was; what was held then."""
 
     coupling: Coupling
     found: Sequence[Reading]
@@ -105,10 +105,18 @@ class Attempts:
     round_to: int
     checks: Checks
     refusal: str = field(default="", init=False)
+    last: tuple[Tensor, Removal] | None = field(default=None, init=False)
+
+    def removal(self, held: Tensor) -> Removal:
+        """Return the channels that can go without those that are `held`; once for the same, as several ask for it."""
+        if self.last is None or not torch.equal(self.last[0], held):
+            found = removable(self.coupling, self.found, self.products, self.model, self.round_to, held)
+            self.last = held, found
+        return self.last[1]
 
     def built(self, choice: Choice) -> tuple[Removal, nn.Module, ShrinkPlan]:
         """Return what goes, the smaller model with its constants folded, and the plan of it."""
-        removal = removable(self.coupling, self.found, self.products, self.model, self.round_to, choice.held)
+        removal = self.removal(choice.held)
         keep = kept_indices(self.coupling, removal.gone)
         shifts = _shifts(self.coupling, self.found, removal.gone, self.model)
         changed = changed_attributes(self.coupling, self.model, removal.gone)
@@ -147,7 +155,7 @@ class Attempts:
         """
         choice = Choice(torch.zeros(self.coupling.labels.count, dtype=torch.bool))
         error, refusal = self.error(choice), self.refusal
-        gone = removable(self.coupling, self.found, self.products, self.model, self.round_to, choice.held).gone
+        gone = self.removal(choice.held).gone
         changed = changed_attributes(self.coupling, self.model, gone) if self.checks.known else {}
         groups = _alike(changed, self.model)
         if groups:
