@@ -1158,6 +1158,14 @@ MUTANTS = [
         "shrink/attempts.py", "self.error(choice), self.refusal", 'self.error(choice), ""', "shrink_beyond", "refused"
     ),
     Mutant("shrink/copies.py", "if compiled is not None:", "if False:", "shrink_beyond", "averaged"),
+    Mutant("shrink/attempts.py", "held | ~self.first", "held", "shrink", "no_other_channel"),
+    Mutant(
+        "shrink/contractions.py",
+        '        trace.pin(bias, "convolved in groups of fixed number")\n',
+        "",
+        "shrink",
+        "grouped_convolution_behind",
+    ),
     Mutant("shrink/inputs.py", "{size - 1, size // 2}", "{size}", "shrink_beyond", "alone"),
     Mutant("shrink/inputs.py", "if number == 1 or known", "if number >= 1 or known", "shrink_beyond", "alone"),
     Mutant("shrink/inputs.py", "    if low == high:", "    if False:", "shrink_beyond", "alone"),

@@ -14,6 +14,8 @@ from channels import free_channels
 from shrinkage import ShrinkError, ShrinkPlan, apply_plan, shrink
 from shrinkage.shrink import attempts
 from shrinkage.shrink.cost import multiply_adds
+from shrinkage.shrink.graph import couple
+from shrinkage.shrink.rules import RULES
 from zoo import graphs, real
 from zoo.harness import run
 from zoo.own import CASES
@@ -32,6 +34,43 @@ def shrunk(model, arguments, keywords):
 def test_outputs_are_those_of_the_dense_model(case, mode):
     result = run(case, free_channels, shrunk, mode)
     assert result.error < 1e-5
+
+
+def unknown(*arguments, **keywords):
+    raise NotImplementedError
+
+
+def operators_of(case):
+    arguments, keywords = case.example()
+    traces = couple(case.make(), arguments, example_kwargs=keywords).traces
+    nodes = [node for piece, _ in traces for node in piece.program.graph.nodes]
+    return sorted({packet for node in nodes if (packet := getattr(node.target, "overloadpacket", None))}, key=str)
+
+
+@pytest.mark.filterwarnings(LSTM)
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "each"])
+@pytest.mark.parametrize("place", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_what_an_unknown_operator_touches_stays(place, all_of_them, monkeypatch):
+    """An operator of the model has no rule: one of them, another one in each model, or each of them in turn."""
+    operators = operators_of(CASES[place])
+    for operator in operators if all_of_them else [operators[place % len(operators)]]:
+        with monkeypatch.context() as patch:
+            patch.setitem(RULES, operator, unknown)
+            assert run(CASES[place], free_channels, shrunk, "all").error < 1e-5, operator
+
+
+def test_a_grouped_convolution_behind_an_unknown_operator_stays(monkeypatch):
+    monkeypatch.setitem(RULES, torch.ops.aten.relu, unknown)
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    for layer in (nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 3, groups=2)):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), layer, nn.Tanh(), nn.Conv2d(8, 3, 1)).eval()
+        with torch.no_grad():
+            model[4].weight[:, 2] = 0
+        for verify in (True, False):
+            result = shrink(model, x, verify=verify)
+            assert result.model[2].bias.shape == (8,)
+            torch.testing.assert_close(result.model(x), model(x))
 
 
 @given(graphs.cases())
@@ -81,6 +120,27 @@ def test_a_plan_rebuilds_the_smaller_model_bit_for_bit():
     filled = apply_plan(empty, plan)
     filled.load_state_dict(result.model.state_dict(), assign=True)
     assert torch.equal(filled(x), result.model(x))
+
+
+class Insisting(nn.Module):
+    """A side branch that nobody reads, and code that insists on its width."""
+
+    def __init__(self):
+        super().__init__()
+        self.side, self.main = nn.Linear(4, 8), nn.Linear(4, 3)
+
+    def forward(self, x):
+        if self.side(x).shape[-1] != 8:
+            raise ValueError("eight, please")
+        return self.main(x)
+
+
+def test_no_other_channel_goes_in_place_of_those_that_have_to_stay():
+    """All but one of the side branch could go; where these can not, neither can the one."""
+    model, x = Insisting().eval(), torch.randn(5, 4)
+    result = shrink(model, x)
+    assert result.report.error == 0
+    assert torch.equal(result.model(x), model(x))
 
 
 def test_axes_keep_a_multiple_of_channels():

@@ -96,7 +96,11 @@ def _known(model: nn.Module, calls: Sequence[Call]) -> tuple[tuple[Call, list[Te
 
 @dataclass(eq=False)
 class Attempts:
-    """What smaller models are made from; why the plan of the last one was refused, if it was; what was held then."""
+    """What smaller models are made from, and what is known of earlier ones.
+
+    `refusal` tells why the plan of the last one was refused, if it was; `first` what goes if nothing is held, and `last`
+    what was held, and went, last.
+    """
 
     coupling: Coupling
     found: Sequence[Reading]
@@ -105,13 +109,19 @@ class Attempts:
     round_to: int
     checks: Checks
     refusal: str = field(default="", init=False)
+    first: Tensor | None = field(default=None, init=False)
     last: tuple[Tensor, Removal] | None = field(default=None, init=False)
 
     def removal(self, held: Tensor) -> Removal:
-        """Return the channels that can go without those that are `held`; once for the same, as several ask for it."""
+        """Return the channels that can go without those that are `held`, and no others than if none were.
+
+        Worked out once for the same channels, as several ask for it.
+        """
         if self.last is None or not torch.equal(self.last[0], held):
-            found = removable(self.coupling, self.found, self.products, self.model, self.round_to, held)
-            self.last = held, found
+            if self.first is None and held.any():
+                self.first = self.removal(torch.zeros_like(held)).gone
+            stay = held if self.first is None else held | ~self.first
+            self.last = held, removable(self.coupling, self.found, self.products, self.model, self.round_to, stay)
         return self.last[1]
 
     def built(self, choice: Choice) -> tuple[Removal, nn.Module, ShrinkPlan]:

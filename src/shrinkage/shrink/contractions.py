@@ -150,6 +150,7 @@ def _grouped(trace: Trace, x: Channels, weight: Channels, bias: Channels | None,
     if entering is None or made is None:
         trace.fix(x, [place], "convolved in groups of fixed number")
         trace.fix(weight, [0], "convolved in groups of fixed number")
+        trace.pin(bias, "convolved in groups of fixed number")
         return Channels(trace.shape)
     for labels in (entering, made):
         members = labels.reshape(groups, -1)

@@ -44,8 +44,14 @@ def multiplied_in(x: Tensor) -> torch.dtype:
 def autocast_type(x: Tensor) -> torch.dtype | None:
     """Return the type to which autocast casts on the device of `x`; None where it is off."""
     kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    on = can_autocast(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
+
+
+@torch.compiler.assume_constant_result
+def can_autocast(kind: str) -> bool:
+    """Return whether there is an autocast for devices of this type, which a compiler does not look into."""
+    return torch.amp.is_autocast_available(kind)
 
 
 def as_given(x: Tensor) -> torch.autocast:
