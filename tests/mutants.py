@@ -1159,6 +1159,7 @@ MUTANTS = [
     ),
     Mutant("shrink/copies.py", "if compiled is not None:", "if False:", "shrink_beyond", "averaged"),
     Mutant("shrink/attempts.py", "held | ~self.first", "held", "shrink", "no_other_channel"),
+    Mutant("shrink/export.py", 'if "use_cache" not in kwargs and', "if False and", "shrink_coupled", "decoders"),
     Mutant(
         "shrink/contractions.py",
         '        trace.pin(bias, "convolved in groups of fixed number")\n',

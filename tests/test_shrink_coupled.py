@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from shrinkage import CoupledChannels, GroupError, GroupLasso, Regularizer, shrink
@@ -58,3 +59,53 @@ def test_a_group_holds_the_row_the_bias_and_the_norm():
 def test_a_model_without_channels_that_can_go_is_refused():
     with pytest.raises(GroupError, match="some channel can go"):
         CoupledChannels(nn.Linear(4, 3), torch.randn(2, 4))
+
+
+DECODERS = {
+    "gpt2": {"n_layer": 1, "n_embd": 32, "n_head": 4, "n_positions": 32},
+    "llama": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_that_put_out_a_cache_lose_heads_and_generate_as_before(name):
+    """transformers' decoders put out a cache of keys and values unless told otherwise."""
+    torch.manual_seed(0)
+    tokens = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    configuration = transformers.AutoConfig.for_model(name, **tokens, **DECODERS[name])
+    kind = transformers.AutoModelForSeq2SeqLM if name == "t5" else transformers.AutoModelForCausalLM
+    model, ids = kind.from_config(configuration).eval(), torch.randint(3, 96, (2, 7))
+    call = {"input_ids": ids} | ({"decoder_input_ids": ids[:, :5]} if name == "t5" else {})
+    channels = CoupledChannels(model, (), example_kwargs=call)
+    assert any("att" in member.lower() for member in channels.names)
+    with torch.no_grad():
+        for member in channels.members:
+            index = torch.tensor([place for place, group in enumerate(member.groups) if group >= 0 and group % 3 == 0])
+            model.get_parameter(member.parameter).index_fill_(member.dim, index, 0.0)
+    small = shrink(model, (), example_kwargs=call)
+    assert small.report.kept == ()
+    generated = [each.generate(ids, max_new_tokens=6, do_sample=False) for each in (model, small.model)]
+    assert torch.equal(*generated)
+
+
+def test_a_model_that_can_not_be_exported_as_a_whole_is_told_of():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)), nn.Linear(5, 2)
+
+        def forward(self, x):
+            x = self.body(x)
+            return self.head(x) if x.sum() > 0 else self.head(-x)
+
+    with pytest.warns(UserWarning, match="can not be exported as a whole.*no group: ") as caught:
+        channels = CoupledChannels(Branching(), torch.randn(3, 4))
+    assert caught[0].filename == __file__
+    assert channels.names == ("body.0.weight", "body.0.bias")

@@ -39,7 +39,8 @@ def CoupledChannels(
     A group that is zero makes its channel zero, so that `shrink` takes it out exactly. Heads of attention are groups
     too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that can not go (inputs,
     outputs, the width of a residual stream under a norm) are in none. A copy of the model with one channel less of each
-    kind is called once; what makes it fail is in no group, and a warning says so.
+    kind is called once; what makes it fail is in no group, and a warning says so. So it does of what `torch.export` does
+    not take as a whole.
 
     Raises:
         GroupError: no channel of the model can go.
@@ -54,6 +55,12 @@ def CoupledChannels(
     """
     model = plain(model)
     coupling = couple(model, example_inputs, example_kwargs=example_kwargs, pin=pin)
+    for path, error in coupling.unexported.items():
+        warnings.warn(
+            f"{f'`{path}`' if path else 'the model'} can not be exported as a whole, so that its children are, and "
+            f"channels that pass between them are in no group: {error}",
+            stacklevel=2,
+        )
     free = _made_by(coupling, model)
     roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
     stuck = _stuck(coupling, model, (positional(example_inputs), dict(example_kwargs or {})), free, roots)

@@ -48,7 +48,7 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if on else None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def can_autocast(kind: str) -> bool:
     """Return whether there is an autocast for devices of this type, which a compiler does not look into."""
     return torch.amp.is_autocast_available(kind)

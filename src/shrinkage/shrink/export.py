@@ -1,8 +1,9 @@
 """A model as graphs of operators: whole, or child by child where its code depends on the data."""
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -80,17 +81,28 @@ def pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 def _pieces(
     module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[Piece], dict[str, str]]:
-    try:
-        with _quietly():
-            program = torch.export.export(module, args, kwargs, strict=False)
-    except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
-        found, failed = [], {path: str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
-        for name, call in _calls_of_children(module, args, kwargs).items():
-            more, errors = _pieces(module.get_submodule(name), joined(path, name), *call)
-            found += more
-            failed |= errors
-        return found, failed
-    return [Piece(path, program, tuple(tree_leaves((args, kwargs))))], {}
+    failed: dict[str, str] = {}
+    for keywords in _keywords(module, kwargs):
+        try:
+            with _quietly():
+                program = torch.export.export(module, args, keywords, strict=False)
+            return [Piece(path, program, tuple(tree_leaves((args, keywords))))], {}
+        except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
+            failed.setdefault(path, (str(error).strip().splitlines() or [type(error).__name__])[0])
+    found = []
+    for name, call in _calls_of_children(module, args, kwargs).items():
+        more, errors = _pieces(module.get_submodule(name), joined(path, name), *call)
+        found += more
+        failed |= errors
+    return found, failed
+
+
+def _keywords(module: nn.Module, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield `kwargs`, and again without the cache that decoders of transformers put out, which no export takes."""
+    yield kwargs
+    with suppress(ValueError):  # of a traced module, which has no signature
+        if "use_cache" not in kwargs and "use_cache" in inspect.signature(module.forward).parameters:
+            yield {**kwargs, "use_cache": False}
 
 
 @contextmanager

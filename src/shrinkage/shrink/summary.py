@@ -20,7 +20,7 @@ ADVICE = {
     "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or charge what makes the constant too",
     "normalized over": "the width of a residual stream stays: charge neurons and heads instead",
     "mean over": "the width of a residual stream stays: charge neurons and heads instead",
-    "exported by itself": "make the model one that `torch.export` takes whole; transformers: pass use_cache=False too",
+    "exported by itself": "make the model one that `torch.export` takes whole",
     "without a rule": "tell what the operator does to channels with `coupling_rule`",
     "not used by any": "call the module by its forward method, with inputs that `torch.export` can follow",
     "differ": "where the code has a length as a number, give it as -1 or as an integer attribute of the module",
