@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+CONSTRAINTS := $(VENV)/constraints.txt
 
-.PHONY: demo test test-all lint types bench experiments docs clean
+.PHONY: demo test test-all test-oldest lint types bench experiments docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/shrinkage demo
@@ -13,6 +15,10 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist loadgroup
+
+# The same tests with the oldest torch that is supported.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest TORCH=2.11.0
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -32,18 +38,22 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/build.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-oldest runs
+
+$(CONSTRAINTS): constraints.txt
+	mkdir -p $(VENV)
+	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $@
 
 # torch comes first and pinned, so that no other package pulls in a second build of it. torchvision, whose models are
 # tested, stands aside: next to a build of torch that is not its own, everything that imports it would fail.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable '.[cli,export,lightning,transformers,dev]'
-	$(BIN)/pip install --constraint constraints.txt --no-deps --upgrade --target $(VENV)/aside torchvision
+	$(BIN)/pip install --constraint $(CONSTRAINTS) torch
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[cli,export,lightning,transformers,dev]'
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --no-deps --upgrade --target $(VENV)/aside torchvision
 	touch $@
 
 # The packages of others that `make bench` measures beside this one.
 $(VENV)/bench: $(VENV)/installed
-	$(BIN)/pip install --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[bench]'
 	touch $@
