@@ -1158,6 +1158,14 @@ MUTANTS = [
         "shrink/attempts.py", "self.error(choice), self.refusal", 'self.error(choice), ""', "shrink_beyond", "refused"
     ),
     Mutant("shrink/copies.py", "if compiled is not None:", "if False:", "shrink_beyond", "averaged"),
+    Mutant("shrink/fold.py", " and takes_bias", "", "shrink", "only_where_it_would"),
+    Mutant(
+        "shrink/contractions.py",
+        '        x = trace.fix(x, alone, "summed over by `einsum`")\n',
+        "",
+        "shrink",
+        "einsum-similarity",
+    ),
     Mutant("shrink/attempts.py", "held | ~self.first", "held", "shrink", "no_other_channel"),
     Mutant("shrink/export.py", 'if "use_cache" not in kwargs and', "if False and", "shrink_coupled", "decoders"),
     Mutant(

@@ -294,7 +294,8 @@ CASE = {case.name: case for case in CASES}
         ("attention-chunked", 4), ("grouped-queries-interleave", 2), ("grouped-queries-expand", 2),
         ("grouped-queries-native", 2), ("rotary", 4), ("densenet", 26), ("instance-norm", 30), ("prelu", 22),
         ("softmax-channels", 0), ("shuffled", 0), ("einsum", 0), ("lstm", 0), ("weight-norm", 0), ("assigned", 0),
-        ("multihead-attention", 0),
+        ("multihead-attention", 0), ("einsum-attention", 4), ("einsum-linear-attention", 4), ("einsum-columns", 24),
+        ("einsum-weights-first", 24), ("einsum-experts", 24), ("einsum-similarity", 0),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings(LSTM)
@@ -302,6 +303,27 @@ def test_so_many_channels_can_go(name, channels):
     """Neurons, channels, groups of channels or heads of the models; with fewer, something is held that need not be."""
     case = CASE[name]
     assert len(free_channels(case.make(), *case.example())) == channels
+
+
+def test_a_bias_is_made_only_where_it_would_be_used():
+    """The weight of a linear layer is read by `einsum`, which would not add the layer's bias."""
+
+    class Letters(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3, bias=False)
+
+        def forward(self, x):
+            return torch.einsum("bi,oi->bo", torch.sigmoid(self.first(x)), self.second.weight)
+
+    torch.manual_seed(0)
+    model, x = Letters().eval(), torch.randn(5, 4)
+    with torch.no_grad():
+        model.first.weight[2] = 0
+    result = shrink(model, x)
+    assert torch.equal(result.model(x), model(x))
+    (kept,) = result.report.kept
+    assert "no bias that could take it up" in kept.reason
 
 
 def test_a_group_norm_without_weights_stays_as_it_is():

@@ -98,7 +98,7 @@ def _known(model: nn.Module, calls: Sequence[Call]) -> tuple[tuple[Call, list[Te
 class Attempts:
     """What smaller models are made from, and what is known of earlier ones.
 
-    `refusal` tells why the plan of the last one was refused, if it was; `first` what goes if nothing is held, and `last`
+    `refusal` tells why the plan of the last one was refused, if it was; `first` what goes if nothing is held; `last`
     what was held, and went, last.
     """
 

@@ -1,5 +1,7 @@
-"""Rules of operators that sum over channels: linear layers, convolutions, products, attention."""
+"""Rules of operators that sum over channels: linear layers, convolutions, products, `einsum`, attention."""
 
+from collections.abc import Sequence
+from string import ascii_uppercase
 from typing import Any
 
 import torch
@@ -59,11 +61,14 @@ def _used_up(
     out: int,
     bias: Any = None,
     padded: bool = False,
+    nodes: Sequence[Any] | None = None,
 ) -> None:
-    """Note the contraction of the arguments at positions `data[0]` and `weight[0]`, along `data[1]`, `weight[1]`."""
-    first: Any
-    second: Any
-    first, second = (trace.node.args[position] for position, _ in (data, weight))
+    """Note the contraction of the arguments at positions `data[0]` and `weight[0]`, along `data[1]`, `weight[1]`.
+
+    The positions are those in `nodes`, or in the operator's own arguments.
+    """
+    given: Any = trace.node.args if nodes is None else nodes
+    first, second = given[data[0]], given[weight[0]]
     mine, theirs = labels or (torch.empty(0, dtype=torch.long),) * 2
     parts = (first, data[1], second, weight[1], mine, theirs)
     if first not in trace.from_data and second in trace.from_data:
@@ -82,6 +87,66 @@ def _without(trace: Trace, channels: Channels, axis: int) -> Channels:
     ]
     shape = tuple(1 if other == axis else size for other, size in enumerate(channels.shape))
     return trace.make([*factors, *joint], shape)
+
+
+@coupling_rule(aten.einsum)
+def einsum(trace: Trace, equation: str, operands: Sequence[Channels], **_: Any) -> Channels:
+    """Letters are axes: those of the result go together; one that both sides have and it has not is summed over."""
+    terms, out = _terms(equation, [len(x.shape) for x in operands])
+    nodes: Any = trace.node.args[1]
+    if len(terms) == 2 and nodes[0] not in trace.from_data:
+        terms, operands, nodes = terms[::-1], operands[::-1], nodes[::-1]
+    weighs = len(terms) == 2 and nodes[0] in trace.from_data and nodes[1] not in trace.from_data
+    rows = [letter for letter in terms[-1] if letter in out and letter not in terms[0]]
+    summed = [letter for letter in terms[0] if letter in terms[-1] and letter not in out]
+    repeats = any(len(set(term)) < len(term) for term in terms)
+    if len(terms) != 2 or not out or repeats or (weighs and summed and len(rows) != 1):
+        trace.pin(operands, "a form of `einsum` that is not taken apart")
+        return Channels(trace.shape)
+    (data, axis), (weight, other) = (
+        (x, term.index(summed[0]) if summed else 0) for x, term in zip(operands, terms, strict=True)
+    )
+    labels = trace.contract(data, axis, weight, other, "summed over") if len(summed) == 1 else None
+    if summed:
+        row, place = (terms[1].index(rows[0]), out.index(rows[0])) if rows else (0, 0)
+        _used_up(trace, labels, (0, axis), (1, other), rows=row, out=place, nodes=nodes)
+    laid = []
+    for x, term in zip(operands, terms, strict=True):
+        alone = [term.index(letter) for letter in term if letter not in out and [letter] != summed]
+        x = trace.fix(x, alone, "summed over by `einsum`")
+        for letter in set(term) - set(out):
+            x = _without(trace, x, term.index(letter))
+        laid.append(_in_order(x, term, out))
+    return trace.combine(laid)
+
+
+def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """Return the letters of each operand, and of the result, with capital ones in place of dots.
+
+    The result is empty where the equation does not name it, or has capital letters itself.
+    """
+    named, _, out = equation.replace(" ", "").partition("->")
+    terms = named.split(",")
+    if set(equation) & set(ascii_uppercase):
+        return terms, ""
+    dots = [
+        ascii_uppercase[26 - (rank - len(t) + 3) :] if "..." in t else "" for t, rank in zip(terms, ranks, strict=True)
+    ]
+    terms = [term.replace("...", letters) for term, letters in zip(terms, dots, strict=True)]
+    return terms, out.replace("...", max(dots, key=len))
+
+
+def _in_order(x: Channels, term: str, out: str) -> Channels:
+    """Return `x`, whose axes have the letters of `term`, with those of `out`: of length 1 for a letter it has not."""
+    order = [term.index(letter) for letter in out if letter in term]
+    order += [axis for axis in range(len(term)) if axis not in order]
+
+    def laid(shape: Sequence[int]) -> list[int]:
+        sizes = dict(zip(term, shape, strict=True))
+        return [sizes.get(letter, 1) for letter in out]
+
+    factors = tuple(factor.permute(order).reshape(laid(factor.shape)) for factor in x.factors)
+    return Channels(tuple(laid(x.shape)), factors)
 
 
 @coupling_rule(aten.conv1d, aten.conv2d, aten.conv3d)

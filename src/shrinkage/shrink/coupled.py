@@ -39,8 +39,8 @@ def CoupledChannels(
     A group that is zero makes its channel zero, so that `shrink` takes it out exactly. Heads of attention are groups
     too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that can not go (inputs,
     outputs, the width of a residual stream under a norm) are in none. A copy of the model with one channel less of each
-    kind is called once; what makes it fail is in no group, and a warning says so. So it does of what `torch.export` does
-    not take as a whole.
+    kind is called once; what makes it fail is in no group, and a warning says so. Another one tells where the exporter
+    does not take the model as a whole.
 
     Raises:
         GroupError: no channel of the model can go.

@@ -41,17 +41,16 @@ def multiplied_in(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in NARROW and x.device.type == "cpu" else x.dtype
 
 
+# Kinds of devices that have an autocast: asked here, since compilers up to that of torch 2.11 can not ask it.
+DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "ipu", "xla", "privateuseone")
+AUTOCAST = frozenset(kind for kind in DEVICES if torch.amp.is_autocast_available(kind))
+
+
 def autocast_type(x: Tensor) -> torch.dtype | None:
     """Return the type to which autocast casts on the device of `x`; None where it is off."""
     kind = x.device.type
-    on = can_autocast(kind) and torch.is_autocast_enabled(kind)
+    on = kind in AUTOCAST and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def can_autocast(kind: str) -> bool:
-    """Return whether there is an autocast for devices of this type, which a compiler does not look into."""
-    return torch.amp.is_autocast_available(kind)
 
 
 def as_given(x: Tensor) -> torch.autocast:

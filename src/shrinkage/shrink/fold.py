@@ -214,7 +214,9 @@ def target_of(reading: Reading, others: Sequence[Reading], model: nn.Module) -> 
         )
         return Target(name.rpartition(".")[0], name, True) if name and alone else "whose bias serves other weights too"
     path, _, local = owned.get(contraction.weight, "").rpartition(".")
-    module = model.get_submodule(path) if local == "weight" else None
+    operator: Any = contraction.node.target
+    takes_bias = any(argument.name == "bias" for argument in operator._schema.arguments)
+    module = model.get_submodule(path) if local == "weight" and takes_bias else None
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return Target(path, joined(path, "bias"), False)
     return "which has no bias that could take it up"
