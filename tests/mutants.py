@@ -1158,6 +1158,20 @@ MUTANTS = [
         "shrink/attempts.py", "self.error(choice), self.refusal", 'self.error(choice), ""', "shrink_beyond", "refused"
     ),
     Mutant("shrink/copies.py", "if compiled is not None:", "if False:", "shrink_beyond", "averaged"),
+    Mutant(
+        "shrink/shapes.py",
+        "trace.labels.unite(members, members[:1])\n    return",
+        "return",
+        "shrink",
+        "channel-shuffled",
+    ),
+    Mutant(
+        "shrink/shapes.py",
+        "members.T.flatten()",
+        "members.flatten()",
+        "shrink",
+        "without_a_comparison and channel-shuffled",
+    ),
     Mutant("shrink/fold.py", " and takes_bias", "", "shrink", "only_where_it_would"),
     Mutant(
         "shrink/contractions.py",

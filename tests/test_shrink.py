@@ -73,6 +73,19 @@ def test_a_grouped_convolution_behind_an_unknown_operator_stays(monkeypatch):
             torch.testing.assert_close(result.model(x), model(x))
 
 
+BY_COMPARISON = {"generator", "attention-literal", "attention-by-count", "attention-cross"}  # lengths in their code
+
+
+@pytest.mark.filterwarnings(LSTM)
+@pytest.mark.parametrize("mode", ["all", "weights"])
+@pytest.mark.parametrize("case", [case for case in CASES + RANDOM if case.name not in BY_COMPARISON], ids=str)
+def test_the_rules_are_right_without_a_comparison(case, mode):
+    def unverified(model, arguments, keywords):
+        return shrink(model, arguments, example_kwargs=keywords, verify=False).model
+
+    assert run(case, free_channels, unverified, mode).error < 1e-5
+
+
 @given(graphs.cases())
 @settings(max_examples=25, deadline=None)
 def test_outputs_of_any_model_are_those_of_the_dense_one(case):
@@ -294,7 +307,8 @@ CASE = {case.name: case for case in CASES}
         ("attention-chunked", 4), ("grouped-queries-interleave", 2), ("grouped-queries-expand", 2),
         ("grouped-queries-native", 2), ("rotary", 4), ("densenet", 26), ("instance-norm", 30), ("prelu", 22),
         ("softmax-channels", 0), ("shuffled", 0), ("einsum", 0), ("lstm", 0), ("weight-norm", 0), ("assigned", 0),
-        ("multihead-attention", 0), ("einsum-attention", 4), ("einsum-linear-attention", 4), ("einsum-columns", 24),
+        ("multihead-attention", 0), ("pixel-shuffled", 14), ("pixel-unshuffled", 10),
+        ("channel-shuffled", 16), ("einsum-attention", 4), ("einsum-linear-attention", 4), ("einsum-columns", 24),
         ("einsum-weights-first", 24), ("einsum-experts", 24), ("einsum-similarity", 0),
     ],
 )  # fmt: skip

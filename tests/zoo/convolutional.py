@@ -189,6 +189,21 @@ class PixelShuffled(nn.Module):
         return self.head(F.relu(self.shuffle(self.up(F.relu(self.first(x))))))
 
 
+def unshuffled() -> nn.Module:
+    """Pixels of a channel become channels, and after a convolution channels become pixels again."""
+    return nn.Sequential(
+        conv(3, 6, activation=nn.ReLU()), nn.PixelUnshuffle(2), conv(24, 16, activation=nn.ReLU()),
+        nn.PixelShuffle(2), nn.Conv2d(4, 3, 3, padding=1),
+    )  # fmt: skip
+
+
+def channel_shuffled() -> nn.Module:
+    """Channels of two branches change places, without a layer that knows of groups."""
+    return nn.Sequential(
+        conv(3, 16, activation=nn.ReLU()), nn.ChannelShuffle(4), conv(16, 12, activation=nn.ReLU()), nn.Conv2d(12, 5, 1)
+    )
+
+
 class ConvNext(nn.Module):
     """Depthwise convolution, then a perceptron with the channels last; a parameter scales the branch."""
 
@@ -321,6 +336,8 @@ CASES = [
     Case("densenet", DenseNet, IMAGES),
     Case("pooled", Pooled, IMAGES),
     Case("pixel-shuffled", PixelShuffled, IMAGES),
+    Case("pixel-unshuffled", unshuffled, IMAGES),
+    Case("channel-shuffled", channel_shuffled, IMAGES),
     Case("convnext", ConvNext, IMAGES),
     Case("spatial-gate", SpatialGate, IMAGES),
     Case("branches", Branches, IMAGES),

@@ -207,6 +207,7 @@ def _reduced_to(trace: Trace, x: Channels, axes: list[int], shape: Sequence[int]
     aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d, aten.upsample_linear1d,
     aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten.upsample_trilinear3d, aten._upsample_nearest_exact2d,
     aten.max_pool2d_with_indices, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa,
+    aten.max_pool1d_with_indices, aten.max_pool3d_with_indices, aten.adaptive_max_pool1d, aten.adaptive_max_pool3d,
 )  # fmt: skip
 def pooling(trace: Trace, x: Channels, *_: Any, **__: Any) -> Any:
     """Windows along the last axes; channels stay apart."""

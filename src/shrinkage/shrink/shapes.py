@@ -197,3 +197,45 @@ def stack(trace: Trace, tensors: Sequence[Channels], axis: int = 0) -> Channels:
         shape = (*x.shape[:axis], 1, *x.shape[axis:])
         raised.append(Channels(shape, tuple(factor.unsqueeze(axis) for factor in x.factors)))
     return trace.combine(raised)
+
+
+@coupling_rule(aten.pixel_shuffle)
+def pixel_shuffle(trace: Trace, x: Channels, factor: int) -> Channels:
+    """Channels that become the pixels of one go together."""
+    x, labels = _shuffled(trace, x, -3)
+    if labels is None:
+        return x
+    members = labels.reshape(-1, factor**2)
+    trace.labels.unite(members, members[:, :1])
+    return _with_channels(trace, x, -3, members[:, 0])
+
+
+@coupling_rule(aten.pixel_unshuffle)
+def pixel_unshuffle(trace: Trace, x: Channels, factor: int) -> Channels:
+    """The pixels of a channel become channels."""
+    x, labels = _shuffled(trace, x, -3)
+    return x if labels is None else _with_channels(trace, x, -3, labels.repeat_interleave(factor**2))
+
+
+@coupling_rule(aten.channel_shuffle)
+def channel_shuffle(trace: Trace, x: Channels, groups: int) -> Channels:
+    """Channels at the same place of each group go together, so that groups stay alike."""
+    x, labels = _shuffled(trace, x, 1)
+    if labels is None:
+        return x
+    members = labels.reshape(groups, -1)
+    trace.labels.unite(members, members[:1])
+    return _with_channels(trace, x, 1, members.T.flatten())
+
+
+def _shuffled(trace: Trace, x: Channels, place: int) -> tuple[Channels, Tensor | None]:
+    """Return what lies in front of the axis `place`, as the output has it, and the labels along it."""
+    place %= len(x.shape)
+    x = trace.fix(x, range(place + 1, len(x.shape)), "shuffled along")
+    labels = flat(trace, x, place, "shuffled")
+    return trace.make([factor for factor in x.factors if max(axes_of(factor)) < place]), labels
+
+
+def _with_channels(trace: Trace, x: Channels, place: int, labels: Tensor) -> Channels:
+    shape = [-1 if axis == place % len(x.shape) else 1 for axis in range(len(x.shape))]
+    return trace.make([*x.factors, labels.reshape(shape)])
