@@ -1170,7 +1170,7 @@ MUTANTS = [
         "members.T.flatten()",
         "members.flatten()",
         "shrink",
-        "without_a_comparison and channel-shuffled",
+        "change_places",
     ),
     Mutant("shrink/fold.py", " and takes_bias", "", "shrink", "only_where_it_would"),
     Mutant(
