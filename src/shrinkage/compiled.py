@@ -30,6 +30,7 @@ Compile = bool | Literal["auto"]
 
 MANY = 1 << 21  # weights charged in one step, from which the seconds of compilation are saved in a thousand steps
 LEAST = 1 << 14  # weights in one tensor, below which calling a kernel costs more than it saves
+LEAST_IN_GROUPS = 1 << 8  # of those in groups that are charged in a metric
 SLOW = 8  # times as much is saved where weights are in groups that are charged in a metric
 READ_TWICE = 1 / 16  # of it is saved where groups are scaled in place, but a second pass comes from memory again
 LARGE = 1 << 22  # weights in one tensor, which no cache holds from one pass over all of it to the next
@@ -72,8 +73,8 @@ def gain(penalty: Penalty, w: Tensor, step: Step) -> float:
 
 def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
     """Move `w` to the proximal point and return True; False, and nothing is done, where there is no kernel for it."""
-    saved = gain(penalty, w, step) * w.numel()
-    if saved == 0 or saved < LEAST or penalty.with_tensors(Tensor.detach) is not penalty:
+    least = LEAST_IN_GROUPS if isinstance(penalty, PerGroup) else LEAST
+    if gain(penalty, w, step) == 0 or w.numel() < least or penalty.with_tensors(Tensor.detach) is not penalty:
         return False
     moments = [step.moment] if isinstance(step, AdaptiveStep) else []
     order = memory_order(w, *moments)
