@@ -1172,6 +1172,11 @@ MUTANTS = [
         "shrink",
         "change_places",
     ),
+    Mutant("shrink/cost.py", "    model = without_gradients(model)", "    pass", "shrink_habits", "views"),
+    Mutant("shrink/rules.py", "    if grid is not None:", "    if False:", "shrink_habits", "pixels"),
+    Mutant("shrink/coupled.py", "    roots -= _frozen(coupling, model)\n", "", "shrink_habits", "frozen"),
+    Mutant("shrink/removal.py", "for axis in makes or range(", "for axis in range(", "shrink_habits", "transposed"),
+    Mutant("shrink/fold.py", "read.empty or seen[node].empty", "False", "shrink_habits", "expert"),
     Mutant("shrink/fold.py", " and takes_bias", "", "shrink", "only_where_it_would"),
     Mutant(
         "shrink/contractions.py",

@@ -45,6 +45,11 @@ def copy_of(model: nn.Module, replaced: Mapping[Any, object]) -> nn.Module:
         ) from error
 
 
+def without_gradients(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` with the same numbers, none of which takes a gradient."""
+    return copy_of(model, {old: nn.Parameter(old.detach(), requires_grad=False) for old in model.parameters()})
+
+
 def with_own_state(model: nn.Module) -> nn.Module:
     """Return a copy of `model` with the same parameters, to be called without leaving a trace in the model."""
     return copy_of(model, {parameter: parameter for parameter in model.parameters()})

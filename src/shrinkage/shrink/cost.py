@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from shrinkage.shrink.copies import with_own_state
+from shrinkage.shrink.copies import with_own_state, without_gradients
 from shrinkage.shrink.inputs import Call, cloned
 from shrinkage.shrink.measure import idle, medians_in_turns
 from shrinkage.shrink.tensors import tensors_of
@@ -66,6 +66,7 @@ def byte_count(model: nn.Module) -> int:
 def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
     """Return the multiply-adds of one call of `model`, under the empty name, and of its modules that have any."""
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations}  # torch counts 0
+    model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         outputs(model, call)
     counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}

@@ -17,7 +17,7 @@ from shrinkage.shrink.inputs import Call, positional
 from shrinkage.shrink.labels import distinct
 from shrinkage.shrink.plan import ShrinkPlan, apply_plan
 from shrinkage.shrink.removal import kept_indices
-from shrinkage.shrink.tensors import tensors_of
+from shrinkage.shrink.tensors import tensors_of, zero_slices
 from shrinkage.shrink.verify import outputs
 
 
@@ -38,9 +38,9 @@ def CoupledChannels(
 
     A group that is zero makes its channel zero, so that `shrink` takes it out exactly. Heads of attention are groups
     too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that can not go (inputs,
-    outputs, the width of a residual stream under a norm) are in none. A copy of the model with one channel less of each
-    kind is called once; what makes it fail is in no group, and a warning says so. Another one tells where the exporter
-    does not take the model as a whole.
+    outputs, the width of a residual stream under a norm; what a frozen weight makes) are in none. A copy of the model
+    with one channel less of each kind is called once; what makes it fail is in no group, and a warning says so. Another
+    one tells where the exporter does not take the model as a whole.
 
     Raises:
         GroupError: no channel of the model can go.
@@ -63,6 +63,7 @@ def CoupledChannels(
         )
     free = _made_by(coupling, model)
     roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
+    roots -= _frozen(coupling, model)
     stuck = _stuck(coupling, model, (positional(example_inputs), dict(example_kwargs or {})), free, roots)
     roots -= stuck
     if not roots:
@@ -89,6 +90,18 @@ def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:
         if id(tensor) not in seen and any(root not in coupling.pinned for root in distinct(channels).tolist()):
             seen.add(id(tensor))
             found[name, dim] = channels
+    return found
+
+
+def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
+    """Return the channels that a weight makes which is not trained, and not zero: they can not become zero."""
+    found: set[int] = set()
+    tensors = tensors_of(model)
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        makes = tensor.dim() > 1 and (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter)
+        if makes and not tensor.requires_grad and not tensor.is_meta:
+            found.update(distinct(channels[~zero_slices(tensor, dim).cpu()]).tolist())
     return found
 
 

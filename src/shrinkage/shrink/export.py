@@ -1,6 +1,7 @@
 """A model as graphs of operators: whole, or child by child where its code depends on the data."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -88,13 +89,18 @@ def _pieces(
                 program = torch.export.export(module, args, keywords, strict=False)
             return [Piece(path, program, tuple(tree_leaves((args, keywords))))], {}
         except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
-            failed.setdefault(path, (str(error).strip().splitlines() or [type(error).__name__])[0])
+            failed.setdefault(path, first_line(error))
     found = []
     for name, call in _calls_of_children(module, args, kwargs).items():
         more, errors = _pieces(module.get_submodule(name), joined(path, name), *call)
         found += more
         failed |= errors
     return found, failed
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what `error` says; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _keywords(module: nn.Module, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -108,9 +114,15 @@ def _keywords(module: nn.Module, kwargs: dict[str, Any]) -> Iterator[dict[str, A
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Hold back what an export says of a copy that nobody trains, and the graph that it prints where it fails."""
-    with warnings.catch_warnings(), redirect_stderr(StringIO()):
-        warnings.filterwarnings("ignore", "The tensor attributes? .* (was|were) assigned during export")
-        yield
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.filterwarnings("ignore", "The tensor attributes? .* (was|were) assigned during export")
+            yield
+    finally:
+        log.disabled = before
 
 
 def _calls_of_children(

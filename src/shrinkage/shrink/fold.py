@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,13 +27,15 @@ class Reading:
     """What a contraction reads.
 
     `constants` has one entry per channel that is summed over: its value where that is the same whatever the model's
-    inputs and weights before it are, NaN elsewhere. `weight` is what the channels are multiplied with.
+    inputs and weights before it are, NaN elsewhere. `weight` is what the channels are multiplied with. It is `empty`
+    where there was nothing to read in one of the runs.
     """
 
     piece: Piece
     contraction: Contraction
     constants: Tensor
     weight: Tensor
+    empty: bool
 
     @property
     def name(self) -> str:
@@ -64,6 +66,14 @@ class Products:
     zero: Tensor
 
 
+class Seen(NamedTuple):
+    """What a contraction reads in a run, as in `Reading`."""
+
+    constants: Tensor
+    weight: Tensor
+    empty: bool
+
+
 class Stimulus(fx.Interpreter):
     """Run a graph with noise in place of the output of every weight, except of those rows that read nothing.
 
@@ -80,7 +90,7 @@ class Stimulus(fx.Interpreter):
         self.blind = blind
         self.sizes, self.signs = RUNS[run]
         self.generator = torch.Generator().manual_seed(run)
-        self.seen: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+        self.seen: dict[fx.Node, Seen] = {}
         self.zeros: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -95,7 +105,7 @@ class Stimulus(fx.Interpreter):
         if n in self.products:
             self.zeros[n] = zero_slices(data, contraction.axis) | zero_slices(weight, contraction.weight_axis)
             return super().run_node(n)
-        self.seen[n] = (_constants(data, contraction.axis), weight)
+        self.seen[n] = Seen(_constants(data, contraction.axis), weight, data.numel() == 0)
         self.env[contraction.data] = data.nan_to_num()  # so that a row of zeros makes zeros of noise that overflowed
         result = super().run_node(n)
         self.env[contraction.data] = data
@@ -141,11 +151,11 @@ def readings(
         blind: dict[fx.Node, Tensor] = {}
         while True:
             seen, zeros = _measured(piece, trace, tensors, blind)
-            known = {node: ~constants.isnan() | blind.get(node, False) for node, (constants, _) in seen.items()}
+            known = {node: ~read.constants.isnan() | blind.get(node, False) for node, read in seen.items()}
             same = all(
                 torch.equal(
-                    live_rows(contraction, seen[contraction.node][1], blind.get(contraction.node)),
-                    live_rows(contraction, seen[contraction.node][1], known[contraction.node]),
+                    live_rows(contraction, seen[contraction.node].weight, blind.get(contraction.node)),
+                    live_rows(contraction, seen[contraction.node].weight, known[contraction.node]),
                 )
                 for contraction in trace.contractions
             )
@@ -159,18 +169,19 @@ def readings(
 
 def _measured(
     piece: Piece, trace: Trace, tensors: Mapping[str, Tensor], blind: Mapping[fx.Node, Tensor]
-) -> tuple[dict[fx.Node, tuple[Tensor, Tensor]], dict[fx.Node, Tensor]]:
+) -> tuple[dict[fx.Node, Seen], dict[fx.Node, Tensor]]:
     """Return the constants and weights of the contractions, and the zeros of the products, alike in all runs."""
-    seen: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+    seen: dict[fx.Node, Seen] = {}
     zeros: dict[fx.Node, Tensor] = {}
     for number in range(len(RUNS)):
         stimulus = _stimulated(piece, trace, tensors, blind, number)
-        for node, (constants, weight) in stimulus.seen.items():
+        for node, read in stimulus.seen.items():
             if node in seen:
-                before = seen[node][0]
-                agree = (before - constants).abs() <= SPREAD * torch.maximum(before.abs(), constants.abs())
-                constants = torch.where(agree, before, float("nan"))
-            seen[node] = (constants, weight)
+                before, now = seen[node].constants, read.constants
+                agree = (before - now).abs() <= SPREAD * torch.maximum(before.abs(), now.abs())
+                same = torch.where(agree, before, float("nan"))
+                read = Seen(same, read.weight, read.empty or seen[node].empty)
+            seen[node] = read
         for node, zero in stimulus.zeros.items():
             zeros[node] = zeros.get(node, torch.ones_like(zero)) & zero
     return seen, zeros

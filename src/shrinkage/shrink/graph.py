@@ -13,7 +13,7 @@ from shrinkage.errors import ShrinkError
 from shrinkage.shrink import contractions, shapes  # noqa: F401  they register their rules
 from shrinkage.shrink.channels import Channels, axes_of, reduced
 from shrinkage.shrink.copies import with_own_state
-from shrinkage.shrink.export import Piece, pieces
+from shrinkage.shrink.export import Piece, first_line, pieces
 from shrinkage.shrink.inputs import positional
 from shrinkage.shrink.labels import Labels, distinct
 from shrinkage.shrink.rules import RULES
@@ -30,13 +30,14 @@ class Coupling:
     `axes` gives, for each dimension of each parameter and buffer by name, the channel of each index along it: the least
     label of its set, the same wherever two indices can only go together. `pinned` gives the reason for each channel
     that can not go. `consumed` are the axes along which weights are summed over and do nothing else: the columns that
-    read channels, where all others make them; `biases` are the parameters that are only added; `uncalled` are the
-    modules whose parameters no graph uses.
+    read channels, where all others make them; along those that are `producing` lie the rows of weights. `biases` are
+    the parameters that are only added; `uncalled` are the modules whose parameters no graph uses.
     """
 
     axes: Mapping[Axis, Tensor]
     pinned: Mapping[int, str]
     consumed: frozenset[Axis]
+    producing: frozenset[Axis]
     biases: frozenset[str]
     labels: Labels
     traces: tuple[tuple[Piece, Trace], ...]
@@ -79,9 +80,10 @@ def couple(
     uncalled = tuple(
         path for path, module in model.named_modules() if (names := _own(path, module)) and unseen.issuperset(names)
     )
-    consumed = _consumed(labels, traces, own) - _producing(traces, own)
+    producing = _producing(traces, own)
+    consumed = _consumed(labels, traces, own) - producing
     biases = _biases(traces)
-    return Coupling(axes, labels.reasons(), consumed, biases, labels, traces, unknown, unexported, uncalled)
+    return Coupling(axes, labels.reasons(), consumed, producing, biases, labels, traces, unknown, unexported, uncalled)
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:
@@ -93,10 +95,15 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     except ShrinkError:
         raise
     except Exception as error:
-        raise ShrinkError(
-            f"calling the {type(model).__name__} with the example inputs failed: {error}. Positional arguments are"
-            " given as a tuple, or as the only one, and keyword arguments as example_kwargs"
-        ) from error
+        raise call_failed(model, error) from error
+
+
+def call_failed(model: nn.Module, error: Exception) -> ShrinkError:
+    """Return the error that tells that `model` can not be called."""
+    return ShrinkError(
+        f"calling the {type(model).__name__} with the example inputs failed: {first_line(error)}. Positional arguments"
+        " are given as a tuple, or as the only one, and keyword arguments as example_kwargs"
+    )
 
 
 def _own(path: str, module: nn.Module) -> set[str]:

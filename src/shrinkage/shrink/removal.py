@@ -112,6 +112,8 @@ def _explain_the_rest(
         if len(labels):
             missed = reading.reads(_rows(coupling, reading, stay)) & ~fine
             text = f"is no constant where `{reading.name}` reads it: it depends on the data or the position"
+            if reading.empty:
+                text = f"is read by `{reading.name}`, which too few samples of the example reach to tell"
             for root in labels[missed].tolist():
                 reasons.setdefault(root, text)
 
@@ -177,7 +179,8 @@ def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
     tensors = tensors_of(model)
     for (name, dim), channels in coupling.axes.items():
         tensor = tensors[name]
-        first = next((axis for axis in range(tensor.dim()) if (name, axis) not in coupling.consumed), None)
+        makes = [axis for axis in range(tensor.dim()) if (name, axis) in coupling.producing]
+        first = next((axis for axis in makes or range(tensor.dim()) if (name, axis) not in coupling.consumed), None)
         if dim != first or not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
             continue
         zero = zero_slices(tensor, dim).cpu()

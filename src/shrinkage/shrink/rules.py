@@ -89,6 +89,9 @@ def batch_norm(
     """A scale, a shift, a mean and a variance for every channel."""
     if trace.operator.overloadpacket is aten.instance_norm:
         x = trace.fix(x, range(2, len(x.shape)), "normalized along")
+    grid = x.along(1)
+    if grid is not None:  # pixels that a linear layer makes go with their channel
+        x = trace.fix(x, [axis for axis in axes_of(grid) if axis != 1], "normalized along")
     if weight is None and mean is None:  # so that no shape tells a layer how many channels are left
         trace.literals += [Literal(trace.path, x.shape[1], factor, 1) for factor in x.factors if factor.shape[1] > 1]
     vectors = [along(vector, len(x.shape)) for vector in (weight, bias, mean, variance)]

@@ -10,7 +10,7 @@ from shrinkage.errors import ShrinkError
 from shrinkage.shrink.attempts import Attempts, Checks
 from shrinkage.shrink.copies import plain, with_own_state
 from shrinkage.shrink.fold import readings
-from shrinkage.shrink.graph import Coupling, couple
+from shrinkage.shrink.graph import Coupling, call_failed, couple
 from shrinkage.shrink.inputs import calls, positional
 from shrinkage.shrink.plan import ShrinkPlan
 from shrinkage.shrink.removal import Removal, zero_channels
@@ -86,8 +86,13 @@ def shrink(
     model = plain(model)
     _check(model, round_to)
     coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
-    found, products = readings(coupling.traces, tensors_of(with_own_state(model)))
-    checks = Checks.of(model, calls(args, kwargs), atol) if verify else Checks(atol)
+    try:
+        found, products = readings(coupling.traces, tensors_of(with_own_state(model)))
+        checks = Checks.of(model, calls(args, kwargs), atol) if verify else Checks(atol)
+    except ShrinkError:
+        raise
+    except Exception as failure:
+        raise call_failed(model, failure) from failure
     attempts = Attempts(coupling, found, products, model, round_to, checks)
     choice, error, refusal = attempts.settled()
     removal, small, plan = attempts.built(choice)
@@ -96,8 +101,8 @@ def shrink(
 
 
 def _check(model: nn.Module, round_to: int) -> None:
-    if round_to < 1:
-        raise ShrinkError(f"expected round_to of 1 or more, found {round_to}")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ShrinkError(f"expected round_to to be a whole number of 1 or more, found {round_to!r}")
     empty = [name for name, tensor in tensors_of(model).items() if tensor.is_meta]
     if empty:
         raise ShrinkError(

@@ -16,7 +16,8 @@ from shrinkage.tables import shape_text, table
 Shape = tuple[int, ...]
 
 ADVICE = {
-    "zeros at the border": "charge the scale and shift of the norm too: the constant is then zero",
+    "zeros at the border": "charge the bias, or the scale and shift of a norm, too: the constant is then zero",
+    "too few samples": "give an example of more samples",
     "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or charge what makes the constant too",
     "normalized over": "the width of a residual stream stays: charge neurons and heads instead",
     "mean over": "the width of a residual stream stays: charge neurons and heads instead",

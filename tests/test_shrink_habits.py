@@ -1,0 +1,131 @@
+"""Habits of people who write models: parameters that are cut, pixels from linear layers, frozen weights, experts."""
+
+import pytest
+import torch
+from torch import nn
+
+from shrinkage import CoupledChannels, GroupError, ShrinkError, shrink
+
+X = torch.linspace(-2, 2, 48).reshape(2, 3, 8).sin()
+
+
+class Positions(nn.Module):
+    """A layer is called with a part of a parameter, and another one with copies of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.query = nn.Parameter(torch.randn(1, 6, 8)), nn.Parameter(torch.randn(1, 1, 8))
+        self.drop, self.shift = nn.Dropout(0.1), nn.Linear(8, 8)
+        self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = x + self.drop(self.places[:, : x.shape[1]]) + self.shift(self.query.expand(len(x), -1, -1))
+        return self.outer(torch.relu(self.inner(x)))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_layers_may_be_called_with_views_of_parameters(verify):
+    torch.manual_seed(0)
+    model = Positions().eval()
+    with torch.no_grad():
+        model.inner.weight[:5], model.inner.bias[:5] = 0, 0
+    result = shrink(model, X, verify=verify)
+    assert result.model.inner.out_features == 11
+    assert result.report.before.multiply_adds == 6 * (8 * 16 + 16 * 3) + 2 * 8 * 8
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    torch.testing.assert_close(result.model(X), model(X))
+
+
+class Pixels(nn.Module):
+    """A linear layer makes the pixels of an image, which a norm follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.pixels, self.norm, self.out = nn.Linear(8, 96), nn.BatchNorm2d(6), nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.norm(self.pixels(x).view(len(x), -1, 4, 4))))
+
+
+def test_pixels_that_a_linear_layer_makes_go_with_their_channel():
+    torch.manual_seed(0)
+    model, x = Pixels().eval(), X[:, 0]
+    channels = CoupledChannels(model, x)
+    assert channels.count == 6
+    assert channels.slices("pixels.weight").groups[:32] == (0,) * 16 + (1,) * 16
+    with torch.no_grad():
+        for name in channels.names:
+            member = channels.slices(name)
+            index = torch.tensor([place for place, group in enumerate(member.groups) if group in (1, 4)])
+            model.get_parameter(name).index_fill_(member.dim, index, 0.0)
+    small = shrink(model, x).model
+    assert (small.pixels.out_features, small.norm.num_features, small.out.in_channels) == (64, 4, 4)
+    torch.testing.assert_close(small(x), model(x))
+
+
+def test_what_a_frozen_weight_makes_is_in_no_group():
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    model[0].weight.requires_grad_(False)
+    assert CoupledChannels(model, X).names == ("2.weight", "2.bias")
+    model[2].weight.requires_grad_(False)
+    with pytest.raises(GroupError, match="is trained"):
+        CoupledChannels(model, X)
+    with torch.no_grad():
+        model[2].weight[1:] = 0  # what is zero stays so
+    channels = CoupledChannels(model, X)
+    assert (channels.names, channels.slices("2.bias").groups) == (("2.bias",), (-1, 0, 1, 2, 3))
+
+
+def test_zero_channels_of_a_transposed_convolution_are_told_of():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(4, 8, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    with torch.no_grad():
+        model[0].weight[:, :3] = 0
+        model[1].bias.fill_(0.5)
+    (kept,) = shrink(model.eval(), torch.randn(2, 4, 5, 5)).report.kept
+    assert (kept.name, kept.channels) == ("0.weight", 3)
+    assert "charge the bias" in kept.advice
+
+
+class Experts(nn.Module):
+    """Each sample goes to one of three experts; the last one is never chosen."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(4, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(3))
+
+    def forward(self, x):
+        chosen, result = self.gate(x).argmax(-1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = torch.where(chosen == number)[0]
+            result[rows] = expert(x[rows])
+        return result
+
+
+def test_an_expert_that_no_sample_reaches_says_so():
+    torch.manual_seed(0)
+    model = Experts()
+    with torch.no_grad():
+        model.gate.bias[2] = -1e9
+        for expert in model.experts:
+            expert[0].weight[:3], expert[0].bias[:3] = 0, 0
+    small = shrink(model, torch.randn(6, 4))
+    reasons = {
+        (kept.name, "too few samples" in kept.reason, "more samples" in kept.advice) for kept in small.report.kept
+    }
+    assert ("experts.2.0.weight", True, True) in reasons
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_inputs_of_another_kind_are_an_error_in_one_line(verify, capfd):
+    for wrong in (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 7)):
+        with pytest.raises(ShrinkError, match="with the example inputs failed: mat1 and mat2") as raised:
+            shrink(nn.Linear(8, 2), wrong, verify=verify)
+        assert "\n" not in str(raised.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_part_of_a_channel_is_no_number_of_channels():
+    with pytest.raises(ShrinkError, match=r"a whole number of 1 or more, found 2\.5"):
+        shrink(nn.Linear(8, 2), X, round_to=2.5)
