@@ -1208,7 +1208,7 @@ MUTANTS = [
         "shrink_beyond",
         "alone",
     ),
-    Mutant("shrink/graph.py", " - _producing(traces, own)", "", "shrink_beyond", "tied_weight"),
+    Mutant("shrink/graph.py", "traces, own) - producing", "traces, own)", "shrink_beyond", "tied_weight"),
     Mutant("shrink/coupled.py", "    roots -= stuck\n", "", "shrink_beyond", "without_which"),
     Mutant("shrink/fold.py", "data.nan_to_num()  #", "data  #", "shrink_beyond", "noise"),
     Mutant("shrink/attributes.py", "changes[joined(path, name)] = length", "pass", "shrink_graph", "every_zero"),
