@@ -167,7 +167,7 @@ def test_bad_numbers_stay_in_their_group(small_kernels):
     assert moved.isfinite().sum() == 38 * 24 + 23
 
 
-def test_one_compilation_serves_all_shapes_rates_and_strengths(small_kernels, all_is_large):
+def test_one_compilation_serves_all_shapes_rates_and_strengths(small_kernels, all_is_large, no_kernel_is_known):
     counts = []
     for index in range(100):
         w = torch.randn(30 + index, 20 + 2 * index if index else 30)
