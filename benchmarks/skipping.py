@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shrinkage.errors import first_line
+
 
 class SkippedError(Exception):
     """Something can not run here; its message is the word in the table."""
@@ -17,8 +19,3 @@ def needs(package: str) -> Iterator[None]:
         raise SkippedError(f"{(error.name or package).partition('.')[0]} is not installed") from error
     except (ImportError, OSError) as error:  # a build for another torch
         raise SkippedError(f"{package} can not be imported: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its class where there is none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

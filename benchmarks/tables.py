@@ -10,10 +10,11 @@ import torch
 from benchmarks.compilations import compilations_when_all_changes, first_and_later
 from benchmarks.memory import extra_peak, require
 from benchmarks.shapes import Architecture, Shape, shapes_of, shrunk
-from benchmarks.skipping import SkippedError, first_line
+from benchmarks.skipping import SkippedError
 from benchmarks.timing import CPU, Clock, Limits, Spread, Step, Times, extra, interleaved, ratios
 from benchmarks.variants import ADAMW, STRENGTH, Variant
 from benchmarks.work import Work
+from shrinkage.errors import first_line
 from shrinkage.tables import table
 
 COPY = "copy"

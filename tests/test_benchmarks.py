@@ -124,8 +124,9 @@ def test_a_table_computes_what_its_columns_say(monkeypatch):
 
 @of_others
 def test_a_table_has_all_variants_and_says_why_one_is_skipped(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchao", None)
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    for package in set(PACKAGES.values()):
+        for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+            monkeypatch.setitem(sys.modules, name, None)
     chosen = [*own(compile=False), *RIVALS, Variant("broken", lambda work, strength: 1 / 0, rival=True)]
     result = measure(TINY, chosen, SETTINGS)
     assert [row.name for row in result.rows] == [variant.name for variant in chosen]

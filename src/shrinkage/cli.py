@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shrinkage import __version__, report
+from shrinkage.errors import first_line
 
 EXTRAS = {"jinja2", "matplotlib", "rich", "safetensors", "sklearn", "typer"}
 
@@ -149,7 +150,7 @@ def read_torch(file: Path) -> object:
             "are not loaded because they can run code; save model.state_dict() instead"
         )
     except Exception as error:  # a damaged file raises whatever torch and pickle stumble over
-        fail(f"{str(file)!r} can not be read by torch.load: {first_line(error) or 'it ends too early'}")
+        fail(f"{str(file)!r} can not be read by torch.load: {first_line(error)}")
     return content
 
 
@@ -159,8 +160,3 @@ def described(content: object) -> str:
         return f"an object of type {type(content).__name__}"
     entries = ", ".join(repr(str(name)) for name in list(content)[:5])
     return f"a {type(content).__name__} with the entries {entries}" if entries else f"an empty {type(content).__name__}"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).partition("\n")[0]

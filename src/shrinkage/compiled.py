@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shrinkage import kernels, radial
 from shrinkage.batches import Shrink
+from shrinkage.errors import first_line
 from shrinkage.folding import Folded, folded_by, memory_order
 from shrinkage.inplace import touches_once
 from shrinkage.metrics import AdaptiveStep, Number, Step, is_captured
@@ -159,7 +160,7 @@ def attempted(kind: str, call: Callable[[], None]) -> bool:
     try:
         call()
     except TorchDynamoException as error:
-        _log.warning("%s goes on without torch.compile, which failed: %s", kind, str(error).strip().splitlines()[0])
+        _log.warning("%s goes on without torch.compile, which failed: %s", kind, first_line(error))
         return False
     return True
 

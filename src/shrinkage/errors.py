@@ -35,3 +35,12 @@ class SparseFormatError(ShrinkageError, ValueError):
 
 class ShrinkError(ShrinkageError, ValueError):
     """A model can not be made smaller as asked."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its class where there is none.
+
+    >>> first_line(ValueError("too long\\nfor a table")), first_line(EOFError())
+    ('too long', 'EOFError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

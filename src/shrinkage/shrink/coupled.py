@@ -94,7 +94,7 @@ def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:
 
 
 def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
-    """Return the channels that a weight makes which is not trained, and not zero: they can not become zero."""
+    """Return the channels of rows that are not trained, and not zero: they are taken for such as never become zero."""
     found: set[int] = set()
     tensors = tensors_of(model)
     for (name, dim), channels in coupling.axes.items():

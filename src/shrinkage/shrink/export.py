@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from shrinkage.errors import first_line
 from shrinkage.shrink.tensors import joined
 
 
@@ -96,11 +97,6 @@ def _pieces(
         found += more
         failed |= errors
     return found, failed
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what `error` says; its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _keywords(module: nn.Module, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from shrinkage.errors import ShrinkError
+from shrinkage.errors import ShrinkError, first_line
 from shrinkage.shrink import contractions, shapes  # noqa: F401  they register their rules
 from shrinkage.shrink.channels import Channels, axes_of, reduced
 from shrinkage.shrink.copies import with_own_state
-from shrinkage.shrink.export import Piece, first_line, pieces
+from shrinkage.shrink.export import Piece, pieces
 from shrinkage.shrink.inputs import positional
 from shrinkage.shrink.labels import Labels, distinct
 from shrinkage.shrink.rules import RULES

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shrinkage.errors import SparseFormatError
+from shrinkage.errors import SparseFormatError, first_line
 from shrinkage.shrink.csr import NARROW, autocast_type, silence_beta, sparse_linear
 
 MOST = 2**31 - 1  # indices are int32, which makes products up to twice as fast as int64
@@ -170,7 +170,7 @@ class SparseLinear(nn.Module):
         try:
             torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=True)
         except RuntimeError as error:
-            return f"what was saved is no CSR matrix of {shape[0]}x{shape[1]}: {str(error).splitlines()[0]}"
+            return f"what was saved is no CSR matrix of {shape[0]}x{shape[1]}: {first_line(error)}"
         return None
 
 
