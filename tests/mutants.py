@@ -69,8 +69,11 @@ MUTANTS = [
     ),
     Mutant("slabs.py", "            batch.write_back()\n", "            pass\n", "slabs", "in_place", quick=True),
     Mutant("slabs.py", "part.cut(start, length)", "part.cut(0, length)", "slabs", "in_place and metric"),
-    Mutant("compiled_slabs.py", "correction.rsqrt(), None", "correction, None", "slabs", "kernels"),
-    Mutant("compiled_slabs.py", "None, linear, quadratic, within", "None, linear, linear, within", "slabs", "kernels"),
+    Mutant("compiled.py", "correction**-0.5", "correction", "slabs", "kernels"),
+    Mutant("compiled_slabs.py", "w, 0.0, linear, quadratic)", "w, 0.0, linear, linear)", "slabs", "kernels"),
+    Mutant(
+        "compiled.py", "step._replace(**{name: change(each)", "step._replace(**{name: each", "compiled", "every_number"
+    ),
     Mutant(
         "update.py",
         "(charge.crossing is not None and charge.parameter.requires_grad)",
@@ -151,7 +154,7 @@ MUTANTS = [
     ),
     Mutant(
         "kernels.py",
-        "torch.where(lr * linear == 0, inner, inner * radial.secular_scale(metric, root))",
+        "torch.where(unit == math.inf, inner, inner * radial.secular_scale(metric, root))",
         "inner * radial.secular_scale(metric, root)",
         "compiled",
         "step_of_zero",
@@ -860,7 +863,7 @@ MUTANTS = [
     Mutant("proximal_gradient.py", "ITERATIONS = 2000", "ITERATIONS = 100", "proximal_gradient"),
     Mutant("radial.py", "NEWTON_ITERATIONS = 12", "NEWTON_ITERATIONS = 3", "radial", "wide_metrics", quick=True),
     Mutant("radial.py", "bound), dual_square <= 1", "bound), dual_square <= 0.98", "radial", "dual_norm", quick=True),
-    Mutant("radial.py", "thresholds.clamp_min(1 / LARGEST[w.dtype]).reciprocal()", "thresholds.reciprocal()", "radial"),
+    Mutant("radial.py", "thresholds.clamp_min(1 / largest(w.dtype)).reciprocal()", "thresholds.reciprocal()", "radial"),
     Mutant(
         "radial.py",
         "torch.where(theta.isinf(), theta, moved)",

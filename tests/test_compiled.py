@@ -147,6 +147,18 @@ def test_convolutions_in_channels_last_stay_so(small_kernels):
         assert moved.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("penalty", [L1(0.3), GroupLasso(0.05, Rows()), GroupLasso(0.05, Columns())], ids=str)
+def test_every_number_of_a_step_may_differ_from_element_to_element(small_kernels, penalty):
+    """As where tensors are joined that each have their own numbers on a device."""
+    w = torch.randn(8, 12, 3, 3)
+    numbers = {name: torch.rand(8, 1, 1, 1).expand_as(w) + 0.1 for name in ("lr", "eps", "correction")}
+    step = metric(w)._replace(**{name: number.contiguous() for name, number in numbers.items()})
+    moved, plain = w.clone(), penalty.prox(w, number(step))
+    assert compiled_shrink_(penalty, moved, step)
+    torch.testing.assert_close(moved, plain, rtol=2e-6, atol=1e-7)
+    assert torch.equal(moved == 0, plain == 0)
+
+
 @pytest.mark.parametrize("penalty", [L1(0.1), GroupLasso(0.1, Rows())], ids=str)
 @pytest.mark.parametrize("factor", [0.0, torch.tensor(0.0)])
 def test_a_step_of_zero_leaves_all_as_it_is(small_kernels, penalty, factor):

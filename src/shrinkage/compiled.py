@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import FunctionType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch import Tensor
 from shrinkage import kernels, radial
 from shrinkage.batches import Shrink
 from shrinkage.errors import first_line
-from shrinkage.folding import Folded, folded_by, memory_order
+from shrinkage.folding import folded_by, memory_order
+from shrinkage.groups import at_least_float32
 from shrinkage.inplace import touches_once
 from shrinkage.metrics import AdaptiveStep, Number, Step, is_captured
 from shrinkage.penalties import Grouped, Penalty, SparseGroupLasso
@@ -27,6 +28,7 @@ from shrinkage.penalties.per_group import Parts, PerGroup
 from shrinkage.schedules import Strength, fixed
 
 Kernel = Callable[..., Any]
+StepT = TypeVar("StepT", bound=Step)
 Compile = bool | Literal["auto"]
 
 MANY = 1 << 21  # weights charged in one step, from which the seconds of compilation are saved in a thousand steps
@@ -77,80 +79,103 @@ def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
     least = LEAST_IN_GROUPS if isinstance(penalty, PerGroup) else LEAST
     if gain(penalty, w, step) == 0 or w.numel() < least or penalty.with_tensors(Tensor.detach) is not penalty:
         return False
-    moments = [step.moment] if isinstance(step, AdaptiveStep) else []
-    order = memory_order(w, *moments)
-    if order is None or (isinstance(step, Tensor) and step.dim()):
+    shaped = [number for number in numbers_in(step) if isinstance(number, Tensor) and number.dim() > 0]
+    order = memory_order(w, *shaped)
+    if order is None or (shaped and not isinstance(step, AdaptiveStep)):
         return False
-    if isinstance(penalty, Elementwise):
-        tensors = [tensor.permute(order).view(-1) for tensor in (w, *moments)]
-        return run(type(penalty).__name__, partial(shrink_elements_, traced(penalty)), tensors, step)
-    folded = folded_by(penalty.groups, w.shape, order) if isinstance(penalty, PerGroup) else None
-    found = None if folded is None else of_groups(penalty, w, folded, in_metric=isinstance(step, AdaptiveStep))
-    if folded is None or found is None:
+    found = kernel_of(penalty, w, order, in_metric=isinstance(step, AdaptiveStep))
+    if found is None:
         return False
-    shape, within = folded
-    view = "".join("w" if dim in within else "g" for dim in range(len(shape)))
-    tensors = [tensor.permute(order).view(shape) for tensor in (w, *moments)]
-    return run(f"{found.kind} {view}", partial(found.shrink_, within), tensors, step)
+    kind, shape, shrink_ = found
+
+    def view(tensor: Tensor) -> Tensor:
+        return tensor.permute(order).view(shape)
+
+    return run(kind, shrink_, view(w), with_tensors(step, view))
 
 
-class OfGroups(NamedTuple):
-    """How groups are moved, given the dimensions within them, and the kind of kernel that does it."""
+class Found(NamedTuple):
+    """A kind of kernel, the shape in which it takes tensors, and the call of it."""
 
     kind: str
+    shape: tuple[int, ...]
     shrink_: Kernel
 
 
-def of_groups(penalty: Penalty, w: Tensor, folded: Folded, *, in_metric: bool) -> OfGroups | None:
-    """Return how the groups of `penalty`, folded so, are moved; None if there is no kernel for it."""
+def kernel_of(penalty: Penalty, w: Tensor, order: tuple[int, ...], *, in_metric: bool) -> Found | None:
+    """Return the kernel for a tensor that lies in memory in this order of dimensions; None if there is none."""
+    if isinstance(penalty, Elementwise):
+        return Found(type(penalty).__name__, (-1,), partial(shrink_elements_, traced(penalty)))
+    folded = folded_by(penalty.groups, w.shape, order) if isinstance(penalty, PerGroup) else None
+    if folded is None:
+        return None
+    shape, within = folded
+    view = "".join("w" if dim in within else "g" for dim in range(len(shape)))
     if in_metric:
         parts = penalty.parts(w.shape) if isinstance(penalty, PerGroup) else None
         if parts is None or not parts.linear:
             return None
         names = (name for name, part in parts._asdict().items() if part)
-        return OfGroups(" ".join(("Grouped", *names)), partial(shrink_groups_, parts))
-    shape, within = folded
+        return Found(" ".join(("Grouped", *names, view)), shape, partial(shrink_groups_, parts, within))
     size = math.prod(shape[dim] for dim in within)
     # Sums over what is not next to each other are faster in place.
     if w.numel() < LARGE or size > CACHED or within[-1:] != (len(shape) - 1,):
         return None
     if type(penalty) is SparseGroupLasso:
-        return OfGroups("Scaled l1", partial(scale_groups_, penalty.of_groups, w.shape, fixed(penalty.l1)))
+        scale_ = partial(scale_groups_, penalty.of_groups, w.shape, fixed(penalty.l1), within)
+        return Found(f"Scaled l1 {view}", shape, scale_)
     if type(penalty) is Grouped:
-        return OfGroups(f"Scaled {type(penalty.penalty).__name__}", partial(scale_groups_, penalty, w.shape, None))
+        scale_ = partial(scale_groups_, penalty, w.shape, None, within)
+        return Found(f"Scaled {type(penalty.penalty).__name__} {view}", shape, scale_)
     return None
 
 
-def run(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], step: Step) -> bool:
+def run(kind: str, shrink_: Kernel, w: Tensor, step: Step) -> bool:
     """Call `shrink_` with tensors in one order of memory, and return whether it could be compiled.
 
     Compilation comes before anything is written, also when torch was reset in between and compiles once more.
     """
-    numbers = numbers_of(step)
-    if not can_compile(kind, shrink_, tensors, numbers):
+    if not can_compile(kind, shrink_, w, step):
         return False
-    key = key_of(kind, tensors, numbers)
-    _compiles[key] = attempted(kind, partial(shrink_, kind, *tensors, *numbers))
+    key = key_of(kind, w, step)
+    _compiles[key] = attempted(kind, partial(shrink_, kind, w, step))
     return _compiles[key]
 
 
-def can_compile(kind: str, shrink_: Kernel, tensors: Sequence[Tensor], numbers: Sequence[Tensor]) -> bool:
+def can_compile(kind: str, shrink_: Kernel, w: Tensor, step: Step) -> bool:
     """Return whether `shrink_` can be compiled for such tensors; the first time it is called with an example.
 
     Not while a CUDA graph is recorded.
     """
-    key, w = key_of(kind, tensors, numbers), tensors[0]
+    key = key_of(kind, w, step)
     if key not in _compiles:
         if is_captured(w):
             return False
-        example = [torch.ones(EXAMPLES[w.dim()], dtype=tensor.dtype, device=tensor.device) for tensor in tensors]
-        _compiles[key] = attempted(kind, partial(shrink_, kind, *example, *numbers))
+
+        def example(tensor: Tensor) -> Tensor:
+            return torch.ones(EXAMPLES[w.dim()], dtype=tensor.dtype, device=tensor.device)
+
+        _compiles[key] = attempted(kind, partial(shrink_, kind, example(w), with_tensors(step, example)))
     return _compiles[key]
 
 
-def key_of(kind: str, tensors: Sequence[Tensor], numbers: Sequence[Tensor]) -> tuple[object, ...]:
+def key_of(kind: str, w: Tensor, step: Step) -> tuple[object, ...]:
     """Return what one compilation serves."""
-    return kind, tensors[0].device, *(tensor.dtype for tensor in tensors), *(number.device for number in numbers)
+    numbers = ((each.device, each.dtype, each.dim()) for each in numbers_in(step) if isinstance(each, Tensor))
+    return kind, w.device, w.dtype, *numbers
+
+
+def numbers_in(step: Step) -> tuple[Number, ...]:
+    """Return the numbers of which `step` is made."""
+    return tuple(step) if isinstance(step, AdaptiveStep) else (step,)
+
+
+def with_tensors(step: StepT, change: Callable[[Tensor], Tensor]) -> StepT:
+    """Return `step` with a `change` of each tensor in it that has one number per element."""
+    if not isinstance(step, AdaptiveStep):
+        return step
+    shaped = {name: each for name, each in step._asdict().items() if isinstance(each, Tensor) and each.dim() > 0}
+    return step._replace(**{name: change(each) for name, each in shaped.items()})
 
 
 def attempted(kind: str, call: Callable[[], None]) -> bool:
@@ -174,15 +199,9 @@ def compiled(kernel: FunctionType, kind: str) -> Kernel:
     return found
 
 
-def numbers_of(step: Step) -> list[Tensor]:
-    """Return the numbers in `step` as tensors, on a CPU where they are at hand, so that no device is waited for."""
-    numbers = (step.lr, step.eps, step.correction) if isinstance(step, AdaptiveStep) else (step,)
-    return [as_scalar(number) for number in numbers]
-
-
-def as_scalar(number: Number) -> Tensor:
-    """Return `number` as a 0-dim tensor of its own, in double precision as Python's numbers are."""
-    return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.float64)
+def as_scalar(number: Number, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return `number` as a tensor of its own, by default in double precision as Python's numbers are."""
+    return number.to(dtype) if isinstance(number, Tensor) else torch.tensor(number, dtype=dtype)
 
 
 def traced(penalty: Penalty) -> Penalty:
@@ -198,28 +217,26 @@ def traced(penalty: Penalty) -> Penalty:
     return copy
 
 
-def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, *arguments: Tensor) -> None:
-    """Move elements, given (step) or (moment, lr, eps, correction)."""
-    if len(arguments) == 1:
-        compiled(kernels.in_plain_metric, kind)(penalty, w, *arguments)
+def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, step: Step) -> None:
+    """Move elements."""
+    if isinstance(step, AdaptiveStep):
+        compiled(kernels.in_metric, kind)(penalty, w, step.moment, *numbers_of(step, w))
     else:
-        *others, correction = arguments
-        compiled(kernels.in_metric, kind)(penalty, w, *others, correction.rsqrt())
+        compiled(kernels.in_plain_metric, kind)(penalty, w, as_scalar(step))
 
 
 def scale_groups_(
-    penalty: Grouped, shape: torch.Size, l1: float | None, within: tuple[int, ...], kind: str, w: Tensor, step: Tensor
+    penalty: Grouped, shape: torch.Size, l1: float | None, within: tuple[int, ...], kind: str, w: Tensor, step: Number
 ) -> None:
     """Move groups in a plain metric, after the soft threshold of `l1`; `shape` is the parameter's."""
     threshold = None if l1 is None else as_scalar(l1)
     weight = as_scalar(penalty.weight(shape))
-    compiled(kernels.scale_groups_, kind)(traced(penalty.penalty), weight, threshold, within, w, step)
+    compiled(kernels.scale_groups_, kind)(traced(penalty.penalty), weight, threshold, within, w, as_scalar(step))
 
 
-def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, *arguments: Tensor) -> None:
-    """Move groups, given (moment, lr, eps, correction), by the secular equation of each."""
-    *others, correction = arguments
-    given = (w, *others, correction.rsqrt(), *(as_scalar(part) if part else None for part in parts), within)
+def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, step: AdaptiveStep) -> None:
+    """Move groups by the secular equation of each."""
+    given = (w, *given_to_groups(step, w, *parts), within)
     theta, zero = compiled(kernels.first_pass, kind)(*given)
     resting = zero
     for _ in range(radial.NEWTON_ITERATIONS):
@@ -228,3 +245,25 @@ def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, 
         if w.device.type == "cpu" and bool(resting.all()):
             break
     compiled(kernels.last_pass_, kind)(radial.settled(theta, zero), *given)
+
+
+def numbers_of(step: AdaptiveStep, w: Tensor) -> list[Tensor]:
+    """Return lr, eps and 1 / sqrt(correction) in the type that is computed in: a kernel would make them of each vector.
+
+    They are on a CPU where they are at hand, so that no device is waited for.
+    """
+    lr, _, eps, correction = step
+    scale = correction.rsqrt() if isinstance(correction, Tensor) else correction**-0.5
+    return [as_scalar(number, at_least_float32(w.dtype)) for number in (lr, eps, scale)]
+
+
+def given_to_groups(
+    step: AdaptiveStep, w: Tensor, l1: float, linear: Number, quadratic: Number
+) -> tuple[Tensor | None, ...]:
+    """Return what `kernels.left_for_norms` takes beside `w` and `within`; tensors have one number per group."""
+    lr, eps, scale = numbers_of(step, w)
+    strength = step.lr * linear
+    unit = strength.reciprocal() if isinstance(strength, Tensor) else 1 / strength if strength else math.inf
+    rest = (None if isinstance(part, float) and not part else step.lr * part for part in (l1, quadratic))
+    numbers = (unit, *rest)
+    return step.moment, eps, scale, *(None if each is None else as_scalar(each, lr.dtype) for each in numbers)

@@ -35,13 +35,14 @@ class CompiledSlab:
             return None
         shape, within = folded
         kept = [1 if dim in within else size for dim, size in enumerate(shape)]
-        tensors = [tensor.permute(order).view(shape) for tensor in (w, step.moment)]
-        numbers = compiled.numbers_of(step)
+        w = w.permute(order).view(shape)
+        step = compiled.with_tensors(step, lambda tensor: tensor.permute(order).view(shape))
         kind = f"Coupled {''.join('w' if dim in within else 'g' for dim in range(len(shape)))}"
-        if not compiled.can_compile(kind, partial(all_passes_, within), tensors, numbers):
+        if not compiled.can_compile(kind, partial(all_passes_, within), w, step):
             return None
-        charges = [part.values(each).to(at_least_float32(w.dtype)).view(kept) for each in (slopes, curves)]
-        return CompiledSlab(part, kind, kept, given_by(within, *tensors, *numbers, *charges))
+        linear, quadratic = (part.values(each).to(at_least_float32(w.dtype)).view(kept) for each in (slopes, curves))
+        given = (w, *compiled.given_to_groups(step, w, 0.0, linear, quadratic), within)
+        return CompiledSlab(part, kind, kept, given)
 
     def sums(self) -> Tensor:
         """Return `radial.secular_sums` of the slices."""
@@ -61,17 +62,11 @@ class CompiledSlab:
         return self.part.values(padded).view(self._kept)
 
 
-def given_by(within: tuple[int, ...], w: Tensor, moment: Tensor, *numbers: Tensor) -> tuple[Any, ...]:
-    """Return what `left_for_norms` takes, of a charge that is linear and quadratic in each slice."""
-    lr, eps, correction, linear, quadratic = numbers
-    return w, moment, lr, eps, correction.rsqrt(), None, linear, quadratic, within
-
-
-def all_passes_(within: tuple[int, ...], kind: str, w: Tensor, moment: Tensor, *numbers: Tensor) -> None:
+def all_passes_(within: tuple[int, ...], kind: str, w: Tensor, step: AdaptiveStep) -> None:
     """Run each kernel once, with charges of 1."""
     shape = [1 if dim in within else size for dim, size in enumerate(w.shape)]
     ones = w.new_ones(shape, dtype=at_least_float32(w.dtype))
-    given = given_by(within, w, moment, *numbers, ones, ones.clone())
+    given = (w, *compiled.given_to_groups(step, w, 0.0, ones, ones.clone()), within)
     compiled.compiled(sums_pass, kind)(*given)
     compiled.compiled(terms_pass, kind)(ones.clone(), *given)
     compiled.compiled(last_pass_, kind)(ones.clone(), *given)

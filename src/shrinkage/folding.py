@@ -10,7 +10,7 @@ from shrinkage.groups import Groups, Layout
 
 Folded = tuple[tuple[int, ...], tuple[int, ...]]
 
-ROWS = 64  # of memory that sums over rows add up at a time: streams that a processor can foresee
+ROWS = 16  # of memory that sums over rows add up at a time: streams of two tensors that a processor can foresee
 
 
 def memory_order(*tensors: Tensor) -> tuple[int, ...] | None:

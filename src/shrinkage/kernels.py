@@ -1,5 +1,6 @@
 """What is compiled: pure functions of tensors, hyperparameters included, whose last pass writes into the parameter."""
 
+import math
 from typing import Any
 
 import torch
@@ -69,29 +70,29 @@ def added_up(parts: Tensor, dims: tuple[int, ...]) -> Tensor:
 def last_pass_(root: Tensor, w: Tensor, *given: Any) -> None:
     """Scale each element, unless the step or the strength is 0."""
     inner, metric, _ = left_for_norms(w, *given)
-    _, lr, _, _, _, linear, _, _ = given
-    w.copy_(torch.where(lr * linear == 0, inner, inner * radial.secular_scale(metric, root)))
+    unit = given[3]
+    w.copy_(torch.where(unit == math.inf, inner, inner * radial.secular_scale(metric, root)))
 
 
 def left_for_norms(
     w: Tensor,
     moment: Tensor,
-    lr: Tensor,
     eps: Tensor,
     scale: Tensor,
+    unit: Tensor,
     l1: Tensor | None,
-    linear: Tensor,
     quadratic: Tensor | None,
     within: tuple[int, ...],
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Return what is left for the penalty of norms: elements, the metric in units of its strength, and `within`.
 
-    The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `by_sums`.
+    The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `by_sums`. All strengths are
+    times lr, and `unit` is 1 / that of norms.
     """
     inner, divisor = wide(w), denominator(moment, eps, scale)
     if l1 is not None:
-        inner = soft_threshold(inner, lr * l1 / divisor)
+        inner = soft_threshold(inner, l1 / divisor)
     if quadratic is not None:
-        shrunk = divisor + lr * quadratic
+        shrunk = divisor + quadratic
         inner, divisor = inner * (divisor / shrunk), shrunk
-    return inner, (divisor * (1 / (lr * linear))).clamp_max(radial.LARGEST[inner.dtype]), within
+    return inner, (divisor * unit).clamp_max(radial.largest(inner.dtype)), within

@@ -14,7 +14,6 @@ from shrinkage.sums import Sums, alone
 
 # Newton's steps are at rest after 4 where the steps of a group differ by e^1, after 11 where they differ by e^30.
 NEWTON_ITERATIONS = 12
-LARGEST = {torch.float32: 1e19, torch.float64: 1e150}  # of a metric, so that no product of two overflows
 
 
 def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]) -> Tensor:
@@ -55,7 +54,7 @@ def block_scale_by_sums(
         within: the dimensions of `w` that run inside a group.
         to_rest: end as soon as no group moves, which takes a look at all of them.
     """
-    metric = thresholds.clamp_min(1 / LARGEST[w.dtype]).reciprocal()
+    metric = thresholds.clamp_min(1 / largest(w.dtype)).reciprocal()
     root = yield from secular_root(
         lambda: secular_sums(w, metric, within),
         lambda theta, resting: secular_terms(w, metric, theta, within),
@@ -143,7 +142,15 @@ def at_rest(theta: Tensor, moved: Tensor) -> Tensor:
 
 def settled(theta: Tensor, zero: Tensor) -> Tensor:
     """Return the roots: 0 for groups that are zero, and none so large that its product with a metric overflows."""
-    return theta.clamp_max(LARGEST[theta.dtype]).masked_fill_(zero, 0.0)
+    return theta.clamp_max(largest(theta.dtype)).masked_fill_(zero, 0.0)
+
+
+def largest(dtype: torch.dtype) -> float:
+    """Return the largest metric, so that no product of two overflows.
+
+    Written out: a compiler would ask before each call whether a global float is the same as before.
+    """
+    return 1e19 if dtype == torch.float32 else 1e150
 
 
 def secular_scale(metric: Tensor, root: Tensor) -> Tensor:

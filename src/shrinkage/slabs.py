@@ -185,4 +185,4 @@ class CutSlab:
 
 def metric_of(thresholds: Tensor) -> Tensor:
     """Return 1 / t, as far as it can be squared."""
-    return thresholds.clamp_min(1 / radial.LARGEST[thresholds.dtype]).reciprocal_()
+    return thresholds.clamp_min(1 / radial.largest(thresholds.dtype)).reciprocal_()

@@ -213,7 +213,7 @@ def in_metric(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors, *, to
         return list(ws)
     slope = padded(charged.weights * linear, 0.0)
     thresholds = [step * part.column(slope, w) for part, w, step in zip(parts, ws, steps, strict=True)]
-    metrics = [each.clamp_min(1 / radial.LARGEST[each.dtype]).reciprocal() for each in thresholds]
+    metrics = [each.clamp_min(1 / radial.largest(each.dtype)).reciprocal() for each in thresholds]
     pieces = list(zip(parts, ws, metrics, strict=True))
 
     def sums() -> Tensor:
