@@ -195,8 +195,13 @@ def compiled(kernel: FunctionType, kind: str) -> Kernel:
     """Return `kernel`, compiled for one kind of rule: torch counts compilations by code, so each kind has its own."""
     name = "".join(letter if letter.isalnum() else "_" for letter in f"{kernel.__name__}{kind}")
     own = FunctionType(kernel.__code__.replace(co_name=name), kernel.__globals__, name, kernel.__defaults__)
-    found: Kernel = torch.compile(own, dynamic=True, fullgraph=True, options=ONE_PASS)
+    found: Kernel = torch.compile(own, dynamic=True, fullgraph=True, options={**ONE_PASS, **width()})
     return found
+
+
+def width() -> dict[str, int]:
+    """Return the option for vectors of 256 bits on processors that have longer ones, whose masks are not vectors."""
+    return {"cpp.simdlen": 256} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
 def as_scalar(number: Number, dtype: torch.dtype = torch.float64) -> Tensor:
