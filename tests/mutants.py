@@ -101,7 +101,7 @@ MUTANTS = [
     Mutant("attachment.py", "            self.intervals.keep(charges)\n", "", "intervals", "other_rules"),
     Mutant(
         "batches.py",
-        "return id(penalty), w.dtype, step.moment.dtype, w.device, rest, numbers",
+        "return id(penalty), w.dtype, moment.dtype, w.device, rest, numbers",
         "return id(penalty), w.dtype, rest",
         "inplace",
         "small_tensors and L1",

@@ -64,13 +64,17 @@ def key(shrink: Shrink) -> object:
             return id(w)
         rest = (dim, shape[:dim], shape[dim + 1 :])
     if isinstance(step, AdaptiveStep):
-        numbers = tuple(
-            type(each) if isinstance(each, Tensor) else each for each in (step.lr, step.eps, step.correction)
-        )
-        return id(penalty), w.dtype, step.moment.dtype, w.device, rest, numbers
+        lr, moment, eps, correction = step
+        numbers = (comparable(lr), comparable(eps), comparable(correction))
+        return id(penalty), w.dtype, moment.dtype, w.device, rest, numbers
     if isinstance(step, Tensor):
         return (id(penalty), w.dtype, w.device, rest, id(step)) if step.dim() == 0 else id(w)
     return id(penalty), w.dtype, w.device, rest, step
+
+
+def comparable(number: Number) -> object:
+    """Return a number, or that it is a tensor, which it would take a wait to compare."""
+    return Tensor if isinstance(number, Tensor) else number
 
 
 @lru_cache(maxsize=4096)
@@ -83,9 +87,10 @@ class Joined:
     """Tensors of a batch as one; `write_back` gives each its part of what became of it."""
 
     def __init__(self, members: Sequence[Shrink]) -> None:
-        self._targets = [member.w for member in members]
         penalty, first, step = members[0]
         self._dim = None if isinstance(penalty, Elementwise) else dim_between(penalty, first.shape)
+        flat = self._dim is None
+        self._targets = [w.view(-1) if flat and w.is_contiguous() else w for _, w, _ in members]
         w = self._join(self._targets)
         if isinstance(step, AdaptiveStep):
             step = self._join_steps([member.step for member in members if isinstance(member.step, AdaptiveStep)])
@@ -94,12 +99,12 @@ class Joined:
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors one after the other: flat, or along the dimension that tells groups apart."""
         if self._dim is None:
-            return torch.cat([tensor.reshape(-1) for tensor in tensors])
+            return torch.cat([tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in tensors])
         return torch.cat(list(tensors), self._dim)
 
     def _join_steps(self, steps: Sequence[AdaptiveStep]) -> AdaptiveStep:
         def joined(numbers: Sequence[Number]) -> Number:
-            """Numbers are equal; tensors, which it would take a wait to compare, are spread out."""
+            """Numbers are equal; tensors are spread out."""
             if not isinstance(numbers[0], Tensor):
                 return numbers[0]
             pairs = zip(numbers, self._targets, strict=True)
@@ -114,8 +119,8 @@ class Joined:
         w, dim = self.shrink.w, self._dim
         if dim is None:
             parts = torch.split(w, [target.numel() for target in self._targets])
-            torch._foreach_copy_(
-                self._targets, [part.view(t.shape) for part, t in zip(parts, self._targets, strict=True)]
-            )
+            pairs = zip(parts, self._targets, strict=True)
+            shaped = [part if target.dim() == 1 else part.view(target.shape) for part, target in pairs]
+            torch._foreach_copy_(self._targets, shaped)
         else:
             torch._foreach_copy_(self._targets, torch.split(w, [target.shape[dim] for target in self._targets], dim))
