@@ -88,7 +88,7 @@ def test_zero_channels_of_a_transposed_convolution_are_told_of():
 
 
 class Experts(nn.Module):
-    """Each sample goes to one of three experts; the last one is never chosen."""
+    """Each sample goes to one of three experts."""
 
     def __init__(self):
         super().__init__()
@@ -104,17 +104,16 @@ class Experts(nn.Module):
 
 
 def test_an_expert_that_no_sample_reaches_says_so():
+    """Two samples leave one of three experts alone, whatever the gate says."""
     torch.manual_seed(0)
     model = Experts()
     with torch.no_grad():
-        model.gate.bias[2] = -1e9
         for expert in model.experts:
             expert[0].weight[:3], expert[0].bias[:3] = 0, 0
-    small = shrink(model, torch.randn(6, 4))
-    reasons = {
-        (kept.name, "too few samples" in kept.reason, "more samples" in kept.advice) for kept in small.report.kept
-    }
-    assert ("experts.2.0.weight", True, True) in reasons
+    kept = shrink(model, torch.randn(2, 4)).report.kept
+    assert any(channels.name.startswith("experts.") for channels in kept)
+    assert all("too few samples" in channels.reason for channels in kept)
+    assert all("more samples" in channels.advice for channels in kept)
 
 
 @pytest.mark.parametrize("verify", [True, False])

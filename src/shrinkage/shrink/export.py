@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
 from typing import Any
 
@@ -26,8 +27,9 @@ class Piece:
     program: ExportedProgram
     leaves: tuple[Any, ...]
 
+    @cached_property
     def owned(self) -> dict[fx.Node, str]:
-        """Return the dotted name in the whole model of the parameter or buffer of each placeholder that is one."""
+        """The dotted name in the whole model of the parameter or buffer of each placeholder that is one."""
         return {
             node: joined(self.path, spec.target or "")
             for node, spec in self._placeholders()
@@ -40,7 +42,7 @@ class Piece:
 
     def arguments(self, tensors: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
         """Return what the graph's placeholders take: the model's `tensors` by name, and the `leaves` of a call."""
-        owned, given = self.owned(), iter(leaves)
+        owned, given = self.owned, iter(leaves)
         constants = self.program.constants
         return [
             tensors[owned[node]]

@@ -157,7 +157,7 @@ UNSHRINKABLE: dict[type[nn.Module], str] = {
 
 def _traced(labels: Labels, piece: Piece, own: Mapping[str, Channels]) -> Trace:
     trace = Trace(labels, RULES)
-    owned = piece.owned()
+    owned = piece.owned
     given = {
         node: own[owned[node]] if node in owned else Channels(tuple(node.meta["val"].shape))
         for node in piece.program.graph.nodes
@@ -192,7 +192,7 @@ def _lines(labels: Labels, factor: Tensor, axis: int) -> int:
 
 def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Piece]) -> set[str]:
     """Hold what no graph shows, and all of it where a dimension has length 1; return the names of the former."""
-    seen = {id(own[name]) for piece in found for node, name in piece.owned().items() if node.users}
+    seen = {id(own[name]) for piece in found for node, name in piece.owned.items() if node.users}
     for channels in own.values():
         for factor in channels.factors:
             if id(channels) not in seen:
@@ -206,7 +206,7 @@ def _consumed(labels: Labels, traces: Sequence[tuple[Piece, Trace]], own: Mappin
     """Return the axes of parameters along which they are summed over with the values of channels."""
     consumed: set[Axis] = set()
     for piece, trace in traces:
-        owned = piece.owned()
+        owned = piece.owned
         for contraction in trace.contractions:
             read = labels.find(contraction.weight_labels)
             for name in {owned[node] for node in _sources(contraction.weight) if node in owned}:
@@ -220,7 +220,7 @@ def _producing(traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels
     """Return the axes of parameters along which their rows lie: what makes channels, though it may also read some."""
     producing: set[Axis] = set()
     for piece, trace in traces:
-        owned = piece.owned()
+        owned = piece.owned
         for contraction in trace.contractions:
             rows = trace.values[contraction.weight].along(contraction.rows)
             for name in {owned[node] for node in _sources(contraction.weight) if node in owned}:
@@ -245,7 +245,7 @@ def _biases(traces: Sequence[tuple[Piece, Trace]]) -> frozenset[str]:
     """Return the names of the parameters that are added to something or are given as a `bias`."""
     names = set()
     for piece, _ in traces:
-        for node, name in piece.owned().items():
+        for node, name in piece.owned.items():
             for user in node.users:
                 schema = getattr(user.target, "_schema", None)
                 given = zip(schema.arguments if schema else (), user.args, strict=False)

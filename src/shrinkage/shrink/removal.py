@@ -89,7 +89,7 @@ def _silent(coupling: Coupling, found: Sequence[Reading], model: nn.Module) -> T
         if (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter) and name not in coupling.biases:
             silent[channels[zero_slices(tensor, dim).cpu()]] = True
     for reading in found:
-        weight = reading.piece.owned().get(reading.contraction.weight)
+        weight = reading.piece.owned.get(reading.contraction.weight)
         if weight is not None:
             live = live_rows(reading.contraction, reading.weight, ~reading.constants.isnan())
             silent[coupling.axes[weight, reading.contraction.rows % reading.weight.dim()][~live.cpu()]] = True
@@ -140,7 +140,7 @@ def _closed(
 
 def _rows(coupling: Coupling, reading: Reading, stay: Tensor) -> Tensor | None:
     """Return which rows of the weight that is read stay; None, for all of them, where it is no parameter."""
-    name = reading.piece.owned().get(reading.contraction.weight)
+    name = reading.piece.owned.get(reading.contraction.weight)
     if name is None:
         return None
     rank = reading.weight.dim()
