@@ -1106,7 +1106,7 @@ MUTANTS = [
     ),
     Mutant(
         "shrink/fold.py",
-        "return torch.where(live.reshape(shape), (size * sign).to(result), result)",
+        "return torch.where(live.reshape(shape), noise.to(result), result)",
         "return result",
         "shrink_graph",
         "on_the_examples_alone",
