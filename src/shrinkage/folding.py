@@ -47,6 +47,17 @@ def fold(layout: Layout, order: Sequence[int]) -> Folded | None:
             kinds.append(between)
     if all(kinds):
         return None
-    if kinds == [False, True] and shape[0] % ROWS == 0 and shape[0] > ROWS:
-        shape, kinds = [shape[0] // ROWS, ROWS, shape[1]], [False, False, True]
+    rows = divisor(shape[0]) if kinds == [False, True] else None
+    if rows is not None:
+        shape, kinds = [shape[0] // rows, rows, shape[1]], [False, False, True]
     return tuple(shape), tuple(dim for dim, between in enumerate(kinds) if not between)
+
+
+def divisor(length: int) -> int | None:
+    """Return the divisor of `length` next to `ROWS`, from half to twice that; None if there is no such part of it.
+
+    >>> divisor(768), divisor(50257), divisor(30522)
+    (16, 29, None)
+    """
+    parts = (rows for rows in range(ROWS // 2, 2 * ROWS + 1) if length % rows == 0 and length > rows)
+    return min(parts, key=lambda rows: abs(rows - ROWS), default=None)
