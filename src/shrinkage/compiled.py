@@ -161,8 +161,9 @@ def can_compile(kind: str, shrink_: Kernel, w: Tensor, step: Step) -> bool:
 
 def key_of(kind: str, w: Tensor, step: Step) -> tuple[object, ...]:
     """Return what one compilation serves."""
-    numbers = ((each.device, each.dtype, each.dim()) for each in numbers_in(step) if isinstance(each, Tensor))
-    return kind, w.device, w.dtype, *numbers
+    numbers = numbers_in(step)
+    tensors = ((each.device, each.dtype, each.dim()) if isinstance(each, Tensor) else None for each in numbers)
+    return kind, w.device, w.dtype, *tensors
 
 
 def numbers_in(step: Step) -> tuple[Number, ...]:
@@ -204,9 +205,14 @@ def width() -> dict[str, int]:
     return {"cpp.simdlen": 256} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
-def as_scalar(number: Number, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return `number` as a tensor of its own, by default in double precision as Python's numbers are."""
-    return number.to(dtype) if isinstance(number, Tensor) else torch.tensor(number, dtype=dtype)
+def as_scalar(number: Number, dtype: torch.dtype | None = None) -> Tensor:
+    """Return `number` as a tensor of this type, by default of its own: double precision for Python's numbers.
+
+    It is on a CPU where it is at hand, so that no device is waited for.
+    """
+    if isinstance(number, Tensor):
+        return number if dtype is None else number.to(dtype)
+    return torch.tensor(number, dtype=dtype or torch.float64)
 
 
 def traced(penalty: Penalty) -> Penalty:
@@ -225,7 +231,8 @@ def traced(penalty: Penalty) -> Penalty:
 def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, step: Step) -> None:
     """Move elements."""
     if isinstance(step, AdaptiveStep):
-        compiled(kernels.in_metric, kind)(penalty, w, step.moment, *numbers_of(step, w))
+        lr = as_scalar(step.lr, at_least_float32(w.dtype))
+        compiled(kernels.in_metric, kind)(penalty, w, step.moment, lr, *of_denominator(step, w))
     else:
         compiled(kernels.in_plain_metric, kind)(penalty, w, as_scalar(step))
 
@@ -252,23 +259,22 @@ def shrink_groups_(parts: Parts, within: tuple[int, ...], kind: str, w: Tensor, 
     compiled(kernels.last_pass_, kind)(radial.settled(theta, zero), *given)
 
 
-def numbers_of(step: AdaptiveStep, w: Tensor) -> list[Tensor]:
-    """Return lr, eps and 1 / sqrt(correction) in the type that is computed in: a kernel would make them of each vector.
+def of_denominator(step: AdaptiveStep, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eps and 1 / sqrt(correction), in the type that is computed in.
 
-    They are on a CPU where they are at hand, so that no device is waited for.
+    A kernel would turn numbers of another type into that, and into each other, anew for every few elements.
     """
-    lr, _, eps, correction = step
+    correction, dtype = step.correction, at_least_float32(w.dtype)
     scale = correction.rsqrt() if isinstance(correction, Tensor) else correction**-0.5
-    return [as_scalar(number, at_least_float32(w.dtype)) for number in (lr, eps, scale)]
+    return as_scalar(step.eps, dtype), as_scalar(scale, dtype)
 
 
 def given_to_groups(
     step: AdaptiveStep, w: Tensor, l1: float, linear: Number, quadratic: Number
 ) -> tuple[Tensor | None, ...]:
     """Return what `kernels.left_for_norms` takes beside `w` and `within`; tensors have one number per group."""
-    lr, eps, scale = numbers_of(step, w)
     strength = step.lr * linear
     unit = strength.reciprocal() if isinstance(strength, Tensor) else 1 / strength if strength else math.inf
-    rest = (None if isinstance(part, float) and not part else step.lr * part for part in (l1, quadratic))
-    numbers = (unit, *rest)
-    return step.moment, eps, scale, *(None if each is None else as_scalar(each, lr.dtype) for each in numbers)
+    rest = (step.lr * part if isinstance(part, Tensor) or part else None for part in (l1, quadratic))
+    numbers = (None if each is None else as_scalar(each, at_least_float32(w.dtype)) for each in (unit, *rest))
+    return step.moment, *of_denominator(step, w), *numbers
