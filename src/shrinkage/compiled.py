@@ -196,13 +196,17 @@ def compiled(kernel: FunctionType, kind: str) -> Kernel:
     """Return `kernel`, compiled for one kind of rule: torch counts compilations by code, so each kind has its own."""
     name = "".join(letter if letter.isalnum() else "_" for letter in f"{kernel.__name__}{kind}")
     own = FunctionType(kernel.__code__.replace(co_name=name), kernel.__globals__, name, kernel.__defaults__)
-    found: Kernel = torch.compile(own, dynamic=True, fullgraph=True, options={**ONE_PASS, **width()})
+    found: Kernel = torch.compile(own, dynamic=True, fullgraph=True, options={**ONE_PASS, **width(kernel)})
     return found
 
 
-def width() -> dict[str, int]:
-    """Return the option for vectors of 256 bits on processors that have longer ones, whose masks are not vectors."""
-    return {"cpp.simdlen": 256} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
+def width(kernel: FunctionType) -> dict[str, int]:
+    """Return the option for vectors of 256 bits, where a processor has longer ones and `kernel` looks for zero moments.
+
+    Masks of longer vectors are not vectors, and turned into them again and again.
+    """
+    in_metric = kernel not in (kernels.in_plain_metric, kernels.scale_groups_)
+    return {"cpp.simdlen": 256} if in_metric and torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
 def as_scalar(number: Number, dtype: torch.dtype | None = None) -> Tensor:
