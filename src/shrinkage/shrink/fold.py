@@ -20,6 +20,7 @@ RUNS = (
     ((3.0, 6.0), (-1.0, 1.0)),
     ((-3.0, 3.0), (-1.0, 1.0)),
 )
+TILE = 65537  # numbers of noise that are drawn, and repeated: a prime, so that no two channels get the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +114,11 @@ class Stimulus(fx.Interpreter):
 
     def _noise(self, result: Tensor, axis: int, live: Tensor) -> Tensor:
         """Return `result` with noise where the index along `axis` is `live`."""
-        drawn = torch.empty(result.shape).uniform_(*self.signs, generator=self.generator)
+        count = result.numel()
+        drawn = torch.empty(min(count, TILE)).uniform_(*self.signs, generator=self.generator)
         low, high = self.sizes
-        noise = drawn.abs().mul_(high - low).add_(low).exp_().copysign_(drawn)
+        tile = drawn.abs().mul_(high - low).add_(low).exp_().copysign_(drawn)
+        noise = tile.repeat(count // max(len(tile), 1) + 1)[:count].view(result.shape)
         shape = [-1 if other == axis % result.dim() else 1 for other in range(result.dim())]
         return torch.where(live.reshape(shape), noise.to(result), result)
 
