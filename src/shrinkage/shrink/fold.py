@@ -20,7 +20,7 @@ RUNS = (
     ((3.0, 6.0), (-1.0, 1.0)),
     ((-3.0, 3.0), (-1.0, 1.0)),
 )
-TILE = 65537  # numbers of noise that are drawn, and repeated: a prime, so that no two channels get the same
+TILE = 65537  # numbers of noise that are drawn, and repeated: a prime, so that no shape repeats them in step
 
 
 @dataclass(frozen=True, eq=False)
