@@ -1180,6 +1180,7 @@ MUTANTS = [
     Mutant("shrink/coupled.py", "    roots -= _frozen(coupling, model)\n", "", "shrink_habits", "frozen"),
     Mutant("shrink/removal.py", "for axis in makes or range(", "for axis in range(", "shrink_habits", "transposed"),
     Mutant("shrink/fold.py", "read.empty or seen[node].empty", "False", "shrink_habits", "expert"),
+    Mutant("shrink/fold.py", ".exp_().copysign_(drawn)", ".exp_()", "shrink_beyond", "both_signs"),
     Mutant("shrink/fold.py", " and takes_bias", "", "shrink", "only_where_it_would"),
     Mutant(
         "shrink/contractions.py",

@@ -22,6 +22,7 @@ from shrinkage import (
     apply_plan,
     shrink,
 )
+from shrinkage.shrink import fold
 
 X = torch.linspace(-2, 2, 40).reshape(5, 8)
 SEQUENCES = torch.linspace(-1, 1, 4 * 6 * 8).reshape(4, 6, 8).sin()
@@ -320,6 +321,26 @@ class Normalized(Neurons):
 @pytest.mark.parametrize("model", [Logarithm(), Normalized()], ids=lambda model: type(model).__name__)
 def test_noise_that_a_model_can_not_take_hides_no_zeros(model):
     assert neurons_left(shrink(model, X.abs() + 0.1)) == 10
+
+
+class OneSide(Neurons):
+    """A second layer that reads one side of what the first gives."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.sign, self.middle = sign, nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.outer(relu(self.middle(relu(self.sign * self.inner(x)))))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_noise_of_both_signs_shows_what_lets_one_through(monkeypatch, sign):
+    model = OneSide(sign)
+    assert shrink(model, X, verify=False).model.middle.out_features == 16
+    hidden = (-1.0, 0.0) if sign > 0 else (0.0, 1.0)
+    monkeypatch.setattr(fold, "RUNS", tuple((sizes, hidden) for sizes, _ in fold.RUNS))
+    assert shrink(model, X, verify=False).model.middle.out_features == 1
 
 
 def test_zeros_at_the_border_need_a_kernel_that_reaches_over_it():
