@@ -989,7 +989,7 @@ MUTANTS = [
     Mutant("stationarity.py", "-grad if name in maximized else grad", "grad", "stationarity", "climbs"),
     Mutant("coupling.py", "torch.where(size > 0, size, 1.0)", "size", "stationarity", "ended_at_0"),
     Mutant("coupling.py", "if slope_of(penalty, points[0].shape) < math.inf:", "if True:", "stationarity"),
-    Mutant("stationarity.py", "(math.isnan(each.relative), each.relative)", "(False, each.relative)", "stationarity"),
+    Mutant("residuals.py", "(math.isnan(each.relative), each.relative)", "(False, each.relative)", "stationarity"),
     Mutant(
         "stationarity.py",
         "found.setdefault(id(parameter), (entry, parameter))",

@@ -57,6 +57,7 @@ FLOORS = [
         "declarations",
         "declare",
         "progress",
+        "residuals",
         "stationarity",
         "steps",
         "regularizer",

@@ -55,6 +55,7 @@ from shrinkage.plan import Rule as Rule
 from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
+from shrinkage.residuals import Residuals as Residuals
 from shrinkage.shrink.coupled import CoupledChannels as CoupledChannels
 from shrinkage.shrink.layers import register_layer as register_layer
 from shrinkage.shrink.optimizer import shrink_optimizer_ as shrink_optimizer_
@@ -70,7 +71,6 @@ from shrinkage.shrink.sparsify import Sparsified as Sparsified
 from shrinkage.shrink.sparsify import to_dense as to_dense
 from shrinkage.shrink.sparsify import to_sparse as to_sparse
 from shrinkage.shrink.summary import ShrinkReport as ShrinkReport
-from shrinkage.stationarity import Residuals as Residuals
 from shrinkage.stationarity import strength_max as strength_max
 from shrinkage.threshold import threshold_ as threshold_
 

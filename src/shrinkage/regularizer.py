@@ -23,8 +23,9 @@ from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
 from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
 from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, with_references
+from shrinkage.residuals import Residuals
 from shrinkage.select import is_frozen, named_parameters
-from shrinkage.stationarity import Closure, Residuals, residuals, value
+from shrinkage.stationarity import Closure, residuals, value
 from shrinkage.tables import not_charged
 
 
