@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONSTRAINTS := $(VENV)/constraints.txt
+PIP := $(BIN)/python -m pip install --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all test-oldest lint types bench experiments docs clean
+.PHONY: demo test test-all test-matrix lint types bench experiments docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/shrinkage demo
@@ -16,9 +17,15 @@ test: $(VENV)/installed
 test-all: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist loadgroup
 
-# The same tests with the oldest torch that is supported.
-test-oldest:
-	$(MAKE) test VENV=.venv-oldest TORCH=2.11.0
+# The same tests beside another torch, in an environment of its own that is removed after them:
+# make test-matrix TORCH=2.10.0, or PART=core without what needs other packages. Interrupted, it goes on where it was.
+PART ?= whole
+WORKERS ?= 2
+MATRIX := .venv-$(TORCH)
+test-matrix:
+	$(MAKE) $(MATRIX)/installed VENV=$(MATRIX)
+	OMP_NUM_THREADS=1 $(MATRIX)/bin/python tests/torch_versions.py --part $(PART) --workers $(WORKERS); \
+	    status=$$?; rm -rf $(MATRIX); exit $$status
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -38,22 +45,24 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/build.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest runs
+	rm -rf $(VENV) .venv-* runs
 
 $(CONSTRAINTS): constraints.txt
 	mkdir -p $(VENV)
 	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $@
 
-# torch comes first and pinned, so that no other package pulls in a second build of it. torchvision, whose models are
-# tested, stands aside: next to a build of torch that is not its own, everything that imports it would fail.
+# pip comes first, since that of older interpreters does not know dependency groups; then torch, pinned, so that no other
+# package pulls in a second build of it. torchvision, whose models are tested, and timm, which needs it, stand aside:
+# next to a build of torch that is not its own, everything that imports torchvision would fail.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --constraint $(CONSTRAINTS) torch
-	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[cli,export,lightning,transformers,dev]'
-	$(BIN)/pip install --constraint $(CONSTRAINTS) --no-deps --upgrade --target $(VENV)/aside torchvision
+	$(PIP) --upgrade pip
+	$(PIP) torch
+	$(PIP) --editable '.[cli,export,lightning,transformers]' --group dev
+	$(PIP) --no-deps --upgrade --target $(VENV)/aside torchvision timm
 	touch $@
 
 # The packages of others that `make bench` measures beside this one.
 $(VENV)/bench: $(VENV)/installed
-	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[bench]'
+	$(PIP) --group bench
 	touch $@

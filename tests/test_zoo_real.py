@@ -1,4 +1,7 @@
-"""Models of torchvision and transformers: they can be exported and answer to their inputs."""
+"""Models of torchvision, timm and transformers: they can be exported and answer to their inputs."""
+
+import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,3 +35,14 @@ def test_operators_of_torchvision_are_declared_only_where_the_compiled_ones_do_n
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
     assert torchvision_models.declare() is None
     assert torch.ops.torchvision.nms.default
+
+
+@pytest.mark.parametrize("file", ["_C.so", "_C_stable.so"])
+def test_compiled_operators_are_found_by_every_name_that_torchvision_gave_them(file, tmp_path, monkeypatch):
+    tmp_path.joinpath(file).touch()
+    package = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    assert torchvision_models.declare() is None
+    assert loaded == [str(tmp_path / file)]

@@ -1,1 +1,1 @@
-"""Models that smaller ones are made of: `own` is written here, `real` comes from torchvision and transformers."""
+"""Models that smaller ones are made of: `own` is written here, `real` comes from torchvision, timm and transformers."""

@@ -1,4 +1,4 @@
-"""Models that people use: torchvision's, at their own width, and small configurations of transformers'."""
+"""Models that people use: torchvision's at their own width, timm's and transformers' small ones."""
 
 from functools import partial
 from typing import Any
@@ -7,7 +7,10 @@ import transformers
 from torch import nn
 
 from zoo.case import Case, Normal, Ones, Tokens
-from zoo.torchvision_models import models
+from zoo.torchvision_models import aside, models
+
+with aside():
+    import timm
 
 TUPLE = {"return_dict": False}  # the outputs are plain tensors
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
@@ -36,6 +39,11 @@ def vision(name: str, size: int = 64, *, slow: bool = True, **options: Any) -> C
     """A model of torchvision, without weights to download."""
     build = partial(models.get_model, name, weights=None, **options)
     return Case(name, build, (Normal(2, 3, size, size),), slow=slow)
+
+
+def small_vision(name: str) -> Case:
+    """One of the models with which timm tests itself: its blocks, few and narrow."""
+    return Case(f"timm-{name}", partial(timm.create_model, f"test_{name}", num_classes=10), (Normal(2, 3, 160, 160),))
 
 
 def small_vision_transformer() -> nn.Module:
@@ -92,6 +100,10 @@ CASES = [
     vision("squeezenet1_1", slow=False),
     vision("vgg11_bn"),
     vision("mnasnet1_0"),
+    small_vision("resnet"),
+    small_vision("efficientnet"),
+    small_vision("convnext"),
+    small_vision("vit"),
     Case("vision-transformer-torchvision", small_vision_transformer, (Normal(2, 3, 32, 32),)),
     language("bert", "BertForSequenceClassification", **BERT),
     language("distilbert", "DistilBertForMaskedLM", **DISTILBERT),

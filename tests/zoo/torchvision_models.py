@@ -5,15 +5,20 @@ not with others, such as the one for CPUs alone; then `import torchvision` fails
 operators that nobody declared, and with it fails everything that imports torchvision where it finds it. So it is
 installed without its dependencies into a folder that is not on the path, and the operators are declared here. No model
 for classification or segmentation calls them, so they need no implementation.
+
+Whatever needs torchvision stands in that folder with it: `with aside(): import timm`.
 """
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 ASIDE = Path(sys.prefix) / "aside"
+COMPILED = "_C*.so"  # of torchvision 0.29 it is `_C_stable.so`; operators that are declared twice abort the process
 OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -26,7 +31,7 @@ def declare() -> torch.library.Library | None:
     if specification is None or specification.origin is None:
         return None
     try:
-        torch.ops.load_library(str(next(Path(specification.origin).parent.glob("_C.*"))))
+        torch.ops.load_library(str(next(Path(specification.origin).parent.glob(COMPILED))))
     except (OSError, StopIteration):
         library = torch.library.Library("torchvision", "DEF")
         for operator in OPERATORS:
@@ -35,11 +40,18 @@ def declare() -> torch.library.Library | None:
     return None
 
 
-sys.path.append(str(ASIDE))  # a torchvision that is installed as usual comes first
-try:
+@contextmanager
+def aside() -> Iterator[None]:
+    """Find what stands aside as well, after what is installed as usual."""
+    sys.path.append(str(ASIDE))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(ASIDE))
+
+
+with aside():
     LIBRARY = declare()
     from torchvision import models
-finally:
-    sys.path.remove(str(ASIDE))
 
-__all__ = ["models"]
+__all__ = ["aside", "models"]

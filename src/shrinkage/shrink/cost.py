@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from shrinkage.shrink.copies import with_own_state, without_gradients
 from shrinkage.shrink.inputs import Call, cloned
@@ -65,6 +64,8 @@ def byte_count(model: nn.Module) -> int:
 
 def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
     """Return the multiply-adds of one call of `model`, under the empty name, and of its modules that have any."""
+    from torch.utils.flop_counter import FlopCounterMode  # not imported before it is needed: it brings triton along
+
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations}  # torch counts 0
     model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
