@@ -62,8 +62,8 @@ FLOORS = [
         "steps",
         "regularizer",
     },
-    {"threshold", "report", "shrink"},
-    {"compat", "curves", "sets", "plots", "html", "cli", "demo", "integrations"},
+    {"checkpoints", "threshold", "report", "shrink"},
+    {"compat", "curves", "sets", "plots", "html", "formats", "cli", "demo", "integrations"},
 ]
 EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "transformers", "typer"}
 FILES = sorted(SOURCE.rglob("*.py"))

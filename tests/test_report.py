@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shrinkage import report
+from shrinkage import ParameterError, report
 
 
 def model():
@@ -29,7 +29,7 @@ def test_zeros_are_counted_per_parameter_and_in_all():
     assert (found["1.bias"].zeros, found["1.bias"].rows) == (1, 0)
     assert (found.size, found.zeros, found.small) == (24 + 3 + 6 + 2, 17, 18)
     assert found.sparsity == pytest.approx(17 / 35)
-    with pytest.raises(KeyError, match=r"no tensor is called '2\.weight'; there are 0\.weight"):
+    with pytest.raises(KeyError, match=r"no tensor is called '2\.weight'; nearest names: '1\.weight'"):
         found["2.weight"]
 
 
@@ -78,8 +78,26 @@ def test_odd_shapes():
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match="expected a module or a state_dict, got list"):
         report([torch.zeros(3)])
+    with pytest.raises(TypeError, match=r"got a path: load it, or write in a shell: shrinkage report model\.pt"):
+        report("model.pt")
+    with pytest.raises(TypeError, match="got a mapping without tensors: a dict with the entries 'epoch'"):
+        report({"epoch": 3})
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_values_of_other_layouts_and_narrow_types_are_counted():
+    w = torch.tensor([[0.0, 0.5], [0.0, 0.0], [1.0, 0.0]])
+    expected = report({"w": w})["w"]
+    for other in (w.to_sparse(), w.to_sparse_csr(), w.to(torch.float8_e4m3fn)):
+        assert report({"w": other})["w"] == expected
+    with pytest.raises(ParameterError, match="'w' is on the meta device and holds no numbers"):
+        report({"w": w.to("meta")})
 
 
 def test_a_checkpoint_that_holds_a_state_dict_is_refused():
-    with pytest.raises(TypeError, match="got a mapping without tensors: model, epoch"):
+    values = model().state_dict()
+    for checkpoint in ({"model": values}, {"mean": torch.ones(3), "model": values}):
+        with pytest.raises(TypeError, match=r"with some under 'model': give checkpoint\['model'\]"):
+            report(checkpoint)
+    with pytest.raises(TypeError, match=r"a checkpoint with some under 'model': give checkpoint\['model'\]"):
         report({"model": model().state_dict(), "epoch": 3})

@@ -6,6 +6,8 @@ from torch import nn
 
 from shrinkage import ParameterError, SelectionError, report, threshold_
 
+NARROW = torch.float8_e5m2
+
 
 def model():
     return nn.Sequential(nn.Linear(20, 30), nn.LayerNorm([5, 6]), nn.Linear(30, 3))
@@ -105,6 +107,17 @@ def test_selections_that_can_not_be_made_are_refused():
         threshold_(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), 0.1)
     with pytest.raises(TypeError, match="expected a module or a state_dict"):
         threshold_([1], 0.1)
+    with pytest.raises(TypeError, match=r"give checkpoint\['model'\]"):
+        threshold_({"model": model().state_dict(), "optimizer": {}}, 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("stored", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, lambda w: w.to(NARROW)])
+def test_what_can_not_be_written_in_place_is_refused(stored):
+    with pytest.raises(ParameterError, match=r"'a\.weight' of shape \(3, 3\) is stored as .*: make it dense"):
+        threshold_({"a.weight": stored(torch.eye(3))}, 2.0)
+    with pytest.raises(ParameterError, match="meta device"):
+        threshold_({"a.weight": torch.empty(3, 3, device="meta")}, 2.0)
 
 
 def test_tied_entries_are_selected_by_each_of_their_names():

@@ -1,8 +1,9 @@
 """The `shrinkage` command: a demo, and the report of a saved model."""
 
 import pickle
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from shrinkage import __version__, report
-from shrinkage.errors import first_line
+from shrinkage.checkpoints import TOP, chosen
+from shrinkage.errors import ParameterError, first_line, listed
+from shrinkage.formats import Format, folder, format_of
 
 EXTRAS = {"jinja2", "matplotlib", "rich", "safetensors", "sklearn", "typer"}
 
@@ -112,51 +115,81 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 @app.command("report")
 def report_file(
-    file: Annotated[Path, typer.Argument(help="A state_dict: a .pt or .pth file of torch.save, or .safetensors.")],
+    file: Annotated[
+        Path, typer.Argument(help="A state_dict, or a checkpoint that holds one: a file of torch.save or safetensors.")
+    ],
     below: Annotated[float, typer.Option(min=0.0, help="Weights of smaller size count as small.")] = 1e-3,
+    key: Annotated[
+        str | None,
+        typer.Option(help="The entry of a checkpoint that is the state_dict, such as model or ema.state_dict."),
+    ] = None,
 ) -> None:
     """Count the zeros of a saved model: exact ones, small weights, and whole rows and columns."""
-    typer.echo(report(read_state_dict(file), below=below))
+    entry, weights, others = weights_in(file, key)
+    if not any(tensor.is_floating_point() for tensor in weights.values()):
+        types = listed(sorted({str(tensor.dtype) for tensor in weights.values()}), most=3)
+        fail(f"{str(file)!r} holds no floating-point weights, only {types}: of others no zeros are counted")
+    if entry != TOP:
+        rest = f"; others are {listed(others)}, with --key" if others else ""
+        typer.echo(f"The entry {entry!r} of {str(file)!r}{rest}:")
+    try:
+        typer.echo(report(weights, below=below))
+    except ParameterError as error:
+        fail(f"{str(file)!r}: {error}")
 
 
-def read_state_dict(file: Path) -> Mapping[str, Tensor]:
-    """Return the state_dict in `file`, or say in one line what is wrong and end."""
+def weights_in(file: Path, key: str | None) -> tuple[str, dict[str, Tensor], list[str]]:
+    """Return the key of the state_dict in `file`, the state_dict, and other keys; or say what is wrong and end."""
+    try:
+        return chosen(content_of(file), key)
+    except ValueError as error:
+        hint = "; choose one with --key" if "say which" in str(error) else ""
+        fail(f"{str(file)!r} {error}{hint}")
+
+
+def content_of(file: Path) -> object:
+    """Return what is in `file`, or say in one line what is wrong and end."""
+    if file.is_dir():
+        fail(f"{str(file)!r} is {folder(file)}")
     if not file.is_file():
         fail(f"there is no file {str(file)!r}")
-    content = read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        fail(f"{str(file)!r} does not hold a state_dict (names with tensors), but {described(content)}")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    try:
+        found = format_of(file)
+    except OSError as error:
+        fail(f"{str(file)!r} can not be read: {error.strerror}")
+    if found is Format.SAFETENSORS:
+        return read_safetensors(file)
+    if found is Format.TORCH:
+        return read_torch(file)
+    fail(f"{str(file)!r} is {found}; expected a state_dict, or a checkpoint with one, of torch.save or safetensors")
 
 
 def read_safetensors(file: Path) -> object:
-    """Return the tensors of a .safetensors file."""
+    """Return the tensors of a safetensors file."""
     with extras():
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     try:
         return load_file(file)
-    except (SafetensorError, OSError) as error:
-        fail(f"{str(file)!r} can not be read as safetensors: {first_line(error)}")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        fail(f"{str(file)!r} is cut off or damaged: safetensors says {first_line(error)!r}; copy or save it again")
 
 
 def read_torch(file: Path) -> object:
     """Return the content of a file of `torch.save`; nothing in it is executed."""
     try:
-        content: object = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with file.open("rb") as stream:  # by its name torch.load takes some files for ones of safetensors
+            content: object = torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
         fail(
-            f"{str(file)!r} holds no state_dict: it is not a file of torch.save, or it has Python objects in it, which "
-            "are not loaded because they can run code; save model.state_dict() instead"
+            f"{str(file)!r} holds Python objects{f' ({found[1]})' if found else ''} and not tensors alone; those are "
+            "not loaded, because they can run code. If you trust the file, load it with torch.load(..., "
+            "weights_only=False) and save the weights alone, with torch.save(model.state_dict(), ...)"
         )
     except Exception as error:  # a damaged file raises whatever torch and pickle stumble over
-        fail(f"{str(file)!r} can not be read by torch.load: {first_line(error)}")
+        fail(
+            f"{str(file)!r} is cut off or damaged: it begins as a file of torch.save does, and torch.load stops in it "
+            f"({type(error).__name__}); copy or save it again"
+        )
     return content
-
-
-def described(content: object) -> str:
-    """Return what `content` is, for an error message; of a checkpoint, the entries that may be state_dicts."""
-    if not isinstance(content, Mapping):
-        return f"an object of type {type(content).__name__}"
-    entries = ", ".join(repr(str(name)) for name in list(content)[:5])
-    return f"a {type(content).__name__} with the entries {entries}" if entries else f"an empty {type(content).__name__}"

@@ -1,5 +1,13 @@
 """What can go wrong, by kind. Every message says what was expected, what was found and what to do."""
 
+import re
+import reprlib
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+LONGEST = 80  # characters of a value in a message
+
 
 class ShrinkageError(Exception):
     """Base of every error that this package raises on its own account."""
@@ -44,3 +52,43 @@ def first_line(error: Exception) -> str:
     ('too long', 'EOFError')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: object) -> str:
+    """Return `value` in few words, for a message: what somebody gave may be a whole model, or a tensor of millions.
+
+    >>> import torch
+    >>> shown(0.5), shown(torch.ones(4, 8)), shown(torch.nn.Linear(4, 8))
+    ('0.5', 'a float32 tensor of shape (4, 8)', 'a module Linear')
+    >>> shown(list(range(1000))), shown([torch.ones(2)])
+    ('[0, 1, 2, 3, 4, 5, ...]', '[a float32 tensor of shape (2,)]')
+    """
+    return Brief().repr(value)
+
+
+class Brief(reprlib.Repr):
+    """The `repr` of a value, shortened; of tensors and modules only what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = LONGEST
+
+    def repr1(self, x: object, level: int) -> str:
+        """Return `x` as text, containers down to `level`."""
+        if isinstance(x, Tensor):
+            return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)}"
+        if isinstance(x, nn.Module):
+            return f"a module {type(x).__name__}"
+        return re.sub(r"\s*\n\s*", " ", super().repr1(x, level))
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Return names for a message, no more than `most` of them.
+
+    >>> listed(["a", "b"]), listed(["a", "b", "c", "d"], most=2), listed([])
+    ("'a', 'b'", "'a', 'b' and 2 others", '')
+    """
+    known = list(names)
+    rest = len(known) - most
+    others = f" and {rest} other{'s' * (rest > 1)}" if rest > 0 else ""
+    return ", ".join(shown(name) for name in known[:most]) + others

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shrinkage.checkpoints import described, entries_instead, tensors_of
+from shrinkage.errors import ParameterError, listed
 from shrinkage.groups import Columns, Groups, Rows, at_least_float32
-from shrinkage.select import named_parameters
+from shrinkage.select import named_parameters, nearest
 from shrinkage.sharding import local, whole
 from shrinkage.tables import shape_text, table
 
@@ -71,7 +74,8 @@ class Report:
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor
-        raise KeyError(f"no tensor is called {name!r}; there are {', '.join(t.name for t in self.tensors)}")
+        known = [tensor.name for tensor in self.tensors]
+        raise KeyError(f"no tensor is called {name!r}; nearest names: {nearest(name, known)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as numbers, lists and dictionaries, ready for JSON."""
@@ -118,32 +122,52 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
     all        6          4  66.7%            5  83.3%
     """
     tensors = distinct(named_tensors(model))
-    return Report(below, tuple(tensor_report(name, whole(tensor), below) for name, tensor in tensors))
+    return Report(below, tuple(tensor_report(name, readable(name, whole(tensor)), below) for name, tensor in tensors))
 
 
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Yield the floating-point parameters of a module or tensors of a state_dict under all of their names."""
     if isinstance(model, nn.Module):
         named: list[tuple[str, Any]] = [(candidate.name, candidate.parameter) for candidate in named_parameters(model)]
-    elif isinstance(model, Mapping):
-        named = list(model.items())
-        if named and not any(isinstance(value, Tensor) for _, value in named):
-            raise TypeError(f"expected a module or a state_dict, got a mapping without tensors: {', '.join(model)}")
     else:
-        raise TypeError(f"expected a module or a state_dict, got {type(model).__name__}")
+        check_state_dict(model)
+        named = list(model.items())
     for name, tensor in named:
         if isinstance(tensor, Tensor) and not nn.parameter.is_lazy(tensor) and tensor.is_floating_point():
             yield name, tensor.detach()
+
+
+def check_state_dict(given: object) -> None:
+    """Raise `TypeError` unless `given` is a mapping from names to tensors, no checkpoint that holds such ones."""
+    expected = "expected a module or a state_dict"
+    if isinstance(given, str | PathLike):
+        raise TypeError(f"{expected}, got a path: load it, or write in a shell: shrinkage report {given}")
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{expected}, got {type(given).__name__}")
+    if inside := entries_instead(given):
+        parts = "".join(f"[{part!r}]" for part in inside[0].split("."))
+        raise TypeError(f"{expected}, got a checkpoint with some under {listed(inside)}: give checkpoint{parts}")
+    if given and not tensors_of(given):
+        raise TypeError(f"{expected}, got a mapping without tensors: {described(given)}")
 
 
 def distinct(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of `named` that are not one that came before under another name."""
     seen: set[object] = set()
     for name, tensor in named:
-        place = (memory_of(tensor), tuple(tensor.shape), tensor.stride()) if tensor.numel() else name
+        plain = tensor.numel() and tensor.layout is torch.strided
+        place = (memory_of(tensor), tuple(tensor.shape), tensor.stride()) if plain else name
         if place not in seen:
             seen.add(place)
             yield name, tensor
+
+
+def readable(name: str, tensor: Tensor) -> Tensor:
+    """Return `tensor` in a layout and a type in which torch can compare; raise `ParameterError` if it has no values."""
+    if tensor.is_meta:
+        raise ParameterError(f"{name!r} is on the meta device and holds no numbers: load the weights first")
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return dense.float() if dense.element_size() < 2 else dense
 
 
 def memory_of(tensor: Tensor) -> tuple[int, int]:

@@ -8,12 +8,12 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from shrinkage.errors import SelectionError
+from shrinkage.errors import ParameterError, SelectionError, shown
 from shrinkage.groups import at_least_float32
 from shrinkage.penalties import L1
 from shrinkage.plan import Rule, resolve
-from shrinkage.report import Model, distinct, named_tensors
-from shrinkage.select import Selector, named_parameters, nearest
+from shrinkage.report import Model, distinct, named_tensors, readable
+from shrinkage.select import Selector, named_parameters, nearest, selector_text
 from shrinkage.sharding import local, piece_like, whole
 
 
@@ -33,7 +33,7 @@ def threshold_(model: Model, magnitude: float, *, relative: bool = False, parame
     Raises:
         ValueError: `magnitude` is negative or not finite.
         SelectionError: nothing is selected.
-        ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
+        ParameterError: a selected parameter is not floating point, is computed by a parametrization, or is not dense.
 
     >>> layer = torch.nn.Linear(3, 1)
     >>> _ = layer.weight.data.copy_(torch.tensor([[0.5, -0.01, 0.0]]))
@@ -41,42 +41,46 @@ def threshold_(model: Model, magnitude: float, *, relative: bool = False, parame
     (1, tensor([[0.5000, 0.0000, 0.0000]]))
     """
     if not (isinstance(magnitude, Real) and not isinstance(magnitude, bool) and 0 <= magnitude < math.inf):
-        raise ValueError(f"magnitude must be a finite number >= 0, got {magnitude!r}")
+        raise ValueError(f"magnitude must be a finite number >= 0, got {shown(magnitude)}")
     if isinstance(model, nn.Module):
         chosen = list(selected_parameters(model, parameters))
     else:
         chosen = selected_entries(model, parameters)
     with torch.no_grad():
-        return sum(threshold_tensor_(tensor.detach(), magnitude, relative) for tensor in chosen)
+        return sum(threshold_tensor_(name, tensor.detach(), magnitude, relative) for name, tensor in chosen)
 
 
-def threshold_tensor_(w: Tensor, magnitude: float, relative: bool) -> int:
+def threshold_tensor_(name: str, w: Tensor, magnitude: float, relative: bool) -> int:
     """Apply `threshold_` to one tensor."""
     if w.numel() == 0:
         return 0
-    wide = whole(w).to(at_least_float32(w.dtype))
+    if w.layout is not torch.strided or w.element_size() < 2:
+        raise ParameterError(
+            f"{name!r} of shape {tuple(w.shape)} is stored as {w.layout}, {w.dtype}: make it dense, of 16 bits or more"
+        )
+    wide = readable(name, whole(w)).to(at_least_float32(w.dtype))
     limit = magnitude * wide.std(correction=0) if relative else magnitude
     small = (wide.abs() < limit) & (wide != 0)
     local(w).masked_fill_(piece_like(small, w), 0.0)
     return int(small.sum())
 
 
-def selected_parameters(model: nn.Module, selector: Selector | None) -> Iterator[Tensor]:
+def selected_parameters(model: nn.Module, selector: Selector | None) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters of `model` that `selector` selects, tied ones once."""
     held = {candidate.name: candidate.parameter for candidate in named_parameters(model)}
     for entry in resolve(model, Rule(L1(0.0), selector)):
         parameter = held[entry.name]
         if parameter is not None and entry.shape is not None:
-            yield parameter
+            yield entry.name, parameter
 
 
-def selected_entries(state: Mapping[str, Tensor], selector: Selector | None) -> list[Tensor]:
+def selected_entries(state: Mapping[str, Tensor], selector: Selector | None) -> list[tuple[str, Tensor]]:
     """Return the tensors of a state_dict that `selector` selects, shared ones once."""
     if not (selector is None or isinstance(selector, str)):
-        raise TypeError(f"a state_dict has names only: select by a glob, got {selector!r}")
+        raise TypeError(f"a state_dict has names only: select by a glob, got {selector_text(selector)}")
     named = dict(named_tensors(state))
     matching = ((name, tensor) for name, tensor in named.items() if entry_matches(name, tensor, selector))
-    chosen = [tensor for _, tensor in distinct(matching)]
+    chosen = list(distinct(matching))
     if not chosen:
         sought = selector or "weight"
         raise SelectionError(f"{sought!r} selects no tensor; nearest names: {nearest(sought, named)}")
