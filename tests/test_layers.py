@@ -59,6 +59,7 @@ FLOORS = [
         "progress",
         "residuals",
         "stationarity",
+        "restoring",
         "steps",
         "regularizer",
     },

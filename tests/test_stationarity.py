@@ -17,15 +17,21 @@ from shrinkage import (
     Box,
     Columns,
     ElasticNet,
+    FusedLasso,
+    Grouped,
     GroupLasso,
+    Huber,
     LogSum,
     Lp,
     MaxNorm,
+    NonNegative,
     Nuclear,
+    Orthogonal,
     ParameterError,
     Regularizer,
     Rows,
     SelectionError,
+    SparseGroupLasso,
     TopK,
     Toward,
     UnitNorm,
@@ -217,13 +223,54 @@ def test_an_error_gives_the_weights_back():
     assert torch.equal(model[0].weight, before)
 
 
-def test_what_has_no_largest_strength_is_refused():
+@pytest.mark.parametrize(
+    ("penalty", "cause"),
+    [
+        (L2(1.0), "it is smooth, so that it makes weights small and never zero"),
+        (Huber(1.0, 0.1), "it is smooth, so that it makes weights small and never zero"),
+        (Grouped(L2(1.0), Rows()), "it is smooth, so that it makes weights small and never zero"),
+        (NonNegative(L2(1.0)), "it is smooth, so that it makes weights small and never zero"),
+        (Toward(L2(1.0)), "it is smooth, so that it makes weights small and never zero"),
+        (MaxNorm(1.0), "it is a constraint, which has no strength"),
+        (NonNegative(), "it is a constraint, which has no strength"),
+        (FusedLasso(1.0), "it penalizes differences alone, and here a constant is better than zero"),
+        (Orthogonal(1.0), "it draws rows to be orthogonal, not to zero"),
+        (SparseGroupLasso(0.0, 0.0, Rows()), "both of its strengths are 0, which tells no proportion"),
+    ],
+    ids=str,
+)
+def test_what_has_no_largest_strength_says_why(penalty, cause):
     model, data = mlp(), batches(1)[0]
-    for penalty in (L2(1.0), MaxNorm(1.0)):
-        with pytest.raises(ValueError, match=r"no strength of .* makes all parameters zero, the least is inf"):
-            strength_max(model, lambda: loss_of(model, data), penalty)
+    with pytest.raises(ValueError, match=r"no strength of .* makes all parameters zero, the least is inf: ") as caught:
+        strength_max(model, lambda: loss_of(model, data), {"0.weight": penalty})
+    assert str(caught.value).split(": ", 1)[1] == cause
+
+
+@pytest.mark.parametrize("penalty", [L0(1.0), Lp(1.0, 0.5), Grouped(L0(1.0), Rows())], ids=str)
+def test_what_keeps_every_zero_has_no_least_strength(penalty):
+    model, data = mlp(), batches(1)[0]
+    with pytest.raises(ValueError, match=r"zero is stationary at every strength of .*: it withstands every gradient"):
+        strength_max(model, lambda: loss_of(model, data), {"0.weight": penalty})
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    model = mlp()
+    with pytest.raises(ValueError, match=r"the gradient of '0\.weight' is not finite where .*L1.* penalizes is zero"):
+        strength_max(model, lambda: model[0].weight.sqrt().sum(), {"0.weight": L1(1.0)})
     with pytest.raises(SelectionError):
-        strength_max(model, lambda: loss_of(model, data), {"nothing": L1(1.0)})
+        strength_max(model, lambda: model[0].weight.sum(), {"nothing": L1(1.0)})
+
+
+def test_the_largest_strength_of_a_layer_changes_as_the_others_train():
+    """Two layers in a row: with the second one doubled, the gradient of the first at zero is doubled."""
+    model, x = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 1, bias=False)), torch.randn(8, 3)
+
+    def top():
+        return strength_max(model, lambda: model(x).mean(), {"0.weight": L1(1.0)})
+
+    before = top()
+    model[1].weight.data.mul_(2)
+    assert top() == pytest.approx(2 * before)
 
 
 def test_frozen_and_tied_parameters():

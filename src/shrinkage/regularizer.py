@@ -208,7 +208,7 @@ class Regularizer:
             TypeError: the closure does not return a loss that can be differentiated.
             ValueError: `data` is empty.
 
-        `.grad` is neither read nor written.
+        Buffers, attributes, modes, `.grad` and random states are as they were afterwards, also if the closure raises.
 
         >>> import shrinkage, torch
         >>> layer = torch.nn.Linear(2, 1, bias=False)

@@ -1,4 +1,4 @@
-"""Does a training run solve the problem that was stated? Residuals, and the strength at which a rule leaves nothing.
+"""Does a training run solve the problem that was stated? Residuals, and the strength at which zero is a solution.
 
 minimize L(w) + R(w) is solved, to first order, where -grad L(w) lies in the subdifferential of R at w.
 """
@@ -17,11 +17,22 @@ from shrinkage.coupling import residual_of, slope_of, strength_max_of, value_of
 from shrinkage.errors import ParameterError
 from shrinkage.families import block_text
 from shrinkage.flattened import check_has_value
-from shrinkage.penalties import Penalty
+from shrinkage.penalties import (
+    FusedLasso,
+    Grouped,
+    NonNegative,
+    Orthogonal,
+    Penalty,
+    SparseGroupLasso,
+    Toward,
+    Weighted,
+)
+from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.coupled import coupled_of
 from shrinkage.plan import Entry, Plan, Rules, resolve
 from shrinkage.prox import wide
 from shrinkage.residuals import ParameterResidual, Residuals
+from shrinkage.restoring import restored
 from shrinkage.select import named_parameters
 from shrinkage.sharding import is_spread
 
@@ -56,7 +67,7 @@ def residuals(
     held = {planned.get(id(parameter), name): parameter for name, parameter in trained(model)}
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
-    gradients = dict(zip(held, mean_gradients(list(held.values()), closure, data), strict=True))
+    gradients = dict(zip(held, mean_gradients(model, list(held.values()), closure, data), strict=True))
     points = {name: wide(parameter.detach()) for name, parameter in held.items()}
     descents = {name: -grad if name in maximized else grad for name, grad in gradients.items()}
     blocks = [(names, penalty.at(iteration)) for names, penalty in plan.blocks(held)]
@@ -94,22 +105,23 @@ def summary(
 
 
 def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterable[Any] | None = None) -> float:
-    """Return the least strength at which all parameters of a rule are exactly zero, the rest of the model held fixed.
+    """Return the least strength at which all that a rule penalizes is stationary at zero, all else as it is now.
 
     max over the rule's parameters of the penalty's dual norm of their gradient, where they are all zero
 
-    Search for a strength below it: at 1 there is nothing left, at 0.1 or 0.01 of it there usually is enough. For a
-    penalty that is not convex, zero is stationary from there on, but not the only solution.
+    For a linear model and a convex penalty nothing is left from there on: search below it, at 0.1 or 0.01 of it there
+    usually is enough. For a layer of a network it is no upper bound: other layers train on, and with them it changes,
+    often to many times as much. For a penalty that is not convex, zero is not the only solution from there on.
 
     Args:
-        model: its parameters are as they were when this returns.
+        model: is as it was when this returns, as is what `closure` changes: see `Regularizer.residuals`.
         closure: returns the loss of all training data, or of one batch of `data`, as in `Regularizer.residuals`.
         rules: a penalty, whose strength plays no part, or a `Rule` or mapping that says which parameters.
         data: batches.
 
     Raises:
         SelectionError, GroupError, ParameterError: as in `Regularizer`.
-        ValueError: a penalty has no such strength: it is smooth, or a constraint.
+        ValueError: a penalty has no such strength; the message says why.
 
     Reference: Ndiaye et al. (2017), "Gap safe screening rules for sparsity enforcing penalties", eq. 10.
     Setting hidden layers of a network to zero blocks the gradients of what lies behind them, which are not asked here.
@@ -127,16 +139,38 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     if not trained:
         raise ValueError("the rules charge no parameter that takes a gradient")
     with at_origin([(entry.penalty.at(0), parameter) for entry, parameter in found if parameter.requires_grad]):
-        gradients = dict(zip(trained, mean_gradients(list(trained.values()), closure, data), strict=True))
+        gradients = dict(zip(trained, mean_gradients(model, list(trained.values()), closure, data), strict=True))
     strengths = []
-    for names, penalty in plan.blocks(trained):
-        strengths.append(float(strength_max_of(penalty.at(0), {name: gradients[name] for name in names})))
+    for names, scheduled in plan.blocks(trained):
+        penalty, grads = scheduled.at(0), {name: gradients[name] for name in names}
+        for name, grad in grads.items():
+            if not grad.isfinite().all():
+                raise ValueError(f"the gradient of {name!r} is not finite where what {penalty} penalizes is zero")
+        if slope_of(penalty, grads[names[0]].shape) == math.inf:
+            raise ValueError(f"zero is stationary at every strength of {penalty}: it withstands every gradient")
+        strengths.append(float(strength_max_of(penalty, grads)))
         if not math.isfinite(strengths[-1]):
             raise ValueError(
-                f"no strength of {penalty} makes all parameters zero, the least is {strengths[-1]}: it is smooth, or a "
-                "constraint, or charges a constant nothing, or the gradient is not finite"
+                f"no strength of {penalty} makes all parameters zero, the least is {strengths[-1]}: {cause(penalty)}"
             )
     return max(strengths)
+
+
+def cause(penalty: Penalty) -> str:
+    """Return why no strength of `penalty` makes parameters zero."""
+    if isinstance(penalty, Grouped | NonNegative | Toward | Weighted) and penalty.penalty is not None:
+        return cause(penalty.penalty)
+    if isinstance(penalty, Constraint):
+        return "it is a constraint, which has no strength"
+    if isinstance(penalty, FusedLasso):
+        return "it penalizes differences alone, and here a constant is better than zero"
+    if isinstance(penalty, SparseGroupLasso):
+        return "both of its strengths are 0, which tells no proportion"
+    if isinstance(penalty, Orthogonal):
+        return "it draws rows to be orthogonal, not to zero"
+    if penalty.smooth:
+        return "it is smooth, so that it makes weights small and never zero"
+    return "its `strength_max` is infinite for this gradient"
 
 
 def value(model: nn.Module, plan: Plan, iteration: int) -> Tensor:
@@ -187,24 +221,40 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield candidate.name, parameter
 
 
-def mean_gradients(parameters: list[nn.Parameter], closure: Closure, data: Iterable[Any] | None) -> list[Tensor]:
-    """Return the gradient of the mean loss for each parameter, without touching `.grad`."""
-    batches: Iterable[tuple[Any, ...]] = [()] if data is None else ((batch,) for batch in data)
+def mean_gradients(
+    model: nn.Module, parameters: list[nn.Parameter], closure: Closure, data: Iterable[Any] | None
+) -> list[Tensor]:
+    """Return the gradient of the mean loss for each parameter, and leave `model` as it was, `.grad` included."""
     totals, count = [torch.zeros_like(wide(parameter.detach())) for parameter in parameters], 0
-    for arguments in batches:
-        size = length(arguments[0]) if arguments else 1
-        with torch.enable_grad():
-            loss = closure(*arguments)
-        if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
-            raise TypeError(f"the closure has to return the loss, one number that can be differentiated, got {loss!r}")
-        gradients = torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
-        for total, grad in zip(totals, gradients, strict=True):
-            if grad is not None:
-                total.add_(wide(grad), alpha=size)
-        count += size
+    with restored(model, closure, data):  # a loader draws random numbers as soon as it begins
+        batches: Iterable[tuple[Any, ...]] = [()] if data is None else ((batch,) for batch in data)
+        for arguments in batches:
+            size = length(arguments[0]) if arguments else 1
+            with torch.enable_grad():
+                loss = closure(*arguments)
+            for total, grad in zip(totals, gradients_of(loss, parameters), strict=True):
+                if grad is not None:
+                    total.add_(wide(grad), alpha=size)
+            count += size
     if not count:
         raise ValueError("there are no batches in the data; an iterator can be used once only")
     return [total / count for total in totals]
+
+
+def gradients_of(loss: object, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    """Return the gradient of `loss` for each parameter; raise `TypeError` if it has none to give."""
+    if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        constant = " without a graph" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+        raise TypeError(
+            f"the closure has to return the loss, one number that can be differentiated, got {found}{constant}"
+        )
+    try:
+        return torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
+    except RuntimeError as error:
+        if all(parameter.grad is None for parameter in parameters):
+            raise
+        raise TypeError("the closure calls backward(): it has to return the loss, and to leave that out") from error
 
 
 def length(batch: Any) -> int:
