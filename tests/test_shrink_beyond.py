@@ -22,7 +22,7 @@ from shrinkage import (
     apply_plan,
     shrink,
 )
-from shrinkage.shrink import fold
+from shrinkage.shrink import attempts, fold
 
 X = torch.linspace(-2, 2, 40).reshape(5, 8)
 SEQUENCES = torch.linspace(-1, 1, 4 * 6 * 8).reshape(4, 6, 8).sin()
@@ -128,6 +128,43 @@ def test_outputs_inside_of_objects_are_compared(wrapped):
     result = shrink(model, X)
     torch.testing.assert_close(result.model(X).logits, model(X).logits)
     assert result.model.inner.out_features == 16
+
+
+class Holder:
+    """An object that no library knows, with a tensor inside of another one."""
+
+    def __init__(self, tensor):
+        self.inside = [tensor]
+        self.circle = self
+
+
+@dataclass
+class Two:
+    logits: torch.Tensor
+    hidden: object
+
+
+@pytest.mark.parametrize("hold", [lambda hidden: hidden, lambda hidden: {"h": [hidden]}, Holder], ids=str)
+def test_outputs_of_any_kind_are_those_of_one_graph(hold):
+    """What is inside of a dataclass or an object is an output, and keeps its channels; others go."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)])
+
+        def forward(self, x):
+            first = relu(self.layers[0](x))
+            return Two(self.layers[2](relu(self.layers[1](first))), hold(first))
+
+    model = Net()
+    with torch.no_grad():
+        for layer in model.layers[:2]:
+            layer.weight[:6] = layer.bias[:6] = 0
+    small = shrink(model, X)
+    assert small.report.not_exported == {}
+    assert [layer.out_features for layer in small.model.layers] == [16, 10, 4]
+    torch.testing.assert_close(small.model(X).logits, model(X).logits)
 
 
 def test_outputs_without_tensors_can_not_be_compared():
@@ -363,6 +400,34 @@ def test_a_norm_without_weights_knows_how_many_channels_are_left():
     small = shrink(model, torch.randn(2, 3, 8, 8)).model
     assert small[1].num_features == 10
     small(torch.randn(2, 3, 8, 8))  # and does not warn
+
+
+def test_the_search_for_what_makes_a_difference_ends(monkeypatch):
+    """Each layer divides by its width: the search stops, what is left stays, and the report says so."""
+
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x) * (len(layer.weight) / 8)
+            return self.head(x)
+
+    model = Reading()
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.weight[:3] = layer.bias[:3] = 0
+    asked = []
+    error = attempts.Attempts.error
+    monkeypatch.setattr(attempts.Attempts, "error", lambda self, choice: asked.append(choice) or error(self, choice))
+    monkeypatch.setattr(attempts, "TRIALS", 9)
+    small = shrink(model, X)
+    assert len(asked) < 9 + 6
+    torch.testing.assert_close(small.model(X), model(X))
+    assert any("trials did not find" in kept.reason for kept in small.report.kept)
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")

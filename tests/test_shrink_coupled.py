@@ -1,5 +1,7 @@
 """Channels as groups: training makes them zero as a whole, and then they are taken out exactly."""
 
+import warnings
+
 import pytest
 import torch
 import transformers
@@ -93,6 +95,59 @@ def test_decoders_that_put_out_a_cache_lose_heads_and_generate_as_before(name):
     assert small.report.kept == ()
     generated = [each.generate(ids, max_new_tokens=6, do_sample=False) for each in (model, small.model)]
     assert torch.equal(*generated)
+
+
+@pytest.mark.parametrize(("heads", "size"), [(4, 4), (4, 8), (2, 2)])
+def test_heads_go_where_their_size_is_as_large_as_their_number(heads, size):
+    """Grouped queries: transformers' code has the size of a head as an attribute, and the number of heads nowhere."""
+    configuration = transformers.LlamaConfig(
+        num_hidden_layers=1, hidden_size=heads * size, intermediate_size=24, num_attention_heads=heads,
+        num_key_value_heads=heads // 2, vocab_size=50,
+    )  # fmt: skip
+    model, ids = transformers.LlamaForCausalLM(configuration).eval(), torch.randint(3, 50, (2, 7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        channels = CoupledChannels(model, (), example_kwargs={"input_ids": ids})
+    assert sum("self_attn" in name for name in channels.names) == (3 if heads > 2 else 0)  # the last head stays
+
+
+class Stored(nn.Module):
+    """What attention with the number of heads as an attribute, and one with the size of a head, have in common."""
+
+    def __init__(self, **numbers):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 48), nn.Linear(16, 8)
+        vars(self).update(numbers)
+
+
+class AsMany(Stored):
+    def forward(self, x):
+        shape = (*x.shape[:2], self.count, -1)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.5)
+        return x + self.out(attended.transpose(1, 2).flatten(2))
+
+
+class AsLarge(Stored):
+    def forward(self, x):
+        shape = (*x.shape[:2], -1, self.width)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        heads = attended.shape[1]
+        return x + self.out(attended.reshape(len(x), heads, -1, self.width).transpose(1, 2).flatten(2))
+
+
+def test_each_kind_of_layer_decides_by_itself_which_attributes_change():
+    """A count of heads that has to change beside a size of a head, of the same number, that must not."""
+    model, x = nn.Sequential(AsMany(count=4), AsLarge(width=4)).eval(), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        for layer in model:
+            layer.qkv.weight.view(3, 4, 4, 8)[:, 1] = 0
+            layer.qkv.bias.view(3, 4, 4)[:, 1] = 0
+    small = shrink(model, x)
+    assert small.report.kept == ()
+    assert (small.model[0].count, small.model[1].width) == (3, 4)
+    assert [layer.qkv.out_features for layer in small.model] == [36, 36]
 
 
 def test_a_model_that_can_not_be_exported_as_a_whole_is_told_of():

@@ -145,3 +145,66 @@ def test_what_is_silent_by_chance_is_no_constant():
     model.gate = nn.Linear(5, 64)
     small = shrink(model.eval(), (X[:1], X[:1]), verify=False).model
     assert small.second.in_features == 64
+
+
+class Standardized(nn.Module):
+    """Convolutions whose weights are standardized over what they read, as those of networks without norms are."""
+
+    def __init__(self, standardize):
+        super().__init__()
+        self.standardize = standardize
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        x = F.relu(F.conv2d(x, self.standardize(self.second.weight), self.second.bias))
+        return self.third(x)
+
+
+def by_batch_norm(weight):
+    rows = F.batch_norm(weight.reshape(1, len(weight), -1), None, None, training=True, momentum=0.0, eps=1e-6)
+    return rows.reshape_as(weight)
+
+
+def by_hand(weight):
+    variance, mean = torch.var_mean(weight, dim=[1, 2, 3], keepdim=True, correction=0)
+    return (weight - mean) / (variance + 1e-6).sqrt()
+
+
+@pytest.mark.parametrize("standardize", [by_batch_norm, by_hand])
+def test_what_a_standardized_weight_reads_stays_and_its_rows_may_go(standardize):
+    model, x = Standardized(standardize).eval(), torch.randn(2, 3, 8, 8)
+    assert count(model, x) == 8
+    with torch.no_grad():
+        for layer in (model.first, model.second):
+            layer.weight[:3] = layer.bias[:3] = 0
+    small = shrink(model, x)
+    assert (small.model.first.out_channels, small.model.second.out_channels) == (8, 5)
+    torch.testing.assert_close(small.model(x), model(x))
+
+
+class Crossed(nn.Module):
+    """Attention of a few queries to a longer sequence, with a mask that weights make."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 32, bias=False), nn.Linear(8, 32, bias=False), nn.Linear(8, 32)
+        self.shift, self.out = nn.Parameter(torch.randn(4, 1, 9)), nn.Linear(32, 8)
+
+    def forward(self, x, memory):
+        q = self.q(x).unflatten(-1, (-1, 8)).transpose(1, 2)
+        k, v = (f(memory).unflatten(-1, (-1, 8)).transpose(1, 2) for f in (self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.shift)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+def test_heads_go_beside_a_mask_with_weights_of_their_own():
+    model, inputs = Crossed().eval(), (torch.randn(2, 1, 8), torch.randn(2, 9, 8))
+    with torch.no_grad():
+        for layer in (model.q, model.k, model.v):
+            layer.weight.view(4, 8, 8)[1] = 0
+        model.v.bias.view(4, 8)[1] = model.shift[1] = 0
+    small = shrink(model, inputs)
+    assert small.report.unknown_operators == {}
+    assert (small.model.q.out_features, len(small.model.shift)) == (24, 3)
+    torch.testing.assert_close(small.model(*inputs), model(*inputs))

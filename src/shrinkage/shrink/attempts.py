@@ -1,27 +1,26 @@
 """Attempts at a smaller model: built, compared with the dense one, and what makes a difference found by halving."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from shrinkage.errors import PlanError, ShrinkError
-from shrinkage.shrink.attributes import changed_attributes
+from shrinkage.shrink.attributes import alike, changed_attributes, equal_by_chance
 from shrinkage.shrink.copies import copy_of
 from shrinkage.shrink.fold import Products, Reading, Target, target_of
 from shrinkage.shrink.graph import Coupling
 from shrinkage.shrink.inputs import Call
-from shrinkage.shrink.layers import rule_of_layer
 from shrinkage.shrink.plan import ShrinkPlan, apply_plan
 from shrinkage.shrink.removal import Removal, kept_indices, removable
 from shrinkage.shrink.verify import difference, outputs
 
 HALF = (torch.float16, torch.bfloat16)
+TRIALS = 100  # smaller models that are built to find out which channels make a difference
 ROUNDINGS = 8  # of a number of half precision by which outputs may differ, where they can not be computed in single
 
 
@@ -99,7 +98,7 @@ class Attempts:
     """What smaller models are made from, and what is known of earlier ones.
 
     `refusal` tells why the plan of the last one was refused, if it was; `first` what goes if nothing is held; `last`
-    what was held, and went, last.
+    what was held, and went, last; `untried` which channels stay because the number of trials was used up.
     """
 
     coupling: Coupling
@@ -111,6 +110,10 @@ class Attempts:
     refusal: str = field(default="", init=False)
     first: Tensor | None = field(default=None, init=False)
     last: tuple[Tensor, Removal] | None = field(default=None, init=False)
+    untried: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.untried = torch.zeros(self.coupling.labels.count, dtype=torch.bool)
 
     def removal(self, held: Tensor) -> Removal:
         """Return the channels that can go without those that are `held`, and no others than if none were.
@@ -158,6 +161,10 @@ class Attempts:
         """Return whether the outputs of the smaller model are those of the dense one, as far as they are compared."""
         return not self.error(choice) > self.checks.atol
 
+    def _fits_alone(self, held: Tensor, attributes: frozenset[str]) -> bool:
+        """Return whether outputs are the same where some channels that are not `held` go and `attributes` stay."""
+        return bool(self.removal(held).gone.any()) and self.fits(Choice(held, attributes))
+
     def settled(self) -> tuple[Choice, float, str]:
         """Return the choice by which most goes, by how much outputs then differ, and why not all goes that could.
 
@@ -167,33 +174,24 @@ class Attempts:
         error, refusal = self.error(choice), self.refusal
         gone = self.removal(choice.held).gone
         changed = changed_attributes(self.coupling, self.model, gone) if self.checks.known else {}
-        groups = _alike(changed, self.model)
+        groups = alike(changed, self.model)
         if groups:
             unchanged = Choice(choice.held, frozenset[str]().union(*groups))
             if (without := self.error(unchanged)) <= self.checks.atol:
                 return unchanged, without, refusal
+        if groups and error > self.checks.atol:
+            choice = Choice(choice.held, equal_by_chance(self.coupling, self.model, gone, self._fits_alone))
+            error = self.error(choice)
         if error > self.checks.atol:
-            choice = Choice(culprits(self.coupling, gone, lambda held: self.fits(Choice(held))))
+            chance = choice.attributes
+            held, self.untried = culprits(self.coupling, gone, lambda held: self.fits(Choice(held, chance)))
+            choice = Choice(held, chance)
             error = self.error(choice)
         for names in groups:
             trial = Choice(choice.held, choice.attributes | names)
             if (without := self.error(trial)) <= self.checks.atol:
                 choice, error = trial, without
         return choice, error, refusal
-
-
-def _alike(attributes: Mapping[str, Any], model: nn.Module) -> list[frozenset[str]]:
-    """Return the dotted names of attributes, those of the same name and class together: one code reads them.
-
-    Ordinary layers, which know their widths, are left out.
-    """
-    groups: dict[tuple[type[nn.Module], str], set[str]] = {}
-    for name in attributes:
-        path, _, attribute = name.rpartition(".")
-        if rule_of_layer(model.get_submodule(path)) is not None:
-            continue
-        groups.setdefault((type(model.get_submodule(path)), attribute), set()).add(name)
-    return [frozenset(names) for names in groups.values()]
 
 
 def _shifts(coupling: Coupling, found: Sequence[Reading], gone: Tensor, model: nn.Module) -> dict[Target, Tensor]:
@@ -211,8 +209,12 @@ def _shifts(coupling: Coupling, found: Sequence[Reading], gone: Tensor, model: n
     return {target: shift for target, shift in shifts.items() if (shift != 0).any()}
 
 
-def culprits(coupling: Coupling, gone: Tensor, fine: Callable[[Tensor], bool]) -> Tensor:
-    """Return those of the channels `gone` that make a difference, found by halving."""
+def culprits(coupling: Coupling, gone: Tensor, fine: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
+    """Return those of the channels `gone` that are held for the difference they make, found by halving.
+
+    The second result are those among them that were never tried by themselves, because `TRIALS` calls of `fine` were
+    over: channels that differ among many that do not cost about twice the logarithm of their number each.
+    """
     units: list[Tensor] = []
     taken = torch.zeros_like(gone)
     for axis in sorted(coupling.axes, key=lambda axis: axis in coupling.consumed):
@@ -221,6 +223,8 @@ def culprits(coupling: Coupling, gone: Tensor, fine: Callable[[Tensor], bool]) -
         if len(fresh):
             units.append(fresh)
             taken[fresh] = True
+    untried = torch.zeros_like(gone)
+    left = TRIALS
 
     def holding_all_but(accepted: Sequence[Tensor]) -> Tensor:
         trial = gone.clone()
@@ -229,13 +233,20 @@ def culprits(coupling: Coupling, gone: Tensor, fine: Callable[[Tensor], bool]) -
         return trial
 
     def sift(part: list[Tensor], accepted: list[Tensor]) -> list[Tensor]:
-        if not part or fine(holding_all_but([*accepted, *part])):
+        nonlocal left
+        if not part:
+            return part
+        if not left:
+            untried[torch.cat(part)] = True
+            return []
+        left -= 1
+        if fine(holding_all_but([*accepted, *part])):
             return part
         if len(part) == 1:
             return []
         middle = len(part) // 2
-        left = sift(part[:middle], accepted)
-        return left + sift(part[middle:], accepted + left)
+        first = sift(part[:middle], accepted)
+        return first + sift(part[middle:], accepted + first)
 
     result = holding_all_but(sift(units, []))
-    return result if fine(result) else gone
+    return (result, untried) if fine(result) else (gone, torch.zeros_like(gone))

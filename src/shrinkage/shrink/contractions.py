@@ -243,13 +243,8 @@ def attention(
     query, key = _without(trace, query, -1), _without(trace, key, -1)
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         key, value = (_repeated_heads(trace, x, query.shape[-3] // x.shape[-3]) for x in (key, value))
-    queries = Channels((*query.shape[:-1], 1), query.factors)
-    keys = Channels((*key.shape[:-2], 1, 1), _without(trace, key, -2).factors)
-    values = Channels((*value.shape[:-2], 1, value.shape[-1]), value.factors)
-    masks = trace.fix(mask, [-1, -2], "a position in a sequence") if isinstance(mask, Channels) else Channels(())
-    if masks.shape:
-        masks = Channels((*masks.shape[:-2], 1, 1), masks.factors)
-    return trace.combine([queries, keys, values, masks])
+    masks = trace.fix(mask, [-1, -2], "a position in a sequence") if isinstance(mask, Channels) else Channels((1, 1))
+    return trace.combine([query, _without(trace, key, -2), _without(trace, value, -2), _without(trace, masks, -1)])
 
 
 def _repeated_heads(trace: Trace, x: Channels, times: int) -> Channels:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shrinkage.coupled import Coupled, Member
 from shrinkage.errors import GroupError
 from shrinkage.shrink.attempts import culprits
-from shrinkage.shrink.attributes import changed_attributes
+from shrinkage.shrink.attributes import changed_attributes, equal_by_chance
 from shrinkage.shrink.copies import plain
 from shrinkage.shrink.graph import Axis, Coupling, couple
 from shrinkage.shrink.inputs import Call, positional
@@ -113,9 +113,13 @@ def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis,
         if len(own) > 1 and not gone[own].any():
             gone[own[-1]] = True
 
-    def runs(held: Tensor) -> bool:
+    chance: frozenset[str] = frozenset()
+
+    def runs(held: Tensor, kept: frozenset[str] | None = None) -> bool:
         try:
             attributes = changed_attributes(coupling, model, gone & ~held)
+            for name in attributes.keys() & (chance if kept is None else kept):
+                del attributes[name]
             plan = ShrinkPlan.of(model, kept_indices(coupling, gone & ~held), attributes=attributes)
             return [x.shape for x in outputs(apply_plan(model, plan), call)] == shapes
         except Exception:  # Whatever a model's code does with other widths than it expects.
@@ -127,7 +131,10 @@ def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis,
         return set()
     if runs(torch.zeros_like(gone)):
         return set()
-    held = culprits(coupling, gone, runs)
+    chance = equal_by_chance(coupling, model, gone, runs)
+    if runs(torch.zeros_like(gone)):
+        return set()
+    held, _ = culprits(coupling, gone, runs)
     names = [(name, set(distinct(channels).tolist())) for (name, _), channels in free.items() if held[channels].any()]
     stuck = set().union(*(own for _, own in names)) & roots
     warnings.warn(

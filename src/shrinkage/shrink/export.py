@@ -3,8 +3,8 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from shrinkage.errors import first_line
+from shrinkage.shrink.results import all_tensors_in
 from shrinkage.shrink.tensors import joined
 
 
@@ -86,11 +87,11 @@ def _pieces(
     module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[Piece], dict[str, str]]:
     failed: dict[str, str] = {}
-    for keywords in _keywords(module, kwargs):
+    for as_tensors in (False, True):
         try:
-            with _quietly():
-                program = torch.export.export(module, args, keywords, strict=False)
-            return [Piece(path, program, tuple(tree_leaves((args, keywords))))], {}
+            with _quietly(), _tensors_alone(module) if as_tensors else nullcontext():
+                program = torch.export.export(module, args, kwargs, strict=False)
+            return [Piece(path, program, tuple(tree_leaves((args, kwargs))))], {}
         except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
             failed.setdefault(path, first_line(error))
     found = []
@@ -101,12 +102,37 @@ def _pieces(
     return found, failed
 
 
-def _keywords(module: nn.Module, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield `kwargs`, and again without the cache that decoders of transformers put out, which no export takes."""
-    yield kwargs
-    with suppress(ValueError):  # of a traced module, which has no signature
-        if "use_cache" not in kwargs and "use_cache" in inspect.signature(module.forward).parameters:
-            yield {**kwargs, "use_cache": False}
+@contextmanager
+def _tensors_alone(module: nn.Module) -> Iterator[None]:
+    """Let `module` return its outputs as a tuple of tensors, and no cache that its call does not ask for.
+
+    An export takes neither dataclasses nor other objects, such as the caches that decoders of transformers return
+    unless they are told not to.
+    """
+    handles = [module.register_forward_hook(lambda _, args, result: tuple(all_tensors_in(result)) or result)]
+    for each in module.modules():
+        with suppress(ValueError, TypeError):  # of a traced module, which has no signature
+            signature = inspect.signature(each.forward)
+            if "use_cache" in signature.parameters:
+                handles.append(each.register_forward_pre_hook(_without_cache(signature), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _without_cache(signature: inspect.Signature) -> Callable[..., Any]:
+    """Return a hook that answers with False where a call leaves open whether a cache is wanted."""
+
+    def decide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        bound = signature.bind_partial(*args, **kwargs)
+        if bound.arguments.get("use_cache") is not None:
+            return None
+        bound.arguments["use_cache"] = False
+        return bound.args, bound.kwargs
+
+    return decide
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from shrinkage.errors import ShrinkError, first_line
 from shrinkage.shrink import contractions, shapes  # noqa: F401  they register their rules
+from shrinkage.shrink.adapters import fixed_ranks
 from shrinkage.shrink.channels import Channels, axes_of, reduced
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.export import Piece, pieces
@@ -82,7 +83,7 @@ def couple(
     )
     producing = _producing(traces, own)
     consumed = _consumed(labels, traces, own) - producing
-    biases = _biases(traces)
+    biases = _biases(traces) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
     return Coupling(axes, labels.reasons(), consumed, producing, biases, labels, traces, unknown, unexported, uncalled)
 
 
@@ -140,6 +141,8 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
         if reason is not None:
             held |= {joined(path, name): reason for name in tensors_of(module)}
     names = tensors_of(model)
+    for path in fixed_ranks(model):
+        held |= dict.fromkeys((name for name in names if name.startswith(f"{path}.")), ADAPTER)
     for pattern in [pin] if isinstance(pin, str) else pin:
         pinned = [name for name in names if name == pattern or name.startswith(f"{pattern}.")]
         if not pinned:
@@ -149,6 +152,7 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
     return held
 
 
+ADAPTER = "of an adapter of peft whose configuration has its rank: merge it first, or use LoRA"
 UNSHRINKABLE: dict[type[nn.Module], str] = {
     nn.MultiheadAttention: "nn.MultiheadAttention takes the size of a head from its width, so that no head can go",
     nn.RNNBase: "a recurrent layer's gates are not taken apart",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.errors import PlanError
+from shrinkage.shrink.adapters import update_ranks
 from shrinkage.shrink.checks import (
     Keep,
     check_attributes,
@@ -220,6 +221,7 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
         layer = small.get_submodule(path)
         weight, outputs = layer.get_parameter("weight"), outputs_of(layer)
         layer.bias = nn.Parameter(weight.new_zeros(outputs or 0), requires_grad=weight.requires_grad)
+    update_ranks(small)
     return result
 
 

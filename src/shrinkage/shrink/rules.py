@@ -84,11 +84,14 @@ def listed(value: Any) -> Sequence[int]:
 
 @coupling_rule(aten.batch_norm, aten.instance_norm)
 def batch_norm(
-    trace: Trace, x: Channels, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any, **__: Any
-) -> Channels:
+    trace: Trace, x: Channels, weight: Any, bias: Any, mean: Any, variance: Any, training: bool = False, *_: Any,
+    **__: Any,
+) -> Channels:  # fmt: skip
     """A scale, a shift, a mean and a variance for every channel."""
     if trace.operator.overloadpacket is aten.instance_norm:
         x = trace.fix(x, range(2, len(x.shape)), "normalized along")
+    elif training or mean is None:  # statistics of the call itself: those of a weight that is standardized, say
+        x = trace.fix(x, [axis for axis in range(len(x.shape)) if axis != 1], "normalized along")
     grid = x.along(1)
     if grid is not None:  # pixels that a linear layer makes go with their channel
         x = trace.fix(x, [axis for axis in axes_of(grid) if axis != 1], "normalized along")
@@ -178,7 +181,7 @@ def roll(trace: Trace, x: Channels, shifts: Any, axes: Any = ()) -> Channels:
 @coupling_rule(
     aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.std, aten.max, aten.min, aten.argmax, aten.argmin,
     aten.prod, aten.logsumexp, aten.norm, aten.linalg_vector_norm, aten.all, aten.any, aten.median, aten.topk,
-    aten.sort,
+    aten.sort, aten.var_mean, aten.std_mean,
 )  # fmt: skip
 def reduction(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> Any:
     """Axes that are reduced are held fixed."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shrinkage.errors import ShrinkError
-from shrinkage.shrink.attempts import Attempts, Checks
+from shrinkage.shrink.attempts import TRIALS, Attempts, Checks
 from shrinkage.shrink.copies import plain, with_own_state
 from shrinkage.shrink.fold import readings
 from shrinkage.shrink.graph import Coupling, call_failed, couple
@@ -16,6 +16,9 @@ from shrinkage.shrink.plan import ShrinkPlan
 from shrinkage.shrink.removal import Removal, zero_channels
 from shrinkage.shrink.summary import KeptZeros, ShrinkReport, compared
 from shrinkage.shrink.tensors import tensors_of
+
+DIFFERENT = "outputs differ, or the model fails, when they are taken out"
+UNTRIED = "outputs differ without channels that {} trials did not find, so that these stay as well"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,7 +99,7 @@ def shrink(
     attempts = Attempts(coupling, found, products, model, round_to, checks)
     choice, error, refusal = attempts.settled()
     removal, small, plan = attempts.built(choice)
-    kept = _kept(coupling, removal, model, choice.held, refusal)
+    kept = _kept(coupling, removal, model, choice.held, attempts.untried, refusal)
     return Shrunk(small, plan, compared(model, small, plan, (args, kwargs), error, kept, coupling))
 
 
@@ -111,7 +114,9 @@ def _check(model: nn.Module, round_to: int) -> None:
         )
 
 
-def _kept(coupling: Coupling, removal: Removal, model: nn.Module, held: Tensor, refusal: str) -> list[KeptZeros]:
+def _kept(
+    coupling: Coupling, removal: Removal, model: nn.Module, held: Tensor, untried: Tensor, refusal: str
+) -> list[KeptZeros]:
     """Return the zero channels that stay, by parameter and reason."""
     counts: dict[tuple[str, str], int] = {}
     for root, (name, _) in zero_channels(coupling, model).items():
@@ -119,7 +124,7 @@ def _kept(coupling: Coupling, removal: Removal, model: nn.Module, held: Tensor, 
             continue  # rows of a table that are zero, such as that of the padding, are as they should be
         reason = coupling.pinned.get(root) or removal.reasons.get(root)
         if held[root]:
-            reason = refusal or "outputs differ, or the model fails, when they are taken out"
+            reason = refusal or (UNTRIED.format(TRIALS) if untried[root] else DIFFERENT)
         key = (name, reason or "needed by other channels, as the last one of its axis, or for a round number")
         counts[key] = counts.get(key, 0) + 1
     return [KeptZeros(name, count, reason) for (name, reason), count in counts.items()]

@@ -24,6 +24,7 @@ ADVICE = {
     "exported by itself": "make the model one that `torch.export` takes whole",
     "without a rule": "tell what the operator does to channels with `coupling_rule`",
     "not used by any": "call the module by its forward method, with inputs that `torch.export` can follow",
+    "did not find": "pin the layers that make a difference: `shrink(..., pin=[...])`",
     "differ": "where the code has a length as a number, give it as -1 or as an integer attribute of the module",
     "size of a head": "charge heads as a whole",
     "MultiheadAttention": "write attention with nn.Linear layers and `view(..., -1, head_size)`",

@@ -1,15 +1,13 @@
 """Whether two models give the same outputs."""
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.inputs import Call, cloned
+from shrinkage.shrink.results import all_tensors_in, tensors_in
 
 OUTLIER = 100.0  # a number so many times larger than all that differ says nothing of how much they may
 
@@ -24,23 +22,7 @@ def outputs(model: nn.Module, call: Call) -> list[Tensor]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         result = probe(*args, **kwargs)
-    return tensors_in(result) or _tensors_of_objects(tree_leaves(result))
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists, dictionaries and dataclasses."""
-    found = []
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
-    return found
-
-
-def _tensors_of_objects(leaves: Sequence[Any]) -> list[Tensor]:
-    """Return the tensors that objects, such as distributions, hold as attributes."""
-    return [value for leaf in leaves for value in getattr(leaf, "__dict__", {}).values() if isinstance(value, Tensor)]
+    return tensors_in(result) or all_tensors_in(result)
 
 
 def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
