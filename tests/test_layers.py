@@ -57,6 +57,7 @@ FLOORS = [
         "declarations",
         "declare",
         "progress",
+        "advice",
         "residuals",
         "stationarity",
         "restoring",

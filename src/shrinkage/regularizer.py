@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from shrinkage.apply import Number
+from shrinkage.advice import training_of
 from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.averages import Averages, check_decay
 from shrinkage.charge import Found, charges_of, names_of
@@ -220,12 +220,11 @@ class Regularizer:
         weight     L1       1         KKT        0     0                0   100%
         Solved: the weights are stationary for the loss plus the penalties, to 0.001 of the strength.
         """
-        steps: dict[str, Number] = {}
-        maximized: set[str] = set()
-        for optimizer, attachment in self._pairs():
-            steps |= attachment.steps(optimizer)
-            maximized |= attachment.maximized(optimizer)
-        return residuals(self._model, self.plan, self._reached(), steps, maximized, closure, data, tolerance)
+        pairs, reached = self._pairs(), self._reached()
+        steps = {name: step for own, each in pairs for name, step in each.steps(own).items()}
+        maximized = {name for own, each in pairs for name in each.maximized(own)}
+        found = residuals(self._model, self.plan, reached, steps, maximized, closure, data, tolerance)
+        return found.after(training_of(self._model, self.plan, self._entry, (own for own, _ in pairs), reached))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the updates made through each attached optimizer, in the order of attachment, and what they need.

@@ -1,8 +1,9 @@
 """How far parameters are from stationary: numbers, the table of them, and what they say in words."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from shrinkage.advice import Training, advice
 from shrinkage.tables import table
 
 
@@ -22,6 +23,7 @@ class ParameterResidual:
             For what has no such gradient (smooth penalties, constraints, `L0`, no penalty), relative to the least of
             the others, or absolute if there are none.
         zeros: share of exact zeros.
+        members: the parameters, where groups span several of them.
     """
 
     name: str
@@ -32,6 +34,12 @@ class ParameterResidual:
     mean: float
     relative: float
     zeros: float
+    members: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that these numbers are about."""
+        return self.members or (self.name,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +51,14 @@ class Residuals:
         others: the other parameters that take a gradient.
         tolerance: largest residual that counts as solved, relative to the strength.
         decoupled: names of those that are charged with `how="decoupled"`, whose strength has another unit.
+        training: how the weights were trained, on which the advice depends.
     """
 
     charged: tuple[ParameterResidual, ...]
     others: tuple[ParameterResidual, ...]
     tolerance: float
     decoupled: tuple[str, ...] = ()
+    training: Training = field(default_factory=Training, repr=False)
 
     @property
     def worst(self) -> ParameterResidual:
@@ -65,6 +75,10 @@ class Residuals:
         rows = [residual_cells(each) for each in (*self.charged, *self.others)]
         return f"{table(header, rows, right=range(4, 8))}\n{self.verdict()}"
 
+    def after(self, training: Training) -> "Residuals":
+        """Return these residuals, with what is known of the training before them."""
+        return replace(self, training=training)
+
     def verdict(self) -> str:
         """Return in words whether the stated problem is solved."""
         if self.solved:
@@ -73,12 +87,11 @@ class Residuals:
                 f"to {self.tolerance:g} of the strength."
             )
         worst = self.worst
-        names = ", ".join(self.decoupled[:3])
+        names = "" if worst.name in self.decoupled else ", ".join(self.decoupled[:3])
         note = f' Strengths with how="decoupled" ({names}) are in units of weight decay: they state another problem.'
         return (
             f"Not solved: the residual of {worst.name} is {worst.relative:.2g} of the strength, the tolerance is "
-            f"{self.tolerance:g}. Train longer, lower the learning rate, or hold zeros against the noise of "
-            f"minibatches with entry=0.99.{note if names else ''}"
+            f"{self.tolerance:g}. {advice(worst.names, worst.relative, self.training)}{note if names else ''}"
         )
 
 

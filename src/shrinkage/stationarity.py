@@ -5,6 +5,7 @@ minimize L(w) + R(w) is solved, to first order, where -grad L(w) lies in the sub
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ def residuals(
         for names, penalty in blocks:
             ws, grads = ({name: each[name] for name in names} for each in (points, descents))
             measure, values = residual_of(penalty, ws, grads, steps)
-            charged.append(summary(block_text(names), penalty, measure, list(ws.values()), values, unit))
+            each = summary(block_text(names), penalty, measure, list(ws.values()), values, unit)
+            charged.append(replace(each, members=tuple(names)))
     known = {name for names, _ in blocks for name in names}
     others = [
         summary(name, None, "gradient", [w], gradients[name].abs(), unit)
