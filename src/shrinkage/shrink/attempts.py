@@ -15,7 +15,7 @@ from shrinkage.shrink.copies import copy_of
 from shrinkage.shrink.fold import Products, Reading, Target, target_of
 from shrinkage.shrink.graph import Coupling
 from shrinkage.shrink.inputs import Call
-from shrinkage.shrink.plan import ShrinkPlan, apply_plan
+from shrinkage.shrink.plan import ShrinkPlan, applied
 from shrinkage.shrink.removal import Removal, kept_indices, removable
 from shrinkage.shrink.verify import difference, outputs
 
@@ -139,7 +139,7 @@ class Attempts:
             biases=tuple(target.path for target in shifts if not target.exists),
             attributes={name: value for name, value in changed.items() if name not in choice.attributes},
         )
-        small = apply_plan(self.model, plan)
+        small = applied(self.model, plan)
         for target, shift in shifts.items():
             bias = small.get_parameter(target.name)
             kept = keep.get(target.name, keep.get(f"{target.path}.weight", {}) if not target.exists else {}).get(0)

@@ -1,14 +1,17 @@
 """Copies of a model, and the model inside of what wraps it."""
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.errors import ShrinkError
-from shrinkage.parametrized import computed_weights
+from shrinkage.shrink.modes import has_own_modes
+from shrinkage.shrink.rebinding import Memo
+from shrinkage.shrink.tensors import joined
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -29,20 +32,52 @@ def plain(model: nn.Module) -> nn.Module:
 def copy_of(model: nn.Module, replaced: Mapping[Any, object]) -> nn.Module:
     """Return a copy of `model` that has other things in the place of some, wherever it holds these.
 
-    What hooks compute anew at each call, `deepcopy` refuses to copy with its history.
+    Functions that it holds compute with the layers of the copy, and tensors with a history are copied without it.
 
     Raises ShrinkError if the model holds something of which Python makes no copy.
     """
-    memo = {id(old): new for old, new in replaced.items()}
-    for module in model.modules():
-        held = [vars(module).get(computed.attribute) for computed in computed_weights(module)]
-        memo |= {id(tensor): tensor.detach().clone() for tensor in held if isinstance(tensor, Tensor)}
+    return copy_with(Memo(model, replaced), model)
+
+
+def copy_with(memo: Memo, model: nn.Module) -> nn.Module:
+    """Return a copy of `model` by `memo`, as `copy_of` does."""
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ShrinkError(
-            f"a copy of the {type(model).__name__} is needed, and copy.deepcopy makes none: {error}"
+            f"a copy of the {type(model).__name__} is needed, and copy.deepcopy makes none{_where(model)}: {error}"
         ) from error
+
+
+def _where(model: nn.Module) -> str:
+    """Return which attribute of `model` can not be copied, in words; empty if each of them can."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                copy.deepcopy(None if name == "_modules" else value, Memo(model, {}))
+            except Exception:
+                return f" of the attribute {joined(path, name)!r}"
+    return ""
+
+
+def hooked_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Return the dotted names of the parameters of `model` whose gradients have hooks, which no copy has."""
+    return tuple(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    )
+
+
+def warn_of_hooks(model: nn.Module, stacklevel: int) -> None:
+    """Warn, once, of the hooks on gradients of the parameters of `model`, which a copy of it does not have."""
+    names = hooked_parameters(model)
+    if names:
+        warnings.warn(
+            f"hooks on the gradients of {', '.join(names)} do not pass to the new model, whose parameters are others:"
+            " register them again there",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def without_gradients(model: nn.Module) -> nn.Module:
@@ -51,5 +86,9 @@ def without_gradients(model: nn.Module) -> nn.Module:
 
 
 def with_own_state(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` with the same parameters, to be called without leaving a trace in the model."""
-    return copy_of(model, {parameter: parameter for parameter in model.parameters()})
+    """Return a copy of `model` with the same parameters, to be called without leaving a trace in the model.
+
+    Layers whose change of mode may write into parameters, as where adapters are merged, get their own.
+    """
+    own = {p for module in model.modules() if has_own_modes(module) for p in module.parameters()}
+    return copy_of(model, {parameter: parameter for parameter in model.parameters() if parameter not in own})

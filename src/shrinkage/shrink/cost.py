@@ -14,6 +14,7 @@ from torch import nn
 from shrinkage.shrink.copies import with_own_state, without_gradients
 from shrinkage.shrink.inputs import Call, cloned
 from shrinkage.shrink.measure import idle, medians_in_turns
+from shrinkage.shrink.modes import evaluated
 from shrinkage.shrink.tensors import tensors_of
 from shrinkage.shrink.verify import outputs
 
@@ -68,12 +69,30 @@ def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
 
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations}  # torch counts 0
     model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
-    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
-        outputs(model, call)
+    counter = FlopCounterMode(display=False, custom_mapping=fused)
+    try:
+        with counter:
+            outputs(model, call)
+    except RuntimeError:  # Models that compute gradients in their call, in which the hooks that tell modules fail.
+        counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+        with counter:
+            outputs(model, call)
     counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
     root = f"{type(model).__name__}."  # the counter's names begin with it
     modules = {name.removeprefix(root): count for name, count in counts.items() if name.startswith(root)}
     return modules | {"": counts.get("Global", 0)}
+
+
+class _NoModules:
+    """Have all that is counted taken for the whole model's."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> "_NoModules":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind."""
 
 
 def attention_operations(queries: torch.Size, keys: torch.Size, values: torch.Size, *args: Any, **kwargs: Any) -> int:
@@ -95,7 +114,7 @@ def latencies(
     without hooks.
     """
     device = next((tensor.device for tensor in tensors_of(models[0]).values()), torch.device("cpu"))
-    models = [with_own_state(model).eval() for model in models]
+    models = [evaluated(with_own_state(model)) for model in models]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         whole = medians_in_turns([partial(_called, model, call) for model in models], device, seconds=SECONDS)
         rounds = ROUNDS if sum(whole) * ROUNDS < SECONDS else 1

@@ -15,7 +15,7 @@ from shrinkage.shrink.copies import plain
 from shrinkage.shrink.graph import Axis, Coupling, couple
 from shrinkage.shrink.inputs import Call, positional
 from shrinkage.shrink.labels import distinct
-from shrinkage.shrink.plan import ShrinkPlan, apply_plan
+from shrinkage.shrink.plan import ShrinkPlan, applied
 from shrinkage.shrink.removal import kept_indices
 from shrinkage.shrink.tensors import tensors_of, zero_slices
 from shrinkage.shrink.verify import outputs
@@ -121,7 +121,7 @@ def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis,
             for name in attributes.keys() & (chance if kept is None else kept):
                 del attributes[name]
             plan = ShrinkPlan.of(model, kept_indices(coupling, gone & ~held), attributes=attributes)
-            return [x.shape for x in outputs(apply_plan(model, plan), call)] == shapes
+            return [x.shape for x in outputs(applied(model, plan), call)] == shapes
         except Exception:  # Whatever a model's code does with other widths than it expects.
             return False
 

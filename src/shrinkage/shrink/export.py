@@ -3,8 +3,8 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from shrinkage.errors import first_line
+from shrinkage.shrink.modes import evaluating, process_as_it_was
 from shrinkage.shrink.results import all_tensors_in
 from shrinkage.shrink.tensors import joined
 
@@ -65,21 +66,9 @@ def lines(tensor: Tensor, dim: int) -> Tensor:
     return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold every module of `model` in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:
     """Return the graphs of `model`, and the first line of the error of each module that has none as a whole."""
-    with evaluating(model), torch.no_grad():
+    with process_as_it_was(), evaluating(model), torch.no_grad():
         return _pieces(model, "", tuple(args), dict(kwargs))
 
 
@@ -89,17 +78,40 @@ def _pieces(
     failed: dict[str, str] = {}
     for as_tensors in (False, True):
         try:
-            with _quietly(), _tensors_alone(module) if as_tensors else nullcontext():
-                program = torch.export.export(module, args, kwargs, strict=False)
-            return [Piece(path, program, tuple(tree_leaves((args, kwargs))))], {}
+            with _quietly(), process_as_it_was(), _masks_as_given(module):
+                with _tensors_alone(module) if as_tensors else nullcontext():
+                    program = torch.export.export(module, args, kwargs, strict=False)
+                    return [Piece(path, _without_levels(program), tuple(tree_leaves((args, kwargs))))], {}
         except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
             failed.setdefault(path, first_line(error))
     found = []
-    for name, call in _calls_of_children(module, args, kwargs).items():
+    try:
+        calls = _calls_of_children(module, args, kwargs)
+    except Exception:
+        if path:  # What is called inside of a transform of functions can not be called outside of it.
+            return [], failed
+        raise
+    for name, call in calls.items():
         more, errors = _pieces(module.get_submodule(name), joined(path, name), *call)
         found += more
         failed |= errors
     return found, failed
+
+
+def _without_levels(program: ExportedProgram) -> ExportedProgram:
+    """Return `program` with the operators that those under `torch.vmap` and other transforms of functions come to."""
+    targets = [getattr(node.target, "__module__", "") or "" for node in program.graph.nodes]
+    return program.run_decompositions({}) if any(name.startswith("torch._functorch") for name in targets) else program
+
+
+@contextmanager
+def _masks_as_given(module: nn.Module) -> Iterator[None]:
+    """Have the transformers of torch in `module` take masks as they are, and not ask whether these are causal."""
+    with ExitStack() as hooks:
+        for each in module.modules():
+            if isinstance(each, nn.TransformerEncoder | nn.TransformerDecoder):
+                hooks.callback(_answering_no(each, {"is_causal", "tgt_is_causal", "memory_is_causal"}))
+        yield
 
 
 @contextmanager
@@ -109,30 +121,30 @@ def _tensors_alone(module: nn.Module) -> Iterator[None]:
     An export takes neither dataclasses nor other objects, such as the caches that decoders of transformers return
     unless they are told not to.
     """
-    handles = [module.register_forward_hook(lambda _, args, result: tuple(all_tensors_in(result)) or result)]
-    for each in module.modules():
-        with suppress(ValueError, TypeError):  # of a traced module, which has no signature
-            signature = inspect.signature(each.forward)
-            if "use_cache" in signature.parameters:
-                handles.append(each.register_forward_pre_hook(_without_cache(signature), with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        results = module.register_forward_hook(lambda _, args, result: tuple(all_tensors_in(result)) or result)
+        hooks.callback(results.remove)
+        for each in module.modules():
+            hooks.callback(_answering_no(each, {"use_cache"}))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _without_cache(signature: inspect.Signature) -> Callable[..., Any]:
-    """Return a hook that answers with False where a call leaves open whether a cache is wanted."""
+def _answering_no(module: nn.Module, questions: Container[str]) -> Callable[[], None]:
+    """Have calls of `module` answer with False those of `questions` that they leave open; return what ends that."""
+    try:
+        signature = inspect.signature(module.forward)
+    except (ValueError, TypeError):  # of a traced module, which has no signature
+        return lambda: None
+    asked = [name for name in signature.parameters if name in questions]
+    if not asked:
+        return lambda: None
 
-    def decide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def decide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         bound = signature.bind_partial(*args, **kwargs)
-        if bound.arguments.get("use_cache") is not None:
-            return None
-        bound.arguments["use_cache"] = False
+        bound.arguments |= {name: False for name in asked if bound.arguments.get(name) is None}
         return bound.args, bound.kwargs
 
-    return decide
+    return module.register_forward_pre_hook(decide, with_kwargs=True).remove
 
 
 @contextmanager
@@ -144,6 +156,7 @@ def _quietly() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.filterwarnings("ignore", "The tensor attributes? .* (was|were) assigned during export")
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # which torch itself uses
             yield
     finally:
         log.disabled = before

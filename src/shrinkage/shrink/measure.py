@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.csr import autocast_type
 from shrinkage.shrink.inputs import Call, cloned
+from shrinkage.shrink.modes import evaluated
 
 Calls = dict[tuple[torch.Size, torch.dtype, torch.dtype | None], tuple[Tensor, int]]
 
@@ -25,7 +26,7 @@ def watched(model: nn.Module, names: Sequence[str], call: Call) -> tuple[list[Te
 
     A copy is called, which has parameters in common with the model and buffers of its own.
     """
-    probe = with_own_state(model).eval()
+    probe = evaluated(with_own_state(model))
     calls: dict[str, Calls] = {name: {} for name in names}
     for name in names:
         probe.get_submodule(name).register_forward_pre_hook(noting(calls[name]), with_kwargs=True)

@@ -23,7 +23,7 @@ from shrinkage.shrink.checks import (
     check_tied,
     check_values,
 )
-from shrinkage.shrink.copies import copy_of, plain
+from shrinkage.shrink.copies import copy_of, plain, warn_of_hooks
 from shrinkage.shrink.encoding import decoded, encoded, hashed, tuples
 from shrinkage.shrink.layers import layer_attributes, outputs_of
 from shrinkage.shrink.tensors import Shape, copied, joined, own_tensors, saved_shapes, shape_of_cut, tensors_of
@@ -188,8 +188,9 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
         plan: what `shrink` returned, or `ShrinkPlan.from_json` read.
 
     Weights that go are never copied. Tied parameters stay tied; classes, modes, types, devices, `requires_grad`, the
-    order of memory, hooks of modules and attributes of parameters are kept; gradients and hooks of parameters are not.
-    New biases are zero.
+    order of memory, hooks of modules and attributes of parameters are kept; gradients are not, nor are hooks on
+    gradients of parameters, of which a warning tells. Functions in attributes call the layers of the smaller model. New
+    biases are zero.
 
     Raises:
         PlanError: `model` is not of the class that the plan was made for, is small already, or holds a tensor that can
@@ -199,6 +200,13 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     >>> apply_plan(nn.Linear(4, 3, bias=False), plan)
     Linear(in_features=4, out_features=2, bias=False)
     """
+    result = applied(model, plan)
+    warn_of_hooks(plain(model), stacklevel=2)
+    return result
+
+
+def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """Return what `apply_plan` does, without a warning."""
     if not isinstance(model, AveragedModel):
         model = plain(model)
     dense = plain(model)

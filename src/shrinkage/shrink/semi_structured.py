@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.errors import SparseFormatError
-from shrinkage.shrink.copies import copy_of
+from shrinkage.shrink.copies import copy_of, warn_of_hooks
 from shrinkage.shrink.sparsify import LayerChoice, SparseReport, Sparsified, examined, linear_layers, shared_parameters
 
 ROWS, COLUMNS = 32, 64  # multiples that both libraries behind torch take
@@ -42,6 +42,7 @@ def to_semi_structured(model: nn.Module) -> Sparsified:
     if not report.converted:
         reasons = "; ".join(f"{choice.name or 'the model'}: {choice.kept_because}" for choice in choices)
         raise SparseFormatError(f"no linear layer can be stored in the 2:4 format; {reasons or 'the model has none'}")
+    warn_of_hooks(model, stacklevel=2)
     result = copy_of(model, {})
     for name in report.converted:
         layer = result.get_submodule(name)

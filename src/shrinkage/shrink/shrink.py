@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from shrinkage.errors import ShrinkError
 from shrinkage.shrink.attempts import TRIALS, Attempts, Checks
-from shrinkage.shrink.copies import plain, with_own_state
+from shrinkage.shrink.copies import plain, warn_of_hooks, with_own_state
 from shrinkage.shrink.fold import readings
 from shrinkage.shrink.graph import Coupling, call_failed, couple
 from shrinkage.shrink.inputs import calls, positional
 from shrinkage.shrink.plan import ShrinkPlan
+from shrinkage.shrink.reads import check_reads_own
 from shrinkage.shrink.removal import Removal, zero_channels
 from shrinkage.shrink.summary import KeptZeros, ShrinkReport, compared
 from shrinkage.shrink.tensors import tensors_of
@@ -88,6 +89,7 @@ def shrink(
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     model = plain(model)
     _check(model, round_to)
+    check_reads_own(model, (args, kwargs))
     coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
     try:
         found, products = readings(coupling.traces, tensors_of(with_own_state(model)))
@@ -99,6 +101,7 @@ def shrink(
     attempts = Attempts(coupling, found, products, model, round_to, checks)
     choice, error, refusal = attempts.settled()
     removal, small, plan = attempts.built(choice)
+    warn_of_hooks(model, stacklevel=2)
     kept = _kept(coupling, removal, model, choice.held, attempts.untried, refusal)
     return Shrunk(small, plan, compared(model, small, plan, (args, kwargs), error, kept, coupling))
 

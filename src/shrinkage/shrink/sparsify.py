@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from shrinkage.errors import SparseFormatError
 from shrinkage.parametrized import computed_weights
-from shrinkage.shrink.copies import copy_of
+from shrinkage.shrink.copies import copy_of, warn_of_hooks
 from shrinkage.shrink.inputs import positional
 from shrinkage.shrink.measure import Calls, seconds_of_calls, watched
 from shrinkage.shrink.sparse import REAL, SparseLinear
@@ -138,6 +138,7 @@ def to_sparse(
             "rounding: the model looks at the class of its layers, or gives other outputs at each call; convert single "
             "layers with SparseLinear.from_linear"
         )
+    warn_of_hooks(model, stacklevel=2)
     return Sparsified(result, report)
 
 
@@ -156,6 +157,7 @@ def to_dense(model: nn.Module) -> nn.Module:
       (0): Linear(in_features=3, out_features=2, bias=True)
     )
     """
+    warn_of_hooks(model, stacklevel=2)
     return copy_of(model, {m: m.to_linear() for m in model.modules() if isinstance(m, SparseLinear)})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from shrinkage.shrink.copies import hooked_parameters
 from shrinkage.shrink.cost import Cost, costs
 from shrinkage.shrink.graph import Coupling
 from shrinkage.shrink.inputs import Call
@@ -73,7 +74,8 @@ class ShrinkReport:
     """What a model costs before and after shrinking, in calls with the example inputs, and which zeros stay.
 
     `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared;
-    NaN if none were. `uncalled` are the modules that the example did not call and that stay as wide as they were.
+    NaN if none were. `uncalled` are the modules that the example did not call and that stay as wide as they were,
+    `hooked` the parameters whose gradients have hooks, which have to be registered again.
     """
 
     before: Cost
@@ -84,6 +86,7 @@ class ShrinkReport:
     unknown_operators: Mapping[str, int]
     not_exported: Mapping[str, str]
     uncalled: tuple[str, ...]
+    hooked: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dictionaries, lists, numbers and strings."""
@@ -99,6 +102,8 @@ class ShrinkReport:
             parts.append(table(["zero channels that stay", "count", "because", "what to do"], rows, right=[1]))
         if self.uncalled:
             parts.append("not called with the example inputs, and as wide as before: " + ", ".join(self.uncalled))
+        if self.hooked:
+            parts.append("hooks on gradients to register again, of the parameters: " + ", ".join(self.hooked))
         if self.unknown_operators:
             parts.append("operators without a rule: " + ", ".join(map(str, self.unknown_operators)))
         parts += [f"`{path or 'the model'}` was not exported: {error}" for path, error in self.not_exported.items()]
@@ -152,4 +157,5 @@ def compared(
         dict(coupling.unknown),
         dict(coupling.unexported),
         coupling.uncalled,
+        hooked_parameters(model),
     )

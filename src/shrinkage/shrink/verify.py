@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.inputs import Call, cloned
+from shrinkage.shrink.modes import evaluated
 from shrinkage.shrink.results import all_tensors_in, tensors_in
 
 OUTLIER = 100.0  # a number so many times larger than all that differ says nothing of how much they may
@@ -18,7 +19,7 @@ def outputs(model: nn.Module, call: Call) -> list[Tensor]:
     A copy is called, so that what a model notes of its calls is the same every time too.
     """
     args, kwargs = cloned(call)
-    probe = with_own_state(model).eval()
+    probe = evaluated(with_own_state(model))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         result = probe(*args, **kwargs)

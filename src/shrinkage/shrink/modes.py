@@ -1,0 +1,86 @@
+"""Modes of a model and of the process: set for a call, and afterwards as they were."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def evaluated(model: nn.Module) -> nn.Module:
+    """Put `model` into evaluation mode, and return it.
+
+    Modules whose `train` is something else than a change of mode, such as the training of a layer of its own, only have
+    their attribute `training` set.
+    """
+    if all(map(_takes_mode, model.modules())):
+        if _is_callable(model.eval):
+            model.eval()
+        else:
+            model.train(False)
+    else:
+        model.training = False
+        for child in model.children():
+            evaluated(child)
+    return model
+
+
+def has_own_modes(module: nn.Module) -> bool:
+    """Return whether a change of mode runs code of the module's own class, which may write into its parameters."""
+    changing = (type(module).train, type(module).eval)
+    return changing != (nn.Module.train, nn.Module.eval) or not vars(module).keys().isdisjoint({"train", "eval"})
+
+
+def _takes_mode(module: nn.Module) -> bool:
+    """Return whether the `train` of `module` takes a mode alone."""
+    if type(module).train is nn.Module.train and "train" not in vars(module):
+        return True
+    if not _is_callable(module.train, False):
+        return False
+    first = next(iter(inspect.signature(module.train).parameters.values()))
+    return first.name == "mode" or isinstance(first.default, bool) or first.kind is first.VAR_POSITIONAL
+
+
+def _is_callable(function: Any, *arguments: object) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold every module of `model` in evaluation mode."""
+    modes = {module: module.training for module in model.modules()}
+    evaluated(model)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def process_as_it_was() -> Iterator[None]:
+    """Give the process back as it was, also where a graph that is replayed stops between two of its operators.
+
+    Levels of `torch.func`, gradients, autocast, the default type of numbers, and the random state of the CPU.
+    """
+    levels = torch._C._functorch.get_dynamic_layer_stack_depth()
+    number, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    devices = {"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")}
+    cast = {device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            if torch._C._functorch.get_dynamic_layer_stack_depth() > levels:
+                torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(levels)
+            torch.set_default_dtype(number)
+            torch.set_grad_enabled(gradients)
+            for device, (enabled, kind) in cast.items():
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, kind)
