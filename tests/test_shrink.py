@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from channels import free_channels
 from shrinkage import ShrinkError, ShrinkPlan, apply_plan, shrink
-from shrinkage.shrink import attempts
+from shrinkage.shrink import attempts, comparison
 from shrinkage.shrink.cost import multiply_adds
 from shrinkage.shrink.graph import couple
 from shrinkage.shrink.rules import RULES
@@ -386,7 +386,7 @@ def test_constants_that_differ_between_two_uses_of_a_layer_are_not_folded():
 
 
 def test_nothing_is_compared_unless_asked(monkeypatch):
-    monkeypatch.setattr(attempts, "outputs", lambda *_: pytest.fail("a model was called to compare"))
+    monkeypatch.setattr(comparison, "outputs", lambda *_: pytest.fail("a model was called to compare"))
     report = shrink(silenced(), torch.randn(6, 4), verify=False).report
     assert math.isnan(report.error)
     assert "outputs: not compared" in str(report)

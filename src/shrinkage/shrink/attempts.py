@@ -1,27 +1,20 @@
 """Attempts at a smaller model: built, compared with the dense one, and what makes a difference found by halving."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from shrinkage.errors import PlanError, ShrinkError
+from shrinkage.errors import PlanError
 from shrinkage.shrink.attributes import alike, changed_attributes, equal_by_chance
-from shrinkage.shrink.copies import copy_of
+from shrinkage.shrink.comparison import Checks
 from shrinkage.shrink.fold import Products, Reading, Target, target_of
 from shrinkage.shrink.graph import Coupling
-from shrinkage.shrink.inputs import Call
 from shrinkage.shrink.plan import ShrinkPlan, applied
 from shrinkage.shrink.removal import Removal, kept_indices, removable
-from shrinkage.shrink.verify import difference, outputs
 
-HALF = (torch.float16, torch.bfloat16)
 TRIALS = 100  # smaller models that are built to find out which channels make a difference
-ROUNDINGS = 8  # of a number of half precision by which outputs may differ, where they can not be computed in single
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,67 +23,6 @@ class Choice:
 
     held: Tensor
     attributes: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, eq=False)
-class Checks:
-    """Calls of the dense model and what it puts out, in single precision if `single`; outputs may differ by `atol`."""
-
-    atol: float
-    single: bool = False
-    known: tuple[tuple[Call, list[Tensor]], ...] = ()
-
-    @classmethod
-    def of(cls, model: nn.Module, calls: Iterable[Call], atol: float) -> "Checks":
-        """Return the outputs of `model` for those of `calls` that it takes; the first one it must.
-
-        Raises ShrinkError if the first call puts out no tensors.
-        """
-        calls = list(calls)
-        halves = {tensor.dtype for tensor in model.parameters() if tensor.dtype in HALF}
-        rounding = max((torch.finfo(dtype).eps for dtype in halves), default=0.0)
-        if halves:
-            try:  # Biases that take constants up are off by a rounding.
-                known = _known(copy_of(model, {}).float(), [_in_single(call) for call in calls])
-                return cls(max(atol, rounding), single=True, known=known)
-            except Exception:  # Whatever code does that insists on half precision.
-                atol = max(atol, ROUNDINGS * rounding)
-        return cls(atol, known=_known(model, calls))
-
-    def error(self, small: nn.Module) -> float:
-        """Return the largest difference of the outputs of `small` from those that are known; infinity if it fails.
-
-        NaN if there are none to compare with.
-        """
-        if not self.known:
-            return math.nan
-        small = copy_of(small, {}).float() if self.single else small
-        worst = 0.0
-        for call, known in self.known:
-            try:
-                worst = max(worst, difference(known, outputs(small, call)))
-            except Exception:  # Whatever a model's code does on lengths it did not expect.
-                return float("inf")
-        return worst
-
-
-def _in_single(call: Call) -> Call:
-    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.float() if tensor.dtype in HALF else tensor, call)
-    return args, kwargs
-
-
-def _known(model: nn.Module, calls: Sequence[Call]) -> tuple[tuple[Call, list[Tensor]], ...]:
-    """Return those of `calls` that `model` takes, each with what it puts out; the first one it must take."""
-    known = [(calls[0], outputs(model, calls[0]))]
-    if not known[0][1]:
-        raise ShrinkError(
-            f"the {type(model).__name__} puts out no tensors that could be compared: return some, alone, in tuples,"
-            " dictionaries or dataclasses, or pass verify=False"
-        )
-    for call in calls[1:]:
-        with suppress(Exception):  # Whatever a model's code does with numbers and lengths it did not expect.
-            known.append((call, outputs(model, call)))
-    return tuple(known)
 
 
 @dataclass(eq=False)

@@ -2,25 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from shrinkage.shrink.export import Piece, lines
+from shrinkage.shrink.export import Piece
 from shrinkage.shrink.inputs import varied
+from shrinkage.shrink.modes import process_as_it_was
+from shrinkage.shrink.stimulus import RUNS, Stimulus, selected
 from shrinkage.shrink.tensors import joined, zero_slices
 from shrinkage.shrink.trace import Contraction, Trace
-
-SPREAD = 1e-5  # relative; sums of the same numbers in another order differ by less
-# The logarithms of the sizes of the noise in each run, and between which signs: what lets one through shows in a run.
-RUNS = (
-    ((3.0, 6.0), (0.0, 1.0)),
-    ((3.0, 6.0), (-1.0, 0.0)),
-    ((3.0, 6.0), (-1.0, 1.0)),
-    ((-3.0, 3.0), (-1.0, 1.0)),
-)
-TILE = 65537  # numbers of noise that are drawn, and repeated: a prime, so that no shape repeats them in step
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +21,7 @@ class Reading:
 
     `constants` has one entry per channel that is summed over: its value where that is the same whatever the model's
     inputs and weights before it are, NaN elsewhere. `weight` is what the channels are multiplied with. It is `empty`
-    where there was nothing to read in one of the runs.
+    where the example gives it nothing to read.
     """
 
     piece: Piece
@@ -67,84 +59,6 @@ class Products:
     zero: Tensor
 
 
-class Seen(NamedTuple):
-    """What a contraction reads in a run, as in `Reading`."""
-
-    constants: Tensor
-    weight: Tensor
-    empty: bool
-
-
-class Stimulus(fx.Interpreter):
-    """Run a graph with noise in place of the output of every weight, except of those rows that read nothing.
-
-    What is constant then does not depend on the data, nor on the weights that made the noise: a channel that a ReLU
-    happens to silence on a few inputs is not taken for a constant. `blind` gives, for contractions by their node, the
-    channels that are known to be constant and may be read.
-    """
-
-    def __init__(self, piece: Piece, trace: Trace, blind: Mapping[fx.Node, Tensor], run: int) -> None:
-        super().__init__(piece.program.graph_module)
-        self.contractions = {contraction.node: contraction for contraction in trace.contractions}
-        self.products = {contraction.node: contraction for contraction in trace.products}
-        self.lookups = set(trace.lookups)
-        self.blind = blind
-        self.sizes, self.signs = RUNS[run]
-        self.generator = torch.Generator().manual_seed(run)
-        self.seen: dict[fx.Node, Seen] = {}
-        self.zeros: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node, note what it reads, and put noise in place of what it gives."""
-        contraction = self.contractions.get(n) or self.products.get(n)
-        if contraction is None:
-            result = super().run_node(n)
-            if n in self.lookups:
-                return self._noise(result, -1, ~zero_slices(self.env[n.all_input_nodes[0]], -1))
-            return result
-        data, weight = self.env[contraction.data], self.env[contraction.weight]
-        if n in self.products:
-            self.zeros[n] = zero_slices(data, contraction.axis) | zero_slices(weight, contraction.weight_axis)
-            return super().run_node(n)
-        self.seen[n] = Seen(_constants(data, contraction.axis), weight, data.numel() == 0)
-        self.env[contraction.data] = data.nan_to_num()  # so that a row of zeros makes zeros of noise that overflowed
-        result = super().run_node(n)
-        self.env[contraction.data] = data
-        return self._noise(result, contraction.out, live_rows(contraction, weight, self.blind.get(n)))
-
-    def _noise(self, result: Tensor, axis: int, live: Tensor) -> Tensor:
-        """Return `result` with noise where the index along `axis` is `live`."""
-        count = result.numel()
-        drawn = torch.empty(min(count, TILE)).uniform_(*self.signs, generator=self.generator)
-        low, high = self.sizes
-        tile = drawn.abs().mul_(high - low).add_(low).exp_().copysign_(drawn)
-        noise = tile.repeat(count // max(len(tile), 1) + 1)[:count].view(result.shape)
-        shape = [-1 if other == axis % result.dim() else 1 for other in range(result.dim())]
-        return torch.where(live.reshape(shape), noise.to(result), result)
-
-
-def live_rows(contraction: Contraction, weight: Tensor, blind: Tensor | None) -> Tensor:
-    """Return for each row of `weight` whether it reads a channel that is not `blind`."""
-    if blind is not None and len(blind) == weight.shape[contraction.weight_axis]:
-        weight = selected(weight, contraction.weight_axis, ~blind)
-    return ~zero_slices(weight, contraction.rows)
-
-
-def selected(weight: Tensor, dim: int, which: Tensor) -> Tensor:
-    """Return the indices of `weight` along `dim` that are wanted; itself, not a copy, if all of them are."""
-    return weight if which.all() else weight.index_select(dim, which.nonzero().reshape(-1).to(weight.device))
-
-
-def _constants(data: Tensor, axis: int) -> Tensor:
-    """Return the value at each index along `axis` where it is the same at all places, NaN elsewhere."""
-    values = lines(data, axis)
-    if not data.is_floating_point() or values.shape[1] == 0:
-        return torch.full((len(values),), float("nan"), dtype=torch.double)
-    low, high = values.amin(1).double(), values.amax(1).double()
-    same = high - low <= SPREAD * torch.maximum(low.abs(), high.abs())
-    return torch.where(same, (low + high) / 2, float("nan"))
-
-
 def readings(
     traces: Sequence[tuple[Piece, Trace]], tensors: Mapping[str, Tensor]
 ) -> tuple[list[Reading], list[Products]]:
@@ -152,59 +66,12 @@ def readings(
     found: list[Reading] = []
     products: list[Products] = []
     for piece, trace in traces:
-        blind: dict[fx.Node, Tensor] = {}
-        while True:
-            seen, zeros = _measured(piece, trace, tensors, blind)
-            known = {node: ~read.constants.isnan() | blind.get(node, False) for node, read in seen.items()}
-            same = all(
-                torch.equal(
-                    live_rows(contraction, seen[contraction.node].weight, blind.get(contraction.node)),
-                    live_rows(contraction, seen[contraction.node].weight, known[contraction.node]),
-                )
-                for contraction in trace.contractions
-            )
-            if same:
-                break
-            blind = known
-        found += [Reading(piece, c, *seen[c.node]) for c in trace.contractions]
-        products += [Products(c, zeros[c.node]) for c in trace.products]
+        stimulus = Stimulus(piece, trace)
+        with process_as_it_was(), torch.no_grad():
+            stimulus.run([piece.arguments(tensors, varied(piece.leaves, number)) for number in range(1 + len(RUNS))])
+        found += [Reading(piece, c, *stimulus.seen[c.node]) for c in trace.contractions]
+        products += [Products(c, stimulus.zeros[c.node]) for c in trace.products]
     return found, products
-
-
-def _measured(
-    piece: Piece, trace: Trace, tensors: Mapping[str, Tensor], blind: Mapping[fx.Node, Tensor]
-) -> tuple[dict[fx.Node, Seen], dict[fx.Node, Tensor]]:
-    """Return the constants and weights of the contractions, and the zeros of the products, alike in all runs."""
-    seen: dict[fx.Node, Seen] = {}
-    zeros: dict[fx.Node, Tensor] = {}
-    for number in range(len(RUNS)):
-        stimulus = _stimulated(piece, trace, tensors, blind, number)
-        for node, read in stimulus.seen.items():
-            if node in seen:
-                before, now = seen[node].constants, read.constants
-                agree = (before - now).abs() <= SPREAD * torch.maximum(before.abs(), now.abs())
-                same = torch.where(agree, before, float("nan"))
-                read = Seen(same, read.weight, read.empty or seen[node].empty)
-            seen[node] = read
-        for node, zero in stimulus.zeros.items():
-            zeros[node] = zeros.get(node, torch.ones_like(zero)) & zero
-    return seen, zeros
-
-
-def _stimulated(
-    piece: Piece, trace: Trace, tensors: Mapping[str, Tensor], blind: Mapping[fx.Node, Tensor], number: int
-) -> Stimulus:
-    """Return the stimulus after a run, with inputs as they are if the graph refuses others."""
-    for variant in (number, 0):
-        stimulus = Stimulus(piece, trace, blind, number)
-        try:
-            with torch.no_grad():
-                stimulus.run(*piece.arguments(tensors, varied(piece.leaves, variant)))
-            break
-        except Exception:  # Whatever operators do with indices that they did not expect.
-            if variant == 0:
-                raise
-    return stimulus
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
 """Calls of a model like the one that is given: with other numbers, another number of samples, other lengths."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 VARIANTS = 4  # of the numbers of a call: as they are, in another order, and drawn anew twice
+WIDE = (1, 9, 999)  # the largest whole numbers that are drawn, in turn, where those of the example are all the same
 
 
 def positional(example_inputs: Any) -> tuple[Any, ...]:
@@ -18,22 +22,55 @@ def positional(example_inputs: Any) -> tuple[Any, ...]:
 
 def cloned(call: Call) -> Call:
     """Return a call with copies of its tensors, which a model may write into."""
-    args, kwargs = tree_map_only(Tensor, torch.clone, call)
+    leaves, rebuilt = taken_apart(call)
+    args, kwargs = rebuilt([leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
     return args, kwargs
 
 
-def calls(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Call]:
-    """Yield the example call, then others, which a model may refuse: longer ones first, since they tell most."""
-    leaves, structure = tree_flatten((tuple(args), dict(kwargs)))
-    for number in range(VARIANTS):
-        yield tree_unflatten(varied(leaves, number), structure)
+def taken_apart(value: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """Return what is in nested structures, and the function that makes the same structure of other contents.
+
+    Dataclasses, and dictionaries of a class of their own, such as batches of tokens, are taken apart too.
+
+    >>> leaves, rebuilt = taken_apart({"a": 1, "b": (2, UserDict(c=3))})
+    >>> leaves, rebuilt([5, 6, 7])
+    ([1, 2, 3], {'a': 5, 'b': (6, {'c': 7})})
+    """
+    outer, structure = tree_flatten(value)
+    parts = [taken_apart(vars(leaf)) if _is_record(leaf) else ([leaf], None) for leaf in outer]
+
+    def rebuilt(leaves: Sequence[Any]) -> Any:
+        given, whole = iter(leaves), []
+        for leaf, (inner, rebuild) in zip(outer, parts, strict=True):
+            contents = [next(given) for _ in inner]
+            if rebuild is None:
+                whole.extend(contents)
+            else:
+                whole.append(record := copy.copy(leaf))
+                vars(record).update(rebuild(contents))
+        return tree_unflatten(whole, structure)
+
+    return [leaf for inner, _ in parts for leaf in inner], rebuilt
+
+
+def _is_record(value: Any) -> bool:
+    known = is_dataclass(value) or isinstance(value, UserDict)
+    return known and not isinstance(value, type) and hasattr(value, "__dict__")
+
+
+def other_lengths(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Call]:
+    """Yield calls of other lengths, which a model may refuse: longer ones first, since they tell most."""
+    leaves, rebuilt = taken_apart((tuple(args), dict(kwargs)))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0]
     if tensors and len({len(leaf) for leaf in tensors}) == 1:
-        longer = [torch.cat([leaf, leaf[:1]]) if isinstance(leaf, Tensor) and leaf.dim() else leaf for leaf in leaves]
-        yield tree_unflatten(longer, structure)
+        yield rebuilt([torch.cat([leaf, leaf[:1]]) if _has_rows(leaf) else leaf for leaf in leaves])
     for size in sorted({size for leaf in tensors for size in leaf.shape[1:] if size > 1}):
         for shorter in sorted({size - 1, size // 2}, reverse=True):
-            yield tree_unflatten([_shortened(leaf, size, shorter) for leaf in leaves], structure)
+            yield rebuilt([_shortened(leaf, size, shorter) for leaf in leaves])
+
+
+def _has_rows(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
 def _shortened(leaf: Any, size: int, shorter: int) -> Any:
@@ -44,47 +81,94 @@ def _shortened(leaf: Any, size: int, shorter: int) -> Any:
     return leaf
 
 
-def varied(leaves: Sequence[Any], number: int) -> list[Any]:
+def varied(leaves: Sequence[Any], number: int, *, wide: bool = False) -> list[Any]:
     """Return the inputs of a call with other numbers of the same kind, in the range of those that are given.
 
     0 leaves them as they are. Otherwise floating-point numbers are drawn anew; whole numbers and truth values are put
-    into another order by 1, and drawn anew too by what is larger: no larger index than the example has is drawn.
+    into another order by 1, and drawn anew by what is larger: no larger index than the example has is drawn. What is
+    the same in all places would then stay as it is: `wide` draws it from more, 0 and 1 first.
     """
     generator = torch.Generator().manual_seed(number)
-
-    def one(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.numel():
-            return leaf
-        known = leaf.detach()
-        if number == 0:
-            return known.clone()
-        if known.is_floating_point() and known.isfinite().all():
-            return _drawn(known, generator)
-        if number == 1 or known.is_floating_point() or known.is_complex():
-            order = torch.randperm(known.numel(), generator=generator).to(known.device)
-            return known.reshape(-1)[order].reshape(known.shape).clone()
-        return _mask(known, generator) if known.dtype == torch.bool else _indices(known, generator)
-
-    return [one(leaf) for leaf in leaves]
+    return [_other(leaf, number, generator, wide) if number else _detached(leaf) for leaf in leaves]
 
 
-def _drawn(known: Tensor, generator: torch.Generator) -> Tensor:
-    """Return numbers between the least and the largest of `known`; where these are the same, between 0 and it."""
-    low, high = float(known.amin()), float(known.amax())
+def _detached(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _other(leaf: Any, number: int, generator: torch.Generator, wide: bool) -> Any:
+    """Return other numbers than those of `leaf`, if it is a tensor that has any."""
+    if not isinstance(leaf, Tensor) or not leaf.numel():
+        return leaf
+    known = leaf.detach()
+    if known.layout != torch.strided:
+        return _with_other_values(known, number, generator, wide)
+    if known.is_complex():
+        parts = torch.view_as_real(known.resolve_conj())
+        return torch.view_as_complex(_other(parts, number, generator, wide).contiguous())
+    if known.is_floating_point():
+        return _drawn(known, number, generator, wide)
+    single = bool((known == known.reshape(-1)[0]).all())
+    if number == 1 and not single:
+        order = torch.randperm(known.numel(), generator=generator).to(known.device)
+        return known.reshape(-1)[order].reshape(known.shape).clone()
+    if known.dtype == torch.bool:
+        return truths(known, number)
+    return _whole(known, number, generator, wide and single)
+
+
+def _with_other_values(known: Tensor, number: int, generator: torch.Generator, wide: bool) -> Tensor:
+    """Return a sparse tensor with other numbers at the same places; of other kinds than coordinates, as it is."""
+    if known.layout != torch.sparse_coo:
+        return known
+    known = known.coalesce()
+    values = _other(known.values(), number, generator, wide)
+    return torch.sparse_coo_tensor(known.indices(), values, known.shape, is_coalesced=True)
+
+
+def _drawn(known: Tensor, number: int, generator: torch.Generator, wide: bool) -> Tensor:
+    """Return numbers between the least and the largest of `known`; where these are the same, between 0 and it.
+
+    What is not finite, as in masks that are added, comes to other places, but never to all of a row.
+    """
+    finite = known.isfinite()
+    some = known[finite] if finite.any() else known.new_zeros(1)
+    low, high = float(some.amin()), float(some.amax())
+    if not finite.all():
+        drawn = _between(low, high, known, generator)
+        return torch.where(truths(known, number), drawn, known[~finite][0])
     if low == high:
+        if wide and number == 1:  # which code may take for indices
+            return torch.randint(2, known.shape, generator=generator).to(known)
         low, high = (min(low, 0.0), max(high, 0.0)) if low else (-1.0, 1.0)
+        high = max(high, float(_widest(number))) if wide else high
+    return _between(low, high, known, generator)
+
+
+def _between(low: float, high: float, known: Tensor, generator: torch.Generator) -> Tensor:
     share = torch.rand(known.shape, generator=generator, dtype=torch.double)
     return (low + (high - low) * share).to(known)
 
 
-def _indices(known: Tensor, generator: torch.Generator) -> Tensor:
+def _widest(number: int) -> int:
+    return WIDE[min(number, len(WIDE)) - 1]
+
+
+def _whole(known: Tensor, number: int, generator: torch.Generator, wide: bool) -> Tensor:
+    """Return whole numbers from 0, or the least, to the largest of `known`, and others than these if there are any."""
     low, high = min(int(known.min()), 0), int(known.max())
-    return torch.randint(low, max(high, low) + 1, known.shape, generator=generator).to(known)
+    if wide:
+        high = max(high, min(_widest(number), torch.iinfo(known.dtype).max))
+    drawn = torch.randint(low, max(high, low) + 1, known.shape, generator=generator).to(known)
+    return low + high - known if torch.equal(drawn, known) else drawn
 
 
-def _mask(known: Tensor, generator: torch.Generator) -> Tensor:
-    """Return truth values, both of which each row has, so that no row is masked as a whole."""
-    drawn = torch.rand(known.shape, generator=generator) < 0.5
+def truths(known: Tensor, number: int) -> Tensor:
+    """Return truth values in the shape of `known`, both of which each row has: no row is masked as a whole.
+
+    Those of an odd number are the opposite of those of the even one before it.
+    """
+    drawn = torch.rand(known.shape, generator=torch.Generator().manual_seed(number // 2)) < 0.5
     if drawn.dim() and drawn.shape[-1] > 1:
         drawn[..., 0], drawn[..., -1] = True, False
-    return drawn.to(known.device)
+    return (drawn if number % 2 == 0 else ~drawn).to(known.device)

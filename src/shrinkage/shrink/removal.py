@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shrinkage.shrink.fold import SPREAD, Products, Reading, Target, live_rows, target_of
+from shrinkage.shrink.dependence import SPREAD
+from shrinkage.shrink.fold import Products, Reading, Target, target_of
 from shrinkage.shrink.graph import Axis, Coupling
 from shrinkage.shrink.labels import distinct
+from shrinkage.shrink.stimulus import live_rows
 from shrinkage.shrink.tensors import tensors_of, zero_slices
 
 

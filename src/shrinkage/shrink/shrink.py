@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from shrinkage.errors import ShrinkError
-from shrinkage.shrink.attempts import TRIALS, Attempts, Checks
+from shrinkage.shrink.attempts import TRIALS, Attempts
+from shrinkage.shrink.comparison import Checks
 from shrinkage.shrink.copies import plain, warn_of_hooks, with_own_state
 from shrinkage.shrink.fold import readings
 from shrinkage.shrink.graph import Coupling, call_failed, couple
-from shrinkage.shrink.inputs import calls, positional
+from shrinkage.shrink.inputs import positional
 from shrinkage.shrink.plan import ShrinkPlan
 from shrinkage.shrink.reads import check_reads_own
 from shrinkage.shrink.removal import Removal, zero_channels
@@ -58,12 +59,13 @@ def shrink(
             precision are compared in single precision, and may differ by their last digit.
         round_to: axes that are cut keep a multiple of this number of channels, zero ones if need be.
         verify: compare the outputs of both models on the example, on other numbers like it, on one more sample and on
-            shorter inputs. What makes a difference is found, left in place and reported.
+            shorter inputs. What makes a difference is found, left in place and reported, and so are inputs of which
+            the model takes no other numbers.
         pin: dotted names of modules or parameters that are not cut.
 
     Which channels are one and the same follows from the operators of `torch.export`; what an operator without a rule
     touches stays. A channel whose weights are zero but that puts out a constant is taken out where the biases behind it
-    can take the constant up.
+    can take the constant up. What depends on an input is no constant, whatever numbers the example has there.
 
     Raises:
         ShrinkError: the parameters hold no numbers (the meta device), the model can not be called with the example
@@ -93,7 +95,7 @@ def shrink(
     coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
     try:
         found, products = readings(coupling.traces, tensors_of(with_own_state(model)))
-        checks = Checks.of(model, calls(args, kwargs), atol) if verify else Checks(atol)
+        checks = Checks.of(model, (args, kwargs), atol) if verify else Checks(atol)
     except ShrinkError:
         raise
     except Exception as failure:
@@ -103,7 +105,7 @@ def shrink(
     removal, small, plan = attempts.built(choice)
     warn_of_hooks(model, stacklevel=2)
     kept = _kept(coupling, removal, model, choice.held, attempts.untried, refusal)
-    return Shrunk(small, plan, compared(model, small, plan, (args, kwargs), error, kept, coupling))
+    return Shrunk(small, plan, compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried))
 
 
 def _check(model: nn.Module, round_to: int) -> None:

@@ -75,6 +75,7 @@ class ShrinkReport:
 
     `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared;
     NaN if none were. `uncalled` are the modules that the example did not call and that stay as wide as they were,
+    `unvaried` the inputs that were compared with the example's numbers alone, since the model took no others, and
     `hooked` the parameters whose gradients have hooks, which have to be registered again.
     """
 
@@ -86,6 +87,7 @@ class ShrinkReport:
     unknown_operators: Mapping[str, int]
     not_exported: Mapping[str, str]
     uncalled: tuple[str, ...]
+    unvaried: tuple[str, ...] = ()
     hooked: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +104,11 @@ class ShrinkReport:
             parts.append(table(["zero channels that stay", "count", "because", "what to do"], rows, right=[1]))
         if self.uncalled:
             parts.append("not called with the example inputs, and as wide as before: " + ", ".join(self.uncalled))
+        if self.unvaried:
+            names = ", ".join(f"`{name}`" for name in self.unvaried)
+            parts.append(
+                f"compared with the example's numbers alone, since the model takes no others that were tried: {names}"
+            )
         if self.hooked:
             parts.append("hooks on gradients to register again, of the parameters: " + ", ".join(self.hooked))
         if self.unknown_operators:
@@ -135,7 +142,7 @@ def _ratio(before: float | None, after: float | None) -> str:
 
 def compared(
     model: nn.Module, small: nn.Module, plan: ShrinkPlan, call: Call, error: float, kept: Sequence[KeptZeros],
-    coupling: Coupling,
+    coupling: Coupling, unvaried: tuple[str, ...],
 ) -> ShrinkReport:  # fmt: skip
     """Return the report on `small`, which `plan` made of `model`."""
     tensors: dict[str, list[str]] = {}
@@ -157,5 +164,6 @@ def compared(
         dict(coupling.unknown),
         dict(coupling.unexported),
         coupling.uncalled,
+        unvaried,
         hooked_parameters(model),
     )

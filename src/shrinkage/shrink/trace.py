@@ -175,7 +175,7 @@ def follow(
         trace.node = node
         if any(argument in trace.from_data for argument in node.all_input_nodes):
             trace.from_data.add(node)
-            if _mutates(node):
+            if mutates(node):
                 trace.from_data.update(_views(node.args[0]))
         if node.op == "output":
             for factor in _factors(fx.map_arg(node.args, lambda argument: trace.values.get(argument))):
@@ -208,7 +208,8 @@ def _result(trace: Trace, node: fx.Node) -> Any:
     return _without_channels(node)
 
 
-def _mutates(node: fx.Node) -> bool:
+def mutates(node: fx.Node) -> bool:
+    """Return whether `node` writes into one of its operands."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 
