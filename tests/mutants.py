@@ -1247,7 +1247,7 @@ MUTANTS = [
         "any_kind",
         quick=True,
     ),
-    Mutant("shrink/export.py", "return bound.args, bound.kwargs", "return None", "shrink_adapters", "causal"),
+    Mutant("shrink/export.py", "return bound.args, bound.kwargs", "return None", "shrink_coupled", "decoders"),
     Mutant("shrink/results.py", "isinstance(leaf, type | nn.Module)", "True", "shrink_beyond", "any_kind"),
     Mutant(
         "shrink/adapters.py",
@@ -1260,13 +1260,6 @@ MUTANTS = [
     Mutant("shrink/adapters.py", "math.sqrt(share) if", "share if", "shrink_adapters", "fewer_ranks"),
     Mutant("shrink/adapters.py", 'f"^{name}": n', 'f"other.{name}": n', "shrink_adapters", "fewer_ranks"),
     Mutant("shrink/adapters.py", "max(found.values()", "min(found.values()", "shrink_adapters", "fewer_ranks"),
-    Mutant(
-        "shrink/adapters.py",
-        "for adapter in changed & configuration.keys():",
-        "for adapter in configuration:",
-        "shrink_adapters",
-        "two_adapters",
-    ),
     Mutant(
         "shrink/graph.py",
         "    for path in fixed_ranks(model):",

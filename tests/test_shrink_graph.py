@@ -150,10 +150,10 @@ def test_what_is_silent_by_chance_is_no_constant():
 class Standardized(nn.Module):
     """Convolutions whose weights are standardized over what they read, as those of networks without norms are."""
 
-    def __init__(self, standardize):
+    def __init__(self, standardize, kernel):
         super().__init__()
         self.standardize = standardize
-        self.first, self.second, self.third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, kernel), nn.Conv2d(8, 2, 1)
 
     def forward(self, x):
         x = F.relu(self.first(x))
@@ -171,9 +171,10 @@ def by_hand(weight):
     return (weight - mean) / (variance + 1e-6).sqrt()
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("standardize", [by_batch_norm, by_hand])
-def test_what_a_standardized_weight_reads_stays_and_its_rows_may_go(standardize):
-    model, x = Standardized(standardize).eval(), torch.randn(2, 3, 8, 8)
+def test_what_a_standardized_weight_reads_stays_and_its_rows_may_go(standardize, kernel):
+    model, x = Standardized(standardize, kernel).eval(), torch.randn(2, 3, 8, 8)
     assert count(model, x) == 8
     with torch.no_grad():
         for layer in (model.first, model.second):
