@@ -238,15 +238,13 @@ def test_missing_extras_are_named(missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from shrinkage.cli import app; app()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == (
-        f"shrinkage: the command line needs {missing}; install it with: pip install 'shrinkage[cli]'\n"
-    )
+    assert done.stderr == (f"shrinkage: the command line needs {missing}; in a checkout of it: pip install '.[cli]'\n")
 
 
 def test_missing_extra_of_the_demo_is_named(tmp_path: Path) -> None:
     program = "import sys; sys.modules['sklearn'] = None; from shrinkage.cli import app; app(['demo'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
-    assert "needs sklearn; install it with: pip install 'shrinkage[cli]'" in done.stderr
+    assert "needs sklearn; in a checkout of it: pip install '.[cli]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,5 @@
 """The code in the README runs, its links lead somewhere, and the map of the house names the files there are."""
 
-import io
 import re
 from pathlib import Path
 
@@ -15,42 +14,54 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8))
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x):
-        return self.head(self.body(x))
-
-
-def namespace():
-    model = Network()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    regularizer = shrinkage.Regularizer(model, shrinkage.L1(0.1))
-    names = {"torch": torch, "nn": nn, "path": io.BytesIO()}
-    names |= {"inputs": torch.randn(8, 1, 4, 4), "labels": torch.randint(2, (8,))}
-    return {**names, "model": model, "optimizer": optimizer, "regularizer": regularizer}
+@pytest.fixture(scope="module")
+def names() -> dict[str, object]:
+    """What the README's code has defined once all of it has run from the top, as a reader would run it."""
+    torch.manual_seed(0)
+    found: dict[str, object] = {}
+    for code in BLOCKS:
+        exec(code, found)
+    return found
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[-1][:40])
-def test_the_readmes_code_runs(code, capsys):
-    exec(code, namespace())
+def test_the_readmes_code_runs_from_the_top(names):
+    assert isinstance(names["model"], nn.Sequential)
+    assert torch.allclose(names["small"].model(names["inputs"]), names["model"](names["inputs"]), atol=1e-5)
 
 
 def test_the_readmes_first_lines_give_exact_zeros():
-    names = namespace()
-    exec(BLOCKS[0], names)
+    names = {}
+    for code in BLOCKS[:2]:
+        exec(code.replace("range(50)", "range(300)"), names)
     model = names["model"]
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    x, y = torch.randn(256, 64), torch.randint(10, (256,))
-    for _ in range(300):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
     assert (model[0].weight == 0).sum() > 1000
     assert (model[2].weight == 0).sum() == 0
+    assert str(shrinkage.report(model)).splitlines()[2].startswith("0.weight")
+
+
+def test_the_first_screen_has_the_words_that_people_search_for():
+    first = README[: README.index("make demo")].lower()
+    for word in ("sparsity", "pruning", "group lasso", "weight decay", "pytorch", "l1", "l2"):
+        assert word in first, word
+
+
+@pytest.mark.parametrize("page", ["machines", "parameters", "penalties", "plans", "shrinking", "sparse"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_the_code_of_a_page_runs_from_the_top(page, tmp_path, monkeypatch):
+    """Those of the other pages are run by tests of what they are about."""
+    if page == "sparse":
+        pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    found: dict[str, object] = {"__name__": "page"}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL):
+        exec(code, found)
+    assert len(found) > 3
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
+def test_no_page_installs_from_an_index_on_which_the_package_is_not(path):
+    assert not re.findall(r"pip install '?shrinkage", path.read_text())
 
 
 def test_the_two_commands_stand_at_the_top():

@@ -27,8 +27,7 @@ CODE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 def names():
     """What the guide's code defines, after all of it has run."""
     torch.manual_seed(0)
-    inputs = [torch.randn(64, 64) for _ in range(8)]
-    found = {"batches": 20 * [(x, x[:, :10].argmax(1)) for x in inputs]}
+    found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shrinkage.metric._metrics", dict(_metrics))
         for code in CODE:

@@ -56,6 +56,6 @@ for name in ("lightning", "transformers"):
 """
 
 
-def test_a_missing_package_is_named_with_its_extra():
+def test_a_missing_package_is_named():
     output = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"pip install '(.*)'", output) == ["shrinkage[lightning]", "shrinkage[transformers]"]
+    assert re.findall(r"pip install (.*)", output) == ["lightning", "accelerate transformers"]

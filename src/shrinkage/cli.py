@@ -28,7 +28,7 @@ def extras() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        sys.exit(f"shrinkage: the command line needs {package}; install it with: pip install 'shrinkage[cli]'")
+        sys.exit(f"shrinkage: the command line needs {package}; in a checkout of it: pip install '.[cli]'")
 
 
 with extras():

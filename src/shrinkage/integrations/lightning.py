@@ -14,7 +14,7 @@ from shrinkage.select import named_parameters, selector_text
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
-    raise ImportError("this callback needs Lightning: pip install 'shrinkage[lightning]'") from error
+    raise ImportError("this callback needs Lightning: pip install lightning") from error
 
 
 class RegularizerCallback(Callback):

@@ -15,7 +15,7 @@ from shrinkage.regularizer import Regularizer
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
-    raise ImportError("this callback needs transformers: pip install 'shrinkage[transformers]'") from error
+    raise ImportError("this callback needs transformers: pip install accelerate transformers") from error
 
 
 class RegularizerCallback(TrainerCallback):
