@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 
 import shrinkage
-from shrinkage.declarations import _registry
+from shrinkage.declaration import living
 
 collect_ignore = ["zoo"]  # models, some of which need packages that may be missing
 
@@ -25,5 +25,4 @@ settings.load_profile("shrinkage")
 def fresh_start():
     torch.manual_seed(0)
     yield
-    _registry.declarations.clear()
-    _registry.inherited.clear()
+    living.clear()

@@ -27,8 +27,9 @@ from shrinkage import (
     SelectionError,
     Toward,
     regularize,
+    report,
 )
-from shrinkage.declarations import _registry
+from shrinkage.declaration import living
 
 STRENGTH = 0.05
 
@@ -298,7 +299,7 @@ def test_bad_declarations_are_refused_at_once():
         regularize(nn.Linear(3, 2), 0.1)
     with pytest.raises(ValueError, match="how must be one of"):
         regularize(nn.Linear(3, 2), L1(0.1), how="prox")
-    assert not _registry.declarations
+    assert not living.numbered
 
 
 def test_a_block_around_a_layer_that_declares_is_refused_at_once():
@@ -351,7 +352,7 @@ def test_declared_layers_are_not_kept_alive():
     held = weakref.ref(layer)
     del layer
     assert held() is None
-    assert not _registry.declarations
+    assert not living.numbered
     optimizer.step()
 
 
@@ -453,12 +454,12 @@ def test_parameters_that_outlive_their_layer_are_not_kept_alive():
         del layer
         optimizer.step()
         assert [each() is None for each in held] == [True, False, True]
-        assert list(_registry.inherited) == [model[0].weight]
+        assert list(living.left) == [model[0].weight]
         del model, optimizer
         assert held[1]() is None
     finally:
         gc.enable()
-    assert not _registry.inherited
+    assert not living.left
 
 
 def test_lazy_layers():
@@ -575,15 +576,26 @@ def test_a_broken_declaration_elsewhere_stops_nobody_else():
     assert equal(model, trained_explicitly())
 
 
-def test_a_shallow_copy_is_not_copied_silently_without_its_declaration():
-    shallow = copy.copy(regularize(nn.Linear(3, 2), L1(0.1)))
-    gc.collect()
-    with pytest.raises(SelectionError, match=r"copy\.copy\(\)"):
-        copy.deepcopy(shallow)
-    with pytest.raises(SelectionError, match=r"copy\.copy\(\)"):
-        pickle.dumps(shallow)
-    regularize(regularize(shallow, None), L1(0.1))
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("make", [copy.deepcopy, pickled])
+def test_a_copy_of_a_shallow_copy_keeps_its_declaration(make, gone):
+    original = regularize(nn.Linear(3, 2), L1(100.0))
+    shallow = copy.copy(original)
+    if gone:
+        del original
+        gc.collect()
+    copied = make(shallow)
+    assert (stepped_once(copied) == 0).all()
+    assert not (shallow.weight == 0).any()
+    regularize(shallow, None)
     pickle.dumps(copy.deepcopy(shallow))
+
+
+def stepped_once(layer):
+    """The weight after a step without a loss."""
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    SGD(layer.parameters(), lr=0.1).step()
+    return layer.weight
 
 
 def test_a_sparse_gradient_elsewhere_is_refused_before_a_declaration_acts():
@@ -603,3 +615,175 @@ def test_what_is_no_module_is_refused(thing):
         regularize(thing, L1(0.1))
     with pytest.raises(TypeError, match="expected a module"):
         Regularizer(thing, L1(0.1))
+
+
+def calls_of(function):
+    """How many functions of Python run during a call."""
+    count = 0
+
+    def note(frame, event, argument):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def block():
+    return nn.Sequential(*[regularize(nn.Linear(4, 4), L1(0.1)) for _ in range(3)])
+
+
+def with_gradients(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return SGD(model.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_step_costs_the_same_however_many_layers_declare_elsewhere(copied):
+    """With `copied` there is one copy more before each step, and one less, as of a target network."""
+    model = block()
+    optimizer = with_gradients(model)
+    costs = []
+    target, others = None, []
+    for kept in (0, 40):
+        others = [copy.deepcopy(model) for _ in range(kept)]
+        for _ in range(3):
+            optimizer.step()
+        for _ in range(2):
+            target = copy.deepcopy(model) if copied else None
+            cost = calls_of(optimizer.step)
+        costs.append(cost)
+    assert target is None or copied
+    assert len(others) == 40
+    assert costs[0] == costs[1]
+
+
+def test_a_copy_that_comes_and_goes_costs_the_same_however_many_layers_declare_elsewhere():
+    model, other, costs = block(), block(), []
+    for kept in (0, 40):
+        others = [copy.deepcopy(other) for _ in range(kept)]
+        costs.append(calls_of(lambda: copy.deepcopy(model)))
+        del others
+    plain = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    assert costs[0] == costs[1]
+    assert costs[0] < 1.6 * calls_of(lambda: copy.deepcopy(plain))
+
+
+def test_copies_and_steps_leave_nothing_behind():
+    model = block()
+    optimizer = with_gradients(model)
+    for _ in range(5):
+        target = copy.deepcopy(model)
+        optimizer.step()
+    gc.collect()
+    assert len(living.numbered) == 6
+    del target, model, optimizer
+    gc.collect()
+    assert not living.numbered
+    assert not living.left
+
+
+def test_a_layer_that_is_declared_between_two_steps_is_penalized():
+    model = nn.Sequential(regularize(nn.Linear(3, 3), L1(0.1)), nn.Linear(3, 3))
+    optimizer = with_gradients(model)
+    optimizer.step()
+    regularize(model[1], L1(100.0))
+    optimizer.step()
+    assert (model[1].weight == 0).all()
+
+
+def test_a_layer_that_declares_and_goes_between_two_steps_is_penalized():
+    model = nn.Sequential(nn.Linear(3, 3))
+    optimizer = with_gradients(nn.Sequential(model, regularize(nn.Linear(2, 2), L1(0.1))))
+    optimizer.step()
+    other = nn.Linear(3, 3)
+    other.weight = model[0].weight
+    regularize(other, L1(100.0))
+    del other
+    optimizer.step()
+    assert (model[0].weight == 0).all()
+
+
+def test_a_declared_layer_that_takes_in_a_parameter_of_this_optimizer_is_penalized():
+    for put in (
+        lambda layer, parameter: setattr(layer, "weight", parameter),
+        lambda layer, parameter: layer.register_parameter("weight", parameter),
+        lambda layer, parameter: layer.load_state_dict({"weight": parameter}, assign=True, strict=False),
+    ):
+        model, far = nn.Linear(3, 3, bias=False), regularize(nn.Linear(3, 3, bias=False), L1(100.0))
+        optimizer = with_gradients(model)
+        optimizer.step()
+        put(far, model.weight)
+        optimizer.step()
+        assert (model.weight == 0).all()
+
+
+UNREACHED = "declared, but no optimizer step has reached it: "
+
+
+def elsewhere(steps):
+    """Steps of an optimizer of other parameters."""
+    optimizer = with_gradients(nn.Linear(2, 2))
+    for _ in range(steps):
+        optimizer.step()
+
+
+def test_a_report_names_declared_layers_that_no_step_reaches():
+    model = declared()
+    elsewhere(9)
+    assert UNREACHED not in str(report(model))
+    elsewhere(1)
+    assert report(model).unreached == ("0.weight", "2.bias")
+    assert UNREACHED + "0.weight, 2.bias; " in str(report(model))
+    assert report(model).to_dict()["unreached"] == ["0.weight", "2.bias"]
+    assert not report(model.state_dict()).unreached
+    train(model, SGD(model[0].parameters(), lr=0.1), 1)
+    assert report(model).unreached == ("2.bias",)
+    model[2].bias.requires_grad_(False)
+    assert report(model).unreached == ("2.bias (frozen)",)
+    regularize(model[0], L1(0.1), parameter="bias")  # the count starts anew
+    elsewhere(10)
+    assert report(model).unreached == ("0.bias", "2.bias (frozen)")
+
+
+def test_a_report_of_stacked_parameters_and_the_way_that_its_docstring_shows():
+    models = [nn.Sequential(regularize(nn.Linear(6, 8), L1(10.0)), nn.Tanh(), nn.Linear(8, 3)) for _ in range(3)]
+    params, _ = torch.func.stack_module_state(models)
+    for _ in range(10):
+        optimizer = Adam(params.values())
+        torch.func.vmap(lambda p, x: torch.func.functional_call(models[0], p, (x,)).sum(), (0, None))(
+            params, torch.ones(6)
+        ).sum().backward()
+        optimizer.step()
+    assert not (params["0.weight"] == 0).any()
+    assert all(report(model).unreached == ("0.weight",) for model in models)
+    stacked = nn.ParameterDict({name.replace(".", "_"): nn.Parameter(v.detach()) for name, v in params.items()})
+    regularize(stacked, L1(100.0), parameter="0_weight")
+    with_gradients(stacked).step()
+    elsewhere(10)
+    assert (stacked["0_weight"] == 0).all()
+    assert not report(stacked).unreached
+
+
+def test_a_report_is_silent_where_a_regularizer_or_a_copy_is_trained():
+    model = declared()
+    average, snapshot = torch.optim.swa_utils.AveragedModel(model), pickled(model)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    Regularizer(model).attach(optimizer)
+    train(model, optimizer, 12)
+    assert not report(model).unreached
+    assert not report(average).unreached  # deep copies are averages, targets and snapshots of what is trained
+    assert report(snapshot).unreached == ("0.weight", "2.bias")
+
+
+def test_a_report_of_a_layer_whose_declaration_no_longer_fits():
+    layer = regularize(nn.Linear(3, 3), L1(0.1))
+    nn.utils.parametrizations.weight_norm(layer)
+    elsewhere(0)
+    living.steps += 10
+    assert not report(layer).unreached

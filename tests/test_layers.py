@@ -29,9 +29,10 @@ FLOORS = [
         "proximal_gradient",
         "sums",
         "rounding",
+        "saved",
     },
     {"penalties"},
-    {"parametrized", "flattened", "select", "families", "sharding", "plan"},
+    {"parametrized", "flattened", "select", "families", "sharding", "plan", "declaration"},
     {
         "metric",
         "metrics",

@@ -56,6 +56,7 @@ from shrinkage.regularizer import Regularizer as Regularizer
 from shrinkage.report import Report as Report
 from shrinkage.report import report as report
 from shrinkage.residuals import Residuals as Residuals
+from shrinkage.saved import restored as _restored  # noqa: F401  # files name it
 from shrinkage.shrink.coupled import CoupledChannels as CoupledChannels
 from shrinkage.shrink.layers import register_layer as register_layer
 from shrinkage.shrink.optimizer import shrink_optimizer_ as shrink_optimizer_

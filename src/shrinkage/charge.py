@@ -100,8 +100,13 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
 
     A distributed one may come and go: during an evaluation, and after it, FSDP's modules hold gathered ones.
     """
-    sharded = type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
+    sharded = is_sharded_parameter(parameter)
     return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
+
+
+def is_sharded_parameter(parameter: Tensor) -> bool:
+    """Return whether a machine holds a piece of `parameter`, in whose place a module may hold something else."""
+    return type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
 
 
 def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> Found:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 from shrinkage.errors import GroupError
 from shrinkage.groups import Groups, Layout, require_dimensions
+from shrinkage.saved import Saved
 
 NONE = -1  # the group of an index that belongs to none
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class Member(Saved):
     """Which slices of one parameter belong to which group.
 
     Args:

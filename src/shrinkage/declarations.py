@@ -1,35 +1,39 @@
-"""What layers declare, and who looks for it: a hook before the steps of every optimizer.
+"""Who looks for what layers declare: a hook before the steps of every optimizer.
 
-All declarations that are alive are in a weak set. Before an optimizer steps, the hook looks there for the parameters
-that it holds. A layer that goes leaves its declarations to its parameters, which live on where another module holds
-them: a stage of a pipeline, a traced copy, a new container.
+An optimizer asks all layers that declare something when it steps first, and again when its own parameters, its charges
+or its regularizers have changed. In between it asks those that were declared or copied since, and whether one of its
+parameters was put into some module or left behind by a layer; so a step costs what its own layers cost.
+
+A layer that goes leaves its declarations to its parameters, which live on where another module holds them: a stage of a
+pipeline, a traced copy, a new container.
 """
 
-import copy
 import weakref
-from collections.abc import Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Mapping, Set
 from contextlib import suppress
-from dataclasses import replace
-from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
-from shrinkage.charge import Charge, Found, Place, check_gradients, places_of
+from shrinkage.charge import Charge, Found, Place, check_gradients, is_sharded_parameter, places_of
+from shrinkage.declaration import Declaration, living
 from shrinkage.errors import SelectionError, ShrinkageError
-from shrinkage.flattened import check_stepped, is_flat
+from shrinkage.flattened import is_flat
 from shrinkage.hooks import hook_around
 from shrinkage.optimizers import Beside, group_indices, parameters_of, uncompiled
 from shrinkage.penalties import Penalty
-from shrinkage.plan import How, Plan, Rule, resolve
-from shrinkage.select import named_parameters
+from shrinkage.plan import How, Plan, Rule, check_shape, resolve
+from shrinkage.select import check_parameter, named_parameters
 
-ATTRIBUTE = "_shrinkage_declarations"
+RECENT = 1000  # so many registrations are told apart; after more of them between two steps, all layers are asked
 
 
 class Declared(NamedTuple):
@@ -41,161 +45,89 @@ class Declared(NamedTuple):
     places: tuple[Place, ...] = ()
 
 
-class Declarations:
-    """The rules that one layer declares. Knows its layer by weak reference, so that it does not keep it alive."""
+@dataclass(slots=True)
+class Known:
+    """What is known of one optimizer since the last look: its attachment, and how far other things had come then."""
 
-    rules: tuple[Rule, ...] = ()
-
-    def __init__(self, layer: nn.Module, rules: tuple[Rule, ...], shell: nn.Module | None = None) -> None:
-        self._bind(layer, rules, shell_of(layer) if shell is None else shell)
-
-    def _bind(self, layer: nn.Module, rules: tuple[Rule, ...], shell: nn.Module) -> None:
-        self._layer = weakref.ref(layer)
-        self._kind = type(layer).__name__
-        self._shell = shell  # it stands for the layer when that is gone
-        self.rules = rules
-        _registry.add(self)
-
-    def concern(self, held: Set[int]) -> bool:
-        """Return whether the layer has one of the parameters whose ids are `held`."""
-        return not held.isdisjoint(id(parameter) for parameter in self._module().parameters())
-
-    def check_stepped(self, flat: Tensor | None) -> None:
-        """Raise `ParameterError` if no optimizer steps a charged parameter, as it went into a `flat` one."""
-        names = []
-        for name, parameter in self._module().named_parameters():
-            check_stepped(f"{name} of {self._kind}", parameter)
-            names.append(name)
-        for rule in self.rules:
-            if not any(fnmatchcase(name, str(rule.parameters)) for name in names):
-                check_stepped(f"{rule.parameters} of {self._kind}", flat)
-
-    def charges(self) -> list[Declared]:
-        """Return what is charged, as it is now."""
-        return [declared for rule in self.rules for declared in self._charges_of(rule)] if self._in_force() else []
-
-    def _charges_of(self, rule: Rule) -> list[Declared]:
-        """Return what one of the rules charges."""
-        module = self._module()
-        held = {candidate.name: candidate for candidate in named_parameters(module)}
-        found = []
-        for entry in resolve(module, rule):
-            parameter = held[entry.name].parameter
-            if parameter is not None:
-                bound = replace(rule, penalty=entry.penalty)
-                places = places_of([held[name] for name in (entry.name, *entry.aliases)], parameter)
-                found.append(Declared(parameter, bound, f"{entry.name} of {self._kind}", places))
-        return found
-
-    def places(self) -> list[Place]:
-        """Return where the layer holds parameters."""
-        modules = self._module().modules()
-        return [Place(weakref.ref(module), attribute) for module in modules for attribute in module._parameters]
-
-    def taken_back(self, layer: nn.Module) -> None:
-        """Forget the rules, which `layer` declares anew, unless a layer that it is a shallow copy of declares them."""
-        if self._layer() in (None, layer):
-            self.rules = ()
-
-    def _module(self) -> nn.Module:
-        layer = self._layer()
-        return self._shell if layer is None else layer
-
-    def _in_force(self) -> bool:
-        layer = self._layer()
-        return layer is None or vars(layer).get(ATTRIBUTE) is self
-
-    def __del__(self) -> None:
-        """Leave the rules to the parameters of a layer that goes: other modules may hold them, and train on."""
-        for rule in self.rules if self.rules and self._in_force() else ():
-            with suppress(ShrinkageError):  # it could not be applied while the layer was there, either
-                _registry.inherit(self._charges_of(rule))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Declarations":
-        """Return the declarations of the layer's copy, which is in `memo` before its attributes are copied."""
-        layer = present(memo.get(id(self._layer())))
-        return Declarations(layer, self.rules, copy.deepcopy(self._shell, memo))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the layer beside its rules: it is being pickled already, so only a reference is written."""
-        return Declarations.__new__, (Declarations,), (present(self._layer()), self.rules, self._shell)
-
-    def __setstate__(self, state: tuple[nn.Module, tuple[Rule, ...], nn.Module]) -> None:
-        self._bind(*state)
-
-
-def shell_of(layer: nn.Module) -> nn.Module:
-    """Return a bare module that holds what `layer` holds, now and later: they have their dicts in common."""
-    shell = nn.Module()
-    vars(shell).update({name: vars(layer)[name] for name in ("_parameters", "_modules") if name in vars(layer)})
-    return shell
-
-
-def present(layer: nn.Module | None) -> nn.Module:
-    """Return `layer`; raise if a declaration is copied without the layer that it is about."""
-    if layer is None:
-        raise SelectionError(
-            "this layer shares the declaration of another one that is gone, as copy.copy() makes it, and can not be "
-            "copied; declare it anew: regularize(layer, None), then regularize(layer, penalty)"
-        )
-    return layer
+    attachment: Attachment
+    attached: bool = False
+    held: Set[int] = frozenset()
+    added: int = 0
+    gone: int = 0
+    registered: int = 0
+    explicit: list[tuple[Attachment, int]] = field(default_factory=list)
 
 
 class Registry:
-    """All declarations that are alive, and the attachments that apply them."""
+    """The attachments that apply what layers declare."""
 
     def __init__(self) -> None:
-        self.declarations: weakref.WeakSet[Declarations] = weakref.WeakSet()
-        self.inherited = WeakTensorKeyDictionary()  # rules and names by parameter, of layers that are gone
-        self.attachments: Beside[tuple[Attachment | None, object, bool]] = Beside("declared")
-        self.additions = 0
+        self.known: Beside[Known | None] = Beside("declared")
+        self.registered = 0
+        self.recent: deque[int] = deque(maxlen=RECENT)  # ids: what is referred to weakly can not be swapped
 
-    def add(self, declarations: Declarations) -> None:
-        """Take in `declarations`; the first one installs the hook."""
-        if not self.additions:
-            register_optimizer_step_pre_hook(uncompiled(self.before_step))
-        self.additions += 1
-        self.declarations.add(declarations)
+    def install(self) -> None:
+        """Hook in before the steps of all optimizers, and where modules take in parameters."""
+        register_optimizer_step_pre_hook(uncompiled(self.before_step))
+        register_module_parameter_registration_hook(self.note)
 
-    def inherit(self, declared: Sequence[Declared]) -> None:
-        """Go on charging parameters whose layer is gone, as long as they are there."""
-        self.additions += 1
-        for parameter, rule, name, _ in declared:
-            self.inherited[parameter] = (rule, name)
+    def note(self, module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        """Note that a module takes in `parameter`, which another layer may hold too, and an optimizer may step."""
+        if parameter is not None:
+            self.registered += 1
+            self.recent.append(id(parameter))
 
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
         """Run before every step of every optimizer: attach to those that hold a declared parameter."""
-        attachment, seen, attached = self.attachments.get(optimizer, (None, None, False))
-        if not (self.declarations or self.inherited or attached):
-            return
+        living.steps += 1
+        known = self.known.get(optimizer, None)
+        if known is None:
+            if not (living.numbered or living.left):
+                return
+            known = self.known[optimizer] = Known(Attachment(self.resolve))
         explicit = explicit_attachments.get(optimizer, [])
         taken = [each.charges(optimizer) for each in explicit]
-        state = (self.additions, [(each, each.lookups) for each in explicit])
-        if attachment is None:
-            attachment = Attachment(self.resolve)
-        elif seen != state:
-            attachment.forget()
-        if attachment.charges(optimizer):
-            for charges in (attachment.charges(optimizer), *taken):  # nothing is changed if one refuses this step
-                check_gradients(charges)
-            if not attached:
-                hook_around(optimizer, attachment.before_step, attachment.after_step)
-                attached = True
-        self.attachments[optimizer] = (attachment, state, attached)
+        lookups = [(each, each.lookups) for each in explicit]
+        if known.explicit != lookups or self.changed(known, optimizer):
+            known.attachment.forget()
+        charges = known.attachment.charges(optimizer)
+        if charges:
+            for each in (charges, *taken):  # nothing is changed if one refuses this step
+                check_gradients(each)
+            if not known.attached:
+                hook_around(optimizer, known.attachment.before_step, known.attachment.after_step)
+                known.attached = True
+        known.explicit = lookups
+        known.added, known.gone, known.registered = living.added, living.gone, self.registered
+
+    def changed(self, known: Known, optimizer: Optimizer) -> bool:
+        """Return whether something happened since the last look that may concern `optimizer`."""
+        if living.added != known.added and any(each.concerns(known.held) for each in living.after(known.added)):
+            return True
+        if living.gone != known.gone and living.left:
+            left = (living.left.get(parameter) for parameter in parameters_of(optimizer))
+            if any(each is not None and each.number > known.gone for each in left):
+                return True
+        count = self.registered - known.registered
+        return count > RECENT or not known.held.isdisjoint(islice(reversed(self.recent), count))
 
     def resolve(self, optimizer: Optimizer) -> Found:
         """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
         groups = group_indices(optimizer)
+        known = self.known[optimizer]
+        if known is not None:
+            known.held = groups.keys()
         flat = next(filter(is_flat, parameters_of(optimizer)), None)
-        for declarations in list(self.declarations):
-            declarations.check_stepped(flat)
+        declarations = living.all()
+        for declaration in declarations:
+            declaration.check_stepped(flat)
+        concerned = [each for each in declarations if each.concerns(groups.keys())]
         declared: dict[int, Declared] = {}
-        for declarations in [each for each in list(self.declarations) if each.concern(groups.keys())]:
-            for each in declarations.charges():
-                other = declared.get(id(each.parameter), each._replace(places=()))
-                check_same_charge(each.name, other.rule, each.rule.penalty, each.rule.how)
-                declared[id(each.parameter)] = each._replace(places=(*other.places, *each.places))
-        inherited = self.inheritance(optimizer)
+        for each in (each for declaration in concerned for each in charges_of(declaration, groups)):
+            other = declared.get(id(each.parameter), each._replace(places=()))
+            check_same_charge(each.name, other.rule, each.rule.penalty, each.rule.how)
+            declared[id(each.parameter)] = each._replace(places=(*other.places, *each.places))
+        inherited = inheritance(optimizer)
         for attachment in explicit_attachments.get(optimizer, []):
             for charge in attachment.charges(optimizer):
                 inherited.pop(id(charge.parameter), None)
@@ -210,18 +142,51 @@ class Registry:
             for parameter, rule, name, places in charged
             if rule.penalty is not None and id(parameter) in groups
         ]
-        everywhere = [place for declarations in list(self.declarations) for place in declarations.places()]
-        return Found(charges, [place for place in everywhere if not place.holds_any(groups)])
+        # What is spread over machines comes and goes without a word: there, all layers are asked before each step.
+        spread = any(map(is_sharded_parameter, parameters_of(optimizer)))
+        near = [place for declaration in (declarations if spread else concerned) for place in places_in(declaration)]
+        return Found(charges, [place for place in near if not place.holds_any(groups)])
 
-    def inheritance(self, optimizer: Optimizer) -> dict[int, Declared]:
-        """Return what layers that are gone declared, of the parameters of `optimizer`."""
-        found = {}
-        for parameter in parameters_of(optimizer) if self.inherited else ():
-            if parameter in self.inherited and isinstance(parameter, nn.Parameter):
-                rule, name = self.inherited[parameter]
-                bound = replace(rule, penalty=rule.penalty.bound(name, parameter))  # it may have moved since
-                found[id(parameter)] = Declared(parameter, bound, name)
-        return found
+
+def charges_of(declaration: Declaration, groups: Mapping[int, int]) -> list[Declared]:
+    """Return what `declaration` charges, as it is now, and note what an optimizer with these `groups` reaches of it."""
+    found = []
+    module = declaration.module()
+    held = {candidate.name: candidate for candidate in named_parameters(module)}
+    for rule in declaration.rules if declaration.in_force() else ():
+        for entry in resolve(module, rule):
+            parameter = held[entry.name].parameter
+            if parameter is None:
+                continue
+            if id(parameter) in groups:
+                declaration.reached.update((entry.name, *entry.aliases))
+            bound = replace(rule, penalty=entry.penalty)
+            places = places_of([held[name] for name in (entry.name, *entry.aliases)], parameter)
+            found.append(Declared(parameter, bound, f"{entry.name} of {declaration.kind}", places))
+    return found
+
+
+def places_in(declaration: Declaration) -> list[Place]:
+    """Return where the layer holds parameters."""
+    modules = declaration.module().modules()
+    return [Place(weakref.ref(module), attribute) for module in modules for attribute in module._parameters]
+
+
+def inheritance(optimizer: Optimizer) -> dict[int, Declared]:
+    """Return what layers that are gone declared, of the parameters of `optimizer`."""
+    found = {}
+    for parameter in parameters_of(optimizer) if living.left else ():
+        left = living.left.get(parameter)
+        if left is None or left.rule.penalty is None or not isinstance(parameter, nn.Parameter):
+            continue
+        with suppress(ShrinkageError):  # it could not be applied while the layer was there, either
+            check_parameter(left.name, parameter)
+            penalty = left.rule.penalty.bound(left.name, parameter)
+            if not is_lazy(parameter):
+                check_shape(left.name, parameter.shape, penalty)
+            bound = replace(left.rule, penalty=penalty)
+            found[id(parameter)] = Declared(parameter, bound, f"{left.name} of {left.kind}")
+    return found
 
 
 def check_declared(declared: Mapping[str, Rule], plan: Plan) -> None:
@@ -240,4 +205,16 @@ def check_same_charge(name: str, declared: Rule, penalty: Penalty | None, how: H
         )
 
 
+class Declarations(Declaration):
+    """A declaration in a file of version 0.1.0, which named this class: layer, rules, and a module with its dicts."""
+
+    def __setstate__(self, state: tuple[nn.Module, tuple[Rule, ...], nn.Module]) -> None:
+        layer, rules, shell = state
+        self._begin()  # it was made without __new__
+        self.dicts = {name: vars(shell)[name] for name in ("_parameters", "_modules") if name in vars(shell)}
+        self.kind, self.rules = type(layer).__name__, rules
+        self.__class__ = Declaration
+
+
 _registry = Registry()
+living.at_first = _registry.install

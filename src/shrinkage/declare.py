@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from shrinkage.declarations import ATTRIBUTE, Declarations, check_same_charge
+from shrinkage.declaration import ATTRIBUTE, Declaration
+from shrinkage.declarations import charges_of, check_same_charge
 from shrinkage.errors import GroupError, SelectionError
 from shrinkage.penalties import Penalty, Toward
 from shrinkage.plan import How, Rule, resolve
@@ -28,6 +29,12 @@ def regularize(
 
     minimizes loss + penalty(layer.weight), with nothing to add to the training loop. The layer stays what it was: its
     type, its `state_dict` keys, and its behaviour under `deepcopy`, `pickle`, `to` and `torch.compile`.
+
+    What penalizes is a step of a `torch.optim` optimizer that holds the layer's own parameter. Tensors that are stacked
+    from several layers (`torch.func.stack_module_state`), given to `functional_call`, or updated by hand are not
+    penalized; `report(model)` names such layers once optimizers made ten steps. Stacked tensors become parameters of a
+    module, which declares, and of which the optimizer is made:
+    `nn.ParameterDict({name.replace(".", "_"): nn.Parameter(v.detach()) for name, v in params.items()})`.
 
     Args:
         layer: any module.
@@ -76,9 +83,11 @@ def regularize(
         check_matches(owner, rule)
         check_declarations(owner, rule)
         rules = (*rules, rule)
+    declaration = Declaration(owner, rules)
     if known is not None:
+        declaration.reached |= known.reached
         known.taken_back(owner)
-    vars(owner)[ATTRIBUTE] = Declarations(owner, rules)
+    vars(owner)[ATTRIBUTE] = declaration
     return layer
 
 
@@ -130,8 +139,8 @@ def declared_rules(model: nn.Module) -> dict[str, Rule]:
     names = {id(c.parameter): c.name for c in reversed(list(named_parameters(model))) if c.parameter is not None}
     found: dict[str, Rule] = {}
     for module in model.modules():
-        declarations = vars(module).get(ATTRIBUTE)
-        for parameter, rule, _, _ in () if declarations is None else declarations.charges():
+        declaration = vars(module).get(ATTRIBUTE)
+        for parameter, rule, _, _ in () if declaration is None else charges_of(declaration, {}):
             name = names[id(parameter)]
             check_same_charge(name, found.setdefault(name, rule), rule.penalty, rule.how)
     return found

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.errors import GroupError
+from shrinkage.saved import Saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Layout:
         return math.prod(self.shape[dim] for dim in self.within)
 
 
-class Groups(ABC):
+class Groups(Saved, ABC):
     """A way to divide tensors into groups of equal size; see `Rows` for the commonest."""
 
     __slots__ = ()

@@ -14,6 +14,7 @@ from shrinkage.families import check_won, family_cells, sized
 from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.coupled import coupled_of
+from shrinkage.saved import Saved
 from shrinkage.select import (
     AnySelector,
     Named,
@@ -34,7 +35,7 @@ How = Literal["proximal", "gradient", "decoupled"]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Saved):
     """One penalty, the parameters it charges, and how it enters the optimizer's step.
 
     Args:

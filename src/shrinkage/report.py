@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.checkpoints import described, entries_instead, tensors_of
+from shrinkage.declaration import unreached
 from shrinkage.errors import ParameterError, listed
 from shrinkage.groups import Columns, Groups, Rows, at_least_float32
 from shrinkage.select import named_parameters, nearest
@@ -41,10 +42,14 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The zeros of a model, tensor by tensor and in all. Prints as a table."""
+    """The zeros of a model, tensor by tensor and in all. Prints as a table.
+
+    `unreached` names parameters that their layers declare with `regularize`, and that no step has reached.
+    """
 
     below: float
     tensors: tuple[TensorReport, ...]
+    unreached: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -80,7 +85,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as numbers, lists and dictionaries, ready for JSON."""
         totals = {"size": self.size, "zeros": self.zeros, "small": self.small, "sparsity": self.sparsity}
-        return {"below": self.below, **totals, "tensors": [asdict(tensor) for tensor in self.tensors]}
+        tensors = [asdict(tensor) for tensor in self.tensors]
+        return {"below": self.below, **totals, "tensors": tensors, "unreached": list(self.unreached)}
 
     def __str__(self) -> str:
         header = [
@@ -97,7 +103,16 @@ class Report:
         rows = [tensor_cells(tensor) for tensor in self.tensors]
         total = ["all", str(self.size), str(self.zeros), share(self.zeros, self.size)]
         rows.append([*total, str(self.small), share(self.small, self.size), "", "", ""])
-        return table(header, rows, right=range(2, 9))
+        return table(header, rows, right=range(2, 9)) + self._note()
+
+    def _note(self) -> str:
+        """Return the line on declared parameters that are not penalized, if there are any."""
+        if not self.unreached:
+            return ""
+        return (
+            f"\ndeclared, but no optimizer step has reached it: {', '.join(self.unreached)}; what penalizes is a step "
+            "of a torch.optim optimizer that holds this very parameter, see regularize()"
+        )
 
 
 def report(model: Model, *, below: float = 1e-3) -> Report:
@@ -113,6 +128,9 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
 
     Of a model that is spread over machines, all of them have to ask.
 
+    Once optimizers made ten steps since a layer of the model declared a penalty, was copied or loaded, the report names
+    what no step reached. Before that, and where no optimizer makes a step, it can not tell.
+
     >>> layer = torch.nn.Linear(3, 2, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 1e-4]]))
     >>> print(report(layer))
@@ -122,7 +140,8 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
     all        6          4  66.7%            5  83.3%
     """
     tensors = distinct(named_tensors(model))
-    return Report(below, tuple(tensor_report(name, readable(name, whole(tensor)), below) for name, tensor in tensors))
+    counted = tuple(tensor_report(name, readable(name, whole(tensor)), below) for name, tensor in tensors)
+    return Report(below, counted, tuple(unreached(model)) if isinstance(model, nn.Module) else ())
 
 
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:

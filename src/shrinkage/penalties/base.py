@@ -25,6 +25,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from shrinkage.saved import Saved
 from shrinkage.sums import Sums
 
 
@@ -36,7 +37,7 @@ class Description(NamedTuple):
     groups: str
 
 
-class Penalty(ABC):
+class Penalty(Saved, ABC):
     """A function of a tensor that is added to the loss. Concrete penalties are frozen dataclasses."""
 
     __slots__ = ()
