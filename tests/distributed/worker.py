@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from distributed import registry
-from shrinkage.declarations import _registry
+from shrinkage.declaration import living
 
 COLLECTIVE = datetime.timedelta(seconds=float(os.environ.get("COLLECTIVE_SECONDS", "40")))
 MEETING = datetime.timedelta(seconds=float(os.environ.get("MEETING_SECONDS", "150")))
@@ -29,7 +29,7 @@ MEETING = datetime.timedelta(seconds=float(os.environ.get("MEETING_SECONDS", "15
 
 def outcome(name: str, rank: int, world: int) -> dict[str, Any]:
     """Run one check from a fresh start and return what came of it."""
-    _registry.declarations.clear()
+    living.clear()
     torch.manual_seed(0)
     start = time.monotonic()
     try:
