@@ -432,7 +432,13 @@ MUTANTS = [
     Mutant("declarations.py", "inherited.pop(id(charge.parameter), None)\n", "pass\n", "declare", "ruled_otherwise"),
     Mutant("declarations.py", "if not place.holds_any(groups)]", "if False]", "parameters", "once_it_is_tied"),
     Mutant("declarations.py", "places, is_lazy(parameter))", "places)", "parameters", "lazy"),
-    Mutant("declarations.py", "        self.__class__ = Declaration\n", "", "saved", "declared_model_of_version"),
+    Mutant(
+        "declarations.py",
+        '        object.__setattr__(self, "__class__", Declaration)\n',
+        "",
+        "saved",
+        "declared_model_of_version",
+    ),
     Mutant("declare.py", 'getattr(layer, "_orig_mod", layer)', "layer", "declare"),
     Mutant("duality.py", "(strength / dual_norms.max()).clamp(max=1)", "strength / dual_norms.max()", "duality"),
     Mutant(
@@ -1147,7 +1153,7 @@ MUTANTS = [
     Mutant("saved.py", 'restored.__module__, restored.__qualname__ = "shrinkage", "_restored"', "", "saved", "L2"),
     Mutant("saved.py", "if _by_name.get(cls.__name__) is not cls:", "if False:", "saved", "somebody_else"),
     Mutant("saved.py", "(defaults_of(cls) | dict(data))", "dict(data)", "saved", "do_not_have_yet"),
-    Mutant("saved.py", "type(value) not in (bool, int, float)", "False", "saved", "numpy"),
+    Mutant("saved.py", "type(value) in (bool, int, float) or not isinstance(value, Real)", "True", "saved", "numpy"),
     Mutant("shrink/labels.py", "self.find(labels) >= self.of_parameters", "self.find(labels) >= 0", "shrink", "expand"),
     Mutant(
         "shrink/channels.py", "if any(other.shape[axis] > 1 and", "if any(False and", "shrink_graph", "meets_an_input"

@@ -6,7 +6,7 @@ that was loaded, without any code that would have to run then. All declarations 
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, MutableMapping, Set
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -133,7 +133,7 @@ class Living:
 
     def __init__(self) -> None:
         self.numbered: dict[int, weakref.ref[Declaration]] = {}
-        self.left = WeakTensorKeyDictionary()  # by parameter
+        self.left: MutableMapping[Tensor, Left] = WeakTensorKeyDictionary()
         self.added = self.gone = 0  # numbers of the last one that came, and that went
         self.steps = 0  # of any optimizer, since there are declarations
         self.at_first: Callable[[], None] = nowhere

@@ -55,9 +55,9 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Return `value`, or the number of Python that it equals: numpy's pickle by functions of numpy."""
-    if isinstance(value, Real) and type(value) not in (bool, int, float):
-        return int(value) if isinstance(value, Integral) else float(value)
-    return value
+    if type(value) in (bool, int, float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def is_own(cls: type) -> bool:
