@@ -439,7 +439,7 @@ MUTANTS = [
         "saved",
         "declared_model_of_version",
     ),
-    Mutant("declare.py", 'getattr(layer, "_orig_mod", layer)', "layer", "declare"),
+    Mutant("declare.py", "layer if inside is None else inside", "layer", "declare"),
     Mutant("duality.py", "(strength / dual_norms.max()).clamp(max=1)", "strength / dual_norms.max()", "duality"),
     Mutant(
         "duality.py",
@@ -586,14 +586,14 @@ MUTANTS = [
     Mutant("optimizers.py", "return len(list(islice(own, 2))) == 2", "return False", "attachment"),
     Mutant(
         "optimizers.py",
-        'return any(calls_under_way("_init_optim_state", module.__file__))',
+        "return any(calls_under_way(code))",
         "return False",
         "resume",
         "checkpoint_makes",
     ),
     Mutant(
         "optimizers.py",
-        'return any(calls_under_way("_init_optim_state", module.__file__))',
+        "return any(calls_under_way(code))",
         "return True",
         "resume",
         "warms_up",
@@ -859,6 +859,21 @@ MUTANTS = [
     Mutant("progress.py", "        regularizer.plan = replaced(regularizer.plan, part)\n", "", "resume", "enough"),
     Mutant("progress.py", "    group.pop(KEY)\n", "", "resume", "enough"),
     Mutant("progress.py", "    if waiting is None:\n", "    if True:\n", "resume", "wins"),
+    Mutant(
+        "private.py",
+        '    if found is None:\n        raise missing(f"{getattr',
+        '    if False:\n        raise missing(f"{getattr',
+        "private",
+    ),
+    Mutant(
+        "private.py",
+        '    if found is None:\n        raise missing(f"{function',
+        '    if False:\n        raise missing(f"{function',
+        "private",
+    ),
+    Mutant("private.py", "use) != FLATTENED", "use) == None", "private", "marks"),
+    Mutant("compiled.py", "if name not in gone", "", "private", "options"),
+    Mutant("select.py", "check_marks(module)", "pass", "private", "wrapper", quick=True),
     Mutant("projections.py", "threshold * least)", "threshold)", "penalties", "grid and LInf", quick=True),
     Mutant(
         "projections.py",

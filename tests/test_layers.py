@@ -16,6 +16,7 @@ SOURCE = Path(shrinkage.__file__).parent
 FLOORS = [
     {
         "errors",
+        "private",
         "prox",
         "groups",
         "schedules",

@@ -196,8 +196,18 @@ def compiled(kernel: FunctionType, kind: str) -> Kernel:
     """Return `kernel`, compiled for one kind of rule: torch counts compilations by code, so each kind has its own."""
     name = "".join(letter if letter.isalnum() else "_" for letter in f"{kernel.__name__}{kind}")
     own = FunctionType(kernel.__code__.replace(co_name=name), kernel.__globals__, name, kernel.__defaults__)
-    found: Kernel = torch.compile(own, dynamic=True, fullgraph=True, options={**ONE_PASS, **width(kernel)})
+    found: Kernel = torch.compile(own, dynamic=True, fullgraph=True, options=known({**ONE_PASS, **width(kernel)}))
     return found
+
+
+def known(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the inductor's `options` that this version of torch has: they change how fast a kernel is."""
+    from torch._inductor import list_options  # not imported before it is needed: it takes long
+
+    gone = sorted(set(options) - set(list_options()))
+    if gone:
+        _log.warning("torch %s has no option %s: kernels may be slower", torch.__version__, ", ".join(gone))
+    return {name: value for name, value in options.items() if name not in gone}
 
 
 def width(kernel: FunctionType) -> dict[str, int]:

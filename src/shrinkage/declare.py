@@ -17,6 +17,7 @@ from shrinkage.declarations import charges_of, check_same_charge
 from shrinkage.errors import GroupError, SelectionError
 from shrinkage.penalties import Penalty, Toward
 from shrinkage.plan import How, Rule, resolve
+from shrinkage.private import compiled_from
 from shrinkage.select import named_parameters, nearest
 
 LayerType = TypeVar("LayerType", bound=nn.Module)
@@ -60,7 +61,8 @@ def regularize(
     """
     if not isinstance(layer, nn.Module):
         raise TypeError(f"expected a module such as nn.Linear(64, 10), got {type(layer).__name__}")
-    owner: nn.Module = getattr(layer, "_orig_mod", layer)  # what torch.compile wraps; its wrapper passes attributes on
+    inside = compiled_from(layer)
+    owner = layer if inside is None else inside
     known = vars(owner).get(ATTRIBUTE)
     rules: tuple[Rule, ...] = () if known is None else known.rules
     if penalty is None:

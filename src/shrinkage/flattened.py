@@ -12,16 +12,17 @@ from torch import Tensor
 
 from shrinkage.errors import GroupError, ParameterError
 from shrinkage.penalties import Penalty
+from shrinkage.private import FLAT, FLATTENED, is_a
 
 
 def is_flat(parameter: Tensor | None) -> bool:
     """Return whether FSDP1 put a flat parameter of its own in the place of the model's (`use_orig_params=False`)."""
-    return getattr(parameter, "_is_flat_param", False)
+    return is_a(parameter, *FLAT)
 
 
 def is_piece(parameter: Tensor | None) -> bool:
     """Return whether FSDP1 leaves a flat piece of this parameter to each machine (`use_orig_params=True`)."""
-    return getattr(parameter, "_fsdp_flattened", False) and not is_flat(parameter)
+    return getattr(parameter, FLATTENED, False) and not is_flat(parameter)
 
 
 def check_stepped(name: str, parameter: Tensor | None) -> None:

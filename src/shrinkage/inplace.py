@@ -15,6 +15,7 @@ from shrinkage.groups import at_least_float32, norms_within
 from shrinkage.metrics import AdaptiveStep, Step, number
 from shrinkage.penalties import L1, Grouped, Penalty, SparseGroupLasso
 from shrinkage.penalties.by_sums import scales
+from shrinkage.private import private
 from shrinkage.prox import wide
 from shrinkage.schedules import fixed
 
@@ -59,7 +60,8 @@ def shrink_elements_(penalty: L1, w: Tensor, step: Step) -> None:
         threshold = step * fixed(penalty.strength)
         w.sub_(w.clamp(-threshold, threshold))
     else:
-        torch._C._nn.softshrink(w, step * fixed(penalty.strength), out=w)  # type: ignore[call-arg]  # no `out` in the stub
+        softshrink = private(torch._C._nn, "softshrink", "shrink weights in place")  # torch.ops takes thrice as long
+        softshrink(w, step * fixed(penalty.strength), out=w)
 
 
 def shrink_groups_(penalty: Grouped, w: Tensor, step: Step) -> None:

@@ -3,15 +3,15 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 from shrinkage.errors import AttachmentError
+from shrinkage.private import code_inside, private
 
 HookType = TypeVar("HookType", bound=Callable[..., Any])
 Value = TypeVar("Value")
@@ -152,8 +152,9 @@ def runs_inside_own_step(optimizer: Optimizer) -> bool:
 
     Only the stack can tell that from a step that raised and so never reached its second hook.
     """
-    steps = calls_under_way("wrapper", torch_optimizer.__file__)
-    own = (step for step in steps if step.f_locals.get("self") is optimizer)
+    use = "tell a step inside of another from one that raised"
+    step = code_inside(private(Optimizer, "profile_hook_step", use), "wrapper", use)
+    own = (frame for frame in calls_under_way(step) if frame.f_locals.get("self") is optimizer)
     return len(list(islice(own, 2))) == 2
 
 
@@ -165,7 +166,9 @@ def steps_for_a_checkpoint(optimizer: Optimizer) -> bool:
     module = sys.modules.get("torch.distributed.checkpoint.state_dict")
     if module is None or not all(may_be_zero(group.get("lr", 0.0)) for group in optimizer.param_groups):
         return False
-    return any(calls_under_way("_init_optim_state", module.__file__))
+    use = "tell the step that a distributed checkpoint makes"
+    code: CodeType = private(module, "_init_optim_state", use).__code__
+    return any(calls_under_way(code))
 
 
 def may_be_zero(lr: float | Tensor) -> bool:
@@ -173,11 +176,11 @@ def may_be_zero(lr: float | Tensor) -> bool:
     return isinstance(lr, Tensor) or lr == 0
 
 
-def calls_under_way(function: str, file: str | None) -> Iterator[FrameType]:
-    """Yield the stack's frames of a function in a file, the innermost first."""
+def calls_under_way(code: CodeType) -> Iterator[FrameType]:
+    """Yield the stack's frames of a function, the innermost first."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == function and frame.f_code.co_filename == file:
+        if frame.f_code is code:
             yield frame
         frame = frame.f_back
 

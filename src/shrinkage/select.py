@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shrinkage.errors import ParameterError, SelectionError
 from shrinkage.flattened import is_piece
 from shrinkage.parametrized import Computed, computed_weights
+from shrinkage.private import check_marks
 
 Selector = str | type[nn.Module] | tuple[type[nn.Module], str] | Callable[[str, nn.Module, nn.Parameter], bool]
 
@@ -100,6 +101,7 @@ def named_parameters(model: nn.Module) -> Iterator[NamedParameter]:
     modules = dict(model.named_modules(remove_duplicate=False))
     seen: dict[str, Tensor | None] = {}
     for path, module in modules.items():
+        check_marks(module)
         prefix = bare_path(path, modules)
         own = module.named_parameters(recurse=False, remove_duplicate=False)
         found = [NamedParameter(prefix + attribute, module, attribute, parameter) for attribute, parameter in own]

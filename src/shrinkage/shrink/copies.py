@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.errors import ShrinkError
+from shrinkage.private import compiled_from
 from shrinkage.shrink.modes import has_own_modes
 from shrinkage.shrink.rebinding import Memo
 from shrinkage.shrink.tensors import joined
@@ -21,9 +22,9 @@ def plain(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-    compiled = dict(model.named_children()).get("_orig_mod")  # asking torch._dynamo for its class would import it
-    if compiled is not None:
-        return plain(compiled)
+    inside = compiled_from(model)
+    if inside is not None:
+        return plain(inside)
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel | AveragedModel):
         return plain(model.module)
     return model

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shrinkage.private import private
 from shrinkage.shrink.copies import with_own_state, without_gradients
 from shrinkage.shrink.inputs import Call, cloned
 from shrinkage.shrink.measure import idle, medians_in_turns
@@ -19,6 +20,7 @@ from shrinkage.shrink.tensors import tensors_of
 from shrinkage.shrink.verify import outputs
 
 SECONDS = 0.5  # after so long no model is called again to see how long it takes
+FUSED_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 ROUNDS = 5  # of calls in which layers are timed
 
 
@@ -67,9 +69,9 @@ def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
     """Return the multiply-adds of one call of `model`, under the empty name, and of its modules that have any."""
     from torch.utils.flop_counter import FlopCounterMode  # not imported before it is needed: it brings triton along
 
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations}  # torch counts 0
+    attention = private(torch.ops.aten, FUSED_ATTENTION, "count its multiply-adds")  # torch counts 0
     model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
-    counter = FlopCounterMode(display=False, custom_mapping=fused)
+    counter = FlopCounterMode(display=False, custom_mapping={attention: attention_operations})
     try:
         with counter:
             outputs(model, call)
