@@ -52,6 +52,36 @@ def test_l2_decoupled_is_adamw_bit_for_bit(options, dtype, closure):
     assert equal(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("make", "options", "how"),
+    [
+        (SGD, {"lr": 0.1, "momentum": 0.9}, "gradient"),
+        (SGD, {"lr": 0.1, "maximize": True}, "gradient"),
+        (SGD, {"lr": 0.1, "foreach": True}, "gradient"),
+        (Adam, {"lr": 0.01, "eps": 1e-4}, "gradient"),
+        (Adam, {"lr": 0.01, "eps": 1e-4, "foreach": True}, "gradient"),
+        (AdamW, {"lr": 0.1, "eps": 1e-4}, "decoupled"),  # with foreach=True, a CPU rounds 1 - lr * weight_decay as well
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* is too small to move")
+def test_l2_is_weight_decay_bit_for_bit_in_half_precision(make, options, how, dtype):
+    """Sum and product are rounded once, as optimizers round them that are not fused."""
+    ours, theirs = (nn.Linear(64, 64).to(dtype) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = make(ours.parameters(), weight_decay=0.0, **options)
+    other = make(theirs.parameters(), weight_decay=0.3, **options)
+    Regularizer(ours, {"*": L2(0.3)}, how=how).attach(optimizer)
+    for _ in range(5):
+        for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = torch.randn(one.shape).to(dtype)
+            two.grad = one.grad.clone()
+        optimizer.step()
+        other.step()
+    assert all(parameter.isfinite().all() for parameter in ours.parameters())
+    assert equal(ours, theirs)
+
+
 @pytest.mark.parametrize("case", PENALTIES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32_and_rounded_once(case, dtype):

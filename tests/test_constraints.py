@@ -9,7 +9,21 @@ import torch
 
 import shrinkage
 from catalog import CONSTRAINTS, ConstraintCase
-from shrinkage import Box, GroupError, L1Ball, MaxNorm, NofM, Rows, Simplex, SpectralBall, TopK, UnitNorm
+from shrinkage import (
+    Box,
+    Columns,
+    GroupError,
+    Kernels,
+    L1Ball,
+    MaxNorm,
+    NofM,
+    Rows,
+    Simplex,
+    SpectralBall,
+    TopK,
+    UnitNorm,
+    Whole,
+)
 
 every_constraint = pytest.mark.parametrize("case", CONSTRAINTS, ids=str)
 
@@ -153,6 +167,27 @@ def test_two_of_four_along_the_input_channels_of_a_convolution():
     y = NofM(2, 4).prox(w, 1.0)
     assert ((y != 0).reshape(5, 2, 4, 3, 3).sum(2) == 2).all()
     assert torch.equal(y[y != 0], w[y != 0])
+
+
+@pytest.mark.parametrize(
+    ("density", "groups", "shape", "kept"),
+    [
+        (0.04, Whole(), (1, 10), 1),  # 0.4 rounds to 0, and a tensor of zeros puts out a constant
+        (0.04, Whole(), (10, 10), 4),
+        (0.5, Whole(), (1, 1), 1),
+        (0.25, Whole(), (1, 10), 2),  # halves go to the even number
+        (0.35, Whole(), (1, 10), 4),
+        (1e-9, Rows(), (3, 7), 3),
+        (0.05, Kernels(), (2, 3, 3, 3), 6),
+        (0.1, Columns(), (2, 5), 5),
+        (0.0, Rows(), (3, 7), 0),
+        (1.0, Rows(), (3, 7), 21),
+    ],
+)
+def test_one_element_is_kept_at_least(density, groups, shape, kept):
+    w = torch.randn(shape)
+    for step in (1.0, torch.rand(shape) + 0.1):
+        assert (TopK(density, groups).prox(w, step) != 0).sum() == kept
 
 
 def test_a_density_can_follow_a_schedule():

@@ -64,24 +64,27 @@ def add_gradient_(penalty: Penalty, parameter: nn.Parameter, factor: Number) -> 
     if gradient is None:
         return
     for charge, (grad, w) in pieces(piece_penalty(penalty, parameter), gradient, local(parameter.detach())):
-        widened = wide(grad)
-        add_derivative_(charge, widened, wide(w).to(widened.dtype), factor)
-        if widened is not grad:
-            grad.copy_(widened)
+        add_derivative_(charge, grad, w, factor)
 
 
 @singledispatch
 def add_derivative_(penalty: Penalty, grad: Tensor, w: Tensor, factor: Number) -> None:
-    """grad <- grad + factor * R'(w)."""
-    grad.add_(penalty.gradient(w) * factor)
+    """grad <- grad + factor * R'(w), rounded once."""
+    widened = wide(grad)
+    widened.add_(penalty.gradient(wide(w).to(widened.dtype)) * factor)
+    if widened is not grad:
+        grad.copy_(widened)
 
 
 @add_derivative_.register
 def _(penalty: L2, grad: Tensor, w: Tensor, factor: Number) -> None:
-    if isinstance(factor, Tensor):
-        grad.add_(penalty.gradient(w) * factor)
-    else:
+    if isinstance(factor, Tensor) or grad.dtype != w.dtype:
+        add_plainly_(penalty, grad, w, factor)
+    else:  # the sum of a product, rounded once, that optimizers ask for
         grad.add_(w, alpha=factor * fixed(penalty.strength))
+
+
+add_plainly_ = add_derivative_.dispatch(Penalty)
 
 
 def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number, generator: torch.Generator | None = None) -> None:

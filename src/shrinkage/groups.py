@@ -255,3 +255,12 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     (torch.float32, torch.float64)
     """
     return torch.promote_types(dtype, torch.float32)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the type with the widest range of numbers that `device` can compute in.
+
+    >>> widest_float(torch.device("cpu"))
+    torch.float64
+    """
+    return torch.float32 if device.type == "mps" else torch.float64

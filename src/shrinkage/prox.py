@@ -179,18 +179,19 @@ def two_thirds_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     tensor([0.0000, 3.5635])
     """
     size, u = w.abs(), as_tensor(threshold, w)
-    doubled = 2 * u
-    angle = torch.acosh(27 / 16 * size.square() * doubled**-1.5)
-    root = 2 / math.sqrt(3) * doubled**0.25 * torch.cosh(angle / 3).sqrt()
-    y = ((root + (2 * size / root - root.square()).sqrt()) / 2) ** 3
-    return placed(w, y, zero=size <= 2 * (2 / 3 * u) ** 0.75, unchanged=u == 0)
+    # In units of u^(3/4), in which u is 1. Beyond 1e14 of them an element keeps its size to rounding.
+    scaled = (size / u**0.75).clamp(2 * (2 / 3) ** 0.75, 1e14)
+    angle = torch.acosh(27 / 16 * 2**-1.5 * scaled.square())
+    root = 2 / math.sqrt(3) * 2**0.25 * torch.cosh(angle / 3).sqrt()
+    share = ((root + (2 * scaled / root - root.square()).clamp_min(0).sqrt()) / 2) ** 3 / scaled
+    return placed(w, size * share, zero=size <= 2 * (2 / 3 * u) ** 0.75, unchanged=u == 0)
 
 
 @computed_in_float32
 def log_threshold(w: Tensor, threshold: float | Tensor, epsilon: float) -> Tensor:
     """Return the prox of u log(1 + |y| / epsilon): the larger root of a quadratic, if it is better than zero.
 
-    (|w| - epsilon + sqrt((|w| + epsilon)^2 - 4 u)) / 2
+    (|w| - epsilon + sqrt((|w| + epsilon)^2 - 4 u)) / 2,  written as |w| less a step, lest it be lost to rounding
 
     Args:
         w: any shape.
@@ -203,17 +204,19 @@ def log_threshold(w: Tensor, threshold: float | Tensor, epsilon: float) -> Tenso
     tensor([0.0000, 3.7656])
     """
     size, u = w.abs(), as_tensor(threshold, w)
-    discriminant = (size + epsilon).square() - 4 * u
-    y = ((size - epsilon + discriminant.clamp_min(0).sqrt()) / 2).clamp_min(0)
+    shifted, least = size + epsilon, 2 * u.sqrt()
+    # sqrt(shifted^2 - least^2), whose squares would overflow
+    root = (shifted - least).clamp_min(0).sqrt() * (shifted + least).sqrt()
+    y = (size - 2 * u / (shifted + root)).clamp_min(0)
     gain = 0.5 * y * (2 * size - y) - u * torch.log1p(y / epsilon)
-    return placed(w, y, zero=(discriminant < 0) | (gain <= 0), unchanged=u == 0)
+    return placed(w, y, zero=(shifted < least) | (gain <= 0), unchanged=u == 0)
 
 
 @computed_in_float32
 def huber_scale(w: Tensor, step: float | Tensor, strength: float, delta: float) -> Tensor:
     """Return the prox of Huber's function: shrink by a factor near zero, by a constant beyond.
 
-    (1 - u / max(|w|, u + delta)) w,  u = step * strength
+    w delta / (u + delta) up to u + delta,  w - sign(w) u beyond,  u = step * strength
 
     Reference: Parikh and Boyd (2014), "Proximal algorithms", section 6.5.1, by the Moreau envelope of |y|.
 
@@ -221,7 +224,7 @@ def huber_scale(w: Tensor, step: float | Tensor, strength: float, delta: float) 
     tensor([0.2000, 3.0000])
     """
     u = as_tensor(step, w) * strength
-    return w * (1 - u / torch.maximum(w.abs(), u + delta))
+    return torch.where(w.abs() <= u + delta, w * (delta / (u + delta)), w - u.copysign(w))
 
 
 def as_tensor(number: float | Tensor, like: Tensor) -> Tensor:

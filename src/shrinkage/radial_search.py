@@ -103,9 +103,9 @@ def radial_multiplier(sums: Callable[[], Tensor], at: At, charge: Charge) -> Sum
     slope = charge.slope(norms)
     low = (slope / norms.clamp_min(1e-30)).clamp_min(1e-12 / steps).log() - 1e-3
     width = (math.log(1e9) + inverse.log() - low).clamp_min(1.0) / (GRID - 1)
-    best = torch.where(slope == 0, charge.cost(norms), torch.inf)
-    multiplier = torch.zeros_like(low)
-    starts = yield from brackets(at, charge, low, width)
+    starts, still = yield from brackets(at, charge, low, width)
+    best = torch.where((slope == 0) | still, charge.cost(norms), torch.inf)
+    multiplier = torch.where(still, slope / norms, 0.0)
     found = yield from bisected(at, charge, starts, [start + width for start in starts])
     reached = yield torch.stack([at(each, distance=True) for each in found])
     for each, (squares, distance) in zip(found, reached, strict=True):
@@ -123,8 +123,11 @@ def rises(log_multiplier: Tensor, square: Tensor, charge: Charge) -> Tensor:
     return log_multiplier.exp() * norm > charge.slope(norm)
 
 
-def brackets(at: At, charge: Charge, low: Tensor, width: Tensor) -> Sums[list[Tensor]]:
-    """Return the lower ends of the most promising cells of the grid that hold a minimum."""
+def brackets(at: At, charge: Charge, low: Tensor, width: Tensor) -> Sums[tuple[list[Tensor], Tensor]]:
+    """Return the lower ends of the most promising cells of the grid that hold a minimum, and which groups stand still.
+
+    Where the objective rises from the first point on, the minimum is so near `w` that the slope there gives it.
+    """
     points = [low + index * width for index in range(GRID)]
     sums = yield torch.stack([at(point.exp(), distance=True) for point in points])
     rising = torch.stack([rises(point, square, charge) for point, (square, _) in zip(points, sums, strict=True)])
@@ -133,7 +136,8 @@ def brackets(at: At, charge: Charge, low: Tensor, width: Tensor) -> Sums[list[Te
     lowest = torch.minimum(objectives[:-1], objectives[1:]).masked_fill(~enclosed, torch.inf)
     chosen = lowest.argsort(dim=0, stable=True)[:BASINS]
     # NaN where there are fewer such cells: no comparison finds it better.
-    return [torch.where(enclosed.gather(0, cell[None])[0], low + cell * width, torch.nan) for cell in chosen]
+    starts = [torch.where(enclosed.gather(0, cell[None])[0], low + cell * width, torch.nan) for cell in chosen]
+    return starts, rising[0]
 
 
 def bisected(at: At, charge: Charge, low: Sequence[Tensor], high: Sequence[Tensor]) -> Sums[list[Tensor]]:

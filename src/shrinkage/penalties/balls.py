@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from shrinkage import projections
@@ -25,15 +24,15 @@ class ConstraintOnGroups(Constraint):
     groups: Groups
 
     @abstractmethod
-    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
-        """Return the nearest point of the set for each row of a matrix `(groups, size)`."""
+    def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
+        """Return the nearest point of the set for each row of a matrix `(groups, size)`; None for the plain metric."""
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
         """Project each group."""
         rows = self.groups.view(w)
         if not rows.numel():
             return w
-        steps = self.groups.view(step.expand_as(w)) if step.dim() else torch.ones_like(rows)
+        steps = self.groups.view(step.expand_as(w)) if step.dim() else None
         return self.groups.restore(self.project_rows(rows, steps), w.shape)
 
     def check_shape(self, shape: Sequence[int]) -> None:
@@ -67,6 +66,7 @@ class MaxNorm(ConstraintOnGroups):
 
     Reference: Srivastava et al. (2014), "Dropout", section 5.1.
 
+    >>> import torch
     >>> MaxNorm(1.0).prox(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), step=1.0)
     tensor([[0.6000, 0.8000],
             [0.3000, 0.4000]])
@@ -79,7 +79,7 @@ class MaxNorm(ConstraintOnGroups):
         check_positive("MaxNorm", "limit", self.limit)
         check_groups(self.groups)
 
-    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+    def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto balls."""
         return projections.l2_ball(rows, steps, self.limit)
 
@@ -102,6 +102,7 @@ class UnitNorm(ConstraintOnGroups):
     In a diagonal metric a group shorter than 1 whose element with the largest step is exactly 0 is scaled instead of
     projected.
 
+    >>> import torch
     >>> UnitNorm().prox(torch.tensor([[3.0, 4.0]]), step=1.0)
     tensor([[0.6000, 0.8000]])
     """
@@ -111,7 +112,7 @@ class UnitNorm(ConstraintOnGroups):
     def __post_init__(self) -> None:
         check_groups(self.groups)
 
-    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+    def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto spheres."""
         return projections.l2_sphere(rows, steps, 1.0)
 
@@ -132,6 +133,7 @@ class L1Ball(ConstraintOnGroups):
 
     Reference: Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", eq. 2.
 
+    >>> import torch
     >>> L1Ball(2.0).prox(torch.tensor([3.0, -1.0]), step=1.0)
     tensor([2., 0.])
     """
@@ -143,7 +145,7 @@ class L1Ball(ConstraintOnGroups):
         check_positive("L1Ball", "radius", self.radius)
         check_groups(self.groups)
 
-    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+    def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto balls."""
         return projections.l1_ball(rows, steps, self.radius)
 
@@ -164,6 +166,7 @@ class Simplex(ConstraintOnGroups):
 
     Reference: Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", eq. 3.
 
+    >>> import torch
     >>> Simplex().prox(torch.tensor([3.0, 2.5, -1.0]), step=1.0)
     tensor([0.7500, 0.2500, 0.0000])
     """
@@ -175,7 +178,7 @@ class Simplex(ConstraintOnGroups):
         check_positive("Simplex", "total", self.total)
         check_groups(self.groups)
 
-    def project_rows(self, rows: Tensor, steps: Tensor) -> Tensor:
+    def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto simplices."""
         return projections.simplex(rows, steps, self.total)
 
@@ -198,6 +201,7 @@ class SpectralBall(Constraint):
     In a diagonal metric there is no closed form; accelerated gradient steps are taken until they no longer move, some
     hundreds to 2000 of them, at one singular value decomposition each.
 
+    >>> import torch
     >>> SpectralBall(1.0).prox(torch.diag(torch.tensor([3.0, 0.5])), step=1.0)
     tensor([[1.0000, 0.0000],
             [0.0000, 0.5000]])

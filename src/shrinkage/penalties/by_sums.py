@@ -9,6 +9,7 @@ from torch import Tensor
 from shrinkage import radial, radial_search
 from shrinkage.groups import Layout, norms_within
 from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.radial import largest
 from shrinkage.sums import Sums
 
 
@@ -19,9 +20,13 @@ def norms_by_sums(w: Tensor, layout: Layout) -> Sums[Tensor]:
 
 
 def scales(norms: Tensor, step: float | Tensor, charge: Elementwise, weight: float | Tensor) -> Tensor:
-    """Return prox_phi(norm) / norm of each group, in the metric of one step for all."""
-    shrunk = charge.prox(norms.reshape(-1), step * weight).reshape(norms.shape)
-    return (shrunk / norms.clamp_min(torch.finfo(norms.dtype).tiny)).masked_fill(norms.isinf(), 1.0)
+    """Return prox_phi(norm) / norm of each group, in the metric of one step for all.
+
+    Norms whose squares overflow, or vanish, are taken to be as large as those whose squares just do not.
+    """
+    bound = largest(norms.dtype)
+    norms = norms.clamp(1 / bound, bound)
+    return charge.prox(norms.reshape(-1), step * weight).reshape(norms.shape) / norms
 
 
 def scaled_by_sums(w: Tensor, step: float | Tensor, layout: Layout, charge: Elementwise, weight: float) -> Sums[Tensor]:

@@ -131,10 +131,10 @@ class Box(Constraint):
 class TopK(Constraint):
     """Keep the largest weights of the tensor, or of each group, and set the others to zero.
 
-    at most k = round(density * size) elements of a group are not zero
+    at most k = round(density * size) elements of a group are not zero, and k is 1 at least
 
-    In a diagonal metric those with the largest w^2 / step stay, which is the exact projection. Ties go to the lowest
-    index.
+    Halves are rounded to the even number, as Python rounds. A density of exactly 0 keeps none. In a diagonal metric
+    those with the largest w^2 / step stay, which is the exact projection. Ties go to the lowest index.
 
     Args:
         density: share of elements that may differ from zero, 0 to 1; or a schedule of the update count.
@@ -162,9 +162,17 @@ class TopK(Constraint):
     def project(self, w: Tensor, step: Tensor) -> Tensor:
         """Keep the k largest of each group."""
         rows = self.groups.view(w)
-        steps = self.groups.view(step.expand_as(w))
-        kept = projections.keep_largest(rows, steps, round(fixed(self.density) * rows.shape[1]))
+        steps = self.groups.view(step.expand_as(w)) if step.dim() else None
+        kept = projections.keep_largest(rows, steps, self.count(rows.shape[1]))
         return self.groups.restore(kept, w.shape)
+
+    def count(self, size: int) -> int:
+        """Return how many elements stay in a group of this size.
+
+        >>> TopK(0.04).count(100), TopK(0.04).count(10)
+        (4, 1)
+        """
+        return max(round(fixed(self.density) * size), 1) if self.density else 0
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
@@ -214,7 +222,7 @@ class NofM(Constraint):
         def blocks(tensor: Tensor) -> Tensor:
             return tensor.movedim(1, -1).reshape(-1, self.m)
 
-        kept = projections.keep_largest(blocks(w), blocks(step.expand_as(w)), self.n)
+        kept = projections.keep_largest(blocks(w), blocks(step.expand_as(w)) if step.dim() else None, self.n)
         return kept.reshape(w.movedim(1, -1).shape).movedim(-1, 1)
 
     def check_shape(self, shape: Sequence[int]) -> None:

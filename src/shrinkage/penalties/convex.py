@@ -78,7 +78,8 @@ class L2(Elementwise):
     R(w) = strength / 2 * sum w^2
 
     With `how="gradient"` the strength is that of `weight_decay` in `SGD` and `Adam`, with `how="decoupled"` that of
-    `AdamW`, bit for bit.
+    `AdamW`, bit for bit. In bfloat16 and float16 two differ, by rounding: fused optimizers, which do not round what
+    they add to the gradient, and `AdamW(foreach=True)` on a CPU, which rounds 1 - lr * weight_decay.
 
     Args:
         strength: >= 0, loss units per unit of w^2 / 2; or a schedule of the update count.

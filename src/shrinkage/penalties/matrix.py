@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shrinkage import prox
 from shrinkage.errors import GroupError
+from shrinkage.groups import widest_float
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero, largest
 from shrinkage.prox import wide
@@ -140,7 +141,8 @@ class Orthogonal(OfMatrix):
     Reference: Keras, `OrthogonalRegularizer`; Bansal, Chen and Wang (2018), "Can we gain more from orthogonality
     regularizations in training deep networks?", eq. 8.
     There is no closed prox: `prox` takes one step along the derivative instead, which leaves stationary points where
-    they are, and agrees with the prox as the step goes to 0.
+    they are, and agrees with the prox as the step goes to 0. It is finite as far as step * derivative is: the cosines
+    of a row have a slope of one over its norm, the spectral form one that grows with W.
 
     >>> Orthogonal(1.0).value(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
     tensor(0.7071)
@@ -183,7 +185,7 @@ class Orthogonal(OfMatrix):
             return steepest.reshape(w.shape).to(w.dtype)
         units, cosines = directions(matrix)
         signs = cosines.sign()
-        norms = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+        norms = row_norms(matrix)
         along = (signs * cosines).sum(1, keepdim=True)
         slopes = self._per_pair(matrix) * (signs @ units - along * units)
         return torch.where(norms > 0, slopes / norms, 0.0).reshape(w.shape).to(w.dtype)
@@ -233,8 +235,14 @@ def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left[:, :rank], values[:rank], right[:rank]
 
 
+def row_norms(matrix: Tensor) -> Tensor:
+    """Return the norms of the rows, shape `(rows, 1)`, of which no square overflows."""
+    norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, keepdim=True, dtype=widest_float(matrix.device))
+    return norms.to(matrix.dtype)
+
+
 def directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows of `matrix` at length 1, zero rows as they are, and the cosines between different rows."""
-    norms = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    norms = row_norms(matrix)
     units = torch.where(norms > 0, matrix / norms, 0.0)
     return units, (units @ units.T).fill_diagonal_(0)
