@@ -582,6 +582,9 @@ MUTANTS = [
         "too_small and 2",
     ),
     Mutant("narrow.py", "self.told.add(charge.name)", "pass", "parameters", "said_once"),
+    Mutant(
+        "metrics.py", "self.moment.to(at_least_float32(self.moment.dtype))", "self.moment", "newer_torch", "bfloat16"
+    ),
     Mutant("optimizers.py", "return -1.0 if climbs else 1.0", "return 1.0", "attachment", "maximize"),
     Mutant("optimizers.py", "return len(list(islice(own, 2))) == 2", "return False", "attachment"),
     Mutant(
