@@ -22,6 +22,106 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant(
+        "shrink/rebinding.py",
+        "= memo.copied(cell.cell_contents)",
+        "= cell.cell_contents",
+        "shrink_rebinding",
+        "by_lambda",
+        quick=True,
+    ),
+    Mutant(
+        "shrink/rebinding.py", "_items(memo, old.__defaults__)", "old.__defaults__", "shrink_rebinding", "by_defaults"
+    ),
+    Mutant("shrink/rebinding.py", "_values(memo, vars(old)) or {}", "vars(old)", "shrink_rebinding", "by_wrapper"),
+    Mutant("shrink/rebinding.py", "copy.deepcopy(old.__func__, memo)", "old.__func__", "shrink_copies", "was_replaced"),
+    Mutant(
+        "shrink/rebinding.py", "copy.deepcopy(old.__wrapped__, memo)", "old.__wrapped__", "shrink_rebinding", "by_cache"
+    ),
+    Mutant(
+        "shrink/rebinding.py",
+        "    types.BuiltinMethodType: _builtin_method,\n",
+        "",
+        "shrink_rebinding",
+        "by_method_of_a",
+    ),
+    Mutant("shrink/rebinding.py", "    weakref.ref: _reference,\n", "", "shrink_rebinding", "by_weak_reference"),
+    Mutant(
+        "shrink/rebinding.py", "    if id(cell) not in memo:\n", "    if True:\n", "shrink_copies", "share_the_copy"
+    ),
+    Mutant(
+        "shrink/rebinding.py",
+        "return not tensor.is_leaf or",
+        "return False or",
+        "shrink_copies",
+        "it_computed",
+        quick=True,
+    ),
+    Mutant(
+        "shrink/rebinding.py",
+        " or (tensor.grad is not None and not tensor.grad.is_leaf)",
+        "",
+        "shrink_copies",
+        "gradient_with_a",
+    ),
+    Mutant(
+        "shrink/rebinding.py",
+        "            if type(held) in CONTAINERS or",
+        "            if True or",
+        "shrink_copies",
+        "shared_by_hooks",
+    ),
+    Mutant("shrink/reads.py", "        if name not in kept:", "        if False:", "shrink_copies", "global"),
+    Mutant(
+        "shrink/reads.py",
+        "            module.training = False  #",
+        "            pass  #",
+        "shrink_copies",
+        "left_as_it_was",
+    ),
+    Mutant("shrink/reads.py", " or memory_of(each) in memory:", ":", "shrink_copies", "parameters_once"),
+    Mutant("shrink/copies.py", " if parameter not in own", "", "shrink_modes", "writes_into_weights"),
+    Mutant(
+        "shrink/copies.py",
+        "        if parameter._backward_hooks or parameter",
+        "        if parameter",
+        "shrink_copies",
+        "told_once",
+    ),
+    Mutant(
+        "shrink/modes.py",
+        "    if all(map(_takes_mode, model.modules())):",
+        "    if True:",
+        "shrink_modes",
+        "no_change_of_mode",
+    ),
+    Mutant("shrink/modes.py", 'return first.name == "mode" or', "return True or", "shrink_modes", "no_change_of_mode"),
+    Mutant(
+        "shrink/modes.py",
+        "get_dynamic_layer_stack_depth() > levels",
+        "get_dynamic_layer_stack_depth() < 0",
+        "shrink_modes",
+        "given_back",
+    ),
+    Mutant(
+        "shrink/export.py",
+        "Piece(path, _without_levels(program)",
+        "Piece(path, program",
+        "shrink_modes",
+        "under_transforms",
+        quick=True,
+    ),
+    Mutant("shrink/export.py", '{"is_causal", "tgt_is_causal", "memory_is_causal"}', "set()", "shrink_modes", "masks"),
+    Mutant("shrink/export.py", "        if path:  #", "        if False:  #", "shrink_modes", "left_and_the_process"),
+    Mutant(
+        "shrink/cost.py",
+        "    except RuntimeError:  # Models",
+        "    except KeyError:  # Models",
+        "shrink_modes",
+        "forces",
+    ),
+    Mutant("unregistered.py", " and id(p) not in registered", "", "unregistered", "nothing_is_told"),
+    Mutant("unregistered.py", "if p.requires_grad and", "if", "unregistered", "nothing_is_told"),
     Mutant("across.py", "and move.moves and", "and", "coupled", "without_a_gradient"),
     Mutant(
         "checkpoints.py",

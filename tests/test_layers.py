@@ -33,7 +33,7 @@ FLOORS = [
         "saved",
     },
     {"penalties"},
-    {"parametrized", "flattened", "select", "families", "sharding", "plan", "declaration"},
+    {"parametrized", "unregistered", "flattened", "select", "families", "sharding", "plan", "declaration"},
     {
         "metric",
         "metrics",

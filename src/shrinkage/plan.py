@@ -30,6 +30,7 @@ from shrinkage.select import (
     selector_text,
 )
 from shrinkage.tables import shape_text, table
+from shrinkage.unregistered import told_with_errors, warn_of_unregistered
 
 How = Literal["proximal", "gradient", "decoupled"]
 
@@ -221,7 +222,9 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
     candidates = list(named_parameters(model))
     known = [replace(rule, penalty=sized(rule.penalty, candidates)) for rule in as_rules(rules, how)]
-    for candidate, rule in selected(model, known):
+    with told_with_errors(model):
+        winners = selected(model, known)
+    for candidate, rule in winners:
         if rule.penalty is not None:
             check_not_computed(candidate)
         if candidate.parameter is not None:
@@ -243,8 +246,9 @@ def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParamet
     return [(each, rules[winner]) for each, winner in zip(candidates, winners, strict=True) if winner is not None]
 
 
-def warn_of_frozen(model: nn.Module, rules: Rules, how: How) -> None:
-    """Warn of every rule that charges frozen parameters only, as one meant for a model does once PEFT froze it."""
+def warn_of_uncharged(model: nn.Module, rules: Rules, how: How) -> None:
+    """Warn of layers that a model hides, and of every rule that selects frozen parameters only, as PEFT leaves them."""
+    warn_of_unregistered(model, stacklevel=3)
     by_rule: dict[int, list[NamedParameter]] = {}
     ordered = as_rules(rules, how)
     for candidate, rule in selected(model, ordered):

@@ -21,7 +21,7 @@ from shrinkage.errors import AttachmentError
 from shrinkage.hooks import hook_around
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
-from shrinkage.plan import How, Plan, Rules, resolve, warn_of_frozen
+from shrinkage.plan import How, Plan, Rules, resolve, warn_of_uncharged
 from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, with_references
 from shrinkage.residuals import Residuals
 from shrinkage.select import is_frozen, named_parameters
@@ -91,7 +91,7 @@ class Regularizer:
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
         if rules is not None:
-            warn_of_frozen(model, rules, how)
+            warn_of_uncharged(model, rules, how)
         check_declared(declared, self.plan)
         self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
         self._kept: list[Kept] = []  # for what is attached to next

@@ -1,7 +1,7 @@
 """How much of a model is zero: numbers as plain dataclasses that print as a table."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -15,6 +15,7 @@ from shrinkage.groups import Columns, Groups, Rows, at_least_float32
 from shrinkage.select import named_parameters, nearest
 from shrinkage.sharding import local, whole
 from shrinkage.tables import shape_text, table
+from shrinkage.unregistered import told, unregistered
 
 Model = nn.Module | Mapping[str, Tensor]
 
@@ -44,12 +45,14 @@ class TensorReport:
 class Report:
     """The zeros of a model, tensor by tensor and in all. Prints as a table.
 
-    `unreached` names parameters that their layers declare with `regularize`, and that no step has reached.
+    `unreached` names parameters that their layers declare with `regularize`, and that no step has reached;
+    `unregistered` counts, by attribute, the parameters in plain lists and dictionaries, which torch does not find.
     """
 
     below: float
     tensors: tuple[TensorReport, ...]
     unreached: tuple[str, ...] = ()
+    unregistered: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -106,13 +109,16 @@ class Report:
         return table(header, rows, right=range(2, 9)) + self._note()
 
     def _note(self) -> str:
-        """Return the line on declared parameters that are not penalized, if there are any."""
-        if not self.unreached:
-            return ""
-        return (
-            f"\ndeclared, but no optimizer step has reached it: {', '.join(self.unreached)}; what penalizes is a step "
-            "of a torch.optim optimizer that holds this very parameter, see regularize()"
-        )
+        """Return the lines on parameters that are not found, or declared and not penalized, if there are any."""
+        notes = []
+        if self.unreached:
+            notes.append(
+                f"declared, but no optimizer step has reached it: {', '.join(self.unreached)}; what penalizes is a step "
+                "of a torch.optim optimizer that holds this very parameter, see regularize()"
+            )
+        if self.unregistered:
+            notes.append(("" if self.tensors else "no parameters: ") + told(self.unregistered))
+        return "".join(f"\n{note}" for note in notes)
 
 
 def report(model: Model, *, below: float = 1e-3) -> Report:
@@ -141,7 +147,9 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
     """
     tensors = distinct(named_tensors(model))
     counted = tuple(tensor_report(name, readable(name, whole(tensor)), below) for name, tensor in tensors)
-    return Report(below, counted, tuple(unreached(model)) if isinstance(model, nn.Module) else ())
+    if not isinstance(model, nn.Module):
+        return Report(below, counted)
+    return Report(below, counted, tuple(unreached(model)), unregistered(model))
 
 
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:

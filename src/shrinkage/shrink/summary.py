@@ -1,7 +1,7 @@
 """What shrinking a model saved, and which zero channels are still there and why: numbers that print as tables."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isnan, prod
 from typing import Any
 
@@ -13,6 +13,7 @@ from shrinkage.shrink.graph import Coupling
 from shrinkage.shrink.inputs import Call
 from shrinkage.shrink.plan import ShrinkPlan
 from shrinkage.tables import shape_text, table
+from shrinkage.unregistered import told, unregistered
 
 Shape = tuple[int, ...]
 
@@ -76,7 +77,8 @@ class ShrinkReport:
     `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared;
     NaN if none were. `uncalled` are the modules that the example did not call and that stay as wide as they were,
     `unvaried` the inputs that were compared with the example's numbers alone, since the model took no others, and
-    `hooked` the parameters whose gradients have hooks, which have to be registered again.
+    `hooked` the parameters whose gradients have hooks, which have to be registered again. `unregistered` counts, by
+    attribute, the parameters that plain lists hide.
     """
 
     before: Cost
@@ -89,6 +91,7 @@ class ShrinkReport:
     uncalled: tuple[str, ...]
     unvaried: tuple[str, ...] = ()
     hooked: tuple[str, ...] = ()
+    unregistered: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dictionaries, lists, numbers and strings."""
@@ -109,6 +112,8 @@ class ShrinkReport:
             parts.append(
                 f"compared with the example's numbers alone, since the model takes no others that were tried: {names}"
             )
+        if self.unregistered:
+            parts.append(("" if self.before.parameters else "no parameters: ") + told(self.unregistered))
         if self.hooked:
             parts.append("hooks on gradients to register again, of the parameters: " + ", ".join(self.hooked))
         if self.unknown_operators:
@@ -166,4 +171,5 @@ def compared(
         coupling.uncalled,
         unvaried,
         hooked_parameters(model),
+        unregistered(model),
     )
