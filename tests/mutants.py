@@ -23,6 +23,14 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "shrink/tensors.py", "    if tensor.layout != torch.strided:", "    if False:", "shrink_graphs", "same_places"
+    ),
+    Mutant("shrink/inputs.py", " > 0 and leaf.layout == torch.strided", " > 0", "shrink_graphs", "beside_the"),
+    Mutant("shrink/contractions.py", ", aten._sparse_mm)", ")", "shrink_graphs", "sparse.mm"),
+    Mutant(
+        "shrink/rebinding.py", "not in (torch.strided, torch.sparse_coo):", "is None:", "shrink_graphs", "holds_its"
+    ),
+    Mutant(
         "shrink/rebinding.py",
         "= memo.copied(cell.cell_contents)",
         "= cell.cell_contents",
@@ -1441,7 +1449,7 @@ MUTANTS = [
         "einsum-similarity",
     ),
     Mutant("shrink/attempts.py", "held | ~self.first", "held", "shrink", "no_other_channel"),
-    Mutant("shrink/export.py", 'if "use_cache" in signature.parameters:', "if False:", "shrink_coupled", "decoders"),
+    Mutant("shrink/export.py", '{"use_cache"}', "set()", "shrink_coupled", "decoders"),
     Mutant(
         "shrink/export.py",
         "tuple(all_tensors_in(result)) or result)",
@@ -1551,8 +1559,8 @@ MUTANTS = [
     Mutant("shrink/comparison.py", "self._takes(varied(self.leaves, number))", "pass", "shrink_inputs", "refuses"),
     Mutant("shrink/verify.py", "if largest <= OUTLIER * scale:", "if True:", "shrink_beyond", "large_numbers"),
     Mutant("shrink/verify.py", " or all_tensors_in(result)", "", "shrink_beyond", "inside_of"),
-    Mutant("shrink/verify.py", "probe = with_own_state(model)", "probe = model", "shrink_beyond", "notes_its_calls"),
-    Mutant("shrink/cost.py", "[with_own_state(model).eval()", "[model.eval()", "shrink_beyond", "notes_its_calls"),
+    Mutant("shrink/verify.py", "(with_own_state(model))", "(model)", "shrink_beyond", "notes_its_calls"),
+    Mutant("shrink/cost.py", "(with_own_state(model))", "(model)", "shrink_beyond", "notes_its_calls"),
     Mutant(
         "shrink/rules.py",
         "        trace.lookups.append(trace.node)\n    if axes",
@@ -1755,7 +1763,7 @@ MUTANTS = [
     Mutant("shrink/measure.py", "median(several[1:])", "median(several)", "sparse", "in_turns"),
     Mutant(
         "shrink/measure.py",
-        "with_own_state(model).eval()",
+        "evaluated(with_own_state(model))",
         "with_own_state(model)",
         "sparse",
         "times_are",
@@ -1763,8 +1771,8 @@ MUTANTS = [
     Mutant("shrink/measure.py", ", torch.random.fork_rng(devices=[]):", ":", "sparse", "same_numbers"),
     Mutant(
         "shrink/measure.py",
-        "probe = with_own_state(model).eval()",
-        "probe = model.eval()",
+        "evaluated(with_own_state(model))",
+        "evaluated(model)",
         "sparse",
         "times_are",
     ),

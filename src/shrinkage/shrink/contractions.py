@@ -24,7 +24,7 @@ def linear(trace: Trace, x: Channels, weight: Channels, bias: Channels | None = 
     return trace.combine([left, right, along(bias, rank, -1)])
 
 
-@coupling_rule(aten.matmul, aten.mm, aten.bmm)
+@coupling_rule(aten.matmul, aten.mm, aten.bmm, aten._sparse_mm)
 def matmul(trace: Trace, left: Channels, right: Channels) -> Channels:
     """The last axis of the left side is summed over with the one before the last of the right side."""
     if min(len(left.shape), len(right.shape)) < 2:
@@ -33,7 +33,7 @@ def matmul(trace: Trace, left: Channels, right: Channels) -> Channels:
     return _product(trace, left, right, positions=(0, 1))
 
 
-@coupling_rule(aten.addmm, aten.baddbmm)
+@coupling_rule(aten.addmm, aten.baddbmm, aten._sparse_addmm)
 def addmm(trace: Trace, bias: Channels, left: Channels, right: Channels, **scales: Any) -> Channels:
     """A matrix product and what is added to it."""
     foldable = trace.node.args[0] if not scales and len(bias.shape) == 1 else None

@@ -61,7 +61,7 @@ def _is_record(value: Any) -> bool:
 def other_lengths(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Call]:
     """Yield calls of other lengths, which a model may refuse: longer ones first, since they tell most."""
     leaves, rebuilt = taken_apart((tuple(args), dict(kwargs)))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    tensors = [leaf for leaf in leaves if _has_rows(leaf)]
     if tensors and len({len(leaf) for leaf in tensors}) == 1:
         yield rebuilt([torch.cat([leaf, leaf[:1]]) if _has_rows(leaf) else leaf for leaf in leaves])
     for size in sorted({size for leaf in tensors for size in leaf.shape[1:] if size > 1}):
@@ -70,12 +70,12 @@ def other_lengths(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Ca
 
 
 def _has_rows(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.layout == torch.strided
 
 
 def _shortened(leaf: Any, size: int, shorter: int) -> Any:
     """Return `leaf` with `shorter` entries along each dimension that has `size` of them; the first counts samples."""
-    if isinstance(leaf, Tensor):
+    if _has_rows(leaf):
         for dim in range(1, leaf.dim()):
             leaf = leaf.narrow(dim, 0, shorter) if leaf.shape[dim] == size else leaf
     return leaf
@@ -118,12 +118,19 @@ def _other(leaf: Any, number: int, generator: torch.Generator, wide: bool) -> An
 
 
 def _with_other_values(known: Tensor, number: int, generator: torch.Generator, wide: bool) -> Tensor:
-    """Return a sparse tensor with other numbers at the same places; of other kinds than coordinates, as it is."""
-    if known.layout != torch.sparse_coo:
+    """Return a sparse tensor with other numbers at the same places."""
+    if known.layout == torch.sparse_coo:
+        known = known.coalesce()
+        values = _other(known.values(), number, generator, wide)
+        return torch.sparse_coo_tensor(known.indices(), values, known.shape, is_coalesced=True, check_invariants=False)
+    if known.layout in (torch.sparse_csr, torch.sparse_bsr):
+        places = known.crow_indices(), known.col_indices()
+    elif known.layout in (torch.sparse_csc, torch.sparse_bsc):
+        places = known.ccol_indices(), known.row_indices()
+    else:
         return known
-    known = known.coalesce()
     values = _other(known.values(), number, generator, wide)
-    return torch.sparse_coo_tensor(known.indices(), values, known.shape, is_coalesced=True)
+    return torch.sparse_compressed_tensor(*places, values, known.shape, layout=known.layout, check_invariants=False)
 
 
 def _drawn(known: Tensor, number: int, generator: torch.Generator, wide: bool) -> Tensor:

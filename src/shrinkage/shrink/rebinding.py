@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Rebind = Callable[["Memo", Any], Any]
@@ -31,7 +32,7 @@ class Memo(dict[int, Any]):
         self.own = {id(each): each for each in reached(model) if _is(each, nn.Module, Tensor)}
         self.shared: dict[int, tuple[Any, Rebind]] = {}
         for each in reached(model, entering_functions=True):
-            if _is(each, Tensor) and not _is(each, nn.Parameter) and id(each) not in self and _has_history(each):
+            if _is(each, Tensor) and not _is(each, nn.Parameter) and id(each) not in self and _is_refused(each):
                 self[id(each)] = _without_history(each)
             rebind = REBINDS.get(type(each))
             if rebind is not None and self.holds(each):
@@ -104,7 +105,10 @@ def _held(each: Any) -> list[Any]:
     return gc.get_referents(each)
 
 
-def _has_history(tensor: Tensor) -> bool:
+def _is_refused(tensor: Tensor) -> bool:
+    """Return whether `deepcopy` makes no copy of `tensor`: it has a history, or compressed rows or columns."""
+    if tensor.layout not in (torch.strided, torch.sparse_coo):
+        return True
     return not tensor.is_leaf or (tensor.grad is not None and not tensor.grad.is_leaf)
 
 

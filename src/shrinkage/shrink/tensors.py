@@ -73,6 +73,8 @@ def zero_slices(tensor: Tensor, dim: int) -> Tensor:
     >>> zero_slices(torch.tensor([[0.0, 1.0], [0.0, -2.0]]), 1)
     tensor([ True, False])
     """
+    if tensor.layout != torch.strided:
+        return _zero_slices_of_sparse(tensor, dim)
     if tensor.is_complex():
         return zero_slices(torch.view_as_real(tensor.resolve_conj()), dim % tensor.dim())
     rest = [other for other in range(tensor.dim()) if other != dim % tensor.dim()]
@@ -81,6 +83,15 @@ def zero_slices(tensor: Tensor, dim: int) -> Tensor:
     if not tensor.numel():
         return torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
     return (tensor.amax(rest) == 0) & (tensor.amin(rest) == 0)
+
+
+def _zero_slices_of_sparse(tensor: Tensor, dim: int) -> Tensor:
+    known = tensor.detach().to_sparse_coo().coalesce()
+    if known.sparse_dim() < known.dim():  # which has dense dimensions, too
+        return zero_slices(known.to_dense(), dim)
+    zero = torch.ones(known.shape[dim], dtype=torch.bool, device=known.device)
+    zero[known.indices()[dim % known.dim()][known.values() != 0]] = False
+    return zero
 
 
 def copied(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:

@@ -61,7 +61,8 @@ def constants_along(data: Value, axis: int) -> Tensor:
     """Return the value at each index along `axis` that is one at all places whatever the inputs are; NaN elsewhere."""
     example = data.runs[0]
     length = example.shape[axis]
-    if not example.is_floating_point() or example.numel() == 0 or data.depends is True:
+    numbers = example.is_floating_point() and example.numel() > 0
+    if not numbers or not is_dense(example) or data.depends is True:
         return torch.full((length,), float("nan"), dtype=torch.double, device=example.device)
     values = lines(example, axis)
     low, high = values.amin(1).double(), values.amax(1).double()
@@ -73,7 +74,7 @@ def constants_along(data: Value, axis: int) -> Tensor:
 
 def zeros_along(data: Value, axis: int) -> Tensor:
     """Return at which indices along `axis` all is zero whatever the inputs are."""
+    if data.depends is True:
+        return torch.zeros(data.runs[0].shape[axis], dtype=torch.bool, device=data.runs[0].device)
     zero = zero_slices(data.runs[0], axis)
-    if data.depends is None:
-        return zero
-    return zero & (~lines(data.depends, axis).any(1) if data.depends is not True else False)
+    return zero if data.depends is None else zero & ~lines(data.depends, axis).any(1)
