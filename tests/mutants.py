@@ -106,8 +106,8 @@ MUTANTS = [
     Mutant("shrink/modes.py", 'return first.name == "mode" or', "return True or", "shrink_modes", "no_change_of_mode"),
     Mutant(
         "shrink/modes.py",
-        "get_dynamic_layer_stack_depth() > levels",
-        "get_dynamic_layer_stack_depth() < 0",
+        "if depth() > levels:",
+        "if False:",
         "shrink_modes",
         "given_back",
     ),
@@ -1419,7 +1419,7 @@ MUTANTS = [
     Mutant(
         "shrink/attempts.py", "self.error(choice), self.refusal", 'self.error(choice), ""', "shrink_beyond", "refused"
     ),
-    Mutant("shrink/copies.py", "if compiled is not None:", "if False:", "shrink_beyond", "averaged"),
+    Mutant("shrink/copies.py", "if inside is not None:", "if False:", "shrink_beyond", "averaged"),
     Mutant(
         "shrink/shapes.py",
         "trace.labels.unite(members, members[:1])\n    return",

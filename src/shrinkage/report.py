@@ -113,8 +113,8 @@ class Report:
         notes = []
         if self.unreached:
             notes.append(
-                f"declared, but no optimizer step has reached it: {', '.join(self.unreached)}; what penalizes is a step "
-                "of a torch.optim optimizer that holds this very parameter, see regularize()"
+                f"declared, but no optimizer step has reached it: {', '.join(self.unreached)}; what penalizes is a "
+                "step of a torch.optim optimizer that holds this very parameter, see regularize()"
             )
         if self.unregistered:
             notes.append(("" if self.tensors else "no parameters: ") + told(self.unregistered))

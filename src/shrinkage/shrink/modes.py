@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from shrinkage.private import private
+
 
 def evaluated(model: nn.Module) -> nn.Module:
     """Put `model` into evaluation mode, and return it.
@@ -69,7 +71,10 @@ def process_as_it_was() -> Iterator[None]:
 
     Levels of `torch.func`, gradients, autocast, the default type of numbers, and the random state of the CPU.
     """
-    levels = torch._C._functorch.get_dynamic_layer_stack_depth()
+    use = "close levels of torch.func that are left open"
+    depth = private(torch._C._functorch, "get_dynamic_layer_stack_depth", use)
+    close = private(torch._C._functorch, "pop_dynamic_layer_stack_and_undo_to_depth", use)
+    levels = depth()
     number, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
     devices = {"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")}
     cast = {device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices}
@@ -77,8 +82,8 @@ def process_as_it_was() -> Iterator[None]:
         try:
             yield
         finally:
-            if torch._C._functorch.get_dynamic_layer_stack_depth() > levels:
-                torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(levels)
+            if depth() > levels:
+                close(levels)
             torch.set_default_dtype(number)
             torch.set_grad_enabled(gradients)
             for device, (enabled, kind) in cast.items():
