@@ -96,7 +96,7 @@ def test_no_rules():
             resolve(Model(), rules)
 
 
-@pytest.mark.parametrize("selector", [3, ("Linear", "weight"), int, (nn.Linear, "weight", 1)])
+@pytest.mark.parametrize("selector", [3, ("Linear", "weight"), int, (nn.Linear, "weight", 1), torch.ones(2)])
 def test_what_is_no_selector_is_refused(selector):
     with pytest.raises(TypeError, match="a selector is a glob"):
         resolve(Model(), {selector: L1(0.1)})

@@ -12,13 +12,15 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.optim import Optimizer
 
 from shrinkage.apply import Number
+from shrinkage.eligible import check_not_computed
 from shrinkage.errors import AttachmentError, ParameterError, SelectionError
 from shrinkage.flattened import check_piece, check_stepped, is_piece
+from shrinkage.how import How
 from shrinkage.metrics import is_captured
 from shrinkage.optimizers import group_indices, stepped
 from shrinkage.penalties import Penalty
-from shrinkage.plan import Entry, How, Plan, check_shape
-from shrinkage.select import NamedParameter, check_not_computed, named_parameters
+from shrinkage.plan import Entry, Plan, check_shape
+from shrinkage.select import NamedParameter, named_parameters
 from shrinkage.sharding import Crossing, put_shards_back
 
 

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from shrinkage.eligible import is_frozen
 from shrinkage.flattened import check_stepped
 from shrinkage.plan import Rule
 from shrinkage.saved import Saved
-from shrinkage.select import is_frozen, named_parameters
+from shrinkage.select import named_parameters
 
 ATTRIBUTE = "_shrinkage_declarations"
 PATIENCE = 10  # so many steps without one that reaches a layer are told

@@ -15,8 +15,10 @@ from torch import nn
 from shrinkage.declaration import ATTRIBUTE, Declaration
 from shrinkage.declarations import charges_of, check_same_charge
 from shrinkage.errors import GroupError, SelectionError
+from shrinkage.how import How
+from shrinkage.matrices import weights_of
 from shrinkage.penalties import Penalty, Toward
-from shrinkage.plan import How, Rule, resolve
+from shrinkage.plan import Rule, resolve
 from shrinkage.private import compiled_from
 from shrinkage.select import named_parameters, nearest
 
@@ -24,9 +26,9 @@ LayerType = TypeVar("LayerType", bound=nn.Module)
 
 
 def regularize(
-    layer: LayerType, penalty: Penalty | None, *, parameter: str = "weight", how: How = "proximal"
+    layer: LayerType, penalty: Penalty | None, *, parameter: str | None = None, how: How = "proximal"
 ) -> LayerType:
-    """Charge a layer's weight from now on, in whichever optimizer steps it, and return the layer.
+    """Charge a layer's weights from now on, in whichever optimizer steps it, and return the layer.
 
     minimizes loss + penalty(layer.weight), with nothing to add to the training loop. The layer stays what it was: its
     type, its `state_dict` keys, and its behaviour under `deepcopy`, `pickle`, `to` and `torch.compile`.
@@ -40,7 +42,8 @@ def regularize(
     Args:
         layer: any module.
         penalty: what is charged; None takes the declaration for `parameter` back.
-        parameter: name of the parameter in the layer; a glob such as "weight_*" or, for a whole block, "*.weight".
+        parameter: name of the parameter in the layer; a glob such as "weight_hh*" or, for a whole block, "*.weight".
+            Left out, the layer's weights: `weight`, or the matrices of a recurrent or an attention layer.
         how: "proximal" (exact zeros), "gradient" or "decoupled"; see `Rule`.
 
     Raises:
@@ -65,8 +68,9 @@ def regularize(
     owner = layer if inside is None else inside
     known = vars(owner).get(ATTRIBUTE)
     rules: tuple[Rule, ...] = () if known is None else known.rules
+    globs = own_weights(owner) if parameter is None else (parameter,)
     if penalty is None:
-        rules = without(rules, parameter, owner)
+        rules = without(rules, globs, owner)
     else:
         if isinstance(penalty, Penalty) and penalty.scheduled:
             raise ValueError(
@@ -81,10 +85,11 @@ def regularize(
         if isinstance(penalty, Toward) and isinstance(penalty.reference, Mapping):
             fixed = {name: value.detach().clone() for name, value in penalty.reference.items()}
             penalty = replace(penalty, reference=fixed)  # a state_dict holds the very parameters that are going to move
-        rule = Rule(penalty, parameter, how)
-        check_matches(owner, rule)
-        check_declarations(owner, rule)
-        rules = (*rules, rule)
+        declared = [Rule(penalty, glob, how) for glob in globs]
+        for rule in declared:
+            check_matches(owner, rule)
+            check_declarations(owner, rule)
+        rules = (*rules, *declared)
     declaration = Declaration(owner, rules)
     if known is not None:
         declaration.reached |= known.reached
@@ -93,13 +98,19 @@ def regularize(
     return layer
 
 
-def without(rules: Sequence[Rule], parameter: str, layer: nn.Module) -> tuple[Rule, ...]:
-    """Return `rules` without the one for `parameter`."""
-    kept = tuple(rule for rule in rules if rule.parameters != parameter)
+def own_weights(layer: nn.Module) -> tuple[str, ...]:
+    """Return globs on the names of the weights of `layer` itself."""
+    return weights_of(layer, (each.attribute for each in named_parameters(layer) if each.module is layer))
+
+
+def without(rules: Sequence[Rule], parameters: Sequence[str], layer: nn.Module) -> tuple[Rule, ...]:
+    """Return `rules` without those for `parameters`."""
+    kept = tuple(rule for rule in rules if rule.parameters not in parameters)
     if len(kept) == len(rules):
         declared = ", ".join(repr(rule.parameters) for rule in rules) or "nothing"
+        sought = " and ".join(map(repr, parameters))
         raise SelectionError(
-            f"{type(layer).__name__} declares no penalty for {parameter!r} to take back (it declares {declared})"
+            f"{type(layer).__name__} declares no penalty for {sought} to take back (it declares {declared})"
         )
     return kept
 

@@ -1,17 +1,18 @@
 """Rules, and the plan they resolve to: which parameter is charged what."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from shrinkage.eligible import check_not_computed, check_parameter, is_frozen
 from shrinkage.errors import GroupError, SelectionError
 from shrinkage.families import check_won, family_cells, sized
 from shrinkage.flattened import check_piece, check_stepped
+from shrinkage.how import How, check_every, check_explicit, check_how
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.coupled import coupled_of
 from shrinkage.saved import Saved
@@ -21,18 +22,13 @@ from shrinkage.select import (
     NamedParameter,
     Selector,
     Weights,
-    check_not_computed,
-    check_parameter,
     check_selector,
     first_matches,
-    is_frozen,
     named_parameters,
     selector_text,
 )
-from shrinkage.tables import shape_text, table
+from shrinkage.tables import listed, shape_text, table
 from shrinkage.unregistered import told_with_errors, warn_of_unregistered
-
-How = Literal["proximal", "gradient", "decoupled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +38,10 @@ class Rule(Saved):
     Args:
         penalty: what is charged; None leaves the parameters alone.
         parameters: a selector: a glob on the dotted name ("blocks.*.weight", which takes norms and embeddings too), a
-            module class (its `weight`), a pair such as `(nn.Linear, "bias")`, or a function of (name, module,
-            parameter) that returns a bool. None selects every `weight` with two dimensions or more outside of norm and
-            embedding layers.
+            module class or a layer of the model (its weights: `weight`; the matrices of recurrent layers; those of
+            `MultiheadAttention` and its `out_proj.weight`), a pair of one of these and a glob on the parameter's own
+            name such as `(nn.LSTM, "weight_hh*")`, or a function of (name, module, parameter) that returns a bool. None
+            selects such weights, with two dimensions or more, outside of norm and embedding layers.
         how: "proximal" (exact zeros, in the optimizer's own metric), "gradient" (adds the derivative to the gradient
             before the step) or "decoupled" (times the learning rate only, in the units of AdamW's `weight_decay`).
         every: apply a costly proximal operator (`Nuclear`, groups in the metric of Adam) at every so many steps only,
@@ -54,6 +51,7 @@ class Rule(Saved):
 
     Raises:
         TypeError: the penalty is not a penalty, the selector not a selector.
+        SelectionError: the selector can be called and is no plain function.
         ValueError: `how` is none of the three, or "gradient" for a penalty that has no derivative to follow; `every` is
             not a whole number >= 1, or more than 1 for a rule that acts through a derivative.
 
@@ -109,9 +107,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The charged parameters of a model, in the model's order. Prints as a table."""
+    """The charged parameters of a model, in the model's order. Prints as a table.
+
+    `unnamed` are the trainable matrices that no rule names, None included, each with its number of elements.
+    """
 
     entries: tuple[Entry, ...]
+    unnamed: tuple[tuple[str, int], ...] = ()
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -121,7 +123,9 @@ class Plan:
 
     def __str__(self) -> str:
         header = ["parameter", "shape", "groups", "penalty", "strength", "how"]
-        return table(header, [entry_cells(entries) for entries in self.families()])
+        rows = [entry_cells(entries) for entries in self.families()]
+        names, sizes = [name for name, _ in self.unnamed], [size for _, size in self.unnamed]
+        return table(header, rows) + listed(f"no rule names these matrices ({sum(sizes):,} weights)", names)
 
     def families(self) -> list[list[Entry]]:
         """Return the entries whose groups are coupled together, and every other one by itself."""
@@ -164,32 +168,6 @@ def check_penalty(penalty: object, where: str = "") -> None:
         raise TypeError(f"{where}expected a penalty such as L1(1e-4), or None to leave alone, got {penalty!r}")
 
 
-def check_explicit(penalty: Penalty | None, how: str) -> None:
-    """Raise `ValueError` if `penalty` is to act through a derivative that it does not have."""
-    if penalty is not None and how == "gradient" and not penalty.explicit:
-        raise ValueError(
-            f'{penalty} can not be applied with how="gradient": it has no derivative that leads where its prox leads; '
-            'choose how="proximal" or how="decoupled"'
-        )
-
-
-def check_how(how: str) -> None:
-    """Raise `ValueError` unless `how` is one of the three ways."""
-    if how not in get_args(How):
-        raise ValueError(f"how must be one of {', '.join(map(repr, get_args(How)))}, got {how!r}")
-
-
-def check_every(every: object, how: str, smooth: bool) -> None:
-    """Raise `ValueError` unless a rule can act at `every`-th step."""
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
-    if every > 1 and (how == "gradient" or (how == "decoupled" and smooth)):
-        raise ValueError(
-            f'every={every} goes with proximal operators: a rule with how="{how}" acts through its derivative, which '
-            'belongs to each step; choose how="proximal"'
-        )
-
-
 def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
     """Return `rules` as a tuple of `Rule`; penalties that come without one are applied as `how` says."""
     check_how(how)
@@ -230,7 +208,20 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
         if candidate.parameter is not None:
             by_parameter.setdefault(id(candidate.parameter), []).append((candidate, rule))
     entries = (entry_of(names) for names in by_parameter.values())
-    return Plan(tuple(entry for entry in entries if entry is not None))
+    found = tuple(entry for entry in entries if entry is not None)
+    return Plan(found, tuple(unnamed_matrices(candidates, by_parameter)))
+
+
+def unnamed_matrices(candidates: Sequence[NamedParameter], named: Container[int]) -> Iterator[tuple[str, int]]:
+    """Yield name and size of each trainable parameter of two dimensions or more whose id is not `named`."""
+    seen: set[int] = set()
+    for candidate in candidates:
+        parameter = candidate.parameter
+        if parameter is None or id(parameter) in named or id(parameter) in seen or nn.parameter.is_lazy(parameter):
+            continue
+        seen.add(id(parameter))
+        if parameter.requires_grad and parameter.dim() >= 2:
+            yield candidate.name, parameter.numel()
 
 
 def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParameter, Rule]]:

@@ -130,18 +130,18 @@ def with_references(plan: Plan, references: Mapping[str, Tensor]) -> Plan:
             moved = reference.to(now.device, now.dtype) if isinstance(now, Tensor) else reference
             entry = replace(entry, penalty=replace(entry.penalty, reference=moved.clone()))
         entries.append(entry)
-    return Plan(tuple(entries))
+    return replace(plan, entries=tuple(entries))
 
 
 def part_of(plan: Plan, names: Sequence[str]) -> Plan:
     """Return the entries of `plan` that have these names."""
-    return Plan(tuple(entry for entry in plan if entry.name in names))
+    return replace(plan, entries=tuple(entry for entry in plan if entry.name in names))
 
 
 def replaced(plan: Plan, part: Plan) -> Plan:
     """Return `plan` with the entries of `part` in place of those of the same names."""
     newer = {entry.name: entry for entry in part}
-    return Plan(tuple(newer.get(entry.name, entry) for entry in plan))
+    return replace(plan, entries=tuple(newer.get(entry.name, entry) for entry in plan))
 
 
 class Planned(Protocol):

@@ -17,16 +17,18 @@ from shrinkage.compiled import Compile, check_compile
 from shrinkage.coupling import check_together
 from shrinkage.declarations import check_declared
 from shrinkage.declare import declared_rules, rules_of
+from shrinkage.eligible import is_frozen
 from shrinkage.errors import AttachmentError
 from shrinkage.hooks import hook_around
+from shrinkage.how import How
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
-from shrinkage.plan import How, Plan, Rules, resolve, warn_of_uncharged
+from shrinkage.plan import Plan, Rules, resolve, warn_of_uncharged
 from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, with_references
 from shrinkage.residuals import Residuals
-from shrinkage.select import is_frozen, named_parameters
+from shrinkage.select import named_parameters
 from shrinkage.stationarity import Closure, residuals, value
-from shrinkage.tables import not_charged
+from shrinkage.tables import listed
 
 
 class Regularizer:
@@ -36,7 +38,7 @@ class Regularizer:
 
     Args:
         model: the model whose parameters are charged.
-        rules: a penalty (charges every `weight` of two dimensions or more outside of norm and embedding layers), a
+        rules: a penalty (charges the weights of two dimensions or more outside of norm and embedding layers), a
             mapping from selectors to penalties (the first match wins, None leaves alone; see `Rule` for selectors), a
             `Rule` or a sequence of them; left out, what the layers of the model declare with `regularize`.
         how: "proximal", "gradient" or "decoupled" for the penalties that come without a `Rule`.
@@ -262,17 +264,13 @@ class Regularizer:
         count = len(self.plan)
         optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
         state = f"attached to {optimizers}" if optimizers else "not attached"
-        held = self._held()
+        held = names_of(self._model, (c for own, attached in self._pairs() for c in attached.charges_left(own)))
         now = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
         frozen = [entry.name for entry in self.plan if is_frozen(now.get(entry.name))]
         missed = [entry.name for entry in self.plan if optimizers and entry.name not in {*held, *frozen}]
-        note = not_charged("frozen", frozen) + not_charged("not in an attached optimizer", missed)
+        note = listed("frozen, so not charged", frozen) + listed("not in an attached optimizer, so not charged", missed)
         entry = "" if self._entry is None else f", zeros held by gradients averaged with decay {self._entry:g}"
         return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{entry}\n{self.plan}{note}"
-
-    def _held(self) -> set[str]:
-        """Return the names of the parameters that the attached optimizers hold."""
-        return names_of(self._model, (each for own, attached in self._pairs() for each in attached.charges_left(own)))
 
     def _progress(self) -> list[Progress]:
         made = [Progress.of(attachment) for _, attachment in self._pairs()]

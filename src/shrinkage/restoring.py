@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 
 
 @contextmanager

@@ -1,24 +1,27 @@
 """Selectors: which parameters of a model a rule is about.
 
-A selector is a glob on the dotted name ("blocks.*.weight"), a module class (its `weight`), a pair of a module class and
-a parameter's own name, or a function of (name, module, parameter). Names are those of the bare model: what
-`torch.compile`, data parallel and checkpointing wrappers, Lightning Fabric and PEFT add to them is left out.
+A selector is a glob on the dotted name ("blocks.*.weight"), a module class or a layer (its weights), a pair of one of
+these and a glob on a parameter's own name, or a function of (name, module, parameter). Names are those of the bare
+model, without what `torch.compile`, data parallel and checkpointing wrappers, Lightning Fabric and PEFT add to them.
 """
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 
-import torch
 from torch import Tensor, nn
 
 from shrinkage.errors import ParameterError, SelectionError
 from shrinkage.flattened import is_piece
+from shrinkage.matrices import OUTPUT, is_matrix, is_weight
 from shrinkage.parametrized import Computed, computed_weights
-from shrinkage.private import check_marks
+from shrinkage.private import check_marks, compiled_from
 
-Selector = str | type[nn.Module] | tuple[type[nn.Module], str] | Callable[[str, nn.Module, nn.Parameter], bool]
+Layers = type[nn.Module] | nn.Module
+Selector = str | Layers | tuple[Layers, str] | Callable[[str, nn.Module, nn.Parameter], bool]
 
 WRAPPING_NAMES = {
     "_orig_mod",
@@ -29,11 +32,7 @@ WRAPPING_NAMES = {
 }
 WRAPPING_CLASSES = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # they call the model "module"
 WRAPPING_NAMES_OF_PEFT = {"base_model", "model", "base_layer", "modules_to_save"}
-COMPLEX = (
-    "keep it as torch.view_as_real(...) in a parameter of its own with one dimension more, in which "
-    "GroupLasso(strength, Kernels(), weigh_by_size=False) charges the modulus of each number of a matrix, or "
-)
-REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 LEFT_ALONE = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 
 
@@ -41,7 +40,8 @@ LEFT_ALONE = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 class NamedParameter:
     """One name under which a model holds a parameter, or would if no parametrization stood in front of it.
 
-    `parameter` is None where the weight is computed from others; `computed` then says how.
+    `parameter` is None where the weight is computed from others; `computed` then says how. Where `module` is the output
+    projection of a `MultiheadAttention`, `attention` is that.
     """
 
     name: str
@@ -49,13 +49,20 @@ class NamedParameter:
     attribute: str
     parameter: nn.Parameter | None
     computed: Computed | None = None
+    attention: nn.Module | None = None
+
+    def owners(self) -> list[tuple[nn.Module, str]]:
+        """Return the layers that the parameter belongs to, and what it is called in each."""
+        own = [(self.module, self.attribute)]
+        return own if self.attention is None else [*own, (self.attention, f"{OUTPUT}.{self.attribute}")]
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The default selector: every `weight` with two dimensions or more outside of norm and embedding layers.
+    """The default selector: weights with two dimensions or more outside of norm and embedding layers.
 
-    A weight that is tied to an embedding is left alone too.
+    That is every `weight`, and the matrices of recurrent and attention layers. One that is tied to an embedding is left
+    alone too.
     """
 
     left_alone: frozenset[int]
@@ -69,7 +76,8 @@ class Weights:
     def matches(self, candidate: NamedParameter) -> bool:
         """Return whether `candidate` is such a weight."""
         parameter = candidate.parameter
-        if candidate.attribute != "weight" or isinstance(candidate.module, LEFT_ALONE):
+        named = candidate.attribute == "weight" or is_matrix(candidate.attribute)
+        if not named or isinstance(candidate.module, LEFT_ALONE):
             return False
         if is_piece(parameter):
             raise ParameterError(
@@ -102,11 +110,11 @@ def named_parameters(model: nn.Module) -> Iterator[NamedParameter]:
     seen: dict[str, Tensor | None] = {}
     for path, module in modules.items():
         check_marks(module)
-        prefix = bare_path(path, modules)
+        prefix, attention = bare_path(path, modules), attention_of(path, modules)
         own = module.named_parameters(recurse=False, remove_duplicate=False)
-        found = [NamedParameter(prefix + attribute, module, attribute, parameter) for attribute, parameter in own]
-        for computed in computed_weights(module):
-            found.append(NamedParameter(prefix + computed.attribute, module, computed.attribute, None, computed))
+        found = [NamedParameter(prefix + name, module, name, each, None, attention) for name, each in own]
+        for each in computed_weights(module):
+            found.append(NamedParameter(prefix + each.attribute, module, each.attribute, None, each, attention))
         for candidate in found:
             if candidate.name not in seen:
                 seen[candidate.name] = candidate.parameter
@@ -126,6 +134,14 @@ def bare_path(path: str, modules: dict[str, nn.Module]) -> str:
             kept.append(component)
         parent = f"{parent}.{component}" if parent else component
     return "".join(f"{component}." for component in kept)
+
+
+def attention_of(path: str, modules: dict[str, nn.Module]) -> nn.Module | None:
+    """Return the `MultiheadAttention` whose output projection is at `path`, in wrappers or not; None if it is none."""
+    parent, _, last = path.rpartition(".")
+    while last and added_by_a_wrapper(parent, last, modules):
+        parent, _, last = parent.rpartition(".")
+    return modules[parent] if last == OUTPUT and isinstance(modules[parent], nn.MultiheadAttention) else None
 
 
 def added_by_a_wrapper(parent: str, component: str, modules: dict[str, nn.Module]) -> bool:
@@ -150,30 +166,45 @@ def matches(selector: AnySelector, candidate: NamedParameter) -> bool:
         return selector.matches(candidate)
     if isinstance(selector, str):
         return fnmatchcase(candidate.name, selector)
-    if isinstance(selector, type):
-        selector = (selector, "weight")
+    if isinstance(selector, type | nn.Module):
+        return any(is_of(module, selector) and is_weight(own) for module, own in candidate.owners())
     if isinstance(selector, tuple):
-        module_class, attribute = selector
-        return isinstance(candidate.module, module_class) and candidate.attribute == attribute
+        layers, glob = selector
+        return any(is_of(module, layers) and fnmatchcase(own, glob) for module, own in candidate.owners())
     parameter = candidate.parameter
     return parameter is not None and bool(selector(candidate.name, candidate.module, parameter))
 
 
+def is_of(module: nn.Module, layers: Layers) -> bool:
+    """Return whether `module` is of a class, or is the very layer, compiled or not."""
+    if isinstance(layers, type):
+        return isinstance(module, layers)
+    inside = compiled_from(layers)
+    return module is (layers if inside is None else inside)
+
+
 def check_selector(selector: object) -> None:
-    """Raise `TypeError` unless `selector` is one of the four kinds."""
-    is_class = isinstance(selector, type) and issubclass(selector, nn.Module)
-    is_pair = (
-        isinstance(selector, tuple)
-        and len(selector) == 2
-        and isinstance(selector[0], type)
-        and isinstance(selector[1], str)
+    """Raise `TypeError` unless `selector` is one of the kinds, `SelectionError` if it might be called by mistake."""
+    is_pair = isinstance(selector, tuple) and len(selector) == 2 and isinstance(selector[1], str)
+    layers = selector[0] if isinstance(selector, tuple) and is_pair else selector
+    is_class = isinstance(layers, type) and issubclass(layers, nn.Module)
+    if is_class or isinstance(layers, nn.Module) or isinstance(selector, str) or is_function(selector):
+        return
+    found = f"a tensor of shape {tuple(selector.shape)}: write its name" if isinstance(selector, Tensor) else selector
+    message = (
+        "a selector is a glob on the parameter's name, a module class, a layer, a pair of one of these and a parameter "
+        f"name, or a function of (name, module, parameter), got {found!s}"
     )
-    is_function = callable(selector) and not isinstance(selector, type)
-    if not (isinstance(selector, str) or is_class or is_pair or is_function):
-        raise TypeError(
-            "a selector is a glob on the parameter's name, a module class, a (module class, parameter name) pair or a "
-            f"function of (name, module, parameter), got {selector!r}"
-        )
+    if callable(selector) and not isinstance(selector, type):
+        raise SelectionError(f"{message}, which is no plain function: write lambda name, module, parameter: ...")
+    raise TypeError(message)
+
+
+def is_function(selector: object) -> bool:
+    """Return whether `selector` is a plain function, a method or a lambda, or a partial of one."""
+    while isinstance(selector, partial):
+        selector = selector.func
+    return isinstance(selector, FUNCTIONS)
 
 
 def selector_text(selector: object) -> str:
@@ -188,6 +219,8 @@ def selector_text(selector: object) -> str:
         return f"of groups that span {', '.join(map(repr, selector.names[:3]))}{' ...' * (len(selector.names) > 3)}"
     if isinstance(selector, tuple):
         return f"({', '.join(map(selector_text, selector))})"
+    if isinstance(selector, nn.Module):
+        return f"{type(selector).__name__}(...)"
     return repr(selector) if isinstance(selector, str) else str(getattr(selector, "__name__", repr(selector)))
 
 
@@ -199,17 +232,29 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def unmatched(selector: AnySelector, candidates: Sequence[NamedParameter]) -> SelectionError:
     """Return the error for a selector that selects nothing."""
-    if isinstance(selector, tuple | type):
-        module_class, attribute = selector if isinstance(selector, tuple) else (selector, "weight")
-        sought = f"{module_class.__name__}.{attribute}"
+    hint = ""
+    if isinstance(selector, str):
+        inside = any(each.name.startswith(f"{selector}.") for each in candidates)
+        hint = f"; {selector!r} is a module: write '{selector}.*' for its parameters" if inside else ""
+        sought = selector
     else:
-        sought = selector if isinstance(selector, str) else "weight"
-    inside = [c.name for c in candidates if isinstance(selector, str) and c.name.startswith(f"{selector}.")]
-    hint = f"; {selector!r} is a module: write '{selector}.*' for its parameters" if inside else ""
+        layers, own = selector if isinstance(selector, tuple) else (selector, "weight")
+        sought = f"{layers.__name__}.{own}" if isinstance(layers, type) else own
+        hint = hint_for(selector, candidates) if isinstance(selector, type | nn.Module) else ""
     return SelectionError(
         f"the rule {selector_text(selector)} matches no parameter of the model{hint}; "
         f"nearest names: {nearest(sought, (c.name for c in candidates))}"
     )
+
+
+def hint_for(layers: Layers, candidates: Sequence[NamedParameter]) -> str:
+    """Return what a model has of `layers`, of which it has no weight."""
+    inside = {id(each) for each in layers.modules()} if isinstance(layers, nn.Module) else set()
+    held = [c for c in candidates if id(c.module) in inside or any(is_of(module, layers) for module, _ in c.owners())]
+    if not held:
+        return ": this layer is no part of it" if isinstance(layers, nn.Module) else ""
+    names = f"{', '.join(repr(each.name) for each in held[:3])}{' ...' * (len(held) > 3)}"
+    return f": no 'weight' of its own is there, but {names}, which a glob or a pair can name"
 
 
 def first_matches(selectors: Sequence[AnySelector], candidates: Sequence[NamedParameter]) -> list[int | None]:
@@ -227,43 +272,3 @@ def first_matches(selectors: Sequence[AnySelector], candidates: Sequence[NamedPa
                 f"rule such as {selector_text(selectors[taken])}; the first match wins, so put it before that one"
             )
     return winners
-
-
-def check_parameter(name: str, tensor: Tensor) -> None:
-    """Raise `ParameterError` unless `tensor` is real floating point with an element for each of its places."""
-    lazy = nn.parameter.is_lazy(tensor)
-    what = f"{name!r} of shape {'lazy' if lazy else tuple(tensor.shape)}"
-    if tensor.dtype not in REAL:
-        ways = "" if not tensor.is_complex() else COMPLEX
-        raise ParameterError(
-            f"{what} has type {tensor.dtype}; only real floating-point parameters of 16 bits or more can be charged: "
-            f"{ways}put {{{name!r}: None}} before the rule that selects it"
-        )
-    if not lazy and tensor.layout == torch.strided and 0 in strides_of_several(tensor):
-        raise ParameterError(
-            f"{what} is expanded: several of its places share one element, which can not be written one by one; "
-            f"keep the tensor from before expand() as the parameter, or put {{{name!r}: None}} before the rule"
-        )
-
-
-def is_frozen(parameter: nn.Parameter | None) -> bool:
-    """Return whether there is a parameter that takes no gradient."""
-    return parameter is not None and not parameter.requires_grad
-
-
-def strides_of_several(tensor: Tensor) -> list[int]:
-    """Return the strides of the dimensions along which `tensor` has several elements."""
-    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
-
-
-def check_not_computed(candidate: NamedParameter) -> None:
-    """Raise `ParameterError` if `candidate` is a weight that its module computes from other parameters."""
-    computed = candidate.computed
-    if computed is not None:
-        prefix = candidate.name.removesuffix(candidate.attribute)
-        own = [prefix + source for source in computed.sources]
-        raise ParameterError(
-            f"{candidate.name!r} is not a parameter: {computed.by} computes it from {' and '.join(map(repr, own))}, so "
-            f"writing zeros into it would be lost; charge that instead ({computed.meaning.format(*own)}), or put "
-            f"{{{candidate.name!r}: None}} before the rule that selects it"
-        )

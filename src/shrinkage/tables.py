@@ -33,8 +33,12 @@ def shape_text(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "0-dim"
 
 
-def not_charged(reason: str, names: Sequence[str]) -> str:
-    """Return the line of a printed regularizer about parameters that are not charged."""
+def listed(reason: str, names: Sequence[str]) -> str:
+    """Return a line of a printed plan about parameters, shortened where they are many; nothing if there are none.
+
+    >>> listed("frozen, so not charged", ["a", "b", "c", "d", "e"])
+    "\\nfrozen, so not charged: 'a', 'b', 'c' and 2 others"
+    """
     others = f" and {len(names) - 3} others" if len(names) > 4 else ""
-    listed = ", ".join(map(repr, names[:3] if others else names))
-    return f"\n{reason}, so not charged: {listed}{others}" if names else ""
+    shown = ", ".join(map(repr, names[:3] if others else names))
+    return f"\n{reason}: {shown}{others}" if names else ""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from shrinkage.errors import ParameterError, SelectionError, shown
 from shrinkage.groups import at_least_float32
+from shrinkage.matrices import is_matrix
 from shrinkage.penalties import L1
 from shrinkage.plan import Rule, resolve
 from shrinkage.report import Model, distinct, named_tensors, readable
@@ -26,9 +27,9 @@ def threshold_(model: Model, magnitude: float, *, relative: bool = False, parame
         model: a module, or a state_dict, whose tensors are changed in place.
         magnitude: >= 0, in units of the weights, or of a tensor's standard deviation.
         relative: measure in standard deviations of each tensor (all of its elements, divided by their number).
-        parameters: which ones, a selector as in `Rule`; of a state_dict, a glob on the name. Left out: every `weight`
-            with two dimensions or more, outside of norm and embedding layers as far as they are known: a state_dict
-            does not tell an embedding from a linear layer.
+        parameters: which ones, a selector as in `Rule`; of a state_dict, a glob on the name. Left out: weights with
+            two dimensions or more, as a bare penalty takes, outside of norm and embedding layers as far as they are
+            known: a state_dict does not tell an embedding from a linear layer.
 
     Raises:
         ValueError: `magnitude` is negative or not finite.
@@ -90,5 +91,6 @@ def selected_entries(state: Mapping[str, Tensor], selector: Selector | None) -> 
 def entry_matches(name: str, tensor: Tensor, glob: str | None) -> bool:
     """Return whether `glob`, or the default choice, selects an entry of a state_dict."""
     if glob is None:
-        return name.rpartition(".")[2] == "weight" and tensor.dim() >= 2
+        attribute = name.rpartition(".")[2]
+        return (attribute == "weight" or is_matrix(attribute)) and tensor.dim() >= 2
     return fnmatchcase(name, glob)

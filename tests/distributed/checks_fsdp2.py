@@ -57,7 +57,7 @@ from shrinkage import (
     report,
     threshold_,
 )
-from shrinkage.plan import How
+from shrinkage.how import How
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 STEPS = 6

@@ -16,9 +16,9 @@ from catalog import EXPLICIT_PENALTIES, PENALTIES
 from distributed.common import ALL_CASES, Zoo, whole, zero_count, zoo_rules
 from distributed.registry import worlds
 from shrinkage import Penalty, Regularizer, Rule
+from shrinkage.how import How
 from shrinkage.penalties import Grouped, SparseGroupLasso, Toward
 from shrinkage.penalties.nonnegative import NonNegative
-from shrinkage.plan import How
 from shrinkage.sharding import crossing_of
 
 Placements = Callable[[Tensor], list[Shard | Replicate]]

@@ -6,8 +6,9 @@ from typing import Any
 from shrinkage.averages import check_decay
 from shrinkage.compiled import Compile, check_compile
 from shrinkage.errors import AttachmentError
+from shrinkage.how import How
 from shrinkage.optimizers import stepped, unwrapped
-from shrinkage.plan import How, Rule, Rules, as_rules
+from shrinkage.plan import Rule, Rules, as_rules
 from shrinkage.regularizer import Regularizer
 from shrinkage.select import named_parameters, selector_text
 

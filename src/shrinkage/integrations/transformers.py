@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from shrinkage.averages import check_decay
 from shrinkage.compiled import Compile, check_compile
-from shrinkage.plan import How, Rules, as_rules
+from shrinkage.how import How
+from shrinkage.plan import Rules, as_rules
 from shrinkage.regularizer import Regularizer
 
 try:
