@@ -149,6 +149,20 @@ def test_importing_the_package_imports_no_compiler_exporter_or_counter():
     assert not [name for name in eval(output.stdout) if name.startswith(HEAVY)]
 
 
+@pytest.mark.parametrize("collects", [True, False])
+def test_importing_the_package_waits_for_no_collections_and_leaves_the_collector_as_it_was(collects):
+    code = (
+        "import gc, importlib.metadata, torch; collections = []\n"
+        f"{'gc.enable()' if collects else 'gc.disable()'}\n"
+        "gc.callbacks.append(lambda phase, information: collections.append(phase))\n"
+        "import shrinkage; print(collections.count('stop'), gc.isenabled())"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    number, enabled = output.stdout.split()
+    assert int(number) <= 2
+    assert enabled == str(collects)
+
+
 def test_names_are_exported_in_order():
     namespace = {}
     exec("from shrinkage import *", namespace)
