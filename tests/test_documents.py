@@ -1,6 +1,7 @@
 """The code in the README runs, its links lead somewhere, and the map of the house names the files there are."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import shrinkage
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RELATIVE = re.compile(r"\]\((?!https?://|#)[^)]*\)|^\[[^\]]+\]:\s|<(?:img|a)\s", re.MULTILINE)
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -62,6 +64,19 @@ def test_the_code_of_a_page_runs_from_the_top(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
 def test_no_page_installs_from_an_index_on_which_the_package_is_not(path):
     assert not re.findall(r"pip install '?shrinkage", path.read_text())
+
+
+def test_the_description_of_a_built_package_has_no_links_into_the_checkout():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["dynamic"] == ["readme"]
+    (fragment,) = (made := settings["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"])["fragments"]
+    text = (ROOT / fragment["path"]).read_text()
+    assert RELATIVE.findall(text)
+    for rule in made["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert not RELATIVE.findall(text)
+    assert "docs/penalties.md has a formula" in text
+    assert "[" not in re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
 
 
 def test_the_two_commands_stand_at_the_top():

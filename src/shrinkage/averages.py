@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from shrinkage.errors import listed, shown
 from shrinkage.groups import at_least_float32
 from shrinkage.penalties import Penalty
 from shrinkage.sharding import local, spread
@@ -68,7 +69,8 @@ class Averages:
         missing = sorted(self._averages.keys() - state.keys())
         if state and missing:
             raise ValueError(
-                f"the state holds averaged gradients of {sorted(state)} and none of {missing}: the process that "
+                f"the state holds averaged gradients of {listed(sorted(state))} and none of {listed(missing)}: the "
+                "process that "
                 "saved it does not step those (ZeroRedundancyOptimizer); save and load Regularizer.state_dict() in "
                 "every process"
             )
@@ -118,7 +120,7 @@ def nothing_averaged(like: Tensor) -> Average:
 def check_decay(entry: float | None) -> None:
     """Raise `ValueError` unless `entry` is None or a number between 0 and 1."""
     if entry is not None and not (isinstance(entry, float) and 0 < entry < 1):
-        raise ValueError(f"entry must be a decay between 0 and 1 such as 0.99, or None, got {entry!r}")
+        raise ValueError(f"entry must be a decay between 0 and 1 such as 0.99, or None, got {shown(entry)}")
 
 
 def decides(penalty: Penalty, how: str) -> bool:

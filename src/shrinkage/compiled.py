@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shrinkage import kernels, radial
 from shrinkage.batches import Shrink
-from shrinkage.errors import first_line
+from shrinkage.errors import first_line, shown
 from shrinkage.folding import folded_by, memory_order
 from shrinkage.groups import at_least_float32
 from shrinkage.inplace import touches_once
@@ -54,7 +54,7 @@ _compiles: dict[tuple[object, ...], bool] = {}  # by kind of kernel: whether it 
 def check_compile(compile: object) -> None:
     """Raise `ValueError` unless `compile` is True, False or "auto"."""
     if compile is not True and compile is not False and compile != "auto":
-        raise ValueError(f'compile must be True, False or "auto", got {compile!r}')
+        raise ValueError(f'compile must be True, False or "auto", got {shown(compile)}')
 
 
 def pays(shrinks: Sequence[Shrink]) -> bool:

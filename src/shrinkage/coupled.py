@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, shown
 from shrinkage.groups import Groups, Layout, require_dimensions
 from shrinkage.saved import Saved
 
@@ -40,11 +40,13 @@ class Member(Saved):
 
     def __post_init__(self) -> None:
         if not isinstance(self.parameter, str):
-            raise TypeError(f"Member: parameter must be a dotted name, got {self.parameter!r}")
+            raise TypeError(f"Member: parameter must be a dotted name, got {shown(self.parameter)}")
         if not isinstance(self.dim, int) or isinstance(self.dim, bool) or self.dim < 0:
-            raise ValueError(f"Member: dim must be a whole number of at least 0, got {self.dim!r}")
+            raise ValueError(f"Member: dim must be a whole number of at least 0, got {shown(self.dim)}")
         if not isinstance(self.groups, Sequence) or not all(type(group) is int for group in self.groups):
-            raise TypeError(f"Member: groups must be whole numbers, one for each index of dim, got {self.groups!r}")
+            raise TypeError(
+                f"Member: groups must be whole numbers, one for each index of dim, got {shown(self.groups)}"
+            )
         if min(self.groups, default=NONE) < NONE:
             raise ValueError(f"Member: a group is a number of at least 0, or -1 for none, got {min(self.groups)}")
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -101,7 +103,7 @@ class Coupled(Groups):
         members = tuple(self.members)
         for member in members:
             if not isinstance(member, Member):
-                raise TypeError(f"Coupled: expected Member(parameter, dim, groups), got {member!r}")
+                raise TypeError(f"Coupled: expected Member(parameter, dim, groups), got {shown(member)}")
         if not members:
             raise GroupError("Coupled: there are no members; give at least one Member(parameter, dim, groups)")
         object.__setattr__(self, "members", members)

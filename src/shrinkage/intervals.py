@@ -7,6 +7,7 @@ from torch import Tensor
 
 from shrinkage.apply import Number, State
 from shrinkage.charge import Charge
+from shrinkage.errors import shown
 from shrinkage.metrics import AdaptiveStep
 from shrinkage.sharding import Family, local, spread
 from shrinkage.steps import StepOf
@@ -89,7 +90,7 @@ def now_of(step: StepOf, state: State, w: Tensor) -> AdaptiveStep:
     """Return the step of this update, which is known to be adaptive."""
     found = step(state, w)
     if not isinstance(found, AdaptiveStep):
-        raise TypeError(f"a metric gave an adaptive step and then {found!r} in one update")
+        raise TypeError(f"a metric gave an adaptive step and then {shown(found)} in one update")
     return found
 
 

@@ -28,7 +28,7 @@ from torch.optim import (
     SparseAdam,
 )
 
-from shrinkage.errors import MetricError
+from shrinkage.errors import MetricError, shown
 from shrinkage.metrics import (
     Group,
     Number,
@@ -168,7 +168,7 @@ def register_metric(
     >>> register_metric(HalvedSGD, lambda group, state, parameter: group["lr"] / 2)
     """
     if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
-        raise TypeError(f"expected a subclass of torch.optim.Optimizer, got {optimizer_class!r}")
+        raise TypeError(f"expected a subclass of torch.optim.Optimizer, got {shown(optimizer_class)}")
     _metrics[optimizer_class] = Metric(metric, before, iterate, lr, elementwise)
 
 

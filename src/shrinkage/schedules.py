@@ -6,6 +6,8 @@ from numbers import Real
 
 from torch import Tensor
 
+from shrinkage.errors import shown
+
 Schedule = Callable[[int], float]
 Strength = float | Schedule
 
@@ -24,7 +26,7 @@ def check_strength(owner: str, name: str, strength: Strength) -> None:
         error = ValueError if is_number else TypeError
         raise error(
             f"{owner}: {name} must be a finite number >= 0 or a schedule (a function of the update count), "
-            f"got {strength!r}"
+            f"got {shown(strength)}"
         )
 
 
@@ -38,7 +40,7 @@ def check_positive(owner: str, name: str, number: float, *, above: float = 0.0) 
     is_number = isinstance(number, Real) and not isinstance(number, bool)
     if not (is_number and above < number < math.inf):
         error = ValueError if is_number else TypeError
-        raise error(f"{owner}: {name} must be a finite number > {above:g}, got {number!r}")
+        raise error(f"{owner}: {name} must be a finite number > {above:g}, got {shown(number)}")
 
 
 def fixed(strength: Strength) -> float:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from shrinkage import prox
+from shrinkage.errors import shown
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.schedules import Strength, check_strength, fixed
 
@@ -108,7 +109,9 @@ class Lp(Counting):
     def __post_init__(self) -> None:
         check_strength("Lp", "strength", self.strength)
         if not (isinstance(self.p, float) and (self.p == 0.5 or math.isclose(self.p, 2 / 3, abs_tol=1e-3))):
-            raise ValueError(f"Lp: p must be 1/2 or 2/3, whose prox has a closed form, got {self.p!r}; see also L0, L1")
+            raise ValueError(
+                f"Lp: p must be 1/2 or 2/3, whose prox has a closed form, got {shown(self.p)}; see also L0, L1"
+            )
 
     def cost(self, w: Tensor) -> Tensor:
         """strength * |w|^p."""

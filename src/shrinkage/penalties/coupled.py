@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shrinkage import radial, radial_search
 from shrinkage.coupled import NONE, Coupled
+from shrinkage.errors import shown
 from shrinkage.groups import at_least_float32, norms_within
 from shrinkage.penalties import by_sums
 from shrinkage.penalties.base import Penalty
@@ -88,7 +89,7 @@ class Charged(NamedTuple):
 def charged_by(penalty: Penalty, weights: Tensor) -> Charged:
     """Return what `penalty` charges groups that have these weights."""
     if not isinstance(penalty, Grouped):
-        raise TypeError(f"groups that span parameters are charged by Grouped or GroupLasso, got {penalty!r}")
+        raise TypeError(f"groups that span parameters are charged by Grouped or GroupLasso, got {shown(penalty)}")
     return Charged(penalty.penalty, weights)
 
 
@@ -96,7 +97,7 @@ def weights_of(penalty: Penalty, device: torch.device) -> Tensor:
     """Return what the charge of each group is multiplied by: the square root of its size, or 1."""
     groups = coupled_of(penalty)
     if groups is None or not isinstance(penalty, Grouped):
-        raise TypeError(f"expected a penalty of groups that span parameters, got {penalty!r}")
+        raise TypeError(f"expected a penalty of groups that span parameters, got {shown(penalty)}")
     weights = [math.sqrt(max(size, 1)) if penalty.weigh_by_size else 1.0 for size in groups.sizes]
     return torch.tensor(weights, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 

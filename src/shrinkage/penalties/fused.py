@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shrinkage import prox
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.schedules import Strength, check_strength, fixed
 from shrinkage.total_variation import total_variation
@@ -42,7 +42,7 @@ class FusedLasso(Penalty):
     def __post_init__(self) -> None:
         check_strength("FusedLasso", "strength", self.strength)
         if not isinstance(self.dim, int) or isinstance(self.dim, bool):
-            raise TypeError(f"FusedLasso: dim must be a whole number, got {self.dim!r}")
+            raise TypeError(f"FusedLasso: dim must be a whole number, got {shown(self.dim)}")
 
     @property
     def smooth(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, shown
 from shrinkage.groups import Groups, at_least_float32, norms_within
 from shrinkage.penalties import by_sums
 from shrinkage.penalties.base import Penalty
@@ -55,7 +55,8 @@ class Grouped(PerGroup):
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Elementwise):
             raise TypeError(
-                f"Grouped: penalty must be one of single elements (L1, L2, ElasticNet, MCP ...), got {self.penalty!r}"
+                "Grouped: penalty must be one of single elements (L1, L2, ElasticNet, MCP ...), got "
+                f"{shown(self.penalty)}"
             )
         check_groups(self.groups)
 

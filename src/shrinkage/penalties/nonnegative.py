@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
@@ -41,7 +42,7 @@ class NonNegative(Constraint):
         if not (self.penalty is None or isinstance(self.penalty, Elementwise | PerGroup)):
             raise TypeError(
                 "NonNegative: penalty must be one of elements or groups (L1, MCP, GroupLasso ...), "
-                f"got {self.penalty!r}"
+                f"got {shown(self.penalty)}"
             )
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shrinkage.errors import shown
 from shrinkage.groups import Groups
 from shrinkage.penalties.base import Description, Penalty
 
@@ -72,4 +73,4 @@ class PerGroup(Penalty):
 def check_groups(groups: object) -> None:
     """Raise `TypeError` unless `groups` is a group view."""
     if not isinstance(groups, Groups):
-        raise TypeError(f"the groups must be a group view, an instance such as Rows(), got {groups!r}")
+        raise TypeError(f"the groups must be a group view, an instance such as Rows(), got {shown(groups)}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from shrinkage import prox
-from shrinkage.errors import GroupError, ParameterError, SelectionError
+from shrinkage.errors import GroupError, ParameterError, SelectionError, shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.sums import Sums
 
@@ -51,9 +51,9 @@ class Toward(Penalty):
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
-            raise TypeError(f"Toward: expected a penalty such as L2(1e-3), got {self.penalty!r}")
+            raise TypeError(f"Toward: expected a penalty such as L2(1e-3), got {shown(self.penalty)}")
         if not (self.reference is None or isinstance(self.reference, Tensor | Mapping)):
-            raise TypeError(f"Toward: reference must be a tensor, a state_dict or None, got {self.reference!r}")
+            raise TypeError(f"Toward: reference must be a tensor, a state_dict or None, got {shown(self.reference)}")
         if isinstance(self.reference, Tensor):  # it may be the very parameter that is going to move
             object.__setattr__(self, "reference", self.reference.detach().clone())
 
@@ -162,7 +162,7 @@ class Toward(Penalty):
             return self
         source = parameter if reference is None else reference
         if not isinstance(source, Tensor):
-            raise TypeError(f"Toward: the reference of {name!r} must be a tensor, got {source!r}")
+            raise TypeError(f"Toward: the reference of {name!r} must be a tensor, got {shown(source)}")
         saved = self.saved or self.reference is None
         kept = source.detach().to(parameter.device, parameter.dtype)
         return Toward(self.penalty.bound(name, parameter), kept, saved=saved)

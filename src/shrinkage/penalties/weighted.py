@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.base import Description
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.tables import shape_text
@@ -44,9 +44,11 @@ class Weighted(Elementwise):
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Elementwise):
-            raise TypeError(f"Weighted: penalty must be one of single elements such as L1(1e-3), got {self.penalty!r}")
+            raise TypeError(
+                f"Weighted: penalty must be one of single elements such as L1(1e-3), got {shown(self.penalty)}"
+            )
         if not (isinstance(self.weights, Tensor) and self.weights.is_floating_point()):
-            raise TypeError(f"Weighted: weights must be a floating point tensor, got {self.weights!r}")
+            raise TypeError(f"Weighted: weights must be a floating point tensor, got {shown(self.weights)}")
         known = not self.weights.is_meta
         if known and not bool((self.weights >= 0).all()):
             raise ValueError(f"Weighted: weights must be >= 0 and not NaN, the least is {float(self.weights.min())}")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from shrinkage.errors import PlanError
+from shrinkage.errors import PlanError, shown
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -121,9 +121,9 @@ def register_layer(layer_class: type[nn.Module], rule: LayerRule) -> None:
     {'width': 5}
     """
     if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
-        raise TypeError(f"layer_class must be a subclass of torch.nn.Module, got {layer_class!r}")
+        raise TypeError(f"layer_class must be a subclass of torch.nn.Module, got {shown(layer_class)}")
     if not callable(rule):
-        raise TypeError(f"rule must be a function of (layer, shapes), got {rule!r}")
+        raise TypeError(f"rule must be a function of (layer, shapes), got {shown(rule)}")
     _rules[layer_class] = rule
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shrinkage.errors import SparseFormatError
+from shrinkage.errors import SparseFormatError, shown
 from shrinkage.parametrized import computed_weights
 from shrinkage.shrink.copies import copy_of, warn_of_hooks
 from shrinkage.shrink.inputs import positional
@@ -113,7 +113,7 @@ def to_sparse(
     (['SparseLinear', 'ReLU', 'Linear'], ('0',))
     """
     if not 0 <= min_sparsity <= 1:
-        raise ValueError(f"min_sparsity must be a share from 0 to 1, got {min_sparsity!r}")
+        raise ValueError(f"min_sparsity must be a share from 0 to 1, got {shown(min_sparsity)}")
     if keep_if_faster and example_inputs is None and example_kwargs is None:
         raise ValueError("to measure what is faster, example_inputs are needed; or pass keep_if_faster=False")
     call = (() if example_inputs is None else positional(example_inputs), dict(example_kwargs or {}))
