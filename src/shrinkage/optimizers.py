@@ -111,7 +111,17 @@ def unwrapped(optimizer: Any) -> Optimizer:
         inner = getattr(optimizer, attribute, None)
         if inner is not None and getattr(inner, "param_groups", None) is not None:
             return unwrapped(inner)
-    raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    raise TypeError(f"expected a torch.optim.Optimizer, got {instead(optimizer)}")
+
+
+def instead(given: object) -> str:
+    """Return what was given in place of an optimizer, and what to do about it."""
+    if isinstance(given, type) and issubclass(given, Optimizer):
+        return f"the class {given.__name__}: make one, {given.__name__}(model.parameters(), ...)"
+    held = list(given.values()) if isinstance(given, Mapping) else given
+    if isinstance(held, list | tuple | set) and any(isinstance(each, Optimizer) for each in held):
+        return f"a {type(given).__name__} of {len(held)}: call attach for each of them, one after the other"
+    return type(given).__name__
 
 
 def check_hooks_see_steps(optimizer: object) -> None:

@@ -241,6 +241,7 @@ def unmatched(selector: AnySelector, candidates: Sequence[NamedParameter]) -> Se
         layers, own = selector if isinstance(selector, tuple) else (selector, "weight")
         sought = f"{layers.__name__}.{own}" if isinstance(layers, type) else own
         hint = hint_for(selector, candidates) if isinstance(selector, type | nn.Module) else ""
+        hint = outside(candidates) if isinstance(selector, Weights) and candidates else hint
     return SelectionError(
         f"the rule {selector_text(selector)} matches no parameter of the model{hint}; "
         f"nearest names: {nearest(sought, (c.name for c in candidates))}"
@@ -255,6 +256,17 @@ def hint_for(layers: Layers, candidates: Sequence[NamedParameter]) -> str:
         return ": this layer is no part of it" if isinstance(layers, nn.Module) else ""
     names = f"{', '.join(repr(each.name) for each in held[:3])}{' ...' * (len(held) > 3)}"
     return f": no 'weight' of its own is there, but {names}, which a glob or a pair can name"
+
+
+def outside(candidates: Sequence[NamedParameter]) -> str:
+    """Return why a penalty without a selector finds nothing, and what to write."""
+    held = [f"{each.name!r} of {type(each.module).__name__}" for each in candidates]
+    others = f" and {len(held) - 3} others" if len(held) > 3 else ""
+    first = next((c for c in candidates if c.parameter is not None and c.parameter.dim() > 1), candidates[0])
+    return (
+        ": a penalty without a selector is for weights with two dimensions or more outside of norm and embedding layers, "
+        f"and it has {', '.join(held[:3])}{others}; name what is meant, such as {{{first.name!r}: L1(1e-3)}}"
+    )
 
 
 def first_matches(selectors: Sequence[AnySelector], candidates: Sequence[NamedParameter]) -> list[int | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shrinkage.errors import PlanError
+from shrinkage.errors import PlanError, ShrinkError
 from shrinkage.parametrized import computed_weights
 from shrinkage.select import nearest
 from shrinkage.sharding import is_spread
@@ -127,3 +127,18 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
         return model.get_submodule(path)
     except AttributeError:
         return None
+
+
+def check_not_packed(model: nn.Module) -> None:
+    """Raise `ShrinkError` if `model` has no parameters because its layers are quantized, which packs their weights."""
+    packed = [
+        f"{name or 'the model'!r} of class {type(module).__name__}"
+        for name, module in model.named_modules()
+        if "quantized" in type(module).__module__.split(".") and not list(module.parameters())
+    ]
+    if packed and not list(model.parameters()):
+        rest = f" and {len(packed) - 1} more modules" if len(packed) > 1 else ""
+        raise ShrinkError(
+            f"the model is quantized, {packed[0]}{rest}: expected parameters, got packed weights, of which no channel "
+            "can be removed; call shrink before quantizing, and quantize the smaller model"
+        )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shrinkage.errors import ShrinkError
 from shrinkage.shrink.attempts import TRIALS, Attempts
+from shrinkage.shrink.checks import check_not_packed
 from shrinkage.shrink.comparison import Checks
 from shrinkage.shrink.copies import plain, warn_of_hooks, with_own_state
 from shrinkage.shrink.fold import readings
@@ -109,6 +110,7 @@ def shrink(
 
 
 def _check(model: nn.Module, round_to: int) -> None:
+    check_not_packed(model)
     if not isinstance(round_to, int) or round_to < 1:
         raise ShrinkError(f"expected round_to to be a whole number of 1 or more, found {round_to!r}")
     empty = [name for name, tensor in tensors_of(model).items() if tensor.is_meta]

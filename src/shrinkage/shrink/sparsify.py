@@ -59,6 +59,8 @@ class SparseReport:
         return tuple(layer.name for layer in self.layers if not layer.kept_because)
 
     def __str__(self) -> str:
+        if not self.layers:
+            return "the model has no nn.Linear, and other layers have no sparse format: nothing was converted"
         header = ["layer", "weight", "zeros", "dense ms", "sparse ms", "times as fast", "now"]
         return table(header, [_cells(layer) for layer in self.layers], right=range(2, 6))
 
