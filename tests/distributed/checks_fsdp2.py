@@ -486,10 +486,11 @@ def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world
 def check_the_guide_saves_and_loads(rank: int, world: int) -> None:
     """The code of docs/machines.md."""
     guide = Path(__file__).parents[2] / "docs" / "machines.md"
-    (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
     model = sharded(mlp())
     optimizer = adamw(list(model.parameters()))
     regularizer = Regularizer(model, L1(lambda update: 0.01 * update), entry=0.9).attach(optimizer)
     train_together(model, optimizer, rank, range(3))
-    exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer, "path": shared_folder(rank)})
+    code = code.replace('"checkpoint"', repr(str(shared_folder(rank))))
+    exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer})
     assert regularizer.state_dict()["updates"] == [3]
