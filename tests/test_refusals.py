@@ -13,7 +13,7 @@ from shrinkage import L1, Regularizer, SelectionError, ShrinkError, shrink, to_s
 def test_a_bare_penalty_that_finds_nothing_says_what_it_is_for_and_what_to_write():
     with pytest.raises(SelectionError, match=r"'weight' of Embedding; name .* \{'weight': L1\(1e-3\)\}") as raised:
         Regularizer(nn.Embedding(10, 4), L1(0.1))
-    assert "outside of norm and embedding layers" in str(raised.value)
+    assert "outside of norms and embeddings" in str(raised.value)
     many = nn.Sequential(*[nn.LayerNorm(4) for _ in range(100)], nn.Embedding(5, 4))
     with pytest.raises(
         SelectionError, match=r"'0\.weight' of LayerNorm, .* and 198 others.*\{'100\.weight': L1"

@@ -264,7 +264,7 @@ def outside(candidates: Sequence[NamedParameter]) -> str:
     others = f" and {len(held) - 3} others" if len(held) > 3 else ""
     first = next((c for c in candidates if c.parameter is not None and c.parameter.dim() > 1), candidates[0])
     return (
-        ": a penalty without a selector is for weights with two dimensions or more outside of norm and embedding layers, "
+        ": a penalty without a selector is for weights with two dimensions or more outside of norms and embeddings, "
         f"and it has {', '.join(held[:3])}{others}; name what is meant, such as {{{first.name!r}: L1(1e-3)}}"
     )
 
