@@ -76,18 +76,57 @@ def test_other_numbers_of_a_sparse_input_stand_at_the_same_places(layout: torch.
         assert torch.equal(zero_slices(edges, dim), zero_slices(EDGES, dim))
 
 
+class Holding(Convolution):
+    """A graph convolution whose edges are constants of the model, a buffer and, if they can be, an attribute."""
+
+    def __init__(self, edges: Tensor) -> None:
+        super().__init__(torch.sparse.mm)
+        self.register_buffer("edges", edges)
+        self.kept = edges.clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, self.edges)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_model_that_holds_its_edges_can_be_copied(layout: Callable[..., Tensor]) -> None:
-    class Holding(Convolution):
+def test_channels_beside_edges_that_a_model_holds_go(layout: Callable[..., Tensor]) -> None:
+    model = Holding(layout(EDGES))
+    small = shrink(model, X).model
+    assert small.first.shape == (12, 11)
+    torch.testing.assert_close(small(2 * X), model(2 * X))
+    small(X).sum().backward()
+    assert small.edges.layout == small.kept.layout == layout(EDGES).layout
+
+
+def test_channels_beside_weights_that_mix_positions_go() -> None:
+    class Mixer(Convolution):
         def __init__(self) -> None:
-            super().__init__(torch.sparse.mm)
-            self.kept = layout(EDGES)
-            self.register_buffer("edges", layout(EDGES))
+            super().__init__(torch.matmul)
+            self.mix = nn.Parameter(torch.randn(9, 9))
 
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x, self.edges) + super().forward(x, self.kept)
+            return super().forward(x, self.mix)
 
-    model = Holding()
-    small = shrink(model, X)
-    assert small.report.error < 1e-5
-    torch.testing.assert_close(small.model(2 * X), model(2 * X))
+    model, x = Mixer(), torch.randn(2, 9, 12)
+    small = shrink(model, x).model
+    assert small.first.shape == (12, 11)
+    torch.testing.assert_close(small(2 * x), model(2 * x))
+    with torch.no_grad():
+        model.first.copy_(torch.randn(12, 16))
+        model.mix[:, 1:] = 0  # which reads a single position
+    assert shrink(model, x).model.first.shape == (12, 16)
+
+
+def test_a_product_with_inputs_that_are_zero_in_the_example_depends_on_them() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.last = nn.Parameter(torch.randn(9, 9)), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.mix @ x)
+
+    model = nn.Sequential(Mixed(), nn.ReLU(), nn.Linear(4, 4))
+    small = shrink(model, torch.zeros(9, 12)).model
+    torch.testing.assert_close(small(X), model(X))
+    assert small[0].last.weight.shape == (4, 12)

@@ -136,21 +136,27 @@ class Stimulus:
         sides = (contraction.data, contraction.weight)
         others = [self.values[each] for each in node.all_input_nodes if each not in sides]
         others = [value for value in others if not value.is_free]
+        still = zero_lines(self.values[contraction.data], contraction)
         if not others and all(run.shape == data[0].shape for run in data):
-            return self._replaced(node, alike(self._result(node, 0)).runs, contraction.out, live)
+            return self._replaced(node, alike(self._result(node, 0)).runs, contraction.out, live, still=still)
         runs, failed = self._results(node)
         mask = changing(runs, untold=failed or _sees_too_few(node, others)) if others else None
-        return self._replaced(node, runs, contraction.out, live, mask)
+        return self._replaced(node, runs, contraction.out, live, mask, still)
 
     def _replaced(
-        self, node: fx.Node, runs: list[Tensor], axis: int, live: Tensor, others: Tensor | None = None
-    ) -> Value:
-        """Return `runs` with noise where the index along `axis` is `live`; `others` depend on the inputs too."""
+        self, node: fx.Node, runs: list[Tensor], axis: int, live: Tensor, others: Tensor | None = None,
+        still: Tensor | None = None,
+    ) -> Value:  # fmt: skip
+        """Return `runs` with noise where the index along `axis` is `live`, and that along the rest is not `still`.
+
+        `others` depend on the inputs too.
+        """
         rank = runs[0].dim()
         if len(live) == runs[0].shape[axis]:
             live = live.to(runs[0].device).reshape([-1 if other == axis % rank else 1 for other in range(rank)])
         else:
             live = torch.ones((1,) * rank, dtype=torch.bool, device=runs[0].device)
+        live = live if still is None else live & ~still
         stirred = [torch.where(live, self._noise(run, number), run) for number, run in enumerate(runs[1:])]
         return self._stirred(node, [runs[0], *stirred], live if others is None else live | others)
 
@@ -229,6 +235,17 @@ def _sees_too_few(node: fx.Node, operands: Iterable[Value]) -> bool:
     """
     whole = any(not value.is_free and not is_stirrable(value.runs[0]) for value in operands)
     return whole or getattr(node.target, "_schema", None) is None
+
+
+def zero_lines(data: Value, contraction: Contraction) -> Tensor | None:
+    """Return at which places a weight that multiplies from the left meets zeros alone, whatever the inputs are.
+
+    So does a matrix that mixes the nodes of a graph, or tokens: channels that are zero stay so. None for other weights.
+    """
+    if contraction.out != -2 or contraction.axis != -2 or data.depends is True:
+        return None
+    zero = data.runs[0] == 0
+    return (zero if data.depends is None else zero & ~data.depends).all(-2, keepdim=True)
 
 
 def live_rows(contraction: Contraction, weight: Tensor, blind: Tensor) -> Tensor:

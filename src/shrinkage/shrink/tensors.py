@@ -86,7 +86,7 @@ def zero_slices(tensor: Tensor, dim: int) -> Tensor:
 
 
 def _zero_slices_of_sparse(tensor: Tensor, dim: int) -> Tensor:
-    known = tensor.detach().to_sparse_coo().coalesce()
+    known = tensor.detach().to_sparse(layout=torch.sparse_coo).coalesce()
     if known.sparse_dim() < known.dim():  # which has dense dimensions, too
         return zero_slices(known.to_dense(), dim)
     zero = torch.ones(known.shape[dim], dtype=torch.bool, device=known.device)
