@@ -25,7 +25,7 @@ MUTANTS = [
     Mutant("__init__.py", "gc.disable()", "pass", "layers", "collections"),
     Mutant("__init__.py", "if _collects:", "if True:", "layers", "collections"),
     Mutant("shrink/stimulus.py", "live if still is None else live & ~still", "live", "shrink_graphs", "beside"),
-    Mutant("shrink/stimulus.py", "else zero & ~data.depends).all(", "else zero).all(", "shrink_graphs", "depends"),
+    Mutant("shrink/stimulus.py", "else zero & ~data.depends", "else zero", "shrink_graphs", "depends"),
     Mutant(
         "shrink/tensors.py", "    if tensor.layout != torch.strided:", "    if False:", "shrink_graphs", "same_places"
     ),

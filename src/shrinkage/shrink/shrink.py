@@ -70,7 +70,8 @@ def shrink(
 
     Raises:
         ShrinkError: the parameters hold no numbers (the meta device), the model can not be called with the example
-            inputs or not be copied, puts out nothing that could be compared, or `round_to` or `pin` make no sense.
+            inputs or not be copied, a copy would compute with layers of the model itself (global variables), it puts
+            out nothing that could be compared, or `round_to` or `pin` make no sense.
         TypeError: `model` is no module.
 
     >>> import torch

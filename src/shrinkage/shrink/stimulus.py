@@ -244,8 +244,9 @@ def zero_lines(data: Value, contraction: Contraction) -> Tensor | None:
     """
     if contraction.out != -2 or contraction.axis != -2 or data.depends is True:
         return None
-    zero = data.runs[0] == 0
-    return (zero if data.depends is None else zero & ~data.depends).all(-2, keepdim=True)
+    zero: Tensor = data.runs[0] == 0
+    known = zero if data.depends is None else zero & ~data.depends
+    return known.all(-2, keepdim=True)
 
 
 def live_rows(contraction: Contraction, weight: Tensor, blind: Tensor) -> Tensor:
