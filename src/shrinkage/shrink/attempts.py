@@ -30,7 +30,8 @@ class Attempts:
     """What smaller models are made from, and what is known of earlier ones.
 
     `refusal` tells why the plan of the last one was refused, if it was; `first` what goes if nothing is held; `last`
-    what was held, and went, last; `untried` which channels stay because the number of trials was used up.
+    what was held, and went, last; `untried` which channels stay because the number of trials was used up;
+    `made` the last choice that is right, and what was built of it.
     """
 
     coupling: Coupling
@@ -43,6 +44,7 @@ class Attempts:
     first: Tensor | None = field(default=None, init=False)
     last: tuple[Tensor, Removal] | None = field(default=None, init=False)
     untried: Tensor = field(init=False)
+    made: tuple[Choice, tuple[Removal, nn.Module, ShrinkPlan]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.untried = torch.zeros(self.coupling.labels.count, dtype=torch.bool)
@@ -80,11 +82,19 @@ class Attempts:
                 bias.copy_((bias.double() + shift.to(bias.device)).to(bias.dtype))
         return removal, small, plan
 
+    def compared(self, choice: Choice) -> tuple[Removal, nn.Module, ShrinkPlan]:
+        """Return what was built of `choice` and compared, that very model; build it if it was not right."""
+        return self.made[1] if self.made is not None and self.made[0] is choice else self.built(choice)
+
     def error(self, choice: Choice) -> float:
         """Return by how much the outputs of the smaller model differ; infinity where there is none."""
         self.refusal = ""
         try:
-            return self.checks.error(self.built(choice)[1])
+            made = self.built(choice)
+            error = self.checks.error(made[1])
+            if not error > self.checks.atol:
+                self.made = choice, made
+            return error
         except PlanError as error:
             self.refusal = str(error)
             return float("inf")

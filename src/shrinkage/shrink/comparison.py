@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
 
 from shrinkage.errors import ShrinkError
-from shrinkage.shrink.copies import copy_of
+from shrinkage.shrink.caches import caches_of, emptied
+from shrinkage.shrink.copies import copy_of, with_own_state
 from shrinkage.shrink.inputs import VARIANTS, Call, other_lengths, taken_apart, varied
-from shrinkage.shrink.verify import difference, outputs
+from shrinkage.shrink.verify import difference, outputs, outputs_of_copy
 
 HALF = (torch.float16, torch.bfloat16)
 ROUNDINGS = 8  # of a number of half precision by which outputs may differ, where they can not be computed in single
@@ -25,13 +26,15 @@ Known = tuple[Call, list[Tensor]]
 class Checks:
     """Calls of the dense model and what it puts out, in single precision if `single`; outputs may differ by `atol`.
 
-    `unvaried` are the names of inputs that have the example's numbers in all of them.
+    `unvaried` are the names of inputs that have the example's numbers in all of them; `training` has the shapes of what
+    a model that is in training mode puts out there, if it can be called so.
     """
 
     atol: float
     single: bool = False
     known: tuple[Known, ...] = ()
     unvaried: tuple[str, ...] = ()
+    training: tuple[torch.Size, ...] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, call: Call, atol: float) -> "Checks":
@@ -39,18 +42,22 @@ class Checks:
 
         Raises ShrinkError if `call` puts out no tensors.
         """
+        model = emptied(with_own_state(model)) if caches_of(model) else model
         halves = {tensor.dtype for tensor in model.parameters() if tensor.dtype in HALF}
         rounding = max((torch.finfo(dtype).eps for dtype in halves), default=0.0)
         if halves:
             try:  # Biases that take constants up are off by a rounding.
-                trials = Trials(copy_of(model, {}).float(), _in_single(call))
-                trials.made()
-                return cls(max(atol, rounding), True, tuple(trials.known), _named(model, call, trials.unvaried))
+                return cls._of(copy_of(model, {}).float(), _in_single(call), max(atol, rounding), single=True)
             except Exception:  # Whatever code does that insists on half precision.
                 atol = max(atol, ROUNDINGS * rounding)
+        return cls._of(model, call, atol)
+
+    @classmethod
+    def _of(cls, model: nn.Module, call: Call, atol: float, *, single: bool = False) -> "Checks":
         trials = Trials(model, call)
         trials.made()
-        return cls(atol, False, tuple(trials.known), _named(model, call, trials.unvaried))
+        unvaried = _named(model, call, trials.unvaried)
+        return cls(atol, single, tuple(trials.known), unvaried, _shapes_in_training(model, call))
 
     def error(self, small: nn.Module) -> float:
         """Return the largest difference of the outputs of `small` from those that are known; infinity if it fails.
@@ -60,6 +67,8 @@ class Checks:
         if not self.known:
             return math.nan
         small = copy_of(small, {}).float() if self.single else small
+        if self.training is not None and _shapes_in_training(small, self.known[0][0]) != self.training:
+            return float("inf")
         worst = 0.0
         for call, known in self.known:
             try:
@@ -67,6 +76,17 @@ class Checks:
             except Exception:  # Whatever a model's code does on lengths it did not expect.
                 return float("inf")
         return worst
+
+
+def _shapes_in_training(model: nn.Module, call: Call) -> tuple[torch.Size, ...] | None:
+    """Return the shapes of the outputs of a model that is in training mode, as it is; None if it is not, or fails.
+
+    Numbers are not compared there, which drops and the statistics of batches change.
+    """
+    if any(module.training for module in model.modules()):
+        with suppress(Exception):  # Of a batch of one, say.
+            return tuple(tensor.shape for tensor in outputs_of_copy(with_own_state(model), call))
+    return None
 
 
 def _in_single(call: Call) -> Call:

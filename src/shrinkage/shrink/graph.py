@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from shrinkage.errors import ShrinkError, first_line
 from shrinkage.shrink import contractions, shapes  # noqa: F401  they register their rules
 from shrinkage.shrink.adapters import fixed_ranks
+from shrinkage.shrink.caches import emptied
 from shrinkage.shrink.channels import Channels, axes_of, reduced
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.export import Piece, pieces
@@ -92,7 +93,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     if isinstance(model, torch.jit.ScriptModule):
         raise ShrinkError(f"{type(model).__name__} has no operators to export: give the module before torch.jit")
     try:
-        return pieces(with_own_state(model), args, kwargs)
+        return pieces(emptied(with_own_state(model)), args, kwargs)
     except ShrinkError:
         raise
     except Exception as error:

@@ -12,20 +12,25 @@ from shrinkage.private import private
 
 
 def evaluated(model: nn.Module) -> nn.Module:
-    """Put `model` into evaluation mode, and return it.
+    """Put `model` into evaluation mode, and return it; see `in_mode`."""
+    return in_mode(model, training=False)
+
+
+def in_mode(model: nn.Module, *, training: bool) -> nn.Module:
+    """Put `model` into training or evaluation mode, and return it.
 
     Modules whose `train` is something else than a change of mode, such as the training of a layer of its own, only have
     their attribute `training` set.
     """
     if all(map(_takes_mode, model.modules())):
-        if _is_callable(model.eval):
+        if not training and _is_callable(model.eval):
             model.eval()
         else:
-            model.train(False)
+            model.train(training)
     else:
-        model.training = False
+        model.training = training
         for child in model.children():
-            evaluated(child)
+            in_mode(child, training=training)
     return model
 
 

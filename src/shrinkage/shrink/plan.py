@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.errors import PlanError
 from shrinkage.shrink.adapters import update_ranks
+from shrinkage.shrink.caches import emptied
 from shrinkage.shrink.checks import (
     Keep,
     check_attributes,
@@ -230,6 +231,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
         weight, outputs = layer.get_parameter("weight"), outputs_of(layer)
         layer.bias = nn.Parameter(weight.new_zeros(outputs or 0), requires_grad=weight.requires_grad)
     update_ranks(small)
+    emptied(small)
     return result
 
 

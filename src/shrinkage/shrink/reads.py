@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shrinkage.errors import ShrinkError
+from shrinkage.shrink.caches import emptied
 from shrinkage.shrink.copies import copy_with
 from shrinkage.shrink.inputs import Call, cloned
 from shrinkage.shrink.modes import evaluated, process_as_it_was
@@ -67,7 +68,7 @@ def check_reads_own(model: nn.Module, call: Call) -> None:
     class close over, can not be. What was computed from parameters once, and kept, does not follow those of a copy.
     """
     memo = Memo(model, {})
-    probe = evaluated(copy_with(memo, model))
+    probe = emptied(evaluated(copy_with(memo, model)))
     kept = _computed_once(model, memo)
     reads = Reads(probe, _memory_of_layers(model) | {memory_of(tensor): name for name, tensor in kept.items()})
     versions = {name: tensor._version for name, tensor in kept.items()}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shrinkage.errors import ShrinkError
 from shrinkage.shrink.attempts import TRIALS, Attempts
+from shrinkage.shrink.caches import caches_of, emptied
 from shrinkage.shrink.checks import check_not_packed
 from shrinkage.shrink.comparison import Checks
 from shrinkage.shrink.copies import plain, warn_of_hooks, with_own_state
@@ -19,6 +20,7 @@ from shrinkage.shrink.reads import check_reads_own
 from shrinkage.shrink.removal import Removal, zero_channels
 from shrinkage.shrink.summary import KeptZeros, ShrinkReport, compared
 from shrinkage.shrink.tensors import tensors_of
+from shrinkage.shrink.verify import left_as_it_was
 
 DIFFERENT = "outputs differ, or the model fails, when they are taken out"
 UNTRIED = "outputs differ without channels that {} trials did not find, so that these stay as well"
@@ -93,21 +95,23 @@ def shrink(
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     model = plain(model)
     _check(model, round_to)
-    check_reads_own(model, (args, kwargs))
-    coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
-    try:
-        found, products = readings(coupling.traces, tensors_of(with_own_state(model)))
-        checks = Checks.of(model, (args, kwargs), atol) if verify else Checks(atol)
-    except ShrinkError:
-        raise
-    except Exception as failure:
-        raise call_failed(model, failure) from failure
-    attempts = Attempts(coupling, found, products, model, round_to, checks)
-    choice, error, refusal = attempts.settled()
-    removal, small, plan = attempts.built(choice)
+    with left_as_it_was(model):
+        check_reads_own(model, (args, kwargs))
+        coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
+        try:
+            found, products = readings(coupling.traces, tensors_of(with_own_state(model)))
+            checks = Checks.of(model, (args, kwargs), atol) if verify else Checks(atol)
+        except ShrinkError:
+            raise
+        except Exception as failure:
+            raise call_failed(model, failure) from failure
+        attempts = Attempts(coupling, found, products, model, round_to, checks)
+        choice, error, refusal = attempts.settled()
+        removal, small, plan = attempts.compared(choice)
+        kept = _kept(coupling, removal, model, choice.held, attempts.untried, refusal)
+        report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried)
     warn_of_hooks(model, stacklevel=2)
-    kept = _kept(coupling, removal, model, choice.held, attempts.untried, refusal)
-    return Shrunk(small, plan, compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried))
+    return Shrunk(small, plan, report)
 
 
 def _check(model: nn.Module, round_to: int) -> None:
@@ -127,12 +131,16 @@ def _kept(
 ) -> list[KeptZeros]:
     """Return the zero channels that stay, by parameter and reason."""
     counts: dict[tuple[str, str], int] = {}
+    caches = caches_of(emptied(with_own_state(model)))
     for root, (name, _) in zero_channels(coupling, model).items():
         if removal.gone[root] or coupling.pinned.get(root, "").startswith("looked up by index"):
             continue  # rows of a table that are zero, such as that of the padding, are as they should be
         reason = coupling.pinned.get(root) or removal.reasons.get(root)
         if held[root]:
             reason = refusal or (UNTRIED.format(TRIALS) if untried[root] else DIFFERENT)
+        if reason and any(phrase in reason for phrase in (DIFFERENT, "not used by any", "of fixed length")):
+            kept = [cache for cache in caches if name.startswith(cache.rpartition(".")[0])]
+            reason += f"; `{kept[0]}` keeps tensors of an earlier call" if kept else ""
         key = (name, reason or "needed by other channels, as the last one of its axis, or for a round number")
         counts[key] = counts.get(key, 0) + 1
     return [KeptZeros(name, count, reason) for (name, reason), count in counts.items()]

@@ -18,6 +18,7 @@ from shrinkage.unregistered import told, unregistered
 Shape = tuple[int, ...]
 
 ADVICE = {
+    "of an earlier call": "empty what it keeps before, or give a model that was not called",
     "zeros at the border": "charge the bias, or the scale and shift of a norm, too: the constant is then zero",
     "too few samples": "give an example of more samples",
     "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or charge what makes the constant too",

@@ -1,10 +1,13 @@
 """Whether two models give the same outputs."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from shrinkage.shrink.caches import class_caches_left_out
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.inputs import Call, cloned
 from shrinkage.shrink.modes import evaluated
@@ -16,14 +19,64 @@ OUTLIER = 100.0  # a number so many times larger than all that differ says nothi
 def outputs(model: nn.Module, call: Call) -> list[Tensor]:
     """Return the tensors that `model` puts out, in evaluation mode and with the same random numbers every time.
 
-    A copy is called, so that what a model notes of its calls is the same every time too.
+    A copy is called, so that what a model notes of its calls is the same every time too. Where the model is in
+    evaluation mode its own code is not told so again: what it keeps of earlier calls is used as it is.
     """
+    probe = with_own_state(model)
+    if any(module.training for module in probe.modules()):
+        evaluated(probe)
+    return outputs_of_copy(probe, call)
+
+
+def outputs_of_copy(probe: nn.Module, call: Call) -> list[Tensor]:
+    """Return the tensors that `probe` puts out in the mode that it is in; parameters may be those of another model."""
     args, kwargs = cloned(call)
-    probe = evaluated(with_own_state(model))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.no_grad(), same_random_numbers(), class_caches_left_out(probe), gradients_left_out(probe):
         result = probe(*args, **kwargs)
     return tensors_in(result) or all_tensors_in(result)
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Draw the same random numbers every time, and give random states back as they were."""
+    with random_states_left_out() as devices:
+        random.seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed also seeds devices that are used later
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(0)
+        yield
+
+
+@contextmanager
+def random_states_left_out() -> Iterator[list[int]]:
+    """Give random states back as they were, of Python, of torch and of the CUDA devices that it yields."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python = random.getstate()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield devices
+        finally:
+            random.setstate(python)
+
+
+@contextmanager
+def gradients_left_out(model: nn.Module) -> Iterator[None]:
+    """Give gradients back as they were, which code that computes some in its forward pass would add to."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Give back as they were what copies of `model` share with it, and the random states of the process."""
+    with random_states_left_out(), class_caches_left_out(model), gradients_left_out(model):
+        yield
 
 
 def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

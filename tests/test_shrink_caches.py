@@ -1,0 +1,236 @@
+"""What is handed back is what was compared: tensors of earlier calls, modes, the state of model and process."""
+
+import random
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from shrinkage import ShrinkPlan, apply_plan, shrink
+from shrinkage.shrink import attempts, plan
+from shrinkage.shrink.caches import caches_of
+
+X = torch.linspace(-2, 2, 120).reshape(3, 5, 8).sin()
+
+
+class Attention(nn.Module):
+    """Attention with biases for places, which it keeps in evaluation mode; the first of two heads can be zero."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.queries_keys_values, self.out, self.heads = nn.Linear(8, 48, bias=False), nn.Linear(16, 8), 2
+        self.biases, self.kept = nn.Parameter(torch.randn(2, 5, 5)), {}
+        self.eval()
+
+    def looked_up(self):
+        if self.training:
+            return self.biases * 1.0
+        if "biases" not in self.kept:
+            self.kept["biases"] = self.biases * 1.0
+        return self.kept["biases"]
+
+    def forward(self, x):
+        split = self.queries_keys_values(x).view(*x.shape[:2], self.heads, 3, -1)
+        q, k, v = split.permute(3, 0, 2, 1, 4)
+        scores = q @ k.mT / 8**0.5 + self.looked_up()[:, : x.shape[1], : x.shape[1]]
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def zeroed(self):
+        self.queries_keys_values.weight.view(2, 3, 8, 8)[0] = 0
+        self.biases[0] = 0
+
+
+class EmptiedAlways(Attention):
+    def train(self, mode=True):
+        self.kept = {}
+        return super().train(mode)
+
+
+class EmptiedForTraining(Attention):
+    def train(self, mode=True):
+        if mode:
+            self.kept.clear()
+        return super().train(mode)
+
+
+class EmptiedForEvaluation(Attention):
+    def train(self, mode=True):
+        if not mode:
+            self.kept = {}
+        return super().train(mode)
+
+
+class EmptiedUnlessTrained(Attention):
+    """A frozen model, which refuses to be trained."""
+
+    def train(self, mode=True):
+        if mode:
+            raise RuntimeError("frozen")
+        self.kept = {}
+        return super().train(mode)
+
+
+class EmptiedWhenMoved(Attention):
+    def _apply(self, *arguments, **keywords):
+        self.kept = {}
+        return super()._apply(*arguments, **keywords)
+
+
+EMPTIED = [EmptiedAlways, EmptiedForTraining, EmptiedForEvaluation, EmptiedUnlessTrained, EmptiedWhenMoved]
+
+
+@torch.no_grad()
+def called(model, when):
+    """`model` with a head that is zero, called in evaluation mode before or after that, and perhaps trained then."""
+    if when == "before":
+        model(X)
+    model.zeroed()
+    if when != "before":
+        model(X)
+    if when == "training":
+        model.train()
+    return model
+
+
+@pytest.mark.parametrize("when", ["before", "after", "training"])
+@pytest.mark.parametrize("kind", EMPTIED)
+def test_tensors_that_a_model_empties_by_itself_hold_no_channel(kind, when):
+    if kind is EmptiedUnlessTrained and when == "training":
+        when = "after"
+    model = called(kind(), when)
+    before, kept = model.training, dict(model.kept)
+    result = shrink(model, X)
+    assert (result.model.heads, result.model.training, model.training) == (1, before, before)
+    assert kept.keys() == model.kept.keys()
+    assert all(model.kept[name] is kept[name] for name in kept)
+    assert result.model.kept == {}
+    torch.testing.assert_close(result.model(X), model(X))
+    torch.testing.assert_close(result.model.eval()(X), kind_of(model)(X))
+
+
+def kind_of(model):
+    """A model of the same class and weights that was never called."""
+    fresh = type(model)()
+    fresh.load_state_dict(model.state_dict())
+    return fresh
+
+
+@pytest.mark.parametrize("kind", EMPTIED)
+def test_a_plan_is_applied_to_a_model_that_was_called(kind):
+    model = called(kind(), "after")
+    small = apply_plan(model, shrink(kind_of(model), X).plan)
+    assert small.heads == 1
+    torch.testing.assert_close(small(X), model(X))
+
+
+def test_tensors_that_nothing_empties_are_named_as_the_reason():
+    model = called(Attention(), "after")
+    result = shrink(model, X)
+    torch.testing.assert_close(result.model(X), model(X))
+    assert result.model.heads == 2
+    assert any(kept.reason.endswith("`kept` keeps tensors of an earlier call") for kept in result.report.kept)
+    assert any("empty what it keeps" in kept.advice for kept in result.report.kept)
+
+
+def test_what_is_out_of_date_in_the_smaller_model_is_seen(monkeypatch):
+    """A comparison that tells the copy to evaluate again would see nothing: the copy forgets then."""
+    monkeypatch.setattr(plan, "emptied", lambda model: model)
+    model = called(EmptiedAlways(), "after")
+    result = shrink(model, X)
+    torch.testing.assert_close(result.model(X), model(X))
+    assert result.model.heads == 2
+
+
+def test_the_model_that_was_compared_is_handed_back(monkeypatch):
+    compared = []
+
+    def error(checks, small, measure=attempts.Checks.error):
+        compared.append(small)
+        return measure(checks, small)
+
+    monkeypatch.setattr(attempts.Checks, "error", error)
+    result = shrink(called(EmptiedAlways(), "after"), X)
+    assert any(small is result.model for small in compared)
+
+
+class Auxiliary(nn.Module):
+    """A second head that is called in training alone, as in GoogLeNet."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.middle, self.outer, self.second = (
+            nn.Linear(*sizes) for sizes in ((8, 16), (16, 12), (12, 3), (16, 3))
+        )
+        with torch.no_grad():
+            for layer in (self.inner, self.middle):
+                layer.weight[:5] = layer.bias[:5] = 0
+
+    def forward(self, x):
+        hidden = torch.relu(self.inner(x))
+        result = self.outer(torch.relu(self.middle(hidden)))
+        return (result, self.second(hidden)) if self.training else result
+
+
+def test_a_model_that_is_handed_over_in_training_can_be_trained_on():
+    model = Auxiliary().train()
+    result = shrink(model, X)
+    assert result.model.training
+    for one, other in zip(result.model(X), model(X), strict=True):
+        torch.testing.assert_close(one, other)
+    assert (result.model.inner.out_features, result.model.middle.out_features) == (16, 7)
+    torch.testing.assert_close(result.model.eval()(X), model.eval()(X))
+    assert shrink(Auxiliary().eval(), X).model.inner.out_features == 11
+
+
+class Leaving(nn.Module):
+    """A forward pass that leaves traces in its class, in gradients and in random states."""
+
+    seen: ClassVar[dict[int, torch.Tensor]] = {}
+    lengths: ClassVar[list[int]] = []
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 3)
+        with torch.no_grad():
+            self.inner.weight[:5] = self.inner.bias[:5] = 0
+
+    def forward(self, x):
+        if not torch.compiler.is_compiling():
+            self.seen[x.shape[1]] = x.mean()
+            self.lengths.append(x.shape[1])
+            random.random()
+            torch.rand(1)
+            if self.inner.weight.requires_grad:
+                with torch.enable_grad():
+                    self.inner.weight.square().sum().backward()
+        return self.outer(torch.relu(self.inner(x)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_comparing_leaves_model_class_and_process_as_they_were(training):
+    model = Leaving().train(training)
+    gradient = torch.ones(16, 8)
+    model.inner.weight.grad = gradient
+    states = random.getstate(), torch.get_rng_state()
+    result = shrink(model, X)
+    assert result.model.inner.out_features == 11
+    assert (Leaving.seen, Leaving.lengths) == ({}, [])
+    assert model.inner.weight.grad is gradient
+    assert torch.equal(gradient, torch.ones(16, 8))
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert all(parameter.grad is None for parameter in result.model.parameters())
+
+
+def test_parameters_and_buffers_that_an_attribute_holds_too_are_no_caches():
+    model = nn.LSTM(3, 4)
+    model.named = {"all": list(model.parameters())}
+    assert caches_of(model) == []
+    model.named["old"] = torch.zeros(2)
+    assert caches_of(nn.Sequential(model)) == ["0.named"]
+    assert ShrinkPlan.of(nn.Linear(2, 2), {}).biases == ()
