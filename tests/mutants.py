@@ -1447,8 +1447,8 @@ MUTANTS = [
     Mutant("shrink/comparison.py", "        if halves:", "        if False:", "shrink_beyond", "half"),
     Mutant(
         "shrink/comparison.py",
-        "return cls(max(atol, rounding), True",
-        "return cls(atol, True",
+        "max(atol, rounding), single=True",
+        "atol, single=True",
         "shrink_beyond",
         "half",
     ),
@@ -1542,6 +1542,47 @@ MUTANTS = [
         "grouped_convolution_behind",
     ),
     Mutant("shrink/inputs.py", "{size - 1, size // 2}", "{size}", "shrink_beyond", "alone"),
+    Mutant(
+        "shrink/verify.py",
+        "if any(module.training for",
+        "if True or any(module.training for",
+        "shrink_caches",
+        "out_of_date",
+        quick=True,
+    ),
+    Mutant("shrink/plan.py", "    emptied(small)\n", "", "shrink_caches", "empties_by_itself"),
+    Mutant(
+        "shrink/graph.py",
+        "emptied(with_own_state(model))",
+        "with_own_state(model)",
+        "shrink_caches",
+        "empties_by_itself",
+    ),
+    Mutant(
+        "shrink/caches.py",
+        "for training in (not mode, mode):",
+        "for training in (mode,):",
+        "shrink_caches",
+        "empties_by_itself",
+    ),
+    Mutant(
+        "shrink/caches.py", "type(module)._apply is not nn.Module._apply", "False", "shrink_caches", "empties_by_itself"
+    ),
+    Mutant(
+        "shrink/caches.py", "        module.training = before\n", "        pass\n", "shrink_caches", "empties_by_itself"
+    ),
+    Mutant("shrink/caches.py", "and id(leaf) not in own", "", "shrink_caches", "no_caches"),
+    Mutant("shrink/caches.py", "            value.update(before)", "            pass", "shrink_caches", "as_they_were"),
+    Mutant("shrink/verify.py", "parameter.grad = gradient", "pass", "shrink_caches", "as_they_were"),
+    Mutant("shrink/verify.py", "random.setstate(python)", "pass", "shrink_caches", "as_they_were"),
+    Mutant("shrink/comparison.py", "if self.training is not None and", "if False and", "shrink_caches", "trained_on"),
+    Mutant(
+        "shrink/attempts.py",
+        "if self.made is not None and self.made[0] is choice else",
+        "if False else",
+        "shrink_caches",
+        "handed_back",
+    ),
     Mutant("shrink/dependence.py", "mask = mask | differing(value, axes)", "pass", "shrink_inputs", "looked_up"),
     Mutant("shrink/dependence.py", " & ~(zero if", " & ~(False & zero if", "shrink_inputs", "zero_weight"),
     Mutant("shrink/dependence.py", "mine | theirs | differ, sure", "mine | theirs, sure", "shrink_inputs", "is_shut"),

@@ -10,6 +10,7 @@ from torch import nn
 from shrinkage import ShrinkPlan, apply_plan, shrink
 from shrinkage.shrink import attempts, plan
 from shrinkage.shrink.caches import caches_of
+from zoo.torchvision_models import aside
 
 X = torch.linspace(-2, 2, 120).reshape(3, 5, 8).sin()
 
@@ -234,3 +235,21 @@ def test_parameters_and_buffers_that_an_attribute_holds_too_are_no_caches():
     model.named["old"] = torch.zeros(2)
     assert caches_of(nn.Sequential(model)) == ["0.named"]
     assert ShrinkPlan.of(nn.Linear(2, 2), {}).biases == ()
+
+
+@pytest.mark.slow
+def test_levit_of_timm_keeps_biases_in_evaluation():
+    with aside():
+        import timm
+    torch.manual_seed(0)
+    narrow = {"embed_dim": (16, 24, 32), "depth": (1, 1, 1), "num_heads": (2, 3, 4), "key_dim": 8}
+    model, x = timm.create_model("levit_128s", num_classes=10, **narrow).eval(), torch.randn(2, 3, 224, 224)
+    attention = model.stages[0].blocks[0].attn
+    with torch.no_grad():
+        attention.qkv.linear.weight.view(2, 32, -1)[0] = 0
+        attention.qkv.bn.weight.view(2, 32)[0] = attention.qkv.bn.bias.view(2, 32)[0] = 0
+        attention.attention_biases[0] = 0
+        expected = model(x)
+        small = shrink(model, x).model
+        assert small.stages[0].blocks[0].attn.num_heads == 1
+        torch.testing.assert_close(small(x), expected)

@@ -90,7 +90,8 @@ def shrink(
 
     Exact up to the order of sums, in evaluation mode, for calls like the example: with the same flags and numbers that
     are no tensors, and a mask if and only if the example has one. In training mode the statistics of a batch can differ
-    where a constant was folded into a bias before a batch norm.
+    where a constant was folded into a bias before a batch norm. Tensors that modules keep of earlier calls are emptied
+    where changing the mode, or moving the model, does that; others are compared as they are.
     """
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     model = plain(model)
@@ -109,7 +110,8 @@ def shrink(
         choice, error, refusal = attempts.settled()
         removal, small, plan = attempts.compared(choice)
         kept = _kept(coupling, removal, model, choice.held, attempts.untried, refusal)
-        report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried)
+        with left_as_it_was(small):
+            report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried)
     warn_of_hooks(model, stacklevel=2)
     return Shrunk(small, plan, report)
 

@@ -50,7 +50,8 @@ def same_random_numbers() -> Iterator[None]:
 @contextmanager
 def random_states_left_out() -> Iterator[list[int]]:
     """Give random states back as they were, of Python, of torch and of the CUDA devices that it yields."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if in_use else []
     python = random.getstate()
     with torch.random.fork_rng(devices=devices):
         try:
