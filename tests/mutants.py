@@ -1636,7 +1636,7 @@ MUTANTS = [
     Mutant("shrink/comparison.py", "self._takes(varied(self.leaves, number))", "pass", "shrink_inputs", "refuses"),
     Mutant("shrink/verify.py", "if largest <= OUTLIER * scale:", "if True:", "shrink_beyond", "large_numbers"),
     Mutant("shrink/verify.py", " or all_tensors_in(result)", "", "shrink_beyond", "inside_of"),
-    Mutant("shrink/verify.py", "(with_own_state(model))", "(model)", "shrink_beyond", "notes_its_calls"),
+    Mutant("shrink/verify.py", "probe = with_own_state(model)", "probe = model", "shrink_beyond", "notes_its_calls"),
     Mutant("shrink/cost.py", "(with_own_state(model))", "(model)", "shrink_beyond", "notes_its_calls"),
     Mutant(
         "shrink/rules.py",
