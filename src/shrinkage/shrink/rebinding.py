@@ -29,9 +29,12 @@ class Memo(dict[int, Any]):
 
     def __init__(self, model: nn.Module, replaced: Mapping[Any, object]) -> None:
         super().__init__({id(old): new for old, new in replaced.items()})
-        self.own = {id(each): each for each in reached(model) if _is(each, nn.Module, Tensor)}
+        seen: dict[int, object] = {}
+        found = list(reached(model, seen=seen))
+        self.own = {id(each): each for each in found if _is(each, nn.Module, Tensor)}
         self.shared: dict[int, tuple[Any, Rebind]] = {}
-        for each in reached(model, entering_functions=True):
+        inside = [_held(each) for each in found if type(each) in REBINDS]
+        for each in (*found, *reached(inside, entering_functions=True, seen=seen)):
             if _is(each, Tensor) and not _is(each, nn.Parameter) and id(each) not in self and _is_refused(each):
                 self[id(each)] = _without_history(each)
             rebind = REBINDS.get(type(each))
@@ -76,9 +79,15 @@ class Memo(dict[int, Any]):
             return held
 
 
-def reached(start: object, *, entering_functions: bool = False, entering_layers: bool = True) -> Iterator[Any]:
-    """Yield what `start` holds, directly or not, each once: what functions and what layers hold as well, if asked."""
-    seen: dict[int, object] = {}
+def reached(
+    start: object, *, entering_functions: bool = False, entering_layers: bool = True,
+    seen: dict[int, object] | None = None,
+) -> Iterator[Any]:  # fmt: skip
+    """Yield what `start` holds, directly or not, each once: what functions and what layers hold as well, if asked.
+
+    What is `seen` is left out, and noted there.
+    """
+    seen = {} if seen is None else seen
     open_ = [start]
     while open_:
         each = open_.pop()
