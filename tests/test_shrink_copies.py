@@ -116,6 +116,8 @@ class Inside(nn.Module):
 def test_layers_by_global_variables_are_refused_by_name() -> None:
     with pytest.raises(ShrinkError, match=r"'layer.weight' .* `the model`, through .* attribute 'read'"):
         shrink(Reader(through_global), X)
+    with pytest.raises(ShrinkError, match=r"'layer.weight' .* attribute 'read'"):
+        to_sparse(Reader(through_global), example_inputs=X, keep_if_faster=False)
     for frozen in (False, True):
         GLOBAL.requires_grad_(not frozen)
         with pytest.raises(ShrinkError, match=r"computes with 'layer.weight' of the model that was given, in `read`"):

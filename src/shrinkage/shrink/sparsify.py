@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from shrinkage.errors import SparseFormatError, shown
 from shrinkage.parametrized import computed_weights
-from shrinkage.shrink.copies import copy_of, warn_of_hooks
+from shrinkage.shrink.copies import copy_of, plain, warn_of_hooks
 from shrinkage.shrink.inputs import positional
 from shrinkage.shrink.measure import Calls, seconds_of_calls, watched
+from shrinkage.shrink.reads import check_reads_own
 from shrinkage.shrink.sparse import REAL, SparseLinear
 from shrinkage.tables import shape_text, table
 
@@ -104,6 +105,7 @@ def to_sparse(
         ValueError: `keep_if_faster` without example inputs, or a `min_sparsity` that is no share.
         SparseFormatError: the outputs differ by more than rounding: the model looks at the class of its layers, or
             gives other outputs at each call.
+        ShrinkError: a copy would compute with layers of the model itself, by global variables, which a call shows.
 
     Outputs are those of the dense model up to the rounding of sums in another order. `state_dict` has other keys; save
     that of `to_dense(model)`, which fits the model's class.
@@ -120,6 +122,8 @@ def to_sparse(
         raise ValueError("to measure what is faster, example_inputs are needed; or pass keep_if_faster=False")
     call = (() if example_inputs is None else positional(example_inputs), dict(example_kwargs or {}))
     checked = any(call)
+    if checked:
+        check_reads_own(plain(model), call)
     shared = shared_parameters(model)
     layers = [(layer, examined(name, layer, shared, min_sparsity)) for name, layer in linear_layers(model)]
     eligible = [choice.name for _, choice in layers if not choice.kept_because]
