@@ -160,6 +160,10 @@ MUTANTS = [
     Mutant("select.py", "c.parameter.dim() > 1", "True", "refusals", "bare"),
     Mutant("shrink/checks.py", "    if packed and not list(", "    if False and not list(", "refusals", "quantized"),
     Mutant("shrink/sparsify.py", "if not self.layers:", "if False:", "refusals", "without_linear"),
+    Mutant(
+        "plan.py", "or None to leave alone, got {shown(penalty)}", "got {penalty!r}", "messages", "glob", quick=True
+    ),
+    Mutant("groups.py", "{shown(self.count)}", "{self.count!r}", "messages", "argument"),
     Mutant("coupled.py", "clash or any(NONE not in pair for pair in pairs)", "clash", "coupled", "overlap", quick=True),
     Mutant("coupled.py", "clash = other.dim != first.dim or", "clash =", "coupled", "overlap"),
     Mutant("coupling.py", "if inside and outside:", "if False:", "coupled", "two_optimizers"),

@@ -14,7 +14,7 @@ from torch import nn
 
 from shrinkage.declaration import ATTRIBUTE, Declaration
 from shrinkage.declarations import charges_of, check_same_charge
-from shrinkage.errors import GroupError, SelectionError
+from shrinkage.errors import GroupError, SelectionError, shown
 from shrinkage.how import How
 from shrinkage.matrices import weights_of
 from shrinkage.penalties import Penalty, Toward
@@ -120,7 +120,7 @@ def check_matches(layer: nn.Module, rule: Rule) -> None:
     names = [candidate.name for candidate in named_parameters(layer)]
     if not any(fnmatchcase(name, str(rule.parameters)) for name in names):
         raise SelectionError(
-            f"this {type(layer).__name__} has no parameter {rule.parameters!r}; nearest names: "
+            f"this {type(layer).__name__} has no parameter {shown(rule.parameters)}; nearest names: "
             f"{nearest(str(rule.parameters), names)}; regularize a layer inside of it, or name parameters with a glob "
             'such as parameter="*.weight"'
         )

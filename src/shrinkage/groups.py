@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, shown
 from shrinkage.saved import Saved
 
 
@@ -166,9 +166,9 @@ class Heads(Groups):
 
     def __post_init__(self) -> None:
         if not isinstance(self.count, int) or self.count < 1:
-            raise ValueError(f"Heads: count must be a whole number of at least 1, got {self.count!r}")
+            raise ValueError(f"Heads: count must be a whole number of at least 1, got {shown(self.count)}")
         if not isinstance(self.dim, int) or self.dim < 0:
-            raise ValueError(f"Heads: dim must be a whole number of at least 0, got {self.dim!r}")
+            raise ValueError(f"Heads: dim must be a whole number of at least 0, got {shown(self.dim)}")
 
     def layout(self, shape: Sequence[int]) -> Layout:
         """Needs a dimension `dim` whose size is a multiple of `count`."""
@@ -203,7 +203,7 @@ class Blocks(Groups):
     def __post_init__(self) -> None:
         for name, size in (("rows", self.rows), ("columns", self.columns)):
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"Blocks: {name} must be a whole number of at least 1, got {size!r}")
+                raise ValueError(f"Blocks: {name} must be a whole number of at least 1, got {shown(size)}")
 
     def layout(self, shape: Sequence[int]) -> Layout:
         """Needs two dimensions whose sizes are multiples of `rows` and `columns`."""

@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+from shrinkage.errors import shown
 from shrinkage.penalties.base import Penalty
 
 How = Literal["proximal", "gradient", "decoupled"]
@@ -19,13 +20,13 @@ def check_explicit(penalty: Penalty | None, how: str) -> None:
 def check_how(how: str) -> None:
     """Raise `ValueError` unless `how` is one of the three ways."""
     if how not in get_args(How):
-        raise ValueError(f"how must be one of {', '.join(map(repr, get_args(How)))}, got {how!r}")
+        raise ValueError(f"how must be one of {', '.join(map(repr, get_args(How)))}, got {shown(how)}")
 
 
 def check_every(every: object, how: str, smooth: bool) -> None:
     """Raise `ValueError` unless a rule can act at `every`-th step."""
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
+        raise ValueError(f"every must be a whole number of at least 1, got {shown(every)}")
     if every > 1 and (how == "gradient" or (how == "decoupled" and smooth)):
         raise ValueError(
             f'every={every} goes with proximal operators: a rule with how="{how}" acts through its derivative, which '

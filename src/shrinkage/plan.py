@@ -9,7 +9,7 @@ from operator import add
 from torch import Tensor, nn
 
 from shrinkage.eligible import check_not_computed, check_parameter, is_frozen
-from shrinkage.errors import GroupError, SelectionError
+from shrinkage.errors import GroupError, SelectionError, shown
 from shrinkage.families import check_won, family_cells, sized
 from shrinkage.flattened import check_piece, check_stepped
 from shrinkage.how import How, check_every, check_explicit, check_how
@@ -165,7 +165,7 @@ def check_penalty(penalty: object, where: str = "") -> None:
         both = reduce(add, penalty)  # raises, and says why, if there is no such penalty
         raise TypeError(f"{where}several penalties on one parameter are charged as their sum: write {both}")
     if not (penalty is None or isinstance(penalty, Penalty)):
-        raise TypeError(f"{where}expected a penalty such as L1(1e-4), or None to leave alone, got {penalty!r}")
+        raise TypeError(f"{where}expected a penalty such as L1(1e-4), or None to leave alone, got {shown(penalty)}")
 
 
 def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
@@ -182,7 +182,7 @@ def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
         if not all(isinstance(rule, Rule) for rule in found) or not isinstance(rules, Rule | Sequence):
             raise TypeError(
                 "rules are a penalty, a mapping from selectors to penalties, a Rule or a sequence of Rule, "
-                f"got {rules!r}"
+                f"got {shown(rules)}"
             )
     if not found:
         raise SelectionError("there are no rules: give at least one, such as {nn.Linear: L1(1e-4)}")

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.attachment import Attachment
+from shrinkage.errors import listed
 from shrinkage.optimizers import parameters_of
 from shrinkage.penalties import Toward
 from shrinkage.plan import Plan
@@ -80,7 +81,8 @@ def checked_progress(state: object, plan: Plan) -> list[Progress]:
     """Return the progress in a state of `Regularizer.state_dict`, or raise `ValueError`."""
     updates = state.get("updates") if isinstance(state, Mapping) and state.get("version") == 1 else None
     if not isinstance(updates, list) or not all(isinstance(count, int) and count >= 0 for count in updates):
-        found = f"a mapping with the keys {list(state)}" if isinstance(state, Mapping) else type(state).__name__
+        keys = f"a mapping with the keys {listed(map(str, state))}" if isinstance(state, Mapping) else ""
+        found = keys or type(state).__name__
         raise ValueError(f"expected {{'version': 1, 'updates': [...]}} of Regularizer.state_dict(), got {found}")
     parts = []
     for part in ("averages", "intervals"):
@@ -100,7 +102,7 @@ def check_charged(found: Mapping[str, Any], plan: Plan, part: str) -> None:
         if name not in names:
             raise ValueError(
                 f"the state holds {part} of {name!r}, which this regularizer does not charge (it charges "
-                f"{', '.join(map(repr, names))}); use the rules that it was saved with"
+                f"{listed(names)}); use the rules that it was saved with"
             )
 
 
@@ -115,7 +117,8 @@ def with_references(plan: Plan, references: Mapping[str, Tensor]) -> Plan:
     saved = references_of(plan)
     if saved.keys() != references.keys():
         raise ValueError(
-            f"the state holds references of {sorted(references)}, this regularizer of {sorted(saved)}; use the rules "
+            f"the state holds references of {listed(sorted(references))}, this regularizer of "
+            f"{listed(sorted(saved))}; use the rules "
             "that it was saved with"
         )
     entries = []

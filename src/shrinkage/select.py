@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 
 from torch import Tensor, nn
 
-from shrinkage.errors import ParameterError, SelectionError
+from shrinkage.errors import ParameterError, SelectionError, shown
 from shrinkage.flattened import is_piece
 from shrinkage.matrices import OUTPUT, is_matrix, is_weight
 from shrinkage.parametrized import Computed, computed_weights
@@ -190,10 +190,10 @@ def check_selector(selector: object) -> None:
     is_class = isinstance(layers, type) and issubclass(layers, nn.Module)
     if is_class or isinstance(layers, nn.Module) or isinstance(selector, str) or is_function(selector):
         return
-    found = f"a tensor of shape {tuple(selector.shape)}: write its name" if isinstance(selector, Tensor) else selector
+    found = f"a tensor of shape {tuple(selector.shape)}: write its name" if isinstance(selector, Tensor) else ""
     message = (
         "a selector is a glob on the parameter's name, a module class, a layer, a pair of one of these and a parameter "
-        f"name, or a function of (name, module, parameter), got {found!s}"
+        f"name, or a function of (name, module, parameter), got {found or shown(selector)}"
     )
     if callable(selector) and not isinstance(selector, type):
         raise SelectionError(f"{message}, which is no plain function: write lambda name, module, parameter: ...")
@@ -221,7 +221,7 @@ def selector_text(selector: object) -> str:
         return f"({', '.join(map(selector_text, selector))})"
     if isinstance(selector, nn.Module):
         return f"{type(selector).__name__}(...)"
-    return repr(selector) if isinstance(selector, str) else str(getattr(selector, "__name__", repr(selector)))
+    return shown(selector) if isinstance(selector, str) else str(getattr(selector, "__name__", shown(selector)))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage.apply import Number, at_origin
 from shrinkage.charge import sum_of
 from shrinkage.coupling import residual_of, slope_of, strength_max_of, value_of
-from shrinkage.errors import ParameterError
+from shrinkage.errors import ParameterError, shown
 from shrinkage.families import block_text
 from shrinkage.flattened import check_has_value
 from shrinkage.penalties import (
@@ -246,10 +246,9 @@ def mean_gradients(
 def gradients_of(loss: object, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
     """Return the gradient of `loss` for each parameter; raise `TypeError` if it has none to give."""
     if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         constant = " without a graph" if isinstance(loss, Tensor) and not loss.requires_grad else ""
         raise TypeError(
-            f"the closure has to return the loss, one number that can be differentiated, got {found}{constant}"
+            f"the closure has to return the loss, one number that can be differentiated, got {shown(loss)}{constant}"
         )
     try:
         return torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)

@@ -84,7 +84,7 @@ def selected_entries(state: Mapping[str, Tensor], selector: Selector | None) -> 
     chosen = list(distinct(matching))
     if not chosen:
         sought = selector or "weight"
-        raise SelectionError(f"{sought!r} selects no tensor; nearest names: {nearest(sought, named)}")
+        raise SelectionError(f"{shown(sought)} selects no tensor; nearest names: {nearest(sought, named)}")
     return chosen
 
 

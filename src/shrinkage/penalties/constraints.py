@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shrinkage import projections, prox
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, shown
 from shrinkage.groups import Groups, Whole, at_least_float32
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero
@@ -156,7 +156,7 @@ class TopK(Constraint):
     def __post_init__(self) -> None:
         check_strength("TopK", "density", self.density)
         if not callable(self.density) and self.density > 1:
-            raise ValueError(f"TopK: density must be between 0 and 1, got {self.density!r}")
+            raise ValueError(f"TopK: density must be between 0 and 1, got {shown(self.density)}")
         check_groups(self.groups)
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
@@ -213,7 +213,8 @@ class NofM(Constraint):
     def __post_init__(self) -> None:
         whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (self.n, self.m))
         if not (whole and 0 <= self.n <= self.m and self.m >= 1):
-            raise ValueError(f"NofM: expected whole numbers 0 <= n <= m, m >= 1, got n={self.n!r}, m={self.m!r}")
+            found = f"n={shown(self.n)}, m={shown(self.m)}"
+            raise ValueError(f"NofM: expected whole numbers 0 <= n <= m, m >= 1, got {found}")
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
         """Keep the n largest of each block."""

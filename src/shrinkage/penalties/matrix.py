@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shrinkage import prox
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, shown
 from shrinkage.groups import widest_float
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero, largest
@@ -154,7 +154,7 @@ class Orthogonal(OfMatrix):
     def __post_init__(self) -> None:
         check_strength("Orthogonal", "strength", self.strength)
         if self.form not in ("cosines", "spectral"):
-            raise ValueError(f'Orthogonal: form must be "cosines" or "spectral", got {self.form!r}')
+            raise ValueError(f'Orthogonal: form must be "cosines" or "spectral", got {shown(self.form)}')
 
     @property
     def smooth(self) -> bool:

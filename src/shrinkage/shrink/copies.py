@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from shrinkage.errors import ShrinkError
+from shrinkage.errors import ShrinkError, shown
 from shrinkage.private import compiled_from
 from shrinkage.shrink.modes import has_own_modes
 from shrinkage.shrink.rebinding import Memo
@@ -21,7 +21,7 @@ def plain(model: nn.Module) -> nn.Module:
     Raises TypeError if `model` is no module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+        raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
     inside = compiled_from(model)
     if inside is not None:
         return plain(inside)

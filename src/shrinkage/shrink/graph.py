@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from shrinkage.errors import ShrinkError, first_line
+from shrinkage.errors import ShrinkError, first_line, shown
 from shrinkage.shrink import contractions, shapes  # noqa: F401  they register their rules
 from shrinkage.shrink.adapters import fixed_ranks
 from shrinkage.shrink.caches import emptied
@@ -148,7 +148,9 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
         pinned = [name for name in names if name == pattern or name.startswith(f"{pattern}.")]
         if not pinned:
             near = difflib.get_close_matches(pattern, [*names, *dict(model.named_modules())], n=3)
-            raise ShrinkError(f"pin names {pattern!r}, which is no module or parameter of the model; nearest: {near}")
+            raise ShrinkError(
+                f"pin names {shown(pattern)}, which is no module or parameter of the model; nearest: {near}"
+            )
         held |= dict.fromkeys(pinned, "pinned by you")
     return held
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shrinkage.errors import ShrinkError
+from shrinkage.errors import ShrinkError, shown
 from shrinkage.shrink.attempts import TRIALS, Attempts
 from shrinkage.shrink.caches import caches_of, emptied
 from shrinkage.shrink.checks import check_not_packed
@@ -119,7 +119,7 @@ def shrink(
 def _check(model: nn.Module, round_to: int) -> None:
     check_not_packed(model)
     if not isinstance(round_to, int) or round_to < 1:
-        raise ShrinkError(f"expected round_to to be a whole number of 1 or more, found {round_to!r}")
+        raise ShrinkError(f"expected round_to to be a whole number of 1 or more, found {shown(round_to)}")
     empty = [name for name, tensor in tensors_of(model).items() if tensor.is_meta]
     if empty:
         raise ShrinkError(
