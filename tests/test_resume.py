@@ -353,7 +353,7 @@ def test_each_of_several_optimizers_goes_on_from_its_own_count_after_detach(orde
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_after_detach_other_optimizers_go_on_in_order(copied):
+def test_after_detach_other_optimizers_go_on_with_the_counts_of_their_parameters(copied):
     model = mlp()
     optimizers = [SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2])]
     regularizer = Regularizer(model, L1(0.1)).attach(optimizers[0]).attach(optimizers[1])
@@ -363,7 +363,7 @@ def test_after_detach_other_optimizers_go_on_in_order(copied):
         model, regularizer = copy.deepcopy((model, regularizer))
     others = [SGD(layer.parameters(), lr=0.1) for layer in (model[2], model[0])]
     regularizer.attach(others[0]).attach(others[1])
-    assert regularizer.state_dict()["updates"] == [3, 0]
+    assert regularizer.state_dict()["updates"] == [0, 3]
 
 
 def test_a_wrapper_with_a_state_of_its_own_leaves_it_out_and_leaves_the_count_alone():

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from shrinkage.apply import Number
 from shrinkage.averages import Averages, decides
+from shrinkage.beside import Beside
 from shrinkage.charge import (
     Charge,
     Found,
@@ -46,7 +47,6 @@ from shrinkage.metric import Metric, check_decoupled, check_spread, known_metric
 from shrinkage.metrics import number
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import (
-    Beside,
     group_indices,
     overflow_of,
     parameters_of,
@@ -126,6 +126,17 @@ class Attachment:
         with suppress(AttachmentError):
             return self.charges(optimizer)
         return ()
+
+    def names(self, optimizer: Optimizer) -> list[str]:
+        """Return the names of what is charged in `optimizer`; none if its next step is refused."""
+        return [charge.name for charge in self.charges_left(optimizer)]
+
+    def go_on_from(self, others: Iterable["Attachment"]) -> None:
+        """Count on with others that charge some of the same parameters in other optimizers, from their averages."""
+        for other in sorted(others, key=lambda each: each.updates.steps):  # the one that is furthest comes last
+            self.updates = other.updates
+            if self.averages is not None and other.averages is not None:
+                self.averages.go_on_from(other.averages)
 
     def _stale(self) -> bool:
         """Return whether the model changed where rules charge it."""

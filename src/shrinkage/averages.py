@@ -55,6 +55,13 @@ class Averages:
             if own is not None or not is_lazy(w)
         }
 
+    def go_on_from(self, other: "Averages") -> None:
+        """Start where the averages of the same parameters in `other` are."""
+        for name, own in self._averages.items():
+            found = other._averages.get(name)
+            if found is not None and found.total.shape == own.total.shape:
+                self._averages[name] = found
+
     def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise `ValueError` unless `state` has the averages of these parameters, all of them if any."""
         for name, average in state.items():
@@ -64,7 +71,8 @@ class Averages:
             if found != {"total": shape, "weight": ()}:
                 raise ValueError(
                     f"the averaged gradient of {name!r} consists of {found}; expected the parameter's shape {shape} as "
-                    "its total, and a weight of shape ()"
+                    "its total, and a weight of shape (). One that was saved before shrink() needs the plan: "
+                    "load_state_dict(state, plan=small.plan)"
                 )
         missing = sorted(self._averages.keys() - state.keys())
         if state and missing:

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from shrinkage.attachment import Arguments, Attachment, Keywords, explicit_attachments
+from shrinkage.beside import Beside
 from shrinkage.charge import Charge, Found, Place, check_gradients, is_sharded_parameter, places_of
 from shrinkage.declaration import Declaration, living
 from shrinkage.eligible import check_parameter
@@ -30,7 +31,7 @@ from shrinkage.errors import SelectionError, ShrinkageError
 from shrinkage.flattened import is_flat
 from shrinkage.hooks import hook_around
 from shrinkage.how import How
-from shrinkage.optimizers import Beside, group_indices, parameters_of, uncompiled
+from shrinkage.optimizers import group_indices, parameters_of, uncompiled
 from shrinkage.penalties import Penalty
 from shrinkage.plan import Plan, Rule, check_shape, resolve
 from shrinkage.select import named_parameters

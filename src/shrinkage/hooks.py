@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from shrinkage.optimizers import Beside, uncompiled
+from shrinkage.beside import Beside
+from shrinkage.optimizers import uncompiled
 
 
 def hook_around(

@@ -1,29 +1,24 @@
 """What a regularizer saves: how many updates it made, what it averaged, and the references it took from the model.
 
-The same rides in the `state_dict` of every optimizer that is attached to, in its first parameter group. There a plain
-`load_state_dict` keeps it, so that it is still found by a regularizer that is attached after the optimizer was loaded.
+The same rides in the `state_dict` of every optimizer that is attached to: see `riding.py`.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple, Protocol
-from weakref import ref
+from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from shrinkage.attachment import Attachment
 from shrinkage.errors import listed
-from shrinkage.optimizers import parameters_of
+from shrinkage.matrices import is_matrix
 from shrinkage.penalties import Toward
 from shrinkage.plan import Plan
 
 State = Mapping[str, Any]
+PARTS = ("averages", "intervals")
 Restore = Callable[[], None]
-KEY = "shrinkage"  # in the first parameter group of an optimizer's state_dict
 
 
 class Progress(NamedTuple):
@@ -39,6 +34,21 @@ class Progress(NamedTuple):
         averages = {} if attachment.averages is None else attachment.averages.state_dict()
         return cls(attachment.updates.count(), averages, attachment.intervals.state_dict())
 
+    def completed(self, attachment: Attachment, added: Container[str] = ()) -> "Progress":
+        """Return this with averages that start now of `added` parameters, and of those that an older default left out.
+
+        Warns:
+            UserWarning: there are some of the latter.
+        """
+        own = {} if attachment.averages is None or not self.averages else attachment.averages.state_dict()
+        missing = own.keys() - self.averages.keys()
+        older = {name for name in missing if name not in added}
+        if not all(map(is_newer, older)):
+            return self
+        if older:
+            warn_of_older(older)
+        return self._replace(averages={**{name: own[name] for name in missing}, **self.averages})
+
     def check(self, attachment: Attachment) -> None:
         """Raise `ValueError` if `attachment` can not go on from here."""
         if attachment.averages is not None:
@@ -51,19 +61,6 @@ class Progress(NamedTuple):
             attachment.averages.load_state_dict(self.averages)
         attachment.intervals.load_state_dict(self.intervals)
         attachment.forget()
-
-
-class Kept(NamedTuple):
-    """Progress that waits for an optimizer: for the one that it was made with, or for any if that is not known."""
-
-    progress: Progress
-    made_with: ref[Optimizer] | None = None
-
-
-def waiting_for(optimizer: Optimizer, kept: Sequence[Kept]) -> int | None:
-    """Return the index of what waits for `optimizer`, or else of what waits longest; None if nothing waits."""
-    own = (index for index, each in enumerate(kept) if each.made_with is not None and each.made_with() is optimizer)
-    return next(own, 0) if kept else None
 
 
 def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:
@@ -85,7 +82,7 @@ def checked_progress(state: object, plan: Plan) -> list[Progress]:
         found = keys or type(state).__name__
         raise ValueError(f"expected {{'version': 1, 'updates': [...]}} of Regularizer.state_dict(), got {found}")
     parts = []
-    for part in ("averages", "intervals"):
+    for part in PARTS:
         each_of = state.get(part, [{}] * len(updates)) if isinstance(state, Mapping) else []
         if len(each_of) != len(updates):
             raise ValueError(f"the state has {part} of {len(each_of)} optimizers and updates of {len(updates)}")
@@ -147,105 +144,16 @@ def replaced(plan: Plan, part: Plan) -> Plan:
     return replace(plan, entries=tuple(newer.get(entry.name, entry) for entry in plan))
 
 
-class Planned(Protocol):
-    """What has a plan: a `Regularizer`."""
-
-    plan: Plan
-
-
-def checked_restore(regularizer: Planned, attachment: Attachment, state: State) -> Restore:
-    """Return what lets `attachment` go on from a state that rode in its optimizer's; raise if it does not fit."""
-    (progress,) = checked_progress(state, regularizer.plan)
-    progress.check(attachment)
-    part = with_references(part_of(regularizer.plan, state["parameters"]), state.get("references", {}))
-
-    def restore() -> None:
-        regularizer.plan = replaced(regularizer.plan, part)
-        progress.restore(attachment)
-
-    return restore
+def is_newer(name: str) -> bool:
+    """Return whether an earlier version did not count the parameter called `name` among the weights of its layer."""
+    return is_matrix(name.rpartition(".")[2])
 
 
-def names_in(optimizer: Optimizer, attachment: Attachment) -> list[str]:
-    """Return the names of what `attachment` charges in `optimizer`."""
-    return [charge.name for charge in attachment.charges(optimizer)]
-
-
-def positions_in(optimizer: Optimizer, attachment: Attachment) -> list[int]:
-    """Return where `optimizer` holds them, which tells two models apart whose parameters have the same names."""
-    positions = {id(parameter): index for index, parameter in enumerate(parameters_of(optimizer))}
-    return [positions[id(charge.parameter)] for charge in attachment.charges(optimizer)]
-
-
-def take(
-    group: dict[str, Any], optimizer: Optimizer, attachment: Attachment, checked: Callable[[State], Restore]
-) -> Restore:
-    """Take the state of what charges the same in `optimizer` out of `group`, and return what goes on from it."""
-    states, names, positions = group.get(KEY, []), names_in(optimizer, attachment), positions_in(optimizer, attachment)
-    alike = [state for state in states if state.get("parameters") == names]
-    mine = next((state for state in alike if state.get("positions") == positions), alike[0] if alike else None)
-    if mine is None:
-        if states:
-            saved = " and ".join(charging(state.get("parameters", [])) for state in states)
-            warnings.warn(
-                f"the optimizer's state comes from {saved}; {charging(names)} finds nothing there and keeps its own "
-                "update count: attach it with the rules that were saved, or give it a state with load_state_dict()",
-                stacklevel=2,
-            )
-        return nothing
-    restore = checked(mine)
-    others = [state for state in states if state is not mine]
-    group.pop(KEY)
-    group.update({KEY: others} if others else {})
-    return restore
-
-
-def charging(names: Sequence[str]) -> str:
-    """Return the regularizer that charges `names` in words."""
-    return f"a regularizer of {len(names)} parameters ({', '.join(map(repr, names[:3]))}{' ...' * (len(names) > 3)})"
-
-
-def nothing() -> None:
-    """Go on from where things stand."""
-
-
-def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, kept: list[Kept]) -> None:
-    """Let `attachment` go on from what its regularizer `kept`, or else from what `optimizer` was loaded with."""
-    waiting = waiting_for(optimizer, kept)
-    if waiting is not None:
-        kept[waiting].progress.check(attachment)
-    checked = partial(checked_restore, regularizer, attachment)
-    restore = take(optimizer.param_groups[0], optimizer, attachment, checked)
-    if waiting is None:
-        restore()
-    else:
-        kept.pop(waiting).progress.restore(attachment)
-
-
-def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> list[RemovableHandle]:
-    """Let the state of `attachment` ride in the `state_dict` of `optimizer`, beside those of other regularizers."""
-    checked = partial(checked_restore, regularizer, attachment)
-    restore = nothing
-
-    def after_save(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        names = names_in(optimizer, attachment)
-        first, *_ = state_dict["param_groups"]
-        state = state_of([Progress.of(attachment)], part_of(regularizer.plan, names))
-        state |= {"parameters": names, "positions": positions_in(optimizer, attachment)}
-        first[KEY] = [*first.get(KEY, []), state]
-
-    def before_load(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        nonlocal restore
-        first, *others = state_dict["param_groups"]
-        first = dict(first)
-        restore = take(first, optimizer, attachment, checked)
-        return {**state_dict, "param_groups": [first, *others]}
-
-    def after_load(optimizer: Optimizer) -> None:  # only now: the optimizer might have refused its part
-        restore()
-
-    return [
-        optimizer.register_state_dict_post_hook(after_save),
-        optimizer.register_load_state_dict_pre_hook(before_load),
-        optimizer.register_load_state_dict_post_hook(after_load),
-    ]
+def warn_of_older(names: Iterable[str]) -> None:
+    """Warn that a state knows nothing of the parameters called `names`."""
+    warnings.warn(
+        "the state was saved when a bare penalty, or one for a class, left these parameters alone: "
+        f"{', '.join(map(repr, sorted(names)))}. What belongs to them starts now; a rule with None before the others "
+        "leaves them alone still",
+        stacklevel=4,
+    )

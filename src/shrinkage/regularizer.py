@@ -23,9 +23,12 @@ from shrinkage.hooks import hook_around
 from shrinkage.how import How
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
+from shrinkage.passengers import Plan as ShrinkPlan
+from shrinkage.passengers import before_shrink
 from shrinkage.plan import Plan, Rules, resolve, warn_of_uncharged
-from shrinkage.progress import Kept, Progress, checked_progress, go_on, ride, state_of, with_references
+from shrinkage.progress import Progress, state_of
 from shrinkage.residuals import Residuals
+from shrinkage.riding import Kept, go_on, go_on_all, leave, ride
 from shrinkage.select import named_parameters
 from shrinkage.stationarity import Closure, residuals, value
 from shrinkage.tables import listed
@@ -97,13 +100,15 @@ class Regularizer:
         check_declared(declared, self.plan)
         self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
         self._kept: list[Kept] = []  # for what is attached to next
+        self._last: dict[str, Attachment] = {}  # by name of a parameter, what charged it last
         self._iteration = 0  # reached by an optimizer that may be gone
 
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
 
         The optimizer's `state_dict` takes this one's along, and its `load_state_dict` brings it back, if called before
-        `attach` too. A state that was saved without a regularizer leaves the update count as it is.
+        `attach` too. A state that was saved without a regularizer leaves the update count as it is. An optimizer that
+        holds a parameter of one that was attached to before goes on with its count: both have one in common.
 
         A wrapper or container that keeps optimizers in itself (Accelerate's, SAM's, ZeroRedundancyOptimizer) is
         attached to by those that do the work. A model that is trained by several optimizers attaches to each; an
@@ -132,7 +137,10 @@ class Regularizer:
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
+        names = attachment.names(optimizer)
+        attachment.go_on_from([self._last[name] for name in names if name in self._last])
         go_on(optimizer, attachment, self, self._kept)
+        self._last |= dict.fromkeys(names, attachment)
         handles = [
             *hook_around(optimizer, attachment.before_step, attachment.after_step),
             *ride(optimizer, attachment, self),
@@ -142,7 +150,7 @@ class Regularizer:
 
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
-        self._kept = [Kept(Progress.of(each), ref(optimizer)) for optimizer, each in self._pairs()] + self._kept
+        self._kept = [leave(optimizer, each, self) for optimizer, each in self._pairs()] + self._kept
         for optimizer, attachment in self._pairs():
             explicit_attachments[optimizer].remove(attachment)
         for _, _, handles in self._attachments:
@@ -174,8 +182,6 @@ class Regularizer:
         >>> regularizer.add_gradients_()
         >>> torch.equal(layer.weight.grad, 1 + 0.5 * layer.weight.detach())
         True
-        >>> _ = torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
-        >>> optimizer.step()
         """
         uncompiled(self._add_gradients)(optimizer)
 
@@ -235,30 +241,24 @@ class Regularizer:
         """
         return state_of(self._progress(), self.plan)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, plan: ShrinkPlan | None = None) -> None:
         """Go on where `state_dict` left off; before or after `attach`.
+
+        Args:
+            state: what `state_dict` returned, of this model or, with a plan, of the one before it was made smaller.
+            plan: by which `shrink` made it smaller since: averaged gradients and references are cut by it.
 
         Raises:
             ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached, or its
                 averages or references are not those of this model; nothing is changed then.
         """
-        progress = checked_progress(state, self.plan)
-        if self._attachments and len(progress) != len(self._attachments):
-            raise ValueError(
-                f"the state counts updates of {len(progress)} optimizers, this regularizer is attached to "
-                f"{len(self._attachments)}; attach to the same optimizers in the same order"
-            )
-        for (optimizer, attachment), each in zip(self._pairs(), progress, strict=False):
-            attachment.charges_left(optimizer)  # the model may have changed since the last step
-            each.check(attachment)
-        self.plan = with_references(self.plan, state.get("references", {}))
-        for (_, attachment, _), each in zip(self._attachments, progress, strict=False):
-            each.restore(attachment)
-        self._kept = [Kept(each) for each in progress[len(self._attachments) :]]
+        self.plan, self._kept = go_on_all(self._pairs(), self.plan, *before_shrink(state, plan))
+        self._last = {name: each for own, each in self._pairs() for name in each.names(own)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not attached to anything, and go on counting when they are."""
-        return {**vars(self), "_attachments": [], "_kept": [Kept(each) for each in self._progress()]}
+        made = [Kept(Progress.of(each), None, frozenset(each.names(own))) for own, each in self._pairs()]
+        return {**vars(self), "_attachments": [], "_last": {}, "_kept": [*made, *self._kept]}
 
     def __repr__(self) -> str:
         count = len(self.plan)

@@ -11,6 +11,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 from torch.utils._pytree import tree_leaves
 
 from shrinkage.errors import PlanError
+from shrinkage.passengers import put_smaller, states_beside
 from shrinkage.select import named_parameters
 from shrinkage.shrink.plan import ShrinkPlan
 from shrinkage.shrink.tensors import Shape, cut, joined
@@ -44,8 +45,9 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
     Where all that goes is zero, gradients included, the steps that follow are those of the dense model. That does not
     hold for optimizers that look at a tensor as a whole: `Adafactor` and `Muon` scale by its size.
 
-    Regularizers hold the dense model: detach them before, and attach new ones, made for `small`, after. Layers that
-    were declared with `regularize` are charged on.
+    Regularizers hold the dense model: detach them before, and attach new ones, made for `small`, after. These go on
+    with the update counts, averaged gradients and references of the parameters that the smaller ones replace. Layers
+    that were declared with `regularize` are charged on.
 
     Raises:
         TypeError: `optimizer` is no torch optimizer.
@@ -79,6 +81,7 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
         raise PlanError(
             "the optimizer holds none of the dense model's parameters: pass the model that it was made for, no copy"
         )
+    beside = states_beside(optimizer)
     groups = [swapped(group, successors) for group in optimizer.param_groups]
     states: dict[Tensor, Any] = {}
     for parameter, state in optimizer.state.items():
@@ -95,6 +98,10 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
     for group, lists in zip(optimizer.param_groups, groups, strict=True):
         for key, values in lists.items():
             group[key][:] = values  # the very list, which some optimizers hold too
+    now = {id(p): index for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    known = [(index, successors[id(p)]) for index, p in enumerate(held) if id(p) in successors]
+    cuts = {index: plan.keep.get(successor.name, {}) for index, successor in known}
+    put_smaller(optimizer, beside, cuts, {index: now[id(successor.parameter)] for index, successor in known})
 
 
 def check_can_go_on(optimizer: Optimizer) -> None:
