@@ -161,17 +161,20 @@ def test_what_can_not_be_followed_is_left_and_the_process_too(transform: Callabl
     expected = torch.rand(4)
     torch.manual_seed(3)
     try:
-        small = shrink(model, X).model
+        made = shrink(model, X)
     except ShrinkError as error:
         reason = str(error)
     else:
         reason = ""
         for x in (X, X.flip(0)):
             torch.manual_seed(3)
-            found = small(x)
+            found = made.model(x)
             torch.manual_seed(3)
             torch.testing.assert_close(found, model(x))
         torch.manual_seed(3)
+        told = " ".join(made.report.not_exported.values())
+        assert "lifted_tensor" not in told
+        assert "user error" not in told
     assert "randomness error mode" not in reason
     torch.testing.assert_close(torch.rand(4), expected)
     nn.Linear(2, 2)

@@ -83,7 +83,7 @@ def _pieces(
                     program = torch.export.export(module, args, kwargs, strict=False)
                     return [Piece(path, _without_levels(program), tuple(tree_leaves((args, kwargs))))], {}
         except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
-            failed.setdefault(path, first_line(error))
+            failed.setdefault(path, _reason(error))
     found = []
     try:
         calls = _calls_of_children(module, args, kwargs)
@@ -96,6 +96,21 @@ def _pieces(
         found += more
         failed |= errors
     return found, failed
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error of the exporter, or in plain words what it means."""
+    line = first_line(error)
+    return next((words for phrase, words in MEANINGS.items() if phrase in line), line)
+
+
+MEANINGS = {
+    "found a fake tensor in the exported program": "torch.export does not follow an operator of it, such as"
+    " torch.autograd.grad inside of the call",
+    "inside a function being vmapped": "it is called inside of a transform of functions, such as torch.vmap, and can"
+    " not be exported by itself",
+    "view functorch tensor": "torch.export does not follow its transforms of functions, such as torch.func.grad",
+}
 
 
 def _without_levels(program: ExportedProgram) -> ExportedProgram:
