@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.shrink.export import Piece
+from shrinkage.shrink.gates import Zeros
 from shrinkage.shrink.inputs import varied
 from shrinkage.shrink.modes import process_as_it_was
+from shrinkage.shrink.needs import Needs
 from shrinkage.shrink.stimulus import RUNS, Stimulus, selected
 from shrinkage.shrink.tensors import joined, zero_slices
 from shrinkage.shrink.trace import Contraction, Trace
@@ -21,7 +23,8 @@ class Reading:
 
     `constants` has one entry per channel that is summed over: its value where that is the same whatever the model's
     inputs and weights before it are, NaN elsewhere. `weight` is what the channels are multiplied with. It is `empty`
-    where the example gives it nothing to read.
+    where the example gives it nothing to read. `needed` are the rows of the weight that the outputs depend on; None
+    stands for all.
     """
 
     piece: Piece
@@ -29,6 +32,7 @@ class Reading:
     constants: Tensor
     weight: Tensor
     empty: bool
+    needed: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -46,14 +50,18 @@ class Reading:
         return weight.flatten(2).double().sum(2) if rank > 2 else weight.double()
 
     def reads(self, rows: Tensor | None = None) -> Tensor:
-        """Return for each channel whether any of the `rows` (all, if None) of the weight has an entry for it."""
+        """Return for each channel whether any of the needed `rows` (all, if None) of the weight has an entry for it."""
+        if rows is None or self.needed is None:
+            rows = self.needed if rows is None else rows
+        else:
+            rows = rows & self.needed
         weight = self.weight if rows is None else selected(self.weight, self.contraction.rows, rows)
         return ~zero_slices(weight, self.contraction.weight_axis)
 
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """For a contraction of two activations: which of its channels are zero in one of them."""
+    """For a contraction of two activations that is needed: which of its channels are zero in one of them."""
 
     contraction: Contraction
     zero: Tensor
@@ -61,17 +69,24 @@ class Products:
 
 def readings(
     traces: Sequence[tuple[Piece, Trace]], tensors: Mapping[str, Tensor]
-) -> tuple[list[Reading], list[Products]]:
-    """Return what every contraction of the graphs reads, measured with noise for all that depends on the data."""
+) -> tuple[list[Reading], list[Products], list[Needs]]:
+    """Return what every contraction of the graphs reads, measured with noise for all that depends on the data.
+
+    The last are what the outputs of each graph depend on.
+    """
     found: list[Reading] = []
     products: list[Products] = []
+    all_needs: list[Needs] = []
     for piece, trace in traces:
         stimulus = Stimulus(piece, trace)
         with process_as_it_was(), torch.no_grad():
             stimulus.run([piece.arguments(tensors, varied(piece.leaves, number)) for number in range(1 + len(RUNS))])
-        found += [Reading(piece, c, *stimulus.seen[c.node]) for c in trace.contractions]
-        products += [Products(c, stimulus.zeros[c.node]) for c in trace.products]
-    return found, products
+        weights = {node: seen.weight for node, seen in stimulus.seen.items()}
+        needs = Needs(piece.program.graph, trace, Zeros(trace, stimulus.known), weights)
+        found += [Reading(piece, c, *stimulus.seen[c.node], needs.rows_of(c)) for c in trace.contractions]
+        products += [Products(c, stimulus.zeros[c.node]) for c in trace.products if c.node in needs.of]
+        all_needs.append(needs)
+    return found, products, all_needs
 
 
 @dataclass(frozen=True)

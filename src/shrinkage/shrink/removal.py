@@ -39,13 +39,20 @@ def removable(
     stay |= held
     reasons: dict[int, str] = {}
     constant = _foldable(coupling, found, model, reasons)
+    spare = torch.zeros_like(stay)  # what stays although nothing depends on it, so that no axis is left too short
     while True:
-        gone = _closed(coupling, found, products, constant, stay)
-        short = _too_few(coupling, gone, round_to)
-        if not len(short):
-            _explain_the_rest(coupling, found, constant, ~gone, reasons)
+        stay = ~_closed(coupling, found, products, constant, stay)
+        read = spare & ~stay & _read(coupling, found, stay)
+        if read.any():
+            stay |= read
+            continue
+        gone = ~(stay | spare)
+        short, why = _too_few(coupling, gone, round_to)
+        if not short.any():
+            _explain_the_rest(coupling, found, constant, stay, reasons)
             return Removal(gone, reasons)
-        stay[short] = True
+        spare |= short
+        reasons |= {root: text for root, text in why.items() if root not in reasons}
 
 
 def _foldable(coupling: Coupling, found: Sequence[Reading], model: nn.Module, reasons: dict[int, str]) -> list[Tensor]:
@@ -149,18 +156,30 @@ def _rows(coupling: Coupling, reading: Reading, stay: Tensor) -> Tensor | None:
     return stay[coupling.axes[name, reading.contraction.rows % rank]]
 
 
-def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> Tensor:
-    """Return channels that have to stay after all: one per axis at least, and a multiple of `round_to` of them."""
-    back = []
-    for channels in coupling.axes.values():
+def _read(coupling: Coupling, found: Sequence[Reading], stay: Tensor) -> Tensor:
+    """Return which channels a row that stays has an entry for, if only for a constant."""
+    read = torch.zeros_like(stay)
+    for reading in found:
+        labels = coupling.labels.find(reading.contraction.labels)
+        if len(labels):
+            read[labels[reading.reads(_rows(coupling, reading, stay))]] = True
+    return read
+
+
+def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, dict[int, str]]:
+    """Return which channels have to stay after all: one per axis at least, and a multiple of `round_to`; and why."""
+    back, why = torch.zeros_like(gone), dict[int, str]()
+    for (name, _), channels in coupling.axes.items():
         going = gone[channels]
         if not going.any():
             continue
         kept = int((~going).sum())
         wanted = min(-(-max(kept, 1) // round_to) * round_to, len(channels))
-        if wanted > kept:
-            back.append(channels[going][: wanted - kept])
-    return distinct(torch.cat(back)) if back else torch.empty(0, dtype=torch.long)
+        for number, root in enumerate(channels[going][: wanted - kept].tolist(), kept):
+            back[root] = True
+            text = f"stays so that `{name}` has a multiple of {round_to} channels, as round_to asks"
+            why.setdefault(root, text if number else f"is the last one of `{name}`, which needs one: all others go")
+    return back, why
 
 
 def kept_indices(coupling: Coupling, gone: Tensor) -> dict[str, dict[int, tuple[int, ...]]]:

@@ -100,7 +100,7 @@ def shrink(
         check_reads_own(model, (args, kwargs))
         coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
         try:
-            found, products = readings(coupling.traces, tensors_of(with_own_state(model)))
+            found, products, needs = readings(coupling.traces, tensors_of(with_own_state(model)))
             checks = Checks.of(model, (args, kwargs), atol) if verify else Checks(atol)
         except ShrinkError:
             raise

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from shrinkage.shrink.dependence import called, dependent, is_structural, moves
 from shrinkage.shrink.export import Piece
+from shrinkage.shrink.gates import KnownZeros, compact, noted
 from shrinkage.shrink.inputs import truths
 from shrinkage.shrink.memory import in_shared_memory, is_random, last_uses
 from shrinkage.shrink.tensors import zero_slices
@@ -52,6 +53,8 @@ class Stimulus:
         self.shared = in_shared_memory(self.module.graph)
         self.generators = [torch.Generator().manual_seed(number) for number in range(len(RUNS))]
         self.values: dict[fx.Node, Value] = {}
+        self.trace = trace
+        self.known: KnownZeros = {}
         self.seen: dict[fx.Node, Seen] = {}
         self.zeros: dict[fx.Node, Tensor] = {}
 
@@ -79,6 +82,7 @@ class Stimulus:
     def _value(self, node: fx.Node) -> Value:
         """Return what a node gives, and note what it reads if it is a contraction."""
         operands = {operand: self.values[operand] for operand in node.all_input_nodes}
+        self.known |= {(node, one): compact(operands[one].runs[0] == 0).cpu() for one in noted(self.trace, node)}
         if node.target is getitem:
             (several,) = operands.values()
             place: Any = node.args[1]
