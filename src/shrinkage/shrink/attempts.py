@@ -147,7 +147,8 @@ def _shifts(coupling: Coupling, found: Sequence[Reading], gone: Tensor, model: n
         target = target_of(reading, found, model)
         if isinstance(target, Target) and folded.any():
             constants = torch.where(folded, reading.constants.nan_to_num(), 0.0)
-            shifts[target] = reading.rows_first() @ constants.to(reading.weight.device)
+            shift = reading.rows_first() @ constants.to(reading.weight.device)
+            shifts[target] = shift if reading.needed is None else shift * reading.needed.to(shift.device)
     return {target: shift for target, shift in shifts.items() if (shift != 0).any()}
 
 

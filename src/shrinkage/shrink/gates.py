@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from shrinkage.shrink.dependence import packet_of
 from shrinkage.shrink.rules import aten, pointwise
 from shrinkage.shrink.trace import Trace, rule_of, shapes_of
 
@@ -38,13 +39,6 @@ NONE = torch.tensor(False)
 ALL = torch.tensor(True)
 
 
-def packet_of(node: fx.Node) -> Any:
-    """Return the operator of `node` without its overload, in its form out of place."""
-    packet = getattr(node.target, "overloadpacket", None)
-    name = getattr(packet, "__name__", "")
-    return getattr(aten, name.removesuffix("_"), packet) if name.endswith("_") and str(packet)[:5] == "aten." else packet
-
-
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of the operator of `node` by their names."""
     schema = getattr(node.target, "_schema", None)
@@ -68,7 +62,7 @@ def noted(trace: Trace, node: fx.Node) -> list[fx.Node]:
     names = {by for _, by in (*PRODUCTS.get(packet, ()), *WHOLE.get(packet, ()))}
     names |= {"weight", "bias"} if packet in (*NORMS, *WEIGHED) else set()
     given = [argument for name, argument in arguments_of(node).items() if name in names]
-    given += node.args[1] if packet is aten.einsum else []  # type: ignore[operator, arg-type]
+    given += list(node.all_input_nodes) if packet is aten.einsum else []
     return [one for one in given if isinstance(one, fx.Node) and one not in trace.from_data]
 
 
@@ -84,7 +78,7 @@ class Zeros:
         self._found: dict[fx.Node, Tensor] = {}
 
     def of(self, user: fx.Node, value: Any) -> Tensor:
-        """Return a mask of the elements of `value`, an argument of `user`, that are zero; it broadcasts to its shape."""
+        """Return which elements of `value`, an argument of `user`, are zero: a mask that broadcasts to its shape."""
         if not isinstance(value, fx.Node):
             return ALL if isinstance(value, int | float) and value == 0 else NONE
         if value not in self.trace.from_data:
@@ -95,7 +89,7 @@ class Zeros:
         return self._found[value]
 
     def along_channels(self, user: fx.Node, value: Any) -> Tensor:
-        """Return the mask of what scales or shifts channels along axis 1 of the output of a norm; ALL if there is none."""
+        """Return the mask of the scale or shift of a norm, along its channels; ALL if there is none."""
         if value is None:
             return ALL
         mask, rank = self.of(user, value), len(shapes_of(user)[0])
@@ -134,7 +128,7 @@ def reduced_to(mask: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def along(mask: Tensor, axis: int, count: int) -> Tensor:
-    """Return for each of the `count` indices along `axis`, counted from the end, whether `mask` has an element there."""
+    """Return for each of `count` indices along `axis`, counted from the end, whether `mask` has an element there."""
     if mask.dim() < -axis or mask.shape[axis] == 1:
         return mask.any().expand(count)
     return mask.movedim(axis, 0).flatten(1).any(1) if mask.dim() > 1 else mask

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from shrinkage.shrink.dependence import MOVEMENTS, packet_of
 from shrinkage.shrink.gates import (
     ALL,
     NORMS,
@@ -17,7 +18,6 @@ from shrinkage.shrink.gates import (
     arguments_of,
     compact,
     is_pointwise,
-    packet_of,
     reduced_to,
     spread,
 )
@@ -28,16 +28,10 @@ from shrinkage.shrink.trace import Contraction, Trace, mutates, rule_of, shapes_
 FIRST_ALONE = (aten.type_as, aten.to, aten.expand_as, aten.lift_fresh_copy)
 SHAPE_ALONE = (aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like)
 # Each element of the output is one of the input's, or a sum of some with positive weights.
-MOVES = (
-    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze, aten.permute,
-    aten.transpose, aten.swapaxes, aten.movedim, aten.t, aten.mT, aten.numpy_T, aten.expand, aten.repeat, aten.slice,
-    aten.select, aten.narrow, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.cat, aten.stack, aten.roll,
-    aten.flip, aten.constant_pad_nd, aten.mean, aten.sum, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
-)  # fmt: skip
+MOVES = MOVEMENTS | {aten.mean, aten.sum}
+HALVES = (aten.slice, aten.select, aten.narrow)
 FRESH = (*NORMS, *WHOLE)
 SAME_MEMORY = (aten.dropout, aten.contiguous, aten.to, aten.type_as, aten.alias, aten.detach)
-
-
 
 
 class Needs:
@@ -51,7 +45,7 @@ class Needs:
         start: what is needed in the first place; the outputs of the graph, if None.
 
     `of` has a mask for each value that is needed, which broadcasts to its shape, `cuts` the operators that are needed
-    although nothing of what they are given is. What writes into a tensor that others may see needs all that it is given.
+    although nothing of what they are given is. What writes into a tensor that others may see needs all it is given.
     """
 
     def __init__(
@@ -193,7 +187,7 @@ class Needs:
         """Need of the inputs the elements that are moved to, or summed into, what is needed."""
         whole = set(range(len(shapes_of(node)))) == set(masks) and all(bool(mask.all()) for mask in masks.values())
         known = all(isinstance(size, int) for one in node.all_input_nodes for shape in shapes_of(one) for size in shape)
-        if not known or packet_of(node) not in MOVES or (whole and packet_of(node) not in (aten.slice, aten.select, aten.narrow)):
+        if not known or packet_of(node) not in MOVES or (whole and packet_of(node) not in HALVES):
             self._all(node.all_input_nodes)
             return
         leaves = {
