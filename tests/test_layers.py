@@ -36,6 +36,7 @@ FLOORS = [
     },
     {"penalties"},
     {
+        "dead",
         "parametrized",
         "unregistered",
         "flattened",

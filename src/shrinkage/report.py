@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.checkpoints import described, entries_instead, tensors_of
+from shrinkage.dead import dead_layers, told_first
 from shrinkage.declaration import unreached
 from shrinkage.errors import ParameterError, listed
 from shrinkage.groups import Columns, Groups, Rows, at_least_float32
@@ -85,11 +86,17 @@ class Report:
         known = [tensor.name for tensor in self.tensors]
         raise KeyError(f"no tensor is called {name!r}; nearest names: {nearest(name, known)}")
 
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """Names of the layers' weights that are zero as a whole, so that these layers put out a constant."""
+        return dead_layers((each.name, each.shape, each.zeros == each.size) for each in self.tensors)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as numbers, lists and dictionaries, ready for JSON."""
         totals = {"size": self.size, "zeros": self.zeros, "small": self.small, "sparsity": self.sparsity}
         tensors = [asdict(tensor) for tensor in self.tensors]
-        return {"below": self.below, **totals, "tensors": tensors, "unreached": list(self.unreached)}
+        more = {"dead": list(self.dead), "unreached": list(self.unreached)}
+        return {"below": self.below, **totals, "tensors": tensors, **more}
 
     def __str__(self) -> str:
         header = [
@@ -106,7 +113,8 @@ class Report:
         rows = [tensor_cells(tensor) for tensor in self.tensors]
         total = ["all", str(self.size), str(self.zeros), share(self.zeros, self.size)]
         rows.append([*total, str(self.small), share(self.small, self.size), "", "", ""])
-        return table(header, rows, right=range(2, 9)) + self._note()
+        lines = table(header, rows, right=range(2, 9)) + self._note()
+        return "\n\n".join([*told_first(self.dead), lines])
 
     def _note(self) -> str:
         """Return the lines on parameters that are not found, or declared and not penalized, if there are any."""
@@ -132,6 +140,7 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
     Raises:
         TypeError: `model` is neither a module nor a mapping.
 
+    The first line names the layers whose weights are zero as a whole; what starts at zero in adapters is left out.
     Of a model that is spread over machines, all of them have to ask.
 
     Once optimizers made ten steps since a layer of the model declared a penalty, was copied or loaded, the report names

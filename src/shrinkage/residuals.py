@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from shrinkage.advice import Training, advice
+from shrinkage.dead import told_first
 from shrinkage.tables import table
 
 
@@ -52,6 +53,7 @@ class Residuals:
         tolerance: largest residual that counts as solved, relative to the strength.
         decoupled: names of those that are charged with `how="decoupled"`, whose strength has another unit.
         training: how the weights were trained, on which the advice depends.
+        dead: names of the layers' weights that are zero as a whole: solved, but of no use.
     """
 
     charged: tuple[ParameterResidual, ...]
@@ -59,6 +61,7 @@ class Residuals:
     tolerance: float
     decoupled: tuple[str, ...] = ()
     training: Training = field(default_factory=Training, repr=False)
+    dead: tuple[str, ...] = ()
 
     @property
     def worst(self) -> ParameterResidual:
@@ -73,7 +76,7 @@ class Residuals:
     def __str__(self) -> str:
         header = ["parameter", "penalty", "strength", "measure", "max", "mean", "of the strength", "zeros"]
         rows = [residual_cells(each) for each in (*self.charged, *self.others)]
-        return f"{table(header, rows, right=range(4, 8))}\n{self.verdict()}"
+        return "\n".join([*told_first(self.dead), table(header, rows, right=range(4, 8)), self.verdict()])
 
     def after(self, training: Training) -> "Residuals":
         """Return these residuals, with what is known of the training before them."""

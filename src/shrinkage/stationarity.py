@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage.apply import Number, at_origin
 from shrinkage.charge import sum_of
 from shrinkage.coupling import residual_of, slope_of, strength_max_of, value_of
+from shrinkage.dead import dead_layers
 from shrinkage.errors import ParameterError, shown
 from shrinkage.families import block_text
 from shrinkage.flattened import check_has_value
@@ -88,7 +89,8 @@ def residuals(
         if name not in known
     ]
     decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
-    return Residuals(tuple(charged), tuple(others), tolerance, decoupled)
+    dead = dead_layers((name, tuple(w.shape), not w.any()) for name, w in points.items())
+    return Residuals(tuple(charged), tuple(others), tolerance, decoupled, dead=dead)
 
 
 def summary(

@@ -1,13 +1,14 @@
 """The channels of a model as groups to be charged: what makes a channel goes to zero as a whole."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shrinkage.coupled import Coupled, Member
+from shrinkage.dead import NAMED, listed
 from shrinkage.errors import GroupError
 from shrinkage.shrink.attempts import culprits
 from shrinkage.shrink.attributes import changed_attributes, equal_by_chance
@@ -17,6 +18,7 @@ from shrinkage.shrink.inputs import Call, positional
 from shrinkage.shrink.labels import distinct
 from shrinkage.shrink.plan import ShrinkPlan, applied
 from shrinkage.shrink.removal import kept_indices
+from shrinkage.shrink.summary import KeptZeros
 from shrinkage.shrink.tensors import tensors_of, zero_slices
 from shrinkage.shrink.verify import outputs
 
@@ -68,8 +70,8 @@ def CoupledChannels(
     roots -= stuck
     if not roots:
         raise GroupError(
-            "expected a model of which some channel can go and is trained, found none: the report of `shrink` names "
-            "reasons for channels that are zero"
+            "expected a model of which some channel can go and is trained, found none. What holds the most parameters: "
+            + "; ".join(most_held(coupling, model, stuck))
         )
     number = {root: place for place, root in enumerate(sorted(roots))}
     members = [
@@ -77,6 +79,33 @@ def CoupledChannels(
         for (name, dim), channels in free.items()
     ]
     return Coupled([member for member in members if max(member.groups) >= 0])
+
+
+def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str]:
+    """Return in words the reasons for which the most parameters have no channel that can go, the largest first."""
+    sizes: dict[str, dict[str, float]] = {}
+    tensors, frozen, seen = tensors_of(model), _frozen(coupling, model), set[int]()
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        if (name, dim) in coupling.consumed or not isinstance(tensor, nn.Parameter) or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        for root in channels.tolist():
+            reason = coupling.pinned.get(root, FAILS if root in stuck else FROZEN if root in frozen else "")
+            names = sizes.setdefault(reason.partition(", in `")[0] or FROZEN, {})
+            names[name] = names.get(name, 0) + tensor.numel() / len(channels)
+    order = sorted(sizes, key=lambda reason: -sum(sizes[reason].values()))
+    texts = []
+    for reason in order[:NAMED]:
+        names = sorted(sizes[reason], key=lambda name: -sizes[reason][name])
+        advice = KeptZeros("", 0, reason).advice
+        count = f"{round(sum(sizes[reason].values())):,} parameters of {listed(names)}"
+        texts.append(f"{reason} ({count}){f': {advice}' if advice else ''}")
+    return texts
+
+
+FAILS = "the model fails without some of them: its code has a length as a number"
+FROZEN = "not trained, since requires_grad is False"
 
 
 def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:

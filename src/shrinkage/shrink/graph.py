@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from shrinkage.errors import ShrinkError, first_line, shown
+from shrinkage.parametrized import computed_weights
 from shrinkage.shrink import contractions, shapes  # noqa: F401  they register their rules
 from shrinkage.shrink.adapters import fixed_ranks
 from shrinkage.shrink.caches import emptied
@@ -135,6 +136,8 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
     held: dict[str, str] = {}
     for path, module in model.named_modules():
         reason = next((text for kind, text in UNSHRINKABLE.items() if isinstance(module, kind)), None)
+        for computed in computed_weights(module):
+            reason = COMPUTED[computed.by].format(computed.attribute) if computed.by in COMPUTED else reason
         if is_parametrized(module):
             reason = (
                 "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
@@ -155,6 +158,11 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
     return held
 
 
+COMPUTED = {
+    "torch.nn.utils.prune": "pruned by a mask: make it permanent, with torch.nn.utils.prune.remove(module, {0!r})",
+    "torch.nn.utils.weight_norm": "computed anew at each call: make it a parameter first, with remove_weight_norm",
+    "torch.nn.utils.spectral_norm": "computed anew at each call: make it a parameter first, with remove_spectral_norm",
+}
 ADAPTER = "of an adapter of peft whose configuration has its rank: merge it first, or use LoRA"
 UNSHRINKABLE: dict[type[nn.Module], str] = {
     nn.MultiheadAttention: "nn.MultiheadAttention takes the size of a head from its width, so that no head can go",
@@ -216,7 +224,7 @@ def _consumed(labels: Labels, traces: Sequence[tuple[Piece, Trace]], own: Mappin
         owned = piece.owned
         for contraction in trace.contractions:
             read = labels.find(contraction.weight_labels)
-            for name in {owned[node] for node in _sources(contraction.weight) if node in owned}:
+            for name in {owned[node] for node in sources(contraction.weight) if node in owned}:
                 for dim, factor in enumerate(own[name].factors):
                     if factor.numel() > 1 and bool(torch.isin(labels.find(factor), read).all()):
                         consumed.add((name, dim))
@@ -230,14 +238,14 @@ def _producing(traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels
         owned = piece.owned
         for contraction in trace.contractions:
             rows = trace.values[contraction.weight].along(contraction.rows)
-            for name in {owned[node] for node in _sources(contraction.weight) if node in owned}:
+            for name in {owned[node] for node in sources(contraction.weight) if node in owned}:
                 for dim, factor in enumerate(own[name].factors):
                     if rows is not None and factor.numel() > 1 and bool(torch.isin(factor, rows).all()):
                         producing.add((name, dim))
     return frozenset(producing)
 
 
-def _sources(node: Any) -> set[Any]:
+def sources(node: Any) -> set[Any]:
     """Return `node` and all that it is computed from."""
     found, open_ = set(), [node]
     while open_:

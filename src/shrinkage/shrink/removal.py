@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from shrinkage.shrink.dependence import SPREAD
 from shrinkage.shrink.fold import Products, Reading, Target, target_of
-from shrinkage.shrink.graph import Axis, Coupling
-from shrinkage.shrink.labels import distinct
+from shrinkage.shrink.graph import Coupling
 from shrinkage.shrink.stimulus import live_rows
 from shrinkage.shrink.tensors import tensors_of, zero_slices
 
@@ -190,23 +189,3 @@ def kept_indices(coupling: Coupling, gone: Tensor) -> dict[str, dict[int, tuple[
         if going.any():
             keep.setdefault(name, {})[dim] = tuple((~going).nonzero().reshape(-1).tolist())
     return keep
-
-
-def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
-    """Return the channels whose weights are all zero in every parameter that makes them, each with one such axis."""
-    count = coupling.labels.count
-    made, live = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
-    where: dict[int, Axis] = {}
-    tensors = tensors_of(model)
-    for (name, dim), channels in coupling.axes.items():
-        tensor = tensors[name]
-        makes = [axis for axis in range(tensor.dim()) if (name, axis) in coupling.producing]
-        first = next((axis for axis in makes or range(tensor.dim()) if (name, axis) not in coupling.consumed), None)
-        if dim != first or not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
-            continue
-        zero = zero_slices(tensor, dim).cpu()
-        made[channels] = True
-        live[channels[~zero]] = True
-        for root in distinct(channels[zero]).tolist():
-            where.setdefault(root, (name, dim))
-    return {root: axis for root, axis in where.items() if made[root] and not live[root]}

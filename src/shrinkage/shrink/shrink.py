@@ -1,29 +1,28 @@
 """From exact zeros to a physically smaller model with the same outputs."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from shrinkage.dead import CAUSE
 from shrinkage.errors import ShrinkError, shown
-from shrinkage.shrink.attempts import TRIALS, Attempts
-from shrinkage.shrink.caches import caches_of, emptied
+from shrinkage.shrink.attempts import Attempts
 from shrinkage.shrink.checks import check_not_packed
+from shrinkage.shrink.collapse import CONSTANT, WHOLE, collapsed
 from shrinkage.shrink.comparison import Checks
 from shrinkage.shrink.copies import plain, warn_of_hooks, with_own_state
 from shrinkage.shrink.fold import readings
-from shrinkage.shrink.graph import Coupling, call_failed, couple
+from shrinkage.shrink.graph import call_failed, couple
 from shrinkage.shrink.inputs import positional
+from shrinkage.shrink.kept import kept_zeros
 from shrinkage.shrink.plan import ShrinkPlan
 from shrinkage.shrink.reads import check_reads_own
-from shrinkage.shrink.removal import Removal, zero_channels
-from shrinkage.shrink.summary import KeptZeros, ShrinkReport, compared
+from shrinkage.shrink.summary import ShrinkReport, compared
 from shrinkage.shrink.tensors import tensors_of
 from shrinkage.shrink.verify import left_as_it_was
-
-DIFFERENT = "outputs differ, or the model fails, when they are taken out"
-UNTRIED = "outputs differ without channels that {} trials did not find, so that these stay as well"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +35,9 @@ class Shrunk:
 
     def __repr__(self) -> str:
         before, after = self.report.before.parameters, self.report.after.parameters
-        return f"Shrunk({type(self.model).__name__}, {before:,} to {after:,} parameters)"
+        dead = any(WHOLE in text for text in self.report.collapsed)
+        what = ", whose outputs no longer depend on the inputs" if dead else ""
+        return f"Shrunk({type(self.model).__name__}, {before:,} to {after:,} parameters{what})"
 
     def __str__(self) -> str:
         return str(self.report)
@@ -68,7 +69,11 @@ def shrink(
 
     Which channels are one and the same follows from the operators of `torch.export`; what an operator without a rule
     touches stays. A channel whose weights are zero but that puts out a constant is taken out where the biases behind it
-    can take the constant up. What depends on an input is no constant, whatever numbers the example has there.
+    can take the constant up. What depends on an input is no constant, whatever numbers the example has there. A branch
+    that is multiplied by an exact zero goes, although the zero could still learn.
+
+    Where outputs no longer depend on the inputs, because all that comes from them meets zeros, a `UserWarning` says so,
+    and so does the first line of the report: that is no smaller model but one that has collapsed.
 
     Raises:
         ShrinkError: the parameters hold no numbers (the meta device), the model can not be called with the example
@@ -109,9 +114,12 @@ def shrink(
         attempts = Attempts(coupling, found, products, model, round_to, checks)
         choice, error, refusal = attempts.settled()
         removal, small, plan = attempts.compared(choice)
-        kept = _kept(coupling, removal, model, choice.held, attempts.untried, refusal)
+        kept = kept_zeros(attempts, removal, choice.held, refusal, needs)
+        texts = collapsed(coupling.traces, needs)
         with left_as_it_was(small):
-            report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried)
+            report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried, texts)
+    for text in (each for each in texts if CONSTANT in each):
+        warnings.warn(f"{text}. {CAUSE}", stacklevel=2)
     warn_of_hooks(model, stacklevel=2)
     return Shrunk(small, plan, report)
 
@@ -126,23 +134,3 @@ def _check(model: nn.Module, round_to: int) -> None:
             f"`{empty[0]}` is on the meta device and holds no numbers, so that none is zero: load the weights first,"
             " or use `apply_plan` with a plan that exists"
         )
-
-
-def _kept(
-    coupling: Coupling, removal: Removal, model: nn.Module, held: Tensor, untried: Tensor, refusal: str
-) -> list[KeptZeros]:
-    """Return the zero channels that stay, by parameter and reason."""
-    counts: dict[tuple[str, str], int] = {}
-    caches = caches_of(emptied(with_own_state(model)))
-    for root, (name, _) in zero_channels(coupling, model).items():
-        if removal.gone[root] or coupling.pinned.get(root, "").startswith("looked up by index"):
-            continue  # rows of a table that are zero, such as that of the padding, are as they should be
-        reason = coupling.pinned.get(root) or removal.reasons.get(root)
-        if held[root]:
-            reason = refusal or (UNTRIED.format(TRIALS) if untried[root] else DIFFERENT)
-        if reason and any(phrase in reason for phrase in (DIFFERENT, "not used by any", "of fixed length")):
-            kept = [cache for cache in caches if name.startswith(cache.rpartition(".")[0])]
-            reason += f"; `{kept[0]}` keeps tensors of an earlier call" if kept else ""
-        key = (name, reason or "needed by other channels, as the last one of its axis, or for a round number")
-        counts[key] = counts.get(key, 0) + 1
-    return [KeptZeros(name, count, reason) for (name, reason), count in counts.items()]

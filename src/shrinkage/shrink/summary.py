@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from shrinkage.shrink.collapse import first_line
 from shrinkage.shrink.copies import hooked_parameters
 from shrinkage.shrink.cost import Cost, costs
 from shrinkage.shrink.graph import Coupling
@@ -32,6 +33,7 @@ ADVICE = {
     "size of a head": "charge heads as a whole",
     "MultiheadAttention": "write attention with nn.Linear layers and `view(..., -1, head_size)`",
 }
+NOTHING = "no channel is zero: nothing to remove"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class ShrinkReport:
     NaN if none were. `uncalled` are the modules that the example did not call and that stay as wide as they were,
     `unvaried` the inputs that were compared with the example's numbers alone, since the model took no others, and
     `hooked` the parameters whose gradients have hooks, which have to be registered again. `unregistered` counts, by
-    attribute, the parameters that plain lists hide.
+    attribute, the parameters that plain lists hide. `collapsed` says which outputs no longer depend on the inputs, and
+    by which zeros.
     """
 
     before: Cost
@@ -93,13 +96,18 @@ class ShrinkReport:
     unvaried: tuple[str, ...] = ()
     hooked: tuple[str, ...] = ()
     unregistered: Mapping[str, int] = field(default_factory=dict)
+    collapsed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dictionaries, lists, numbers and strings."""
         return asdict(self) | {"kept": [asdict(kept) | {"advice": kept.advice} for kept in self.kept]}
 
     def __str__(self) -> str:
-        parts = [_totals(self)]
+        parts = first_line(self.collapsed)
+        if self.layers:
+            parts.append(_totals(self))
+        else:
+            parts.append("no channel goes, for the reasons below" if self.kept else NOTHING)
         if self.layers:
             header = ["layer", "shape", "parameters", "multiply-adds", "milliseconds"]
             parts.append(table(header, [layer.cells() for layer in self.layers], right=range(1, 5)))
@@ -148,7 +156,7 @@ def _ratio(before: float | None, after: float | None) -> str:
 
 def compared(
     model: nn.Module, small: nn.Module, plan: ShrinkPlan, call: Call, error: float, kept: Sequence[KeptZeros],
-    coupling: Coupling, unvaried: tuple[str, ...],
+    coupling: Coupling, unvaried: tuple[str, ...], collapsed: tuple[str, ...],
 ) -> ShrinkReport:  # fmt: skip
     """Return the report on `small`, which `plan` made of `model`."""
     tensors: dict[str, list[str]] = {}
@@ -173,4 +181,5 @@ def compared(
         unvaried,
         hooked_parameters(model),
         unregistered(model),
+        collapsed,
     )

@@ -1,0 +1,103 @@
+"""Zero channels that stay, and why."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.shrink.attempts import TRIALS, Attempts
+from shrinkage.shrink.caches import caches_of, emptied
+from shrinkage.shrink.copies import with_own_state
+from shrinkage.shrink.dependence import packet_of
+from shrinkage.shrink.fold import Reading
+from shrinkage.shrink.gates import NORMS, PRODUCTS, arguments_of
+from shrinkage.shrink.graph import Axis, Coupling, sources
+from shrinkage.shrink.labels import distinct
+from shrinkage.shrink.needs import Needs
+from shrinkage.shrink.removal import Removal
+from shrinkage.shrink.summary import KeptZeros
+from shrinkage.shrink.tensors import tensors_of, zero_slices
+
+DIFFERENT = "outputs differ, or the model fails, when they are taken out"
+UNTRIED = "outputs differ without channels that {} trials did not find, so that these stay as well"
+SHARED = "belongs to channels that other weights make too"
+
+
+def kept_zeros(
+    attempts: Attempts, removal: Removal, held: Tensor, refusal: str, needs: Sequence[Needs]
+) -> list[KeptZeros]:
+    """Return the zero channels that stay, by parameter and reason; `refusal` is that of those that are `held`."""
+    coupling, model, found = attempts.coupling, attempts.model, attempts.found
+    zero = {root: name for root, (name, _) in zero_channels(coupling, model).items()}
+    zero |= {root: name for root, name in zero_scales(coupling, model, needs).items() if root not in zero}
+    zero |= {root: name for root, name in computed_zeros(coupling, model, found).items() if root not in zero}
+    counts: dict[tuple[str, str], int] = {}
+    caches = caches_of(emptied(with_own_state(model)))
+    for root, name in zero.items():
+        if removal.gone[root] or coupling.pinned.get(root, "").startswith("looked up by index"):
+            continue  # rows of a table that are zero, such as that of the padding, are as they should be
+        reason = coupling.pinned.get(root) or removal.reasons.get(root, SHARED)
+        if held[root]:
+            reason = refusal or (UNTRIED.format(TRIALS) if attempts.untried[root] else DIFFERENT)
+        if any(phrase in reason for phrase in (DIFFERENT, "not used by any", "of fixed length")):
+            cached = [cache for cache in caches if name.startswith(cache.rpartition(".")[0])]
+            reason += f"; `{cached[0]}` keeps tensors of an earlier call" if cached else ""
+        counts[name, reason] = counts.get((name, reason), 0) + 1
+    return [KeptZeros(name, count, reason) for (name, reason), count in counts.items()]
+
+
+def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
+    """Return the channels whose weights are all zero in every parameter that makes them, each with one such axis."""
+    count = coupling.labels.count
+    made, live = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+    where: dict[int, Axis] = {}
+    tensors = tensors_of(model)
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        makes = [axis for axis in range(tensor.dim()) if (name, axis) in coupling.producing]
+        first = next((axis for axis in makes or range(tensor.dim()) if (name, axis) not in coupling.consumed), None)
+        if dim != first or not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
+            continue
+        zero = zero_slices(tensor, dim).cpu()
+        made[channels] = True
+        live[channels[~zero]] = True
+        for root in distinct(channels[zero]).tolist():
+            where.setdefault(root, (name, dim))
+    return {root: axis for root, axis in where.items() if made[root] and not live[root]}
+
+
+def zero_scales(coupling: Coupling, model: nn.Module, needs: Sequence[Needs]) -> dict[int, str]:
+    """Return the channels that a zero scale multiplies, of a branch or of a norm, each with the parameter's name."""
+    where: dict[int, str] = {}
+    for (piece, trace), each in zip(coupling.traces, needs, strict=True):
+        for (user, node), mask in each.zeros.known.items():
+            scales = packet_of(user) in PRODUCTS or (
+                packet_of(user) in NORMS and arguments_of(user).get("weight") is node
+            )
+            channels = trace.values.get(node)
+            if not scales or not mask.any() or channels is None:
+                continue
+            names = [piece.owned[one] for one in sources(node) if one in piece.owned]
+            name = next((one for one in names if isinstance(tensors_of(model)[one], nn.Parameter)), None)
+            for factor in channels.factors if name else ():
+                zero = mask.expand(channels.shape)
+                for root in distinct(coupling.labels.find(factor.expand(channels.shape)[zero])).tolist():
+                    where.setdefault(root, str(name))
+    return where
+
+
+def computed_zeros(coupling: Coupling, model: nn.Module, found: Sequence[Reading]) -> dict[int, str]:
+    """Return the channels whose row is zero in a weight that is no parameter but computed from some, as by a mask."""
+    where: dict[int, str] = {}
+    traces = dict(coupling.traces)
+    for reading in found:
+        node, owned = reading.contraction.weight, reading.piece.owned
+        rows = traces[reading.piece].values[node].along(reading.contraction.rows)
+        names = [owned[one] for one in sources(node) if one in owned]
+        name = next((one for one in names if isinstance(tensors_of(model)[one], nn.Parameter)), None)
+        zero = zero_slices(reading.weight, reading.contraction.rows).cpu()
+        if node in owned or name is None or rows is None or rows.numel() != len(zero):
+            continue
+        for root in distinct(coupling.labels.find(rows.reshape(-1)[zero])).tolist():
+            where.setdefault(root, name)
+    return where
