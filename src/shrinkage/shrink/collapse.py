@@ -36,7 +36,8 @@ def collapsed(traces: Sequence[tuple[Piece, Trace]], needs: Sequence[Needs]) -> 
 
 def output_of(graph: fx.Graph) -> fx.Node:
     """Return the node that gives the outputs."""
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    (found,) = graph.find_nodes(op="output")
+    return found
 
 
 def _lost(piece: Piece, trace: Trace, needs: Needs, outputs: Sequence[fx.Node], what: str) -> str:

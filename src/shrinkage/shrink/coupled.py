@@ -97,9 +97,9 @@ def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str
     order = sorted(sizes, key=lambda reason: -sum(sizes[reason].values()))
     texts = []
     for reason in order[:NAMED]:
-        names = sorted(sizes[reason], key=lambda name: -sizes[reason][name])
+        largest = sorted(sizes[reason], key=lambda name: -sizes[reason][name])
         advice = KeptZeros("", 0, reason).advice
-        count = f"{round(sum(sizes[reason].values())):,} parameters of {listed(names)}"
+        count = f"{round(sum(sizes[reason].values())):,} parameters of {listed(largest)}"
         texts.append(f"{reason} ({count}){f': {advice}' if advice else ''}")
     return texts
 
