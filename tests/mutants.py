@@ -609,6 +609,24 @@ MUTANTS = [
     Mutant(
         "integrations/transformers.py", "if state.global_step and", "if False and", "transformers", "without_the_state"
     ),
+    Mutant("left_behind.py", "first_steps.append(look_at)", "", "left_behind", "anew_each_epoch", quick=True),
+    Mutant("left_behind.py", "            link.told.already = True\n", "", "left_behind", "anew_each_epoch"),
+    Mutant(
+        "left_behind.py", "if lost and (gone or last or type", "if lost and (True or type", "left_behind", "in_turn"
+    ),
+    Mutant(
+        "left_behind.py", "if attached and link.regularizer() is None:", "if attached:", "left_behind", "one_of_two"
+    ),
+    Mutant("left_behind.py", "if identity not in own | in_turn]", "]", "left_behind", "declared_anyway"),
+    Mutant(
+        "left_behind.py",
+        "        state.default_factory = Copied()\n",
+        "        pass\n",
+        "left_behind",
+        "says_that_it_lost",
+    ),
+    Mutant("left_behind.py", "        gc.collect()  #", "        pass  #", "left_behind", "first_optimizer"),
+    Mutant("left_behind.py", "stepped = attachment.under_way or", "stepped =", "left_behind", "around_another"),
     Mutant("metric.py", "metric is not None and runs_step_of(own, optimizer_class)", "metric is not None", "metric"),
     Mutant("metric.py", "before=adafactor_before, elementwise=False)", "before=adafactor_before)", "metric", "pieces"),
     Mutant("metric.py", "if option is not None:", "if False:", "registered", "steps_by_another"),

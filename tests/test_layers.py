@@ -67,6 +67,7 @@ FLOORS = [
         "averages",
         "gradients",
         "hooks",
+        "left_behind",
         "charge",
         "narrow",
         "update",

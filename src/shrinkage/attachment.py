@@ -162,6 +162,11 @@ class Attachment:
                 crossing = charge.crossing is not None
                 check_spread(charge.name, charge.parameter, charge.how, optimizer, crossing=crossing)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a step of the optimizer is under way."""
+        return self._depth > 0
+
     def forget(self) -> None:
         """Look everything up again before the next step."""
         self._charges, self._seen = (), None

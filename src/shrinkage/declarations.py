@@ -29,7 +29,7 @@ from shrinkage.declaration import Declaration, living
 from shrinkage.eligible import check_parameter
 from shrinkage.errors import SelectionError, ShrinkageError
 from shrinkage.flattened import is_flat
-from shrinkage.hooks import hook_around
+from shrinkage.hooks import hook_around, meet
 from shrinkage.how import How
 from shrinkage.optimizers import group_indices, parameters_of, uncompiled
 from shrinkage.penalties import Penalty
@@ -87,6 +87,7 @@ class Registry:
         if known is None:
             if not (living.numbered or living.left):
                 return
+            meet(optimizer)
             known = self.known[optimizer] = Known(Attachment(self.resolve))
         explicit = explicit_attachments.get(optimizer, [])
         taken = [each.charges(optimizer) for each in explicit]
@@ -149,6 +150,12 @@ class Registry:
         spread = any(map(is_sharded_parameter, parameters_of(optimizer)))
         near = [place for declaration in (declarations if spread else concerned) for place in places_in(declaration)]
         return Found(charges, [place for place in near if not place.holds_any(groups)])
+
+
+def declared_attachments(optimizer: Optimizer) -> list[Attachment]:
+    """Return what applies the declarations of layers in `optimizer`, if anything does."""
+    known = _registry.known.get(optimizer, None)
+    return [] if known is None else [known.attachment]
 
 
 def charges_of(declaration: Declaration, groups: Mapping[int, int]) -> list[Declared]:

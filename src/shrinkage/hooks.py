@@ -24,7 +24,7 @@ def hook_around(
     first = optimizer.register_step_pre_hook(uncompiled(before))
     second = optimizer.register_step_post_hook(uncompiled(after))
     move(second, last=False)
-    _last[optimizer] = [*_last.get(optimizer, []), first]
+    _last[optimizer] = [*(_last.get(optimizer, None) or []), first]
     return first, second
 
 
@@ -36,9 +36,19 @@ def keep_last_everywhere() -> None:
 
 def keep_last(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Let hooks that came later go first, before a step calls any of them."""
-    handles = _last.get(optimizer, [])
+    handles = _last.get(optimizer, None)
     if handles:
         _last[optimizer] = [handle for handle in handles if move(handle, last=True)]
+    elif handles is None:
+        meet(optimizer)
+
+
+def meet(optimizer: Optimizer) -> None:
+    """Call `first_steps` before the first step of an optimizer that nothing is attached to."""
+    if _last.get(optimizer, None) is None:
+        _last[optimizer] = []
+        for each in first_steps:
+            each(optimizer)
 
 
 def move(handle: RemovableHandle, *, last: bool) -> bool:
@@ -50,4 +60,5 @@ def move(handle: RemovableHandle, *, last: bool) -> bool:
     return True
 
 
-_last: Beside[list[RemovableHandle]] = Beside("last_hooks")
+first_steps: list[Callable[[Optimizer], None]] = []
+_last: Beside[list[RemovableHandle] | None] = Beside("last_hooks")

@@ -7,7 +7,6 @@ from weakref import ref
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from shrinkage.advice import training_of
 from shrinkage.attachment import Attachment, explicit_attachments
@@ -21,6 +20,7 @@ from shrinkage.eligible import is_frozen
 from shrinkage.errors import AttachmentError
 from shrinkage.hooks import hook_around
 from shrinkage.how import How
+from shrinkage.left_behind import Removable, follow
 from shrinkage.narrow import Rounding
 from shrinkage.optimizers import uncompiled, unwrapped, working
 from shrinkage.passengers import Plan as ShrinkPlan
@@ -66,7 +66,8 @@ class Regularizer:
     Attributes:
         plan: the charged parameters, with shape, groups, penalty, strength and how; prints as a table.
 
-    Without `attach` nothing is charged. Deep copies and pickles of an optimizer lose their hooks: attach again.
+    Without `attach` nothing is charged. A new optimizer, and a copy or a pickle of one, has to be attached to: one that
+    steps without gives a warning.
 
     >>> import shrinkage, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -98,7 +99,7 @@ class Regularizer:
         if rules is not None:
             warn_of_uncharged(model, rules, how)
         check_declared(declared, self.plan)
-        self._attachments: list[tuple[ref[Optimizer], Attachment, list[RemovableHandle]]] = []
+        self._attachments: list[tuple[ref[Optimizer], Attachment, list[Removable]]] = []
         self._kept: list[Kept] = []  # for what is attached to next
         self._last: dict[str, Attachment] = {}  # by name of a parameter, what charged it last
         self._iteration = 0  # reached by an optimizer that may be gone
@@ -141,9 +142,10 @@ class Regularizer:
         attachment.go_on_from([self._last[name] for name in names if name in self._last])
         go_on(optimizer, attachment, self, self._kept)
         self._last |= dict.fromkeys(names, attachment)
-        handles = [
+        handles: list[Removable] = [
             *hook_around(optimizer, attachment.before_step, attachment.after_step),
             *ride(optimizer, attachment, self),
+            *follow(self, self._model, optimizer, attachment),
         ]
         explicit_attachments[optimizer] = [*explicit_attachments.get(optimizer, []), attachment]
         self._attachments.append((ref(optimizer), attachment, handles))
@@ -153,9 +155,8 @@ class Regularizer:
         self._kept = [leave(optimizer, each, self) for optimizer, each in self._pairs()] + self._kept
         for optimizer, attachment in self._pairs():
             explicit_attachments[optimizer].remove(attachment)
-        for _, _, handles in self._attachments:
-            for handle in handles:
-                handle.remove()
+        for handle in [each for _, _, handles in self._attachments for each in handles]:
+            handle.remove()
         self._attachments = []
 
     def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
