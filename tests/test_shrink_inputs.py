@@ -231,6 +231,13 @@ def test_rows_that_are_looked_up_of_activations():
     check(Neurons(last), (torch.zeros_like(ids), x), [(ids, x), (ids.flip(1), x)], left=12)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_entries_that_are_looked_up_in_a_table(verify):
+    model = Neurons(lambda self, x: self.body(self.table.gather(0, x)))
+    model.table = nn.Parameter(torch.randn(4, 6))
+    check(model, torch.zeros(2, 6, dtype=torch.long), [(torch.arange(12).reshape(2, 6) % 4,)], left=12, verify=verify)
+
+
 class Attention(nn.Module):
     """Attention under a mask of the positions that may be seen, two of whose values are zero but for a bias."""
 
