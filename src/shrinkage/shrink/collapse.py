@@ -36,6 +36,7 @@ def collapsed(traces: Sequence[tuple[Piece, Trace]], needs: Sequence[Needs]) -> 
 
 def output_of(graph: fx.Graph) -> fx.Node:
     """Return the node that gives the outputs."""
+    found: fx.Node
     (found,) = graph.find_nodes(op="output")
     return found
 
