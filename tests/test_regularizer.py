@@ -314,7 +314,7 @@ def test_copies_and_pickles_are_not_attached_and_go_on_counting():
     regularizer.detach()
 
 
-def test_optimizers_that_are_gone_are_forgotten():
+def test_optimizers_that_are_gone_are_forgotten_and_their_updates_are_not():
     model = mlp()
     regularizer = Regularizer(model, L1(STRENGTH))
     gone = SGD(model.parameters(), lr=0.1)
@@ -325,4 +325,4 @@ def test_optimizers_that_are_gone_are_forgotten():
     optimizer = SGD(model.parameters(), lr=0.1)
     regularizer.attach(optimizer)
     train(model, optimizer, 1)
-    assert regularizer.state_dict()["updates"] == [1]
+    assert regularizer.state_dict()["updates"] == [4]
