@@ -99,6 +99,9 @@ class Steps:
     def one_hot(self, ids):
         return F.one_hot(ids.long().clamp(0, 5)[..., 0], 6).float()
 
+    def scattered(self, ids):
+        return torch.zeros(len(ids), 6).scatter(1, ids.long().clamp(0, 5)[:, :3], 1.0)
+
     def hundreds(self, t):
         return (t // 4).float()
 
@@ -153,13 +156,20 @@ def test_a_gate_that_is_shut_in_the_example(example, other, verify):
     check(chosen, (X, example), [(X, other), (Y, other)], left=14, verify=verify)
 
 
-def test_numbers_that_are_read_off_a_tensor_are_no_constant():
+@pytest.mark.parametrize("verify", [True, False])
+def test_numbers_that_are_read_off_a_tensor_are_no_constant(verify):
     for code in (
         lambda self, x, t: self.gated(x, t.item()),
         lambda self, x, t: self.gated(x, torch.full((16,), t.item())),
         lambda self, x, t: self.gated(x, torch.zeros(16).fill_(t)),
     ):
-        check(Neurons(code), (X, torch.tensor(0.0)), [(X, torch.tensor(2.0)), (Y, torch.tensor(-1.0))])
+        check(
+            Neurons(code),
+            (X, torch.tensor(0.0)),
+            [(X, torch.tensor(2.0)), (Y, torch.tensor(-1.0))],
+            left=14,
+            verify=verify,
+        )
 
 
 def test_complex_numbers_that_are_zero():
