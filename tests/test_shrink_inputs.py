@@ -160,8 +160,8 @@ def test_a_gate_that_is_shut_in_the_example(example, other, verify):
 def test_numbers_that_are_read_off_a_tensor_are_no_constant(verify):
     for code in (
         lambda self, x, t: self.gated(x, t.item()),
-        lambda self, x, t: self.gated(x, torch.full((16,), t.item())),
-        lambda self, x, t: self.gated(x, torch.zeros(16).fill_(t)),
+        lambda self, x, t: self.gated(x, torch.full((1,), t.item())),
+        lambda self, x, t: self.gated(x, torch.zeros(1).fill_(t)),
     ):
         check(
             Neurons(code),
