@@ -127,6 +127,6 @@ def test_a_product_with_inputs_that_are_zero_in_the_example_depends_on_them() ->
             return self.last(self.mix @ x)
 
     model = nn.Sequential(Mixed(), nn.ReLU(), nn.Linear(4, 4))
-    small = shrink(model, torch.zeros(9, 12)).model
+    small = shrink(model, torch.zeros(9, 12), verify=False).model
     torch.testing.assert_close(small(X), model(X))
     assert small[0].last.weight.shape == (4, 12)
