@@ -626,7 +626,7 @@ MUTANTS = [
         "says_that_it_lost",
     ),
     Mutant("left_behind.py", "        gc.collect()  #", "        pass  #", "left_behind", "first_optimizer"),
-    Mutant("left_behind.py", "stepped = attachment.under_way or", "stepped =", "left_behind", "around_another"),
+    Mutant("left_behind.py", "stepped = attachment.under_way or", "stepped =", "left_behind", "its_own_kind"),
     Mutant("metric.py", "metric is not None and runs_step_of(own, optimizer_class)", "metric is not None", "metric"),
     Mutant("metric.py", "before=adafactor_before, elementwise=False)", "before=adafactor_before)", "metric", "pieces"),
     Mutant("metric.py", "if option is not None:", "if False:", "registered", "steps_by_another"),
@@ -1378,7 +1378,7 @@ MUTANTS = [
     ),
     Mutant("saved.py", 'restored.__module__, restored.__qualname__ = "shrinkage", "_restored"', "", "saved", "L2"),
     Mutant("saved.py", "if _by_name.get(cls.__name__) is not cls:", "if False:", "saved", "somebody_else"),
-    Mutant("saved.py", "(defaults_of(cls) | dict(data))", "dict(data)", "saved", "do_not_have_yet"),
+    Mutant("saved.py", "(defaults_of(cls) | dict(data))", "dict(data)", "saved", "does_not_have_yet"),
     Mutant("saved.py", "type(value) in (bool, int, float) or not isinstance(value, Real)", "True", "saved", "numpy"),
     Mutant("shrink/labels.py", "self.find(labels) >= self.of_parameters", "self.find(labels) >= 0", "shrink", "expand"),
     Mutant(

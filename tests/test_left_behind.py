@@ -364,6 +364,13 @@ def test_an_optimizer_around_another_is_left_alone(of):
     assert not told(lambda: step(net, outer, 2))
 
 
+def test_an_optimizer_of_its_own_kind_inside_of_the_attached_one_is_left_alone():
+    net = model()
+    outer = Around(Around(SGD(net.parameters(), lr=0.1)))
+    Regularizer(net, L2(0.01), how="gradient").attach(outer)
+    assert not told(lambda: step(net, outer, 2))
+
+
 def test_an_optimizer_around_another_that_is_made_anew():
     net = model()
     outer = Sharpness(net.parameters(), SGD, lr=0.1)
