@@ -1532,10 +1532,9 @@ MUTANTS = [
         "return True\n            if not changed",
         "return False\n            if not changed",
         "shrink_gates",
-        "in_place",
+        "branch_behind and place",
     ),
     Mutant("shrink/gates.py", "return self.known.get((user, value), NONE)", "return ALL", "shrink_gates", "sigmoid"),
-    Mutant("shrink/removal.py", "spare |= short", "stay |= short", "shrink_gates", "branch_behind and SkipInit-3"),
     Mutant("shrink/collapse.py", "if not deeper.cuts or", "if True or", "collapse", "dead_chain", quick=True),
     Mutant(
         "shrink/collapse.py",

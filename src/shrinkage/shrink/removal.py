@@ -38,19 +38,13 @@ def removable(
     stay |= held
     reasons: dict[int, str] = {}
     constant = _foldable(coupling, found, model, reasons)
-    spare = torch.zeros_like(stay)  # what stays although nothing depends on it, so that no axis is left too short
     while True:
-        stay = ~_closed(coupling, found, products, constant, stay)
-        read = spare & ~stay & _read(coupling, found, stay)
-        if read.any():
-            stay |= read
-            continue
-        gone = ~(stay | spare)
+        gone = _closed(coupling, found, products, constant, stay)
         short, why = _too_few(coupling, gone, round_to)
         if not short.any():
-            _explain_the_rest(coupling, found, constant, stay, reasons)
+            _explain_the_rest(coupling, found, constant, ~gone, reasons)
             return Removal(gone, reasons)
-        spare |= short
+        stay |= short
         reasons |= {root: text for root, text in why.items() if root not in reasons}
 
 
@@ -153,16 +147,6 @@ def _rows(coupling: Coupling, reading: Reading, stay: Tensor) -> Tensor | None:
         return None
     rank = reading.weight.dim()
     return stay[coupling.axes[name, reading.contraction.rows % rank]]
-
-
-def _read(coupling: Coupling, found: Sequence[Reading], stay: Tensor) -> Tensor:
-    """Return which channels a row that stays has an entry for, if only for a constant."""
-    read = torch.zeros_like(stay)
-    for reading in found:
-        labels = coupling.labels.find(reading.contraction.labels)
-        if len(labels):
-            read[labels[reading.reads(_rows(coupling, reading, stay))]] = True
-    return read
 
 
 def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, dict[int, str]]:
