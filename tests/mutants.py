@@ -1615,6 +1615,7 @@ MUTANTS = [
         "shrink_coupled",
         "as_large",
     ),
+    Mutant("shrink/modes.py", 'torch.compiler.set_stance("force_eager"), mode', "mode", "shrink_copies", "branch_of"),
     Mutant("shrink/attempts.py", "        left -= 1\n", "", "shrink_beyond", "search"),
     Mutant(
         "shrink/contractions.py",

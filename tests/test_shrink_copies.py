@@ -236,3 +236,23 @@ def test_hooks_on_gradients_are_told_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert shrink(mlp(), X).report.hooked == ()
+
+
+class Branching(nn.Module):
+    """A branch by `torch.cond`, which torch compiles where it is called outside of an export."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x))
+        return self.second(torch.cond(hidden.sum() > 40, lambda h: h * 2, lambda h: h - 1, (hidden,)))
+
+
+def test_a_branch_of_the_graph_that_no_dispatch_mode_sees_is_called_as_before():
+    model, x = Branching().eval(), torch.randn(3, 8)
+    small = shrink(model, x).model
+    with torch.no_grad():
+        for scale in (0.1, 10):
+            torch.testing.assert_close(small(scale * x), model(scale * x))

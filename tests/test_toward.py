@@ -97,7 +97,7 @@ def test_a_reference_taken_from_the_model_survives_a_restart():
 
 def test_references_of_another_model_are_refused():
     state = Regularizer(mlp(), {"0.weight": Toward(L1(0.1))}).state_dict()
-    with pytest.raises(ValueError, match=r"references of \['0.weight'\], this regularizer of \['2.weight'\]"):
+    with pytest.raises(ValueError, match=r"references of '0.weight', this regularizer of '2.weight'"):
         Regularizer(mlp(), {"2.weight": Toward(L1(0.1))}).load_state_dict(state)
     state["references"]["0.weight"] = torch.zeros(3)
     regularizer = Regularizer(mlp(), {"0.weight": Toward(L1(0.1))})

@@ -15,7 +15,7 @@ from shrinkage.private import private
 from shrinkage.shrink.copies import with_own_state, without_gradients
 from shrinkage.shrink.inputs import Call, cloned
 from shrinkage.shrink.measure import idle, medians_in_turns
-from shrinkage.shrink.modes import evaluated
+from shrinkage.shrink.modes import evaluated, seeing
 from shrinkage.shrink.tensors import tensors_of
 from shrinkage.shrink.verify import outputs
 
@@ -73,11 +73,11 @@ def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
     model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
     counter = FlopCounterMode(display=False, custom_mapping={attention: attention_operations})
     try:
-        with counter:
+        with seeing(counter):
             outputs(model, call)
     except RuntimeError:  # Models that compute gradients in their call, in which the hooks that tell modules fail.
         counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-        with counter:
+        with seeing(counter):
             outputs(model, call)
     counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
     root = f"{type(model).__name__}."  # the counter's names begin with it

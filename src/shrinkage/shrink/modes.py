@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shrinkage.private import private
 
@@ -94,3 +95,13 @@ def process_as_it_was() -> Iterator[None]:
             for device, (enabled, kind) in cast.items():
                 torch.set_autocast_enabled(device, enabled)
                 torch.set_autocast_dtype(device, kind)
+
+
+@contextmanager
+def seeing(mode: TorchDispatchMode) -> Iterator[None]:
+    """Let `mode` see the operators that are called.
+
+    Nothing is compiled meanwhile: what a function compiles in front of a mode fails, and fails afterwards too.
+    """
+    with torch.compiler.set_stance("force_eager"), mode:
+        yield

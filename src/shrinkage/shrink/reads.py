@@ -14,7 +14,7 @@ from shrinkage.errors import ShrinkError
 from shrinkage.shrink.caches import emptied
 from shrinkage.shrink.copies import copy_with
 from shrinkage.shrink.inputs import Call, cloned
-from shrinkage.shrink.modes import evaluated, process_as_it_was
+from shrinkage.shrink.modes import evaluated, process_as_it_was, seeing
 from shrinkage.shrink.rebinding import Memo, reached
 from shrinkage.shrink.tensors import joined, tensors_of
 
@@ -43,7 +43,7 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for path, module in self.model.named_modules():
                 hooks.callback(module.register_forward_pre_hook(self._entering(path), prepend=True).remove)
                 hooks.callback(module.register_forward_hook(self._leaving, always_call=True).remove)
-            with process_as_it_was(), torch.no_grad(), self:
+            with process_as_it_was(), torch.no_grad(), seeing(self):
                 self.model(*args, **kwargs)
 
     def _entering(self, path: str) -> Any:
