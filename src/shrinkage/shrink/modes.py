@@ -2,12 +2,11 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from shrinkage.private import private
 
@@ -98,7 +97,7 @@ def process_as_it_was() -> Iterator[None]:
 
 
 @contextmanager
-def seeing(mode: TorchDispatchMode) -> Iterator[None]:
+def seeing(mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Let `mode` see the operators that are called.
 
     Nothing is compiled meanwhile: what a function compiles in front of a mode fails, and fails afterwards too.
