@@ -6,17 +6,22 @@ import pickle
 
 import pytest
 import torch
+from torch.optim import SGD, Adam
 
 import shrinkage
 from catalog import CONSTRAINTS, ConstraintCase
+from models import mlp, train
 from shrinkage import (
+    MCP,
     Box,
     Columns,
     GroupError,
     Kernels,
     L1Ball,
     MaxNorm,
+    MinMaxNorm,
     NofM,
+    Regularizer,
     Rows,
     Simplex,
     SpectralBall,
@@ -133,6 +138,10 @@ def test_constraints_are_values(case: ConstraintCase):
     [
         (lambda: Box(1.0, 0.0), "low must not be greater than high, got low=1.0, high=0.0"),
         (lambda: Box(math.nan, 0.0), "low must not be greater"),
+        (lambda: MinMaxNorm(2.0, 1.0), "low must not be greater than high, got low=2.0, high=1.0"),
+        (lambda: MinMaxNorm(-1.0, 1.0), "MinMaxNorm: low must be a finite number > 0"),
+        (lambda: MinMaxNorm(0.0, math.inf), "MinMaxNorm: high must be a finite number > 0"),
+        (lambda: UnitNorm(length=0.0), "UnitNorm: length must be a finite number > 0"),
         (lambda: MaxNorm(0.0), "MaxNorm: limit must be a finite number > 0, got 0.0"),
         (lambda: L1Ball(-1.0), "L1Ball: radius must be a finite number > 0"),
         (lambda: Simplex(math.inf), "Simplex: total must be"),
@@ -188,6 +197,61 @@ def test_one_element_is_kept_at_least(density, groups, shape, kept):
     w = torch.randn(shape)
     for step in (1.0, torch.rand(shape) + 0.1):
         assert (TopK(density, groups).prox(w, step) != 0).sum() == kept
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (torch.linspace(-1, 0.5, 8)[:, None], 0.6),
+        (-0.1, torch.linspace(0, 1, 6)),
+        (torch.full((8, 6), -0.2), torch.linspace(0, 1, 6)[None]),
+        (torch.tensor(-0.1), math.inf),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1), lambda p: Adam(p, lr=0.01)])
+def test_every_weight_stays_between_its_own_bounds(low, high, make):
+    box, model = Box(low, high), mlp()
+    optimizer = make(model.parameters())
+    Regularizer(model, {"0.weight": box}).attach(optimizer)
+    train(model, optimizer, 3)
+    w = model[0].weight.detach()
+    assert (w >= low).all()
+    assert (w <= high).all()
+    assert box.value(w) == 0
+    random = torch.randn(8, 6)
+    expected = torch.minimum(torch.maximum(random, torch.as_tensor(low)), torch.as_tensor(high))
+    assert torch.equal(box.prox(random, torch.rand(8, 6) + 0.1), expected)
+    assert box == pickle.loads(pickle.dumps(box)) == copy.deepcopy(box)
+    assert hash(box) == hash(copy.deepcopy(box))
+    assert box != Box(low, 2.0)
+    assert "tensor(" not in repr(box)
+    assert not isinstance(low, torch.Tensor) or box.low is not low
+
+
+def test_bounds_that_do_not_fit_are_refused():
+    with pytest.raises(GroupError, match=r"the bounds low of shape \(8,\) .* reshape them to \(8, 1\)"):
+        Regularizer(mlp(), {"0.weight": Box(torch.zeros(8), 1.0)})
+    with pytest.raises(ValueError, match="low must not be greater than high, got low=a float32 tensor of shape"):
+        Box(torch.tensor([0.0, 2.0]), 1.0)
+    with pytest.raises(ValueError, match="do not spread over each other"):
+        Box(torch.zeros(3), torch.ones(4))
+    with pytest.raises(ValueError, match="low must not be greater than high"):
+        Box(torch.tensor([0.0, math.nan]), 1.0)
+    with pytest.raises(TypeError, match=r"low must be a number or .* got a int64 tensor of shape \(2,\)"):
+        Box(torch.tensor([0, 1]), 1.0)
+    with pytest.raises(TypeError, match="penalty must be convex"):
+        Box(0.0, 1.0, MCP(0.1))
+
+
+def test_norms_between_limits_as_keras_has_them():
+    """w * clip(||w||, low, high) / ||w||"""
+    w = torch.randn(50, 6, dtype=torch.float64) * torch.rand(50, 1, dtype=torch.float64)
+    norms = w.norm(dim=1, keepdim=True)
+    expected = w * norms.clamp(0.5, 1.0) / norms
+    torch.testing.assert_close(MinMaxNorm(0.5, 1.0).prox(w, 0.1), expected)
+    torch.testing.assert_close(UnitNorm(length=3.0).prox(w, 0.1), 3 * w / norms)
+    torch.testing.assert_close(MinMaxNorm(0.0, 1.0).prox(w, 0.1), MaxNorm(1.0).prox(w, 0.1))
+    assert torch.equal(MinMaxNorm(0.5, 1.0).prox(torch.zeros(2, 3), 1.0), torch.zeros(2, 3))
 
 
 def test_a_density_can_follow_a_schedule():

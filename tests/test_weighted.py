@@ -83,12 +83,90 @@ def test_one_weight_per_group():
         (
             lambda: Regularizer(mlp(), {"0.weight": Grouped(Weighted(L1(1.0), WEIGHTS), Rows())}),
             GroupError,
-            r"weights of shape \(4,\) can not charge shape \(8,\)",
+            r"weights of shape \(4,\) do not have the shape of what they stand for, \(8,\)",
         ),
     ],
 )
 def test_bad_weights_are_refused(make, error, message):
     with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.tensor(0.5),
+        torch.tensor([0.5]),
+        torch.linspace(0, 2, 8)[:, None],
+        torch.linspace(0, 2, 6)[None],
+        torch.linspace(0, 2, 6),
+        torch.tensor([[math.inf], [0.0]] * 4),
+    ],
+    ids=lambda weights: str(tuple(weights.shape)),
+)
+@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1), lambda p: Adam(p, lr=0.01)])
+@pytest.mark.parametrize("inner", [L1(0.3), SCAD(0.3), L2(0.3)], ids=str)
+def test_weights_spread_over_the_parameter(weights, make, inner):
+    """As if they were written out, in values, residuals and in training."""
+    written = weights.expand(8, 6).clone()
+    found = []
+    for each in (weights, written):
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = make(model.parameters())
+        regularizer = Regularizer(model, {"0.weight": Weighted(inner, each)})
+        regularizer.attach(optimizer)
+        train(model, optimizer, 5)
+        found.append(model[0].weight.detach())
+    assert torch.equal(*found)
+    w, grad = torch.randn(2, 8, 6).unbind()
+    one, two = Weighted(inner, weights), Weighted(inner, written)
+    assert torch.equal(one.value(w), two.value(w))
+    assert torch.equal(one.residual(w, grad), two.residual(w, grad))
+    assert torch.equal(one.strength_max(grad), two.strength_max(grad))
+    assert torch.equal(one.prox(w, torch.rand(8, 6).fill_(0.3)), two.prox(w, 0.3))
+
+
+def test_one_weight_serves_all_groups():
+    w = torch.randn(4, 6)
+    one, all_of_them = (
+        Grouped(Weighted(SCAD(0.3), each), Rows()) for each in (torch.tensor(2.0), torch.full((4,), 2.0))
+    )
+    for step in (0.5, torch.rand(4, 6)):
+        assert torch.equal(one.prox(w, step), all_of_them.prox(w, step))
+    assert one.bound("w", w).penalty.weights.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("weights", "shape", "message"),
+    [
+        ((4,), (4, 8), r"reshape them to \(4, 1\)"),
+        ((8,), (8, 8), r"more than one dimension of shape \(8, 8\): .* such as \(8, 1\) or \(1, 8\)"),
+        ((3,), (8, 8, 3, 3), r"such as \(1, 1, 3, 1\) or \(1, 1, 1, 3\)"),
+        ((4, 2), (4, 8), r"do not have the shape of what they stand for, \(4, 8\), nor a shape that spreads over it"),
+        ((1, 4, 8), (4, 8), r"nor a shape that spreads over it"),
+        ((5,), (4, 8), r"nor a shape that spreads over it"),
+    ],
+)
+def test_weights_that_do_not_spread_in_one_way_are_refused(weights, shape, message):
+    with pytest.raises(GroupError, match=message):
+        Weighted(L1(0.1), torch.ones(weights)).check_shape(shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: L1(torch.ones(4, 8)),
+            r"a float32 tensor of shape \(4, 8\); one strength for each element is Weighted",
+        ),
+        (lambda: Weighted(L1(0.1), torch.ones(4, 8).long()), r"got a int64 tensor of shape \(4, 8\)"),
+        (lambda: Weighted(GroupLasso(0.1, Rows()), torch.ones(4)), r"is Grouped\(Weighted\(L1\(strength\), weights\)"),
+        (lambda: MCP(0.1, gamma=torch.ones(4, 8)), r"MCP: gamma must be .* got a float32 tensor of shape \(4, 8\)"),
+    ],
+)
+def test_messages_show_no_tensors(make, message):
+    with pytest.raises(TypeError, match=message):
         make()
 
 

@@ -34,6 +34,7 @@ try:
     from shrinkage.penalties import MCP as MCP
     from shrinkage.penalties import SCAD as SCAD
     from shrinkage.penalties import Box as Box
+    from shrinkage.penalties import Counted as Counted
     from shrinkage.penalties import ElasticNet as ElasticNet
     from shrinkage.penalties import FusedLasso as FusedLasso
     from shrinkage.penalties import Grouped as Grouped
@@ -44,11 +45,13 @@ try:
     from shrinkage.penalties import LogSum as LogSum
     from shrinkage.penalties import Lp as Lp
     from shrinkage.penalties import MaxNorm as MaxNorm
+    from shrinkage.penalties import MinMaxNorm as MinMaxNorm
     from shrinkage.penalties import NofM as NofM
     from shrinkage.penalties import NonNegative as NonNegative
     from shrinkage.penalties import Nuclear as Nuclear
     from shrinkage.penalties import Orthogonal as Orthogonal
     from shrinkage.penalties import Penalty as Penalty
+    from shrinkage.penalties import Ridged as Ridged
     from shrinkage.penalties import Simplex as Simplex
     from shrinkage.penalties import SparseGroupLasso as SparseGroupLasso
     from shrinkage.penalties import SpectralBall as SpectralBall
@@ -94,6 +97,7 @@ __all__ = [
     "Blocks",
     "Box",
     "Columns",
+    "Counted",
     "Coupled",
     "CoupledChannels",
     "ElasticNet",
@@ -112,6 +116,7 @@ __all__ = [
     "MaxNorm",
     "Member",
     "MetricError",
+    "MinMaxNorm",
     "NofM",
     "NonNegative",
     "Nuclear",
@@ -123,6 +128,7 @@ __all__ = [
     "Regularizer",
     "Report",
     "Residuals",
+    "Ridged",
     "Rows",
     "Rule",
     "SelectionError",

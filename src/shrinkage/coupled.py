@@ -134,6 +134,10 @@ class Coupled(Groups):
             "GroupLasso in a Rule of a Regularizer, without a selector"
         )
 
+    def count_in(self, shape: Sequence[int]) -> int:
+        """Return the number of all groups, which span more than one tensor."""
+        return self.count
+
     def slices(self, name: str) -> Member:
         """Return all members of one parameter as one."""
         own = [member for member in self.members if member.parameter == name]

@@ -58,6 +58,14 @@ class Groups(Saved, ABC):
     def layout(self, shape: Sequence[int]) -> Layout:
         """Return how a tensor of `shape` falls into groups, or raise `GroupError`."""
 
+    def count_in(self, shape: Sequence[int]) -> int:
+        """Return the number of groups in a tensor of `shape`.
+
+        >>> Columns().count_in((8, 3))
+        3
+        """
+        return self.layout(shape).count
+
     def norms(self, w: Tensor) -> Tensor:
         """Return the Euclidean norm of each group, shape `(groups,)`, in float32 at least.
 

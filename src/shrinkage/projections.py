@@ -150,6 +150,21 @@ def l2_ball(w: Tensor, steps: Tensor | None, radius: float) -> Tensor:
     return torch.where(norms <= radius, w, l2_sphere(w, steps, radius))
 
 
+def l2_shell(w: Tensor, steps: Tensor | None, low: float, high: float) -> Tensor:
+    """Project each row onto low <= ||y|| <= high; a row of zeros, which has no nearest point if low > 0, stays.
+
+    >>> l2_shell(torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.6, 0.8]]), None, 1.0, 2.0)
+    tensor([[1.2000, 1.6000],
+            [0.6000, 0.8000],
+            [0.6000, 0.8000]])
+    """
+    below = l2_ball(w, steps, high)
+    if low == 0:
+        return below
+    norms = torch.linalg.vector_norm(w, dim=1, keepdim=True, dtype=widest_float(w.device))
+    return torch.where(norms < low, l2_sphere(w, steps, low), below)
+
+
 def keep_largest(w: Tensor, steps: Tensor | None, count: int) -> Tensor:
     """Set all but `count` elements of each row to zero: those with the largest w^2 / t stay.
 

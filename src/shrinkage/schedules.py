@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
 from shrinkage.errors import shown
+from shrinkage.saved import Saved
 
 Schedule = Callable[[int], float]
 Strength = float | Schedule
@@ -24,9 +27,10 @@ def check_strength(owner: str, name: str, strength: Strength) -> None:
     is_number = isinstance(strength, Real) and not isinstance(strength, bool)
     if not (is_number and 0 <= strength < math.inf):
         error = ValueError if is_number else TypeError
+        each = "; one strength for each element is Weighted(penalty, weights)" if isinstance(strength, Tensor) else ""
         raise error(
             f"{owner}: {name} must be a finite number >= 0 or a schedule (a function of the update count), "
-            f"got {shown(strength)}"
+            f"got {shown(strength)}{each}"
         )
 
 
@@ -59,15 +63,68 @@ def fixed(strength: Strength) -> float:
     return float(strength)
 
 
+@dataclass(frozen=True, slots=True)
+class Total(Saved):
+    """The sum of two strengths at an update.
+
+    >>> Total(0.5, lambda iteration: 0.25 * iteration)(2)
+    1.0
+    """
+
+    one: Strength
+    other: Strength
+
+    def __call__(self, iteration: int) -> float:
+        """Return the sum at update number `iteration`."""
+        return at(self.one, iteration) + at(self.other, iteration)
+
+
+@dataclass(frozen=True, slots=True)
+class Multiple(Saved):
+    """A number of times a schedule.
+
+    >>> Multiple(2.0, lambda iteration: 0.25 * iteration)(2)
+    1.0
+    """
+
+    factor: float
+    schedule: Schedule
+
+    def __call__(self, iteration: int) -> float:
+        """Return the multiple at update number `iteration`."""
+        return self.factor * self.schedule(iteration)
+
+
 def total(one: Strength, other: Strength) -> Strength:
     """Return the sum of two strengths, a schedule if one of them is.
 
-    >>> total(0.5, lambda iteration: 0.25 * iteration)(2)
-    1.0
+    >>> total(0.5, 0.25)
+    0.75
     """
-    if callable(one) or callable(other):
-        return lambda iteration: at(one, iteration) + at(other, iteration)
-    return one + other
+    return Total(one, other) if callable(one) or callable(other) else one + other
+
+
+def multiple(factor: float, strength: Strength) -> Strength:
+    """Return `factor` times `strength`, a schedule if that is one.
+
+    >>> multiple(2, 0.25)
+    0.5
+    """
+    return Multiple(factor, strength) if callable(strength) else factor * strength
+
+
+def as_factor(factor: Any) -> float:
+    """Return what a penalty is multiplied by, or raise unless it is a finite number that is not negative.
+
+    >>> as_factor(-1)
+    Traceback (most recent call last):
+    ValueError: a penalty is multiplied by a finite number >= 0, got -1
+    """
+    is_number = isinstance(factor, Real) and not isinstance(factor, bool)
+    if not (is_number and 0 <= factor < math.inf):
+        error = ValueError if is_number else TypeError
+        raise error(f"a penalty is multiplied by a finite number >= 0, got {shown(factor)}")
+    return float(factor)
 
 
 def at(strength: Strength, iteration: int) -> float:

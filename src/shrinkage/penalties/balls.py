@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shrinkage import projections
 from shrinkage.groups import Groups, Rows, Whole
-from shrinkage.penalties.base import Description
+from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.matrix import as_matrix, matrix_shape
 from shrinkage.penalties.per_group import check_groups
@@ -79,28 +79,84 @@ class MaxNorm(ConstraintOnGroups):
         check_positive("MaxNorm", "limit", self.limit)
         check_groups(self.groups)
 
+    @property
+    def solid(self) -> bool:
+        """True: smaller weights are in the ball too."""
+        return True
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """The smaller ball of the same groups."""
+        if not (isinstance(other, MaxNorm) and other.groups == self.groups):
+            return None
+        return min(self, other, key=lambda each: each.limit)
+
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto balls."""
         return projections.l2_ball(rows, steps, self.limit)
 
 
 @dataclass(frozen=True, slots=True)
-class UnitNorm(ConstraintOnGroups):
-    """Keep the Euclidean norm of each group at 1.
+class MinMaxNorm(ConstraintOnGroups):
+    """Keep the Euclidean norm of each group between two limits.
 
-    ||w_g|| = 1
+    low <= ||w_g|| <= high
+
+    Each update projects as far as the set; Keras' `rate` below 1, which goes a share of the way, has no counterpart. A
+    group of zeros has no nearest point if low > 0, and stays as it is.
+
+    Args:
+        low: >= 0, smallest norm allowed, in units of w.
+        high: > 0, largest norm allowed, at least `low`.
+        groups: whose norms: `Rows()`, the neurons, if left out.
+
+    Raises:
+        ValueError: a limit is not such a number, or `low` is greater than `high`.
+        GroupError: from any method, if the tensor can not be divided into these groups.
+
+    Reference: Keras, `MinMaxNorm`.
+
+    >>> import torch
+    >>> MinMaxNorm(1.0, 2.0).prox(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), step=1.0)
+    tensor([[1.2000, 1.6000],
+            [0.6000, 0.8000]])
+    """
+
+    low: float
+    high: float
+    groups: Groups = Rows()
+
+    def __post_init__(self) -> None:
+        check_positive("MinMaxNorm", "high", self.high)
+        if self.low != 0:
+            check_positive("MinMaxNorm", "low", self.low)
+        if self.low > self.high:
+            raise ValueError(f"MinMaxNorm: low must not be greater than high, got low={self.low!r}, high={self.high!r}")
+        check_groups(self.groups)
+
+    def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
+        """Project onto shells."""
+        return projections.l2_shell(rows, steps, self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitNorm(ConstraintOnGroups):
+    """Keep the Euclidean norm of each group at 1, or at another length.
+
+    ||w_g|| = length
 
     A group of zeros has no nearest point, and stays as it is.
 
     Args:
         groups: whose norms: `Rows()`, the neurons, if left out.
+        length: > 0, in units of w.
 
     Raises:
+        ValueError: `length` is not a finite number > 0.
         GroupError: from any method, if the tensor can not be divided into these groups.
 
     Reference: Salimans and Kingma (2016), "Weight normalization", eq. 2, with a fixed scale.
-    In a diagonal metric a group shorter than 1 whose element with the largest step is exactly 0 is scaled instead of
-    projected.
+    In a diagonal metric a group that is too short and whose element with the largest step is exactly 0 is scaled
+    instead of projected.
 
     >>> import torch
     >>> UnitNorm().prox(torch.tensor([[3.0, 4.0]]), step=1.0)
@@ -108,13 +164,15 @@ class UnitNorm(ConstraintOnGroups):
     """
 
     groups: Groups = Rows()
+    length: float = 1.0
 
     def __post_init__(self) -> None:
         check_groups(self.groups)
+        check_positive("UnitNorm", "length", self.length)
 
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto spheres."""
-        return projections.l2_sphere(rows, steps, 1.0)
+        return projections.l2_sphere(rows, steps, self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +202,17 @@ class L1Ball(ConstraintOnGroups):
     def __post_init__(self) -> None:
         check_positive("L1Ball", "radius", self.radius)
         check_groups(self.groups)
+
+    @property
+    def solid(self) -> bool:
+        """True: smaller weights are in the ball too."""
+        return True
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """The smaller ball of the same groups."""
+        if not (isinstance(other, L1Ball) and other.groups == self.groups):
+            return None
+        return min(self, other, key=lambda each: each.radius)
 
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto balls."""
@@ -211,6 +280,10 @@ class SpectralBall(Constraint):
 
     def __post_init__(self) -> None:
         check_positive("SpectralBall", "limit", self.limit)
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """The smaller ball."""
+        return min(self, other, key=lambda each: each.limit) if isinstance(other, SpectralBall) else None
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
         """Clip singular values."""

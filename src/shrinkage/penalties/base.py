@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.saved import Saved
+from shrinkage.schedules import Strength, as_factor, multiple, total
 from shrinkage.sums import Sums
 
 
@@ -42,6 +43,7 @@ class Penalty(Saved, ABC):
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    proportional: ClassVar[bool] = True  # to its strengths
 
     @property
     @abstractmethod
@@ -99,6 +101,16 @@ class Penalty(Saved, ABC):
         """Whether 0 is stationary for small gradients and for no others, so that an averaged gradient can hold it."""
         return False
 
+    @property
+    def strengthless(self) -> bool:
+        """Whether this is a set and charges nothing inside of it, so that it can not be multiplied."""
+        return False
+
+    @property
+    def solid(self) -> bool:
+        """Whether elements that shrink, or change their signs, never cost more."""
+        return False
+
     def slope(self, shape: Sequence[int]) -> float:
         """Return the derivative beside 0, of an element or a group's norm: the size of gradient that 0 withstands.
 
@@ -148,6 +160,14 @@ class Penalty(Saved, ABC):
         """Return the one penalty that charges both this and `other` with an exact prox; None if this knows of none."""
         return None
 
+    def over(self, other: "Penalty") -> "Penalty | None":
+        """Return the one penalty that charges this on top of `other`, whatever that is; None if there is none."""
+        return None
+
+    def refusal(self, other: "Penalty") -> str | None:
+        """Return why no exact prox of this and `other` together is known, if this knows."""
+        return None
+
     def __add__(self, other: object) -> "Penalty":
         """Return the one penalty that charges both.
 
@@ -157,14 +177,45 @@ class Penalty(Saved, ABC):
         """
         if not isinstance(other, Penalty):
             return NotImplemented
-        both = self.combined(other) or other.combined(self)
+        both = sum_of(self, other)
         if both is None:
+            reason = self.refusal(other) or other.refusal(self) or "no exact prox of their sum is known here"
             raise TypeError(
-                f"{self} and {other} can not be charged together: the prox of their sum is not known exactly, and one "
-                "prox after the other solves another problem. Sums that are known: ElasticNet(l1, l2) for L1 and L2, "
-                "SparseGroupLasso(l1, group, groups) for L1 and GroupLasso, NonNegative(penalty) for a sign constraint"
+                f"{self} and {other} can not be charged together: {reason}, and one prox after the other solves "
+                "another problem. L2 can be added to everything, L0 to penalties of elements, a sign constraint to "
+                "what does not look at signs, L1 to GroupLasso"
             )
         return both
+
+    def __radd__(self, other: object) -> "Penalty":
+        """Return this penalty for the 0 that `sum` begins with.
+
+        >>> from shrinkage import L1, L2
+        >>> sum([L1(0.1), L2(0.2)])
+        ElasticNet(l1=0.1, l2=0.2)
+        """
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __mul__(self, factor: float) -> "Penalty":
+        """Return the penalty that charges `factor` times as much.
+
+        >>> from shrinkage import ElasticNet
+        >>> 2 * ElasticNet(0.25, 0.5)
+        ElasticNet(l1=0.5, l2=1.0)
+        """
+        return self.scaled(as_factor(factor))
+
+    __rmul__ = __mul__
+
+    def scaled(self, factor: float) -> "Penalty":
+        """Return the penalty that charges `factor` >= 0 times as much: all strengths in it are multiplied."""
+        changes = {
+            field.name: multiple(factor, value) if field.type == Strength else value.scaled(factor)
+            for field in dataclasses.fields(self)
+            if field.type == Strength or isinstance(getattr(self, field.name), Penalty)
+            for value in [getattr(self, field.name)]
+        }
+        return dataclasses.replace(self, **changes)
 
     @property
     def scheduled(self) -> bool:
@@ -193,3 +244,21 @@ def resolved(value: Any, iteration: int) -> Any:
     if isinstance(value, Penalty):
         return value.at(iteration)
     return value(iteration) if callable(value) else value
+
+
+def sum_of(one: Penalty, other: Penalty) -> Penalty | None:
+    """Return the one penalty that charges both with an exact prox, None if none is known."""
+    return one.combined(other) or other.combined(one) or of_one_kind(one, other) or one.over(other) or other.over(one)
+
+
+def of_one_kind(one: Penalty, other: Penalty) -> Penalty | None:
+    """Return the sum of two penalties that are equal, or differ in nothing but their strength."""
+    if type(one) is not type(other):
+        return None
+    if one == other:
+        return one.scaled(2.0)
+    if not one.proportional or "strength" not in one.__dataclass_fields__:
+        return None
+    strengths = [each._fields()["strength"] for each in (one, other)]
+    alike = [dataclasses.replace(each, **{"strength": 1.0}) for each in (one, other)]
+    return dataclasses.replace(one, **{"strength": total(*strengths)}) if alike[0] == alike[1] else None

@@ -87,4 +87,4 @@ def reshaped(computation: Sums[Tensor], like: Tensor) -> Sums[Tensor]:
 
 def as_column(part: float | Tensor, shape: tuple[int, ...]) -> float | Tensor:
     """Return one value per group in the shape that broadcasts against the groups, a number as it is."""
-    return part.reshape(shape) if isinstance(part, Tensor) and part.dim() else part
+    return part.reshape(() if part.numel() == 1 else shape) if isinstance(part, Tensor) else part

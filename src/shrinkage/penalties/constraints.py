@@ -7,7 +7,6 @@ does. An element whose step is 0 comes back as it is, so that an update that an 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -73,6 +72,24 @@ class Constraint(Penalty):
         t = SHORT * size / grad.abs().amax()
         return ((wide - self.prox(wide - t * grad, 1.0)).abs() / t).to(w.dtype)
 
+    @property
+    def strengthless(self) -> bool:
+        """True."""
+        return True
+
+    def scaled(self, factor: float) -> Penalty:
+        """Raise `TypeError`: there is no strength to multiply."""
+        if self.strengthless:
+            raise TypeError(
+                f"{factor:g} * {self}: a constraint has no strength that could be multiplied; it is 0 on its set and "
+                "infinite outside. Multiply what is charged inside of it, or change the bound"
+            )
+        return Penalty.scaled(self, factor)
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """A set twice is the set."""
+        return self if self == other else None
+
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return infinity unless the gradient is 0: a constraint has no strength."""
         return infinite_unless_zero(grad)
@@ -88,43 +105,6 @@ class Constraint(Penalty):
         """Return the class and its numbers."""
         numbers = [f"{name} {value:g}" for name, value in self._fields().items() if isinstance(value, int | float)]
         return Description(type(self).__name__, ", ".join(numbers) or "-", "-")
-
-
-@dataclass(frozen=True, slots=True)
-class Box(Constraint):
-    """Keep every weight between two bounds.
-
-    low <= w <= high
-
-    Args:
-        low: smallest weight allowed, -infinity for none.
-        high: largest weight allowed, infinity for none.
-
-    Raises:
-        ValueError: `low` is greater than `high`, or one of them is NaN.
-
-    Reference: Parikh and Boyd (2014), "Proximal algorithms", section 6.2.3.
-
-    >>> Box(-1.0, 1.0).prox(torch.tensor([-3.0, 0.5]), step=1.0)
-    tensor([-1.0000,  0.5000])
-    """
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.low, Real) and isinstance(self.high, Real)):
-            raise TypeError(f"Box: low and high must be numbers, got low={self.low!r}, high={self.high!r}")
-        if not self.low <= self.high:
-            raise ValueError(f"Box: low must not be greater than high, got low={self.low!r}, high={self.high!r}")
-
-    def project(self, w: Tensor, step: Tensor) -> Tensor:
-        """Clamp."""
-        return w.clamp(self.low, self.high)
-
-    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Cut anywhere."""
-        return tuple(range(len(shape)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +145,19 @@ class TopK(Constraint):
         steps = self.groups.view(step.expand_as(w)) if step.dim() else None
         kept = projections.keep_largest(rows, steps, self.count(rows.shape[1]))
         return self.groups.restore(kept, w.shape)
+
+    @property
+    def solid(self) -> bool:
+        """True: fewer weights that are not zero are in the set too."""
+        return True
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """The smaller density of the same groups."""
+        if not (isinstance(other, TopK) and other.groups == self.groups):
+            return None
+        if callable(self.density) or callable(other.density):
+            return Constraint.combined(self, other)
+        return min(self, other, key=lambda each: fixed(each.density))
 
     def count(self, size: int) -> int:
         """Return how many elements stay in a group of this size.
@@ -225,6 +218,15 @@ class NofM(Constraint):
 
         kept = projections.keep_largest(blocks(w), blocks(step.expand_as(w)) if step.dim() else None, self.n)
         return kept.reshape(w.movedim(1, -1).shape).movedim(-1, 1)
+
+    @property
+    def solid(self) -> bool:
+        """True: fewer weights that are not zero are in the set too."""
+        return True
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """The smaller n of the same m."""
+        return min(self, other, key=lambda each: each.n) if isinstance(other, NofM) and other.m == self.m else None
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise `GroupError` unless dimension 1 is a multiple of m."""

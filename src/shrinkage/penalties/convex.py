@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from shrinkage import prox
-from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.base import Penalty, sum_of
 from shrinkage.penalties.elementwise import Elementwise, Radial, infinite_unless_zero, largest
 from shrinkage.schedules import Strength, check_positive, check_strength, fixed, total
 
@@ -65,9 +65,7 @@ class L1(Elementwise):
         return Radial(fixed(self.strength), 0.0)
 
     def combined(self, other: Penalty) -> Penalty | None:
-        """L1 + L1 is L1, L1 + L2 is ElasticNet."""
-        if isinstance(other, L1):
-            return L1(total(self.strength, other.strength))
+        """L1 + L2 is ElasticNet."""
         return ElasticNet(self.strength, other.strength) if isinstance(other, L2) else None
 
 
@@ -129,9 +127,12 @@ class L2(Elementwise):
         """strength / 2 * r^2."""
         return Radial(0.0, fixed(self.strength))
 
-    def combined(self, other: Penalty) -> Penalty | None:
-        """L2 + L2 is L2."""
-        return L2(total(self.strength, other.strength)) if isinstance(other, L2) else None
+    def over(self, other: Penalty) -> Penalty | None:
+        """Add the squares to anything; to L0, as that adds its price to them."""
+        from shrinkage.penalties.counting import L0
+        from shrinkage.penalties.ridged import Ridged  # it is made of this class
+
+        return None if isinstance(other, L0) else Ridged(other, self.strength)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,11 @@ class ElasticNet(Elementwise):
         if isinstance(other, ElasticNet):
             return ElasticNet(total(self.l1, other.l1), total(self.l2, other.l2))
         return None
+
+    def over(self, other: Penalty) -> Penalty | None:
+        """Add the squares to what the absolute values can be added to."""
+        both = sum_of(L1(self.l1), other)
+        return None if both is None else sum_of(both, L2(self.l2))
 
 
 @dataclass(frozen=True, slots=True)

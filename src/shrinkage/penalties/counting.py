@@ -1,6 +1,7 @@
 """Penalties that count weights, or nearly so: every zero is stationary, whatever the gradient."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from shrinkage import prox
 from shrinkage.errors import shown
+from shrinkage.penalties.base import Description, Penalty, sum_of
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.schedules import Strength, check_strength, fixed
+from shrinkage.schedules import Strength, check_strength, fixed, total
 
 
 class Counting(Elementwise):
@@ -70,7 +72,7 @@ class L0(Counting):
 
     def cost(self, w: Tensor) -> Tensor:
         """strength where w is not 0."""
-        return fixed(self.strength) * (w != 0)
+        return fixed(self.strength) * (w != 0).to(w.dtype)
 
     def gradient(self, w: Tensor) -> Tensor:
         """0."""
@@ -79,6 +81,91 @@ class L0(Counting):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Hard threshold at sqrt(2 * step * strength)."""
         return prox.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
+
+    def over(self, other: Penalty) -> Penalty | None:
+        """Count on top of any penalty of elements."""
+        return Counted(other, self.strength) if isinstance(other, Elementwise) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Counted(Counting):
+    """Charge the number of weights that are not zero on top of another penalty of elements.
+
+    R(w) = penalty(w) + l0 * #{w != 0}
+
+    `L0(l0) + L2(strength)` is `Counted(L2(strength), l0)`: a price per weight, and decay of those that stay. The prox
+    is the penalty's own where that is worth more than the price, and 0 elsewhere.
+
+    Args:
+        penalty: what an element costs besides: any penalty of single elements.
+        l0: >= 0, loss units per weight; or a schedule of the update count.
+
+    Raises:
+        TypeError: `penalty` is not elementwise.
+        ValueError: the strength is negative or not finite.
+
+    Reference: Hazimeh and Mazumder (2020), "Fast best subset selection: coordinate descent and local combinatorial
+    optimization algorithms", eq. 2.
+
+    >>> import torch
+    >>> from shrinkage import L2
+    >>> Counted(L2(1.0), 1.0).prox(torch.tensor([-3.0, 1.0]), step=1.0)
+    tensor([-1.5000,  0.0000])
+    """
+
+    penalty: Elementwise
+    l0: Strength
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.penalty, Elementwise):
+            raise TypeError(
+                f"Counted: penalty must be one of single elements such as L2(1e-3), got {shown(self.penalty)}"
+            )
+        check_strength("Counted", "l0", self.l0)
+
+    def cost(self, w: Tensor) -> Tensor:
+        """What the penalty costs, and l0 where w is not 0."""
+        return self.penalty.cost(w) + fixed(self.l0) * (w != 0).to(w.dtype)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """Return the penalty's, and 0 at 0."""
+        return self.penalty.gradient(w).masked_fill(w == 0, 0.0)
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Return the penalty's where it lowers the objective by more than step * l0 below that of 0."""
+        wide = prox.wide(w)
+        y = self.penalty.prox(wide, step)
+        # In units of the loss, so that no square overflows beside a large step.
+        steps = prox.as_tensor(step, wide)
+        gain = (0.5 * y / steps) * (2 * wide - y) - self.penalty.cost(y)
+        return torch.where((gain < fixed(self.l0)) & (steps > 0) & wide.isfinite(), 0.0, y).to(w.dtype)
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """Add L0 to its price, and other penalties of elements to what is charged besides."""
+        if isinstance(other, L0):
+            return Counted(self.penalty, total(self.l0, other.strength))
+        both = sum_of(self.penalty, other) if isinstance(other, Elementwise) else None
+        return Counted(both, self.l0) if isinstance(both, Elementwise) else None
+
+    def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
+        """Return the same with the penalty's tensors taken."""
+        inner = self.penalty.with_tensors(take)
+        return self if inner is self.penalty or not isinstance(inner, Elementwise) else Counted(inner, self.l0)
+
+    def bound(self, name: str, parameter: Tensor) -> Penalty:
+        """Return the same with the penalty bound."""
+        inner = self.penalty.bound(name, parameter)
+        return self if inner is self.penalty or not isinstance(inner, Elementwise) else Counted(inner, self.l0)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Take what the penalty takes."""
+        self.penalty.check_shape(shape)
+
+    def describe(self, shape: Sequence[int] | None) -> Description:
+        """Return the penalty, and that weights are counted."""
+        penalty, strength, groups = self.penalty.describe(shape)
+        price = "schedule" if callable(self.l0) else f"{self.l0:g}"
+        return Description(f"{penalty} + L0", f"{strength}, {price}", groups)
 
 
 @dataclass(frozen=True, slots=True)

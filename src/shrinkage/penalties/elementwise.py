@@ -49,6 +49,11 @@ class Elementwise(Penalty):
         """Whether there is a kink at 0."""
         return not self.smooth
 
+    @property
+    def solid(self) -> bool:
+        """True: an element costs more the larger it is, whatever its sign."""
+        return True
+
     def slope(self, shape: Sequence[int]) -> float:
         """Return the derivative beside 0, the largest of all elements."""
         return float(self.slope_at_zero)

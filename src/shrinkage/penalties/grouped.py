@@ -5,11 +5,12 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import GroupError, shown
 from shrinkage.groups import Groups, at_least_float32, norms_within
 from shrinkage.penalties import by_sums
-from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.base import Penalty, sum_of
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
@@ -94,7 +95,10 @@ class Grouped(PerGroup):
 
     def bound(self, name: str, parameter: Tensor) -> "Grouped":
         """Return the same with the charge of a norm on the parameter's device."""
-        bound = self.penalty.bound(name, parameter)
+        if is_lazy(parameter):
+            return self
+        norms = torch.empty(self.groups.count_in(parameter.shape), device=parameter.device)
+        bound = self.penalty.bound(name, norms)
         if bound is self.penalty or not isinstance(bound, Elementwise):
             return self
         return replace(self, penalty=bound)
@@ -195,7 +199,7 @@ class Grouped(PerGroup):
                 f"{self.groups} and {other.groups} overlap: an element would stand in two groups, and no exact prox is "
                 "known then; charge one of them, or a group per block with Blocks(rows, columns)"
             )
-        both = self.penalty.combined(other.penalty) or other.penalty.combined(self.penalty)
+        both = sum_of(self.penalty, other.penalty)
         return Grouped(both, self.groups, weigh_by_size=self.weigh_by_size) if isinstance(both, Elementwise) else None
 
 

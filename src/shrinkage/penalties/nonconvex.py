@@ -4,13 +4,15 @@ They are not convex: training finds a stationary point, which depends on where i
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from shrinkage import prox
+from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise, largest
-from shrinkage.schedules import Strength, check_positive, check_strength, fixed
+from shrinkage.schedules import Strength, check_positive, check_strength, fixed, multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class MCP(Elementwise):
 
     strength: Strength
     gamma: float = 3.0
+    proportional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_strength("MCP", "strength", self.strength)
@@ -66,6 +69,10 @@ class MCP(Elementwise):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Firm threshold, or a hard one where step >= gamma."""
         return prox.firm_threshold(w, step, fixed(self.strength), self.gamma)
+
+    def scaled(self, factor: float) -> Penalty:
+        """Divide gamma by the factor too: the penalty is constant beyond the same size."""
+        return MCP(multiple(factor, self.strength), self.gamma / factor if factor else self.gamma)
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """max |grad|: beside 0 the penalty is L1's."""
@@ -100,6 +107,7 @@ class SCAD(Elementwise):
 
     strength: Strength
     a: float = 3.7
+    proportional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_strength("SCAD", "strength", self.strength)
@@ -131,6 +139,12 @@ class SCAD(Elementwise):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold, a steeper line and the identity; with two pieces or one where step is large."""
         return prox.clipped_threshold(w, step, fixed(self.strength), self.a)
+
+    def scaled(self, factor: float) -> Penalty:
+        """Return it with a weight: its pieces end at multiples of the strength, so that no SCAD is twice another."""
+        from shrinkage.penalties.weighted import Weighted  # it may hold this class
+
+        return Weighted(self, torch.tensor(factor, dtype=torch.float64))
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """max |grad|: beside 0 the penalty is L1's."""

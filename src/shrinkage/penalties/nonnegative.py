@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from shrinkage.errors import shown
-from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.balls import Simplex
+from shrinkage.penalties.base import Description, Penalty, sum_of
+from shrinkage.penalties.box import Box, is_convex
 from shrinkage.penalties.constraints import Constraint
+from shrinkage.penalties.convex import L2
 from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
-from shrinkage.penalties.per_group import PerGroup
+from shrinkage.penalties.ridged import Ridged
 from shrinkage.sums import Sums
 
 
@@ -21,8 +24,9 @@ class NonNegative(Constraint):
     R(w) = penalty(w) if w >= 0, else infinity
 
     Args:
-        penalty: what non-negative weights are charged: a penalty of elements, or one of groups that does not look at
-            signs; None charges nothing.
+        penalty: what non-negative weights are charged, or another constraint on them: whatever does not look at signs
+            and allows weights that are smaller, such as penalties of elements and groups, `MaxNorm`, `L1Ball`, `TopK`
+            and `NofM`; None charges nothing.
 
     Raises:
         TypeError: `penalty` looks at signs, so that the prox is not known exactly.
@@ -36,14 +40,19 @@ class NonNegative(Constraint):
     tensor([0.0000, 1.5000])
     """
 
-    penalty: Elementwise | PerGroup | None = None
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
-        if not (self.penalty is None or isinstance(self.penalty, Elementwise | PerGroup)):
+        if not (self.penalty is None or (isinstance(self.penalty, Penalty) and self.penalty.solid)):
             raise TypeError(
-                "NonNegative: penalty must be one of elements or groups (L1, MCP, GroupLasso ...), "
-                f"got {shown(self.penalty)}"
+                "NonNegative: penalty must be one of elements or groups (L1, MCP, GroupLasso ...), or a constraint "
+                f"that does not look at signs (MaxNorm, L1Ball, TopK, NofM), got {shown(self.penalty)}"
             )
+
+    @property
+    def strengthless(self) -> bool:
+        """Whether nothing is charged."""
+        return self.penalty is None or self.penalty.strengthless
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
         """max(w, 0), then the penalty's prox: elements below 0 have no part in it."""
@@ -61,6 +70,8 @@ class NonNegative(Constraint):
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the penalty's for the gradient without the part that would push zeros below 0."""
+        if isinstance(self.penalty, Constraint):
+            return Constraint.residual(self, w, grad)
         inward = torch.where(w == 0, grad.clamp_max(0), grad)
         inside = inward.abs() if self.penalty is None else self.penalty.residual(w, inward)
         return inside.masked_fill((w < 0).any(), torch.inf)
@@ -105,9 +116,7 @@ class NonNegative(Constraint):
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
         """Return the same with the penalty's tensors taken."""
         inner = None if self.penalty is None else self.penalty.with_tensors(take)
-        if inner is self.penalty or not isinstance(inner, Elementwise | PerGroup):
-            return self
-        return NonNegative(inner)
+        return self if inner is self.penalty else NonNegative(inner)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the penalty, as not negative."""
@@ -119,11 +128,28 @@ class NonNegative(Constraint):
     def bound(self, name: str, parameter: Tensor) -> Penalty:
         """Return the same with the penalty bound."""
         inner = None if self.penalty is None else self.penalty.bound(name, parameter)
-        if inner is self.penalty or not isinstance(inner, Elementwise | PerGroup):
-            return self
-        return NonNegative(inner)
+        return self if inner is self.penalty else NonNegative(inner)
 
     def combined(self, other: Penalty) -> Penalty | None:
         """Charge `other` on top."""
-        both = other if self.penalty is None else self.penalty.combined(other) or other.combined(self.penalty)
-        return NonNegative(both) if isinstance(both, Elementwise | PerGroup) else None
+        if isinstance(other, Ridged) or (isinstance(other, L2) and isinstance(self.penalty, Constraint)):
+            return None  # squares go on top of all else
+        if isinstance(other, NonNegative):
+            return NonNegative(self.penalty) if other.penalty is None else self.combined(other.penalty)
+        if isinstance(other, Box):
+            box = self._as_box()
+            return None if box is None else box.combined(other)
+        if isinstance(other, Simplex):
+            return other if self.penalty is None else None
+        both = other if self.penalty is None else sum_of(self.penalty, other)
+        return NonNegative(both) if both is not None and both.solid else None
+
+    def _as_box(self) -> Box | None:
+        """Return the same as a box, if that can take up what is charged."""
+        if not (self.penalty is None or is_convex(self.penalty)):
+            return None
+        return Box(0.0, torch.inf, self.penalty if isinstance(self.penalty, Elementwise) else None)
+
+    def refusal(self, other: Penalty) -> str | None:
+        """Name what looks at signs."""
+        return None if other.solid else f"{other} looks at signs, or forbids weights that are smaller"

@@ -39,6 +39,11 @@ class PerGroup(Penalty):
         """True: a group that is zero withstands gradients up to the slope."""
         return True
 
+    @property
+    def solid(self) -> bool:
+        """True: a group costs more the larger its elements are, whatever their signs."""
+        return True
+
     def parts(self, shape: Sequence[int]) -> Parts | None:
         """Return what a group of a tensor of `shape` is charged, if it is such a sum and the same for all groups."""
         return None

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from shrinkage.errors import GroupError, shown
-from shrinkage.penalties.base import Description
+from shrinkage.errors import shown
+from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.penalties.spread import check_spread, spread
 from shrinkage.tables import shape_text
 
 
@@ -22,13 +24,14 @@ class Weighted(Elementwise):
 
     Args:
         penalty: what an element costs: any penalty of single elements.
-        weights: >= 0, the shape of the parameter (of its groups, inside of `Grouped`). 0 leaves an element free,
-            infinity sets it to zero. The adaptive lasso takes 1 / |w|^gamma of an earlier estimate.
+        weights: >= 0, the shape of the parameter (of its groups, inside of `Grouped`), or one that spreads over it in
+            one way: `(4, 1)` for the rows of a matrix, `(1, 8)` for its columns, a single number for all. 0 leaves an
+            element free, infinity sets it to zero. The adaptive lasso takes 1 / |w|^gamma of an earlier estimate.
 
     Raises:
         TypeError: `penalty` is not elementwise, or `weights` is not a floating point tensor.
         ValueError: a weight is negative or NaN.
-        GroupError: when resolved, if `weights` has not the shape of the parameter.
+        GroupError: when resolved, if `weights` does not spread over the parameter, or does in several ways.
 
     Reference: Zou (2006), "The adaptive lasso and its oracle properties", eq. 4.
 
@@ -45,7 +48,8 @@ class Weighted(Elementwise):
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Elementwise):
             raise TypeError(
-                f"Weighted: penalty must be one of single elements such as L1(1e-3), got {shown(self.penalty)}"
+                f"Weighted: penalty must be one of single elements such as L1(1e-3), got {shown(self.penalty)}; one "
+                "weight for each group is Grouped(Weighted(L1(strength), weights), groups)"
             )
         if not (isinstance(self.weights, Tensor) and self.weights.is_floating_point()):
             raise TypeError(f"Weighted: weights must be a floating point tensor, got {shown(self.weights)}")
@@ -100,19 +104,30 @@ class Weighted(Elementwise):
         return self.penalty.strength_max((grad / self.weights).masked_fill(self.weights == 0, 0.0))
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        """Raise `GroupError` unless `weights` has this shape."""
-        if tuple(shape) != tuple(self.weights.shape):
-            raise GroupError(f"weights of shape {tuple(self.weights.shape)} can not charge shape {tuple(shape)}")
+        """Raise `GroupError` unless `weights` spreads over `shape`."""
+        check_spread("weights", self.weights.shape, shape)
+
+    def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Cut anywhere, unless the weights have yet to be spread over the parameter."""
+        return Elementwise.cuts(self, shape) if tuple(self.weights.shape) == tuple(shape) else ()
+
+    def combined(self, other: Penalty) -> Penalty | None:
+        """Add the weights of the same penalty."""
+        if isinstance(other, Weighted) and self.penalty == other.penalty:
+            return Weighted(self.penalty, self.weights + other.weights)
+        return None
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> "Weighted":
         """Return the same with the weights taken."""
         return Weighted(self.penalty, take(self.weights))
 
     def bound(self, name: str, parameter: Tensor) -> "Weighted":
-        """Return the same with weights on the parameter's device."""
-        if self.weights.device == parameter.device:
+        """Return the same with one weight per element, on the parameter's device."""
+        if is_lazy(parameter):
             return self
-        return Weighted(self.penalty, self.weights.to(parameter.device))
+        if self.weights.device == parameter.device and self.weights.shape == parameter.shape:
+            return self
+        return Weighted(self.penalty, spread(self.weights.to(parameter.device), "weights", parameter.shape))
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the penalty, as weighted."""
