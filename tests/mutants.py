@@ -1576,7 +1576,7 @@ MUTANTS = [
         "any_kind",
         quick=True,
     ),
-    Mutant("shrink/export.py", "return bound.args, bound.kwargs", "return None", "shrink_coupled", "decoders"),
+    Mutant("shrink/export.py", "if (given | kwargs).get(name) is None", "if False", "shrink_coupled", "decoders"),
     Mutant("shrink/results.py", "isinstance(leaf, type | nn.Module)", "True", "shrink_beyond", "any_kind"),
     Mutant(
         "shrink/adapters.py",

@@ -316,7 +316,7 @@ def test_what_is_no_model_or_can_not_be_called_is_said():
         shrink(traced, X)
     locked = Neurons()
     locked.lock = threading.Lock()
-    with pytest.raises(ShrinkError, match="makes none: cannot pickle"):
+    with pytest.raises(ShrinkError, match="makes none of the attribute 'lock': cannot pickle"):
         shrink(locked, X)
 
 

@@ -155,9 +155,10 @@ def _answering_no(module: nn.Module, questions: Container[str]) -> Callable[[], 
         return lambda: None
 
     def decide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        bound = signature.bind_partial(*args, **kwargs)
-        bound.arguments |= {name: False for name in asked if bound.arguments.get(name) is None}
-        return bound.args, bound.kwargs
+        given = dict(zip(signature.parameters, args, strict=False))  # by position, as it has to stay
+        answers = {name: False for name in asked if (given | kwargs).get(name) is None}
+        placed = tuple(answers.get(name, value) for name, value in given.items())
+        return placed + args[len(placed) :], kwargs | {name: no for name, no in answers.items() if name not in given}
 
     return module.register_forward_pre_hook(decide, with_kwargs=True).remove
 
