@@ -144,7 +144,7 @@ class Two:
     hidden: object
 
 
-@pytest.mark.parametrize("hold", [lambda hidden: hidden, lambda hidden: {"h": [hidden]}, Holder], ids=str)
+@pytest.mark.parametrize("hold", [lambda hidden: hidden, lambda hidden: {"h": [hidden]}, Holder])
 def test_outputs_of_any_kind_are_those_of_one_graph(hold):
     """What is inside of a dataclass or an object is an output, and keeps its channels; others go."""
 
