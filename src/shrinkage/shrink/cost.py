@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from shrinkage.private import private
 from shrinkage.shrink.copies import with_own_state, without_gradients
 from shrinkage.shrink.inputs import Call, cloned
-from shrinkage.shrink.measure import idle, medians_in_turns
+from shrinkage.shrink.measure import idle, median, medians_in_turns
 from shrinkage.shrink.modes import evaluated, seeing
 from shrinkage.shrink.tensors import tensors_of
 from shrinkage.shrink.verify import outputs

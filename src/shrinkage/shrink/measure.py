@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -61,6 +60,16 @@ def seconds_of_calls(layers: Sequence[nn.Module], calls: Calls) -> list[float]:
 def medians(layers: Sequence[nn.Module], x: Tensor) -> list[float]:
     """Return the median seconds of a call of each layer, measured in turns after a first call that does not count."""
     return medians_in_turns([partial(layer, x) for layer in layers], x.device)
+
+
+def median(numbers: Sequence[float]) -> float:
+    """Return the median of `numbers`; `statistics` takes longer to import than all of this file.
+
+    >>> median([5.0, 1.0, 2.0]), median([5.0, 1.0, 2.0, 4.0])
+    (2.0, 3.0)
+    """
+    ordered, count = sorted(numbers), len(numbers)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
 
 
 def medians_in_turns(
