@@ -1490,7 +1490,11 @@ MUTANTS = [
         "half",
     ),
     Mutant(
-        "shrink/attempts.py", "self.error(choice), self.refusal", 'self.error(choice), ""', "shrink_beyond", "refused"
+        "shrink/attempts.py",
+        "self.error(choice), self.refusal",
+        'self.error(choice), ""',
+        "shrink_beyond",
+        "plan_is_refused",
     ),
     Mutant("shrink/copies.py", "if inside is not None:", "if False:", "shrink_beyond", "averaged"),
     Mutant(

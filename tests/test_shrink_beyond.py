@@ -16,6 +16,7 @@ from shrinkage import (
     CoupledChannels,
     GroupError,
     GroupLasso,
+    PlanError,
     Regularizer,
     ShrinkError,
     ShrinkPlan,
@@ -403,6 +404,17 @@ def test_a_norm_without_weights_knows_how_many_channels_are_left():
     small = shrink(model, torch.randn(2, 3, 8, 8)).model
     assert small[1].num_features == 10
     small(torch.randn(2, 3, 8, 8))  # and does not warn
+
+
+def test_why_a_plan_is_refused_is_why_channels_stay(monkeypatch):
+    def refusing(model, plan):
+        if plan.keep:
+            raise PlanError("said by what applies the plan")
+        return apply_plan(model, plan)
+
+    monkeypatch.setattr(attempts, "applied", refusing)
+    (kept,) = shrink(Neurons(), X).report.kept
+    assert (kept.channels, kept.reason) == (6, "said by what applies the plan")
 
 
 def test_the_search_for_what_makes_a_difference_ends(monkeypatch):
