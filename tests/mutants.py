@@ -1289,6 +1289,14 @@ MUTANTS = [
     Mutant("restoring.py", "module.training = training", "pass", "restoring", "anything and keep"),
     Mutant("restoring.py", "parameter.requires_grad_(requires_grad)", "pass", "restoring", "anything and keep"),
     Mutant("restoring.py", "del now[name]", "pass", "restoring", "anything and keep"),
+    Mutant(
+        "shrink/stimulus.py",
+        "contraction.rows == contraction.axis == contraction.out",
+        "contraction.axis == contraction.out",
+        "shrink",
+        "conv1d",
+        quick=True,
+    ),
     Mutant("stationarity.py", "with restored(model, closure, data):", "if True:", "restoring", "anything and none"),
     Mutant(
         "stationarity.py",

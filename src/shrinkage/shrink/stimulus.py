@@ -246,7 +246,8 @@ def zero_lines(data: Value, contraction: Contraction) -> Tensor | None:
 
     So does a matrix that mixes the nodes of a graph, or tokens: channels that are zero stay so. None for other weights.
     """
-    if contraction.out != -2 or contraction.axis != -2 or data.depends is True:
+    from_the_left = contraction.rows == contraction.axis == contraction.out == -2  # filters have their rows in front
+    if not from_the_left or data.depends is True:
         return None
     zero: Tensor = data.runs[0] == 0
     known = zero if data.depends is None else zero & ~data.depends
