@@ -496,7 +496,7 @@ MUTANTS = [
     Mutant("declaration.py", "        living.add(self)\n", "", "declare", "needs_no_other_line", quick=True),
     Mutant("declaration.py", "self.left[parameter] = Left(", "_ = Left(", "declare", "outlive and rewrapped"),
     Mutant("declaration.py", "if self._layer() in (None, layer):", "if False:", "declare", "taken_back_or_replaced"),
-    Mutant("declaration.py", "copy.deepcopy(self.dicts, memo)", "self.dicts", "declare", "copies_and_containers"),
+    Mutant("declaration.py", "copy.deepcopy(self.dicts, memo)", "self.dicts", "declare", "outlive and rewrapped"),
     Mutant("declaration.py", "vars(self._shell).update(self.dicts)", "pass", "saved", "whole_model"),
     Mutant(
         "declaration.py",
@@ -554,7 +554,7 @@ MUTANTS = [
     Mutant("declarations.py", "places, is_lazy(parameter))", "places)", "parameters", "lazy"),
     Mutant(
         "declarations.py",
-        '        object.__setattr__(self, "__class__", Declaration)\n',
+        "        self._begin()  # it was made without __new__\n",
         "",
         "saved",
         "declared_model_of_version",

@@ -223,7 +223,6 @@ class Declarations(Declaration):
         self._begin()  # it was made without __new__
         self.dicts = {name: vars(shell)[name] for name in ("_parameters", "_modules") if name in vars(shell)}
         self.kind, self.rules = type(layer).__name__, rules
-        object.__setattr__(self, "__class__", Declaration)
 
 
 _registry = Registry()
