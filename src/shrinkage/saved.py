@@ -4,12 +4,15 @@ The name is that of the class, without the file that it is defined in, so that a
 `torch.load(weights_only=True)` calls one function to read it, which makes nothing but these classes.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+
+MOVED = {"Box": "shrinkage.penalties.constraints"}  # where files of version 0.1.0, which name files, look for it
 
 
 class Saved:
@@ -19,8 +22,13 @@ class Saved:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if is_own(cls):
-            _by_name[cls.__name__] = cls
+        if not is_own(cls):
+            return
+        _by_name[cls.__name__] = cls
+        if "__setstate__" not in vars(cls):
+            cls.__setstate__ = set_in_order  # type: ignore[attr-defined]
+        if cls.__name__ in MOVED:
+            setattr(sys.modules[MOVED[cls.__name__]], cls.__name__, cls)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Return the name and the data; a class of somebody else, derived from one of these, is pickled as ever."""
@@ -34,6 +42,13 @@ class Saved:
         if not is_dataclass(self):
             return {}
         return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+
+
+def set_in_order(self: Saved, state: Sequence[Any]) -> None:
+    """Set the fields of a dataclass from a file of version 0.1.0: their values in order, without newer ones."""
+    names = (field.name for field in fields(self))  # type: ignore[arg-type]
+    for attribute, value in (defaults_of(type(self)) | dict(zip(names, state, strict=False))).items():
+        object.__setattr__(self, attribute, value)
 
 
 def restored(name: str, data: Mapping[str, Any]) -> Saved:

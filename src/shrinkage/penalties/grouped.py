@@ -97,7 +97,10 @@ class Grouped(PerGroup):
         """Return the same with the charge of a norm on the parameter's device."""
         if is_lazy(parameter):
             return self
-        norms = torch.empty(self.groups.count_in(parameter.shape), device=parameter.device)
+        try:
+            norms = torch.empty(self.groups.count_in(parameter.shape), device=parameter.device)
+        except GroupError:  # `check_shape` says so, with the parameter's name
+            return self
         bound = self.penalty.bound(name, norms)
         if bound is self.penalty or not isinstance(bound, Elementwise):
             return self
