@@ -269,9 +269,11 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     check_parameter(first.name, first.parameter)
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
+    if shape is not None:
+        check_shape(first.name, shape, rule.penalty)
     penalty = rule.penalty.bound(first.name, first.parameter)
     check_piece(first.name, first.parameter, penalty)
-    if shape is not None:
+    if shape is not None and penalty is not rule.penalty:  # it may have found a reference
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)
     return Entry(first.name, aliases, shape, penalty, rule.how, rule.every)

@@ -95,7 +95,7 @@ class Grouped(PerGroup):
 
     def bound(self, name: str, parameter: Tensor) -> "Grouped":
         """Return the same with the charge of a norm on the parameter's device."""
-        if is_lazy(parameter):
+        if is_lazy(parameter) or not self._differs:
             return self
         try:
             norms = torch.empty(self.groups.count_in(parameter.shape), device=parameter.device)
