@@ -8,7 +8,7 @@ from statistics import linear_regression, median
 from benchmarks.shapes import Shape
 from benchmarks.skipping import SkippedError
 from benchmarks.tables import Settings
-from benchmarks.timing import extra, interleaved
+from benchmarks.timing import extra, interleaved, warm_up
 from benchmarks.variants import STRENGTH, Variant
 from benchmarks.work import Work
 from shrinkage.tables import table
@@ -93,8 +93,7 @@ def over(
             yield Point(size, {}, {}, str(error))
             continue
         steps = {variant.name: variant.make(work, STRENGTH).step for variant in variants}
-        for step in (*steps.values(), *steps.values()):
-            step()
+        warm_up(steps.values())
         times = interleaved(steps, settings.limits, settings.device, settings.clock)
         added = {
             variant.name: 1e3 * extra(times[variant.name], times[variant.baseline])

@@ -141,7 +141,8 @@ def measure_smaller(subject: Subject, settings: Settings) -> Smaller:
 def planned(model: nn.Module, x: Tensor, keywords: dict[str, Any]) -> ShrinkPlan:
     """Return the plan of the smaller model, with nothing compared and nothing timed."""
     coupling = couple(model, x, example_kwargs=keywords)
-    attempts = Attempts(coupling, *readings(coupling.traces, tensors_of(model)), model, 1, Checks(0.0))
+    found, products, _ = readings(coupling.traces, tensors_of(model))
+    attempts = Attempts(coupling, found, products, model, 1, Checks(0.0))
     _, _, plan = attempts.built(Choice(torch.zeros(coupling.labels.count, dtype=torch.bool)))
     return plan
 

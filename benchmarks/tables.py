@@ -11,7 +11,7 @@ from benchmarks.compilations import compilations_when_all_changes, first_and_lat
 from benchmarks.memory import extra_peak, require
 from benchmarks.shapes import Architecture, Shape, shapes_of, shrunk
 from benchmarks.skipping import SkippedError
-from benchmarks.timing import CPU, Clock, Limits, Spread, Step, Times, extra, interleaved, ratios
+from benchmarks.timing import CPU, Clock, Limits, Spread, Step, Times, extra, interleaved, ratios, warm_up
 from benchmarks.variants import ADAMW, STRENGTH, Variant
 from benchmarks.work import Work
 from shrinkage.errors import first_line
@@ -164,8 +164,7 @@ def enter_small(
     tiny = Work.of(shrunk(shapes, 1 << 20), settings.device)
     own = [variant for variant in variants if not variant.rival]
     steps = {variant.name: variant.make(tiny, STRENGTH).step for variant in own}
-    for step in steps.values():
-        step()
+    warm_up(steps.values(), times=1)
     limits = Limits(10 * settings.limits.rounds, settings.limits.seconds / 5)
     times = interleaved(steps, limits, settings.device, settings.clock)
     smaller = Work.of(shrunk(shapes, 16), settings.device)

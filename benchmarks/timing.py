@@ -1,7 +1,8 @@
 """Interleaved rounds: every variant takes one step in each, and figures are medians over rounds."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -14,6 +15,17 @@ Clock = Callable[[], float]
 Times = dict[str, list[float]]
 
 CPU = torch.device("cpu")
+
+
+def warm_up(steps: Iterable[Step], times: int = 2) -> None:
+    """Take every step, in turns, before any is measured.
+
+    Optimizers with and without a rule step the same parameters here, which is what a user is warned of.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "this .* steps .*, which a Regularizer penalizes in another optimizer")
+        for step in [*steps] * times:
+            step()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks.models import DENSE, GPT, dense, resnet
 from benchmarks.skipping import SkippedError, needs
 from benchmarks.tables import Settings
-from benchmarks.timing import Spread, Step, extra, interleaved, ratios
+from benchmarks.timing import Spread, Step, extra, interleaved, ratios, warm_up
 from benchmarks.variants import STRENGTH, Variant
 from benchmarks.work import LEARNING_RATE, Work
 from shrinkage.tables import table
@@ -109,8 +109,7 @@ def measure_training(task: Task, variants: Sequence[Variant], settings: Settings
         steps, baselines = {**steps, **keras}, {**baselines, **dict.fromkeys(keras, KERAS)}
     except SkippedError as error:
         skipped = [f"{KERAS_L1}: skipped, {error}"]
-    for step in (*steps.values(), *steps.values()):
-        step()
+    warm_up(steps.values())
     times = interleaved(steps, settings.limits, settings.device, settings.clock)
     parts = interleaved(optimizers, settings.limits, settings.device, settings.clock)
     rows = []
