@@ -1115,6 +1115,7 @@ MUTANTS = [
         "penalties",
         "bad_weights and GroupLasso",
     ),
+    Mutant("radial_search.py", "w.clamp(-largest, largest)", "w", "extremes", "finite_and_right and L0"),
     Mutant("radial_search.py", "BASINS = 2", "BASINS = 1", "radial_search", "basins", quick=True),
     Mutant("radial_search.py", "~rising[:-1] & rising[1:]", "rising[:-1]", "radial_search", "no_multiplier"),
     Mutant(

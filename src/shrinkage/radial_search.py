@@ -16,6 +16,7 @@ from shrinkage.sums import Sums, alone
 GRID = 64  # multipliers per group among which brackets are sought, over up to 60 powers of e
 BASINS = 2  # brackets that are followed to their stationary point
 BISECTIONS = {torch.float32: 26, torch.float64: 54}  # to rounding
+LARGEST = {torch.float32: 1e12, torch.float64: 1e120}  # weights whose sums of squares over steps do not overflow
 
 
 class Charge(NamedTuple):
@@ -58,24 +59,29 @@ def radial_scale_by_sums(w: Tensor, steps: Tensor, within: tuple[int, ...], char
 
 
 class Curve:
-    """The curve y_i = w_i / (1 + mu t_i) of a piece of groups, as a function of one multiplier mu per group."""
+    """The curve y_i = w_i / (1 + mu t_i) of a piece of groups, as a function of one multiplier mu per group.
+
+    Weights beyond `LARGEST` count as that large: so far out, a multiplier depends on the norm by less than a rounding.
+    """
 
     def __init__(self, w: Tensor, steps: Tensor, within: tuple[int, ...]) -> None:
         self.w, self.steps, self.within = w, steps, within
+        largest = LARGEST[w.dtype]
+        self._bounded = torch.where(w.isinf(), w, w.clamp(-largest, largest))
         self._clamped = steps.clamp_min(1e-30)
 
     def sums(self) -> Tensor:
         """Return the sums of w^2, w^2 / t, (w / t)^2, t and 1 / t in a new first dimension."""
-        square, dual = self.w.square(), self.w / self._clamped
+        square, dual = self._bounded.square(), self._bounded / self._clamped
         terms = (square, square / self._clamped, dual.square(), self._clamped, self._clamped.reciprocal())
         return torch.stack([each.sum(self.within, keepdim=True) for each in terms])
 
     def at(self, multiplier: Tensor, *, distance: bool) -> Tensor:
         """Return ||y||^2, and 1/2 sum (y - w)^2 / t where that is asked for, in a new first dimension."""
         ratio = 1 / (1 + multiplier * self._clamped)
-        terms = [(self.w * ratio).square()]
+        terms = [(self._bounded * ratio).square()]
         if distance:
-            terms.append(0.5 * (multiplier * ratio * self.w).square() * self._clamped)
+            terms.append(0.5 * (multiplier * ratio * self._bounded).square() * self._clamped)
         return torch.stack([each.sum(self.within, keepdim=True) for each in terms])
 
     def scale(self, multiplier: Tensor) -> Tensor:
