@@ -1029,7 +1029,7 @@ MUTANTS = [
     Mutant("projections.py", "wide / steps.sqrt())", "wide)", "constraints", "nearer"),
     Mutant("projections.py", ".amax(1, keepdim=True).clamp_min(LEAST_SHARE)", ".amax(1, keepdim=True)", "projections"),
     Mutant("projections.py", "radius / largest).clamp(LEAST_SHARE, 1 / LEAST_SHARE)", "radius / largest)", "extremes"),
-    Mutant("prox.py", "(2 / 3) ** 0.75, 1e14)", "(2 / 3) ** 0.75, 1e30)", "extremes", "roots"),
+    Mutant("prox.py", "(2 / 3) ** 0.75, most)", "(2 / 3) ** 0.75, 1e30)", "extremes", "roots"),
     Mutant("prox.py", "(size - 2 * u / (shifted + root))", "((size - epsilon + root) / 2)", "extremes", "roots"),
     Mutant("prox.py", "w * (delta / (u + delta))", "w * (1 - u / (u + delta))", "extremes", "roots"),
     Mutant(

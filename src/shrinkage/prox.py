@@ -179,8 +179,10 @@ def two_thirds_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:
     tensor([0.0000, 3.5635])
     """
     size, u = w.abs(), as_tensor(threshold, w)
-    # In units of u^(3/4), in which u is 1. Beyond 1e14 of them an element keeps its size to rounding.
-    scaled = (size / u**0.75).clamp(2 * (2 / 3) ** 0.75, 1e14)
+    # In units of u^(3/4), in which u is 1. Beyond so many of them an element keeps its size to rounding, and a compiled
+    # arcosh, which squares its argument, overflows.
+    most = 1e14 if w.dtype == torch.float64 else 1e9
+    scaled = (size / u**0.75).clamp(2 * (2 / 3) ** 0.75, most)
     angle = torch.acosh(27 / 16 * 2**-1.5 * scaled.square())
     root = 2 / math.sqrt(3) * 2**0.25 * torch.cosh(angle / 3).sqrt()
     share = ((root + (2 * scaled / root - root.square()).clamp_min(0).sqrt()) / 2) ** 3 / scaled
