@@ -1016,7 +1016,99 @@ MUTANTS = [
     Mutant("compiled.py", "if name not in gone", "", "private", "options"),
     Mutant("select.py", "check_marks(module)", "pass", "private", "wrapper", quick=True),
     Mutant("projections.py", "threshold * least)", "threshold)", "penalties", "grid and LInf", quick=True),
-    Mutant("projections.py", ".maximum(floor)", "", "extremes", "balls"),
+    Mutant(
+        "plan.py", "        check_shape(first.name, shape, rule.penalty)\n", "        pass\n", "plan", "groups_that"
+    ),
+    Mutant(
+        "schedules.py", "return self.factor * self.schedule(", "return self.schedule(", "sum_of_penalties", "schedules"
+    ),
+    Mutant("schedules.py", "and 0 <= factor < math.inf", "and factor < math.inf", "sum_of_penalties", "factors"),
+    Mutant(
+        "penalties/base.py",
+        "return self if isinstance(other, int) and other == 0 else",
+        "return self if isinstance(other, int) else",
+        "sum_of_penalties",
+        "begins_with",
+    ),
+    Mutant(
+        "penalties/base.py",
+        "value.scaled(factor)\n",
+        "value\n",
+        "sum_of_penalties",
+        "multiple_costs and Grouped",
+        quick=True,
+    ),
+    Mutant("penalties/base.py", "if not one.proportional or", "if", "sum_of_penalties", "refused_for"),
+    Mutant("penalties/nonconvex.py", "self.gamma / factor if factor else", "", "sum_of_penalties", "multiple and MCP"),
+    Mutant(
+        "penalties/ridged.py",
+        "return wide / shrunk, step / shrunk",
+        "return wide / shrunk, step",
+        "sum_of_penalties",
+        "minimiser and L2",
+    ),
+    Mutant(
+        "penalties/ridged.py",
+        "self.penalty.residual(w, grad + self.squares.gradient(w))",
+        "self.penalty.residual(w, grad)",
+        "sum_of_penalties",
+        "stationary",
+    ),
+    Mutant(
+        "penalties/ridged.py", "if self.penalty.strengthless else", "if False else", "sum_of_penalties", "no_strength"
+    ),
+    Mutant(
+        "penalties/counting.py",
+        "* (2 * wide - y) - self.penalty.cost(y)",
+        "* (2 * wide - y)",
+        "sum_of_penalties",
+        "minimiser and L0",
+        quick=True,
+    ),
+    Mutant(
+        "penalties/box.py",
+        "slope = torch.where(w <= self.low, slope.clamp_max(0), slope)\n        ",
+        "",
+        "sum_of_penalties",
+        "stationary",
+    ),
+    Mutant(
+        "penalties/box.py",
+        "known = len(charges) < 2 or is_convex(inner)",
+        "known = True",
+        "sum_of_penalties",
+        "refused_for",
+    ),
+    Mutant(
+        "penalties/box.py",
+        "moved = w if self.penalty is None else self.penalty.prox(w, step)",
+        "moved = w",
+        "sum_of_penalties",
+        "minimiser and Box",
+    ),
+    Mutant(
+        "penalties/box.py",
+        "torch.where(zero <= self.low, grad.clamp_max(0), grad)",
+        "grad",
+        "sum_of_penalties",
+        "largest_strength",
+    ),
+    Mutant("penalties/nonnegative.py", "self.penalty.solid)", "True)", "sum_of_penalties", "signs"),
+    Mutant(
+        "penalties/spread.py", "if places == [missing]:", "if missing in places:", "weighted", "one_way", quick=True
+    ),
+    Mutant("penalties/weighted.py", "if tuple(self.weights.shape) == tuple(shape) else ()", "", "weighted", "pieces"),
+    Mutant(
+        "penalties/balls.py",
+        "return projections.l2_sphere(rows, steps, self.length)",
+        "return projections.l2_sphere(rows, steps, 1.0)",
+        "constraints",
+        "keras",
+    ),
+    Mutant(
+        "projections.py", "torch.where(norms < low, l2_sphere(w, steps, low), below)", "below", "constraints", "keras"
+    ),
+    Mutant("projections.py", ".maximum(floor)", "", "extremes", "largest_numbers"),
     Mutant(
         "projections.py",
         "(heights - ordered[:, :1] - levels.gather(1, last))",
@@ -1025,9 +1117,8 @@ MUTANTS = [
         "balls",
         quick=True,
     ),
-    Mutant("projections.py", "(y * (radius / y.sum(1, keepdim=True))).to", "y.to", "projections"),
+    Mutant("projections.py", "POLISH = 3", "POLISH = 0", "extremes", "metric_are_those", quick=True),
     Mutant("projections.py", "wide / steps.sqrt())", "wide)", "constraints", "nearer"),
-    Mutant("projections.py", ".amax(1, keepdim=True).clamp_min(LEAST_SHARE)", ".amax(1, keepdim=True)", "projections"),
     Mutant("projections.py", "radius / largest).clamp(LEAST_SHARE, 1 / LEAST_SHARE)", "radius / largest)", "extremes"),
     Mutant("prox.py", "(2 / 3) ** 0.75, most)", "(2 / 3) ** 0.75, 1e30)", "extremes", "roots"),
     Mutant("prox.py", "(size - 2 * u / (shifted + root))", "((size - epsilon + root) / 2)", "extremes", "roots"),

@@ -163,15 +163,27 @@ def test_kernels_are_finite_and_right(penalty, monkeypatch):
             assert_right(moved, penalty.prox(w.double(), number(spread)), w, mixing=False)
 
 
-def on_the_ball(w: list[Fraction], radius: Fraction) -> list[Fraction]:
-    """The projection onto w >= 0, sum w = radius, by Duchi's algorithm in fractions."""
-    ordered = sorted(w, reverse=True)
-    level, total = Fraction(0), Fraction(0)
-    for count, each in enumerate(ordered, start=1):
-        total += each
-        if each > (total - radius) / count:
-            level = (total - radius) / count
-    return [max(each - level, Fraction(0)) for each in w]
+def on_the_ball(w: Tensor, steps: Tensor, radius: int = 1) -> Tensor:
+    """The projection onto w >= 0, sum w = radius, in the metric of steps, by Duchi's algorithm in fractions."""
+    pairs = [(Fraction(each), Fraction(step)) for each, step in zip(w.tolist(), steps.tolist(), strict=True)]
+    level, total, weight = Fraction(0), Fraction(0), Fraction(0)
+    for each, step in sorted(pairs, key=lambda pair: pair[0] / pair[1], reverse=True):
+        total, weight = total + each, weight + step
+        if each / step > (total - radius) / weight:
+            level = (total - radius) / weight
+    return torch.tensor([float(max(each - level * step, 0)) for each, step in pairs], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("spread", [1, 4, 8])
+@pytest.mark.parametrize("radius", [1, 10, 30])
+def test_balls_in_a_metric_are_those_of_fractions(spread, radius):
+    """Steps that differ by up to 1e16: float64 rounds a weight divided by its step beyond what float32 tells."""
+    for _ in range(50):
+        w = 10 * torch.rand(12)
+        step = 10 ** (spread * (2 * torch.rand(12) - 1))
+        for penalty in (L1Ball(float(radius)), Simplex(float(radius))):
+            found = penalty.prox(w, step).double()
+            assert w.sum() < radius or (found - on_the_ball(w, step, radius)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -181,8 +193,7 @@ def test_balls_are_those_of_fractions(dtype, top):
     for _ in range(20):
         w = top * torch.rand(6, dtype=dtype)
         w[1], w[2] = w[0], 1.0
-        exact = [float(each) for each in on_the_ball([Fraction(float(each)) for each in w], Fraction(1))]
-        expected = torch.tensor(exact, dtype=torch.float64)
+        expected = on_the_ball(w, torch.ones(6))
         scale = {torch.float32: 1e-7, torch.float64: 1e-15}[dtype]
         for penalty in (L1Ball(1.0), Simplex(1.0)):
             found = penalty.prox(w, 1.0).double()
@@ -200,6 +211,14 @@ def test_large_weights_come_to_the_ball():
         torch.testing.assert_close(UnitNorm().prox(w, 1.0), expected, rtol=1e-5, atol=0)
         torch.testing.assert_close(MaxNorm(1.0).prox(w, 1.0)[0], expected[0])
         assert torch.equal(MaxNorm(1.0).prox(w, 1.0)[1:], w[1:])
+
+
+def test_the_largest_numbers_of_a_type_come_to_the_ball():
+    for dtype in (torch.float32, torch.float64):
+        most = torch.finfo(dtype).max
+        w = torch.tensor([most, 1.0, -most, most / 2, -2.0, most / 4], dtype=dtype)
+        assert torch.equal(L1Ball(1.0).prox(w, 1.0), torch.tensor([0.5, 0, -0.5, 0, 0, 0], dtype=dtype))
+        assert torch.equal(Simplex(1.0).prox(w, 1.0), torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=dtype))
 
 
 def test_steps_that_differ_by_1e16_are_told_apart():

@@ -101,3 +101,12 @@ def test_a_metric_changes_which_ones_are_largest():
 def test_tiny_and_huge_weights_are_told_apart():
     w = torch.tensor([[1e-30, 2e-30, 3e30, 1e30]])
     assert torch.equal(projections.keep_largest(w, torch.ones_like(w), 3), torch.tensor([[0, 2e-30, 3e30, 1e30]]))
+
+
+@pytest.mark.parametrize("name", ["l1 ball", "simplex"])
+def test_long_rows_come_to_the_boundary_to_rounding(name):
+    """A running sum of many numbers is less exact than the sum."""
+    project, gauge = SETS[name]
+    w = 1 + 1e-9 * rows(1, 300_000).abs()
+    y = project(w, metric(w, 1.0))
+    assert (gauge(y) - 1).abs() < 1e-15

@@ -240,6 +240,7 @@ def test_sums_that_are_one(one, other, sum_of_both):
     ("one", "other", "reason"),
     [
         (Box(-1.0, 1.0), MCP(0.1), "MCP.* is not convex"),
+        (Box(-1.0, 1.0, L1(0.1)), Box(-1.0, 1.0, Huber(0.1, 0.5)), "no exact prox of their sum is known here"),
         (NonNegative(), Nuclear(0.1), "Nuclear.* looks at signs"),
         (NonNegative(), UnitNorm(), "UnitNorm.* looks at signs, or forbids weights that are smaller"),
         (MCP(0.1), L1(0.1), "no exact prox of their sum is known here"),
@@ -252,6 +253,12 @@ def test_other_sums_are_refused_for_the_reason_that_is_true(one, other, reason):
     for left, right in ((one, other), (other, one)):
         with pytest.raises(TypeError, match=reason):
             left + right
+
+
+@pytest.mark.parametrize("inner", [Nuclear(0.1), UnitNorm(), Simplex(), Box(-1.0, 1.0), "L1"], ids=str)
+def test_what_looks_at_signs_can_not_be_inside(inner):
+    with pytest.raises(TypeError, match="does not look at signs"):
+        NonNegative(inner)
 
 
 def test_what_excludes_each_other_is_refused():

@@ -8,7 +8,8 @@ from torch.optim import SGD, Adam
 
 from models import mlp, train
 from problems import diabetes_lasso
-from shrinkage import L0, L1, L2, MCP, SCAD, Grouped, GroupError, GroupLasso, Lp, Regularizer, Rows, Weighted
+from shrinkage import L0, L1, L2, MCP, SCAD, Box, Grouped, GroupError, GroupLasso, Lp, Regularizer, Rows, Weighted
+from shrinkage.apply import prox_
 
 WEIGHTS = torch.tensor([0.0, 0.5, 1.0, math.inf])
 
@@ -125,6 +126,15 @@ def test_weights_spread_over_the_parameter(weights, make, inner):
     assert torch.equal(one.residual(w, grad), two.residual(w, grad))
     assert torch.equal(one.strength_max(grad), two.strength_max(grad))
     assert torch.equal(one.prox(w, torch.rand(8, 6).fill_(0.3)), two.prox(w, 0.3))
+
+
+def test_weights_and_bounds_that_are_not_spread_out_yet_are_not_cut_into_pieces():
+    w = torch.randn(600, 300)
+    columns = torch.linspace(0, 2, 300)[None]
+    for penalty in (Weighted(L1(0.3), columns), Weighted(L1(0.3), columns.T[:1]), Box(-columns, columns)):
+        moved = w.clone()
+        prox_(penalty, moved, {}, lambda state, piece: 0.5)
+        assert torch.equal(moved, penalty.prox(w, 0.5))
 
 
 def test_one_weight_serves_all_groups():

@@ -14,6 +14,7 @@ from shrinkage.groups import widest_float
 from shrinkage.radial import NEWTON_ITERATIONS
 
 LEAST_STEP = 1e-18  # in units of the largest step of a row: a smaller one moves nothing
+POLISH = 3  # iterations that take rounding out of a level
 LEAST_SHARE = 1e-100  # of a row's largest element, or of the radius, that is told from 0
 
 
@@ -40,6 +41,25 @@ def depths(heights: Tensor, weights: Tensor, amount: Tensor) -> Tensor:
     return (heights - ordered[:, :1] - levels.gather(1, last)).clamp_min(0)
 
 
+def above_level(w: Tensor, steps: Tensor, amount: Tensor) -> Tensor:
+    """Return max(w - level * t, 0), whose sum is the amount of each row.
+
+    The level of w / t is rounded where steps differ much. So it is measured anew, from the lowest height above it and
+    in units of w, and found by Newton's method, which has little left to do.
+
+    >>> above_level(torch.tensor([[3.0, 2.0, 0.0]]), torch.ones(1, 3), torch.tensor([[2.0]]))
+    tensor([[1.5000, 0.5000, 0.0000]])
+    """
+    heights = w / steps
+    depth = depths(heights, steps, amount)
+    depth, lowest = depth.masked_fill(depth == 0, torch.inf).min(1, keepdim=True)
+    beyond = w - heights.gather(1, lowest) * steps
+    for _ in range(POLISH):
+        y = (beyond + depth * steps).clamp_min(0)
+        depth = depth - (y.sum(1, keepdim=True) - amount) / steps.masked_fill(y == 0, 0.0).sum(1, keepdim=True)
+    return (beyond + depth * steps).clamp_min(0)
+
+
 def l1_ball(w: Tensor, steps: Tensor | None, radius: float) -> Tensor:
     """Project each row onto sum |y| <= radius.
 
@@ -54,7 +74,7 @@ def l1_ball(w: Tensor, steps: Tensor | None, radius: float) -> Tensor:
     size = wide.abs()
     within = size.sum(1, keepdim=True) <= radius * (1 + rounding(w))
     # sum max(|w| - level * t, 0) = radius
-    y = depths(size / steps, steps, wide.new_full((len(w), 1), radius)) * steps
+    y = above_level(size, steps, wide.new_full((len(w), 1), radius))
     y = (y * (radius / y.sum(1, keepdim=True))).to(w.dtype).copysign(w) + 0.0
     return torch.where(within | ~w.isfinite().all(1, keepdim=True), w, y)
 
@@ -70,7 +90,7 @@ def simplex(w: Tensor, steps: Tensor | None, total: float) -> Tensor:
     if w.shape[1] == 0:
         return w
     wide, steps = widened(w, steps)
-    y = depths(wide / steps, steps, wide.new_full((len(w), 1), total)) * steps
+    y = above_level(wide, steps, wide.new_full((len(w), 1), total))
     y = (y * (total / y.sum(1, keepdim=True))).to(w.dtype)
     on = (wide.clamp_min(0).sum(1, keepdim=True) - total).abs() <= rounding(w) * total
     y = torch.where(on, w.clamp_min(0), y)
@@ -128,7 +148,7 @@ def scaled_to(w: Tensor, steps: Tensor, radius: Tensor) -> Tensor:
     """
     rest = 1 - steps
     # Every term of the norm alone is at most the radius.
-    k = ((w.abs() / radius - rest) / steps).amax(1, keepdim=True).clamp_min(LEAST_SHARE)
+    k = ((w.abs() / radius - rest) / steps).amax(1, keepdim=True)
     for _ in range(NEWTON_ITERATIONS):
         ratio = 1 / (rest + k * steps)
         squares = (w * ratio).square()

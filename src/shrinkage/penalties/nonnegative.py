@@ -70,8 +70,6 @@ class NonNegative(Constraint):
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the penalty's for the gradient without the part that would push zeros below 0."""
-        if isinstance(self.penalty, Constraint):
-            return Constraint.residual(self, w, grad)
         inward = torch.where(w == 0, grad.clamp_max(0), grad)
         inside = inward.abs() if self.penalty is None else self.penalty.residual(w, inward)
         return inside.masked_fill((w < 0).any(), torch.inf)
