@@ -476,7 +476,7 @@ def test_one_of_several_parameters_replaced_is_refused_by_name():
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_optimizer_that_was_replaced_with_its_parameters_is_passed_over(whole):
-    """As long as something holds it; strengths are those of the new one's updates."""
+    """As long as something holds it; strengths go on with the updates that the parameters of these names had."""
     model = mlp()
     old = sgd(model)
     regularizer = Regularizer(model, {"*.weight": L1(lambda update: STRENGTH + update)}).attach(old)
@@ -490,7 +490,7 @@ def test_an_optimizer_that_was_replaced_with_its_parameters_is_passed_over(whole
     assert repr(regularizer).startswith("Regularizer: 2 parameters, attached to SGD, SGD\n")
     assert "not charged" not in repr(regularizer)
     residuals = regularizer.residuals(lambda: loss_of(model, batches(1)[0]))
-    assert {each.strength for each in residuals.charged} == {f"{STRENGTH + 1:g}"}
+    assert {each.strength for each in residuals.charged} == {f"{STRENGTH + 3:g}"}
     with pytest.raises(AttachmentError):
         old.step()
 

@@ -23,6 +23,7 @@ from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.charge import Charge
 from shrinkage.declarations import declared_attachments
 from shrinkage.declare import declared_rules
+from shrinkage.errors import ShrinkageError
 from shrinkage.hooks import first_steps, keep_last_everywhere
 from shrinkage.metric import known_metric
 from shrinkage.optimizers import kept_optimizers, parameters_of, uncompiled
@@ -88,8 +89,12 @@ class Link:
     def charged(self) -> set[int]:
         """Return the ids of what is penalized through the regularizer's own optimizer."""
         own, attachment = self.optimizer(), self.attachment()
-        charges = () if own is None or attachment is None else attachment.charges_left(own)
-        return {id(charge.parameter) for charge in charges}
+        if own is None or attachment is None:
+            return set()
+        try:
+            return {id(charge.parameter) for charge in attachment.charges_left(own)}
+        except ShrinkageError:  # Its own step tells why it can not be asked.
+            return set()
 
     def shared_with(self, optimizer: Optimizer) -> dict[int, str]:
         """Return the names of what is penalized in another optimizer and held by this one, by id of the parameter."""

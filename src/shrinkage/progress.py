@@ -114,8 +114,8 @@ def with_references(plan: Plan, references: Mapping[str, Tensor]) -> Plan:
     saved = references_of(plan)
     if saved.keys() != references.keys():
         raise ValueError(
-            f"the state holds references of {listed(sorted(references))}, this regularizer of "
-            f"{listed(sorted(saved))}; use the rules "
+            f"the state holds references of {listed(sorted(references)) or 'nothing'}, this regularizer of "
+            f"{listed(sorted(saved)) or 'nothing'}; use the rules "
             "that it was saved with"
         )
     entries = []

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.attachment import Attachment
+from shrinkage.errors import ShrinkageError
 from shrinkage.optimizers import parameters_of
 from shrinkage.passengers import KEY, Passenger, passengers
 from shrinkage.plan import Plan
@@ -139,7 +140,10 @@ def riding_state(regularizer: Planned, attachment: Attachment, optimizer: Optimi
 
 def leave(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> Kept:
     """Return what `attachment` has come to, and leave it beside `optimizer` for parameters that replace these."""
-    state = riding_state(regularizer, attachment, optimizer)
+    try:
+        state = riding_state(regularizer, attachment, optimizer)
+    except ShrinkageError:  # The parameters have become such as can not be penalized: nothing is left for others.
+        state = {"parameters": []}
     others = [each for each in passengers.get(optimizer, []) if each.attachment is not attachment]
     passengers[optimizer] = [*others, Passenger(None, lambda optimizer: state)] if state["parameters"] else others
     return Kept(Progress.of(attachment), ref(optimizer), frozenset(state["parameters"]))
