@@ -221,12 +221,12 @@ class Regularizer:
 
         >>> import shrinkage, torch
         >>> layer = torch.nn.Linear(2, 1, bias=False)
-        >>> _ = torch.nn.init.zeros_(layer.weight)
-        >>> x = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
-        >>> print(Regularizer(layer, shrinkage.L1(1.0)).residuals(lambda: layer(x).mean()))
+        >>> _ = layer.load_state_dict({"weight": torch.tensor([[0.0, -1.0]])})
+        >>> x = torch.tensor([[0.5, 0.0], [0.0, 1.0]])
+        >>> print(Regularizer(layer, shrinkage.L1(0.5)).residuals(lambda: layer(x).mean()))
         parameter  penalty  strength  measure  max  mean  of the strength  zeros
         ---------  -------  --------  -------  ---  ----  ---------------  -----
-        weight     L1       1         KKT        0     0                0   100%
+        weight     L1       0.5       KKT        0     0                0    50%
         Solved: the weights are stationary for the loss plus the penalties, to 0.001 of the strength.
         """
         pairs, reached = self._pairs(), self._reached()
