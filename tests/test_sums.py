@@ -57,9 +57,9 @@ def test_sums_of_schedules_are_schedules():
     assert (L1(lambda update: 0.5 * update) + L2(0.25)).at(1) == ElasticNet(0.5, 0.25)
 
 
-@pytest.mark.parametrize("pair", [(L1(0.1), MCP(0.1)), (L1(0.1), Nuclear(0.1)), (Nuclear(0.1), Nuclear(0.1))], ids=str)
-def test_other_sums_are_refused_with_the_classes_that_there_are(pair):
-    with pytest.raises(TypeError, match=r"ElasticNet\(l1, l2\).*SparseGroupLasso\(l1, group, groups\)"):
+@pytest.mark.parametrize("pair", [(L1(0.1), MCP(0.1)), (L1(0.1), Nuclear(0.1)), (Nuclear(0.1), MCP(0.1))], ids=str)
+def test_other_sums_are_refused_with_those_that_there_are(pair):
+    with pytest.raises(TypeError, match="no exact prox of their sum is known here.*L2 can be added to everything"):
         _ = pair[0] + pair[1]
 
 
