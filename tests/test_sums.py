@@ -59,7 +59,7 @@ def test_sums_of_schedules_are_schedules():
 
 @pytest.mark.parametrize("pair", [(L1(0.1), MCP(0.1)), (L1(0.1), Nuclear(0.1)), (Nuclear(0.1), MCP(0.1))], ids=str)
 def test_other_sums_are_refused_with_those_that_there_are(pair):
-    with pytest.raises(TypeError, match="no exact prox of their sum is known here.*L2 can be added to everything"):
+    with pytest.raises(TypeError, match=r"no exact prox of their sum is known here.*L2 can be added to everything"):
         _ = pair[0] + pair[1]
 
 
