@@ -269,6 +269,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     check_parameter(first.name, first.parameter)
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
+    check_piece(first.name, first.parameter, rule.penalty)
     if shape is not None:
         check_shape(first.name, shape, rule.penalty)
     penalty = rule.penalty.bound(first.name, first.parameter)

@@ -19,6 +19,7 @@ from shrinkage import Penalty, Regularizer, Rule
 from shrinkage.how import How
 from shrinkage.penalties import Grouped, SparseGroupLasso, Toward
 from shrinkage.penalties.nonnegative import NonNegative
+from shrinkage.penalties.ridged import Ridged
 from shrinkage.sharding import crossing_of
 
 Placements = Callable[[Tensor], list[Shard | Replicate]]
@@ -70,7 +71,7 @@ def train(zoo: Zoo, optimizer: Optimizer, steps: range) -> None:
 
 def sums_suffice(penalty: Penalty) -> bool:
     """Whether a penalty that crosses processes asks for sums, which come in another order there."""
-    if isinstance(penalty, Toward | NonNegative) and penalty.penalty is not None:
+    if isinstance(penalty, Toward | NonNegative | Ridged) and penalty.penalty is not None:
         return sums_suffice(penalty.penalty)
     return isinstance(penalty, Grouped | SparseGroupLasso)
 
