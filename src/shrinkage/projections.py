@@ -53,7 +53,8 @@ def above_level(w: Tensor, steps: Tensor, amount: Tensor) -> Tensor:
     heights = w / steps
     depth = depths(heights, steps, amount)
     depth, lowest = depth.masked_fill(depth == 0, torch.inf).min(1, keepdim=True)
-    beyond = w - heights.gather(1, lowest) * steps
+    # Exactly 0 where it is measured from, so that something is always above the level.
+    beyond = (w - heights.gather(1, lowest) * steps).scatter(1, lowest, 0.0)
     for _ in range(POLISH):
         y = (beyond + depth * steps).clamp_min(0)
         depth = depth - (y.sum(1, keepdim=True) - amount) / steps.masked_fill(y == 0, 0.0).sum(1, keepdim=True)
