@@ -16,7 +16,7 @@ from shrinkage.sums import Sums, alone
 GRID = 64  # multipliers per group among which brackets are sought, over up to 60 powers of e
 BASINS = 2  # brackets that are followed to their stationary point
 BISECTIONS = {torch.float32: 26, torch.float64: 54}  # to rounding
-LARGEST = {torch.float32: 1e12, torch.float64: 1e120}  # weights whose sums of squares over steps do not overflow
+LARGEST = {torch.float32: 1e17, torch.float64: 1e130}  # weights whose squares, and sums of them, do not overflow
 
 
 class Charge(NamedTuple):
