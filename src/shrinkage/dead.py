@@ -1,8 +1,11 @@
-"""Layers that are zero as a whole, by the names and shapes of their weights: they put out a constant."""
+"""Layers that are zero as a whole, by the names and shapes of their weights: they hear nothing of what enters."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 NAMED = 3
+RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?(?![a-z])")
+SCORES = re.compile(r"[qk]_proj_weight")  # of MultiheadAttention: where these are zero, it takes plain means
 CAUSE = "The strength is probably too large: train on from an earlier checkpoint with a smaller one."
 
 
@@ -32,13 +35,47 @@ def listed(names: Sequence[str]) -> str:
 
 
 def dead_layers(zeros: Iterable[tuple[str, Sequence[int], bool]]) -> tuple[str, ...]:
-    """Return the names of the layers' weights that are zero as a whole, of names, shapes, and whether all is zero."""
-    return tuple(
-        name for name, shape, all_zero in zeros if all_zero and 0 not in shape and is_layer_weight(name, shape)
-    )
+    """Return the names of the weights that are zero as a whole and keep their layer from what enters.
+
+    A recurrent layer lives while one of its directions reads what enters, whatever its other weights are.
+
+    Args:
+        zeros: of each tensor its name, its shape, and whether all of it is zero.
+
+    >>> directions = ("weight_ih_l0", "weight_ih_l0_reverse")
+    >>> [dead_layers((name, (8, 4), name in zero) for name in directions) for zero in (directions[:1], directions)]
+    [(), ('weight_ih_l0', 'weight_ih_l0_reverse')]
+    """
+    known = [each for each in zeros if 0 not in each[1] and is_layer_weight(*each[:2])]
+    directions: dict[tuple[str, str], set[str]] = {}
+    silent: dict[tuple[str, str], set[str]] = {}
+    for name, _, all_zero in known:
+        if recurrent := RECURRENT.search(name):
+            layer, direction = _layer_of(recurrent), recurrent[3] or ""
+            directions.setdefault(layer, set()).add(direction)
+            if all_zero and recurrent[1] != "hh":
+                silent.setdefault(layer, set()).add(direction)
+
+    def cuts(name: str) -> bool:
+        recurrent = RECURRENT.search(name)
+        if recurrent is None:
+            return SCORES.search(name) is None
+        layer = _layer_of(recurrent)
+        return recurrent[1] != "hh" and silent.get(layer) == directions[layer]
+
+    return tuple(name for name, _, all_zero in known if all_zero and cuts(name))
+
+
+def _layer_of(recurrent: re.Match[str]) -> tuple[str, str]:
+    """Return the module and the number of the layer that a weight of a recurrent module belongs to."""
+    return recurrent.string[: recurrent.start()], recurrent[2] or ""
 
 
 def told_first(names: Sequence[str]) -> list[str]:
     """Return what is said first of layers that are zero, if there are any."""
     verb = "is" if len(names) == 1 else "are"
-    return [f"{listed(names)} {verb} zero as a whole: what the layer puts out is a constant. {CAUSE}"] if names else []
+    return (
+        [f"{listed(names)} {verb} zero as a whole: what the layer puts out no longer depends on what enters. {CAUSE}"]
+        if names
+        else []
+    )

@@ -88,7 +88,7 @@ class Report:
 
     @property
     def dead(self) -> tuple[str, ...]:
-        """Names of the layers' weights that are zero as a whole, so that these layers put out a constant."""
+        """Names of the layers' weights that are zero as a whole, so that these layers hear nothing of what enters."""
         return dead_layers((each.name, each.shape, each.zeros == each.size) for each in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:

@@ -89,8 +89,14 @@ def residuals(
         if name not in known
     ]
     decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
-    dead = dead_layers((name, tuple(w.shape), not w.any()) for name, w in points.items())
-    return Residuals(tuple(charged), tuple(others), tolerance, decoupled, dead=dead)
+    return Residuals(tuple(charged), tuple(others), tolerance, decoupled, dead=_dead(model, points))
+
+
+def _dead(model: nn.Module, points: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return which `points` are zero as a whole and silence their layer, which frozen weights may keep alive."""
+    frozen = [(name, each.detach()) for name, each in model.named_parameters() if not each.requires_grad]
+    found = dead_layers((name, tuple(w.shape), not w.any()) for name, w in (*points.items(), *frozen))
+    return tuple(name for name in found if name in points)
 
 
 def summary(

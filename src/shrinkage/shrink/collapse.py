@@ -6,10 +6,12 @@ from typing import Any
 from torch import Tensor, fx
 
 from shrinkage.dead import CAUSE, listed
+from shrinkage.shrink.dependence import packet_of
 from shrinkage.shrink.export import Piece
-from shrinkage.shrink.gates import Zeros
+from shrinkage.shrink.gates import Zeros, arguments_of
 from shrinkage.shrink.graph import sources
 from shrinkage.shrink.needs import Needs
+from shrinkage.shrink.recurrent import RECURRENT, weights_in
 from shrinkage.shrink.trace import Trace
 
 INPUTS = "the inputs"
@@ -86,6 +88,9 @@ def _zeros_at(piece: Piece, needs: Needs, node: fx.Node) -> list[str]:
     owned = piece.owned
     if node in needs.contractions:
         beside = [needs.contractions[node].weight]
+    elif packet_of(node) in RECURRENT:
+        weights = weights_in(node, arguments_of(node))
+        beside = [one for one in weights if bool(needs.zeros.of(node, one).all())]
     else:
         beside = [one for one in node.all_input_nodes if bool(needs.zeros.of(node, one).any())]
     return [owned[source] for one in beside for source in sources(one) if source in owned]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from shrinkage.shrink.dependence import packet_of
+from shrinkage.shrink.recurrent import RECURRENT, weights_in
 from shrinkage.shrink.rules import aten, pointwise
 from shrinkage.shrink.trace import Trace, rule_of, shapes_of
 
@@ -28,6 +29,8 @@ WHOLE: dict[Any, tuple[tuple[str, str], ...]] = {
     **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), (("input", "weight"), ("weight", "input"))),
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), (("input", "weight"),)),
     aten.embedding: (("indices", "weight"),),
+    aten.embedding_bag: (("indices", "weight"), ("offsets", "weight"), ("per_sample_weights", "weight")),
+    aten.bilinear: (("input1", "weight"), ("input2", "weight")),
 }
 PER_CHANNEL = (aten.batch_norm, aten.instance_norm, aten.group_norm)  # with weights along axis 1
 NORMS = (*PER_CHANNEL, aten.layer_norm, aten.rms_norm)
@@ -63,6 +66,7 @@ def noted(trace: Trace, node: fx.Node) -> list[fx.Node]:
     names |= {"weight", "bias"} if packet in (*NORMS, *WEIGHED) else set()
     given = [argument for name, argument in arguments_of(node).items() if name in names]
     given += list(node.all_input_nodes) if packet is aten.einsum else []
+    given += weights_in(node, arguments_of(node)) if packet in RECURRENT else []
     return [one for one in given if isinstance(one, fx.Node) and one not in trace.from_data]
 
 

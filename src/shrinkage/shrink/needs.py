@@ -21,6 +21,7 @@ from shrinkage.shrink.gates import (
     reduced_to,
     spread,
 )
+from shrinkage.shrink.recurrent import RECURRENT, directions, hears
 from shrinkage.shrink.rules import aten, pooling
 from shrinkage.shrink.tensors import zero_slices
 from shrinkage.shrink.trace import Contraction, Trace, mutates, rule_of, shapes_of
@@ -99,14 +100,25 @@ class Needs:
         if mutates(node) and not self._alone(node):
             self._all(node.all_input_nodes)
         mask = self.of.get(node)
-        if node in self.parts:
-            self._moved(node, self.parts[node])
-        if mask is None:
+        if mask is None and node not in self.parts:
             return
         self.fed = packet_of(node) in SHAPE_ALONE or node not in self.trace.from_data
-        self._one(node, mask)
+        if node in self.parts:
+            self._several(node, self.parts[node])
+        if mask is not None:
+            self._one(node, mask)
         if not self.fed:
             self.cuts.append(node)
+
+    def _several(self, node: fx.Node, masks: dict[int, Tensor]) -> None:
+        """Note what an operator with several outputs needs of its inputs."""
+        packet, given = packet_of(node), arguments_of(node)
+        if packet in RECURRENT:
+            self._recurrent(node, given, masks)
+        elif packet in WHOLE and set(masks) == {0}:
+            self._gated(node, given)
+        else:
+            self._moved(node, masks)
 
     def _one(self, node: fx.Node, mask: Tensor) -> None:
         packet, given = packet_of(node), arguments_of(node)
@@ -120,6 +132,8 @@ class Needs:
             self._met_by_all(node, node.args[1])
         elif packet in WHOLE:
             self._gated(node, given)
+        elif packet in RECURRENT:
+            self._recurrent(node, given, {0: mask})
         elif packet in FIRST_ALONE:
             self._met(node.all_input_nodes[:1], mask)
         elif packet in SHAPE_ALONE:
@@ -162,6 +176,12 @@ class Needs:
         """Need all of what is multiplied and summed, unless all that it meets is zero."""
         idle = {name for name, by in WHOLE[packet_of(node)] if bool(self.zeros.of(node, given.get(by)).all())}
         self._all(value for name, value in given.items() if name not in idle)
+
+    def _recurrent(self, node: fx.Node, given: Mapping[str, Any], masks: Mapping[int, Tensor]) -> None:
+        """Need all of the states, and of what enters where some weights let it through."""
+        entering: Any = node.args[0]
+        heard = hears(directions(node, given), masks, lambda weight: self.zeros.of(node, weight))
+        self._all(one for one in node.all_input_nodes if heard or one is not entering)
 
     def _met_by_all(self, node: fx.Node, factors: Any) -> None:
         """Need all of each of `factors`, unless another one is zero as a whole."""
