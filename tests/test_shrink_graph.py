@@ -147,6 +147,12 @@ def test_what_is_silent_by_chance_is_no_constant():
     assert small.second.in_features == 64
 
 
+def test_what_a_softmax_silences_by_chance_is_no_constant():
+    model, x = Model(lambda self, h: (100 * h).softmax(1)[:, 0], hidden=64), torch.randn(1, 8, 5)
+    small = shrink(model, x).model
+    assert small.second.in_features == 64
+
+
 class Standardized(nn.Module):
     """Convolutions whose weights are standardized over what they read, as those of networks without norms are."""
 

@@ -83,7 +83,10 @@ def _foldable(coupling: Coupling, found: Sequence[Reading], model: nn.Module, re
 
 
 def _silent(coupling: Coupling, found: Sequence[Reading], model: nn.Module) -> Tensor:
-    """Return for each label whether something that makes its channel is zero: what else is constant is so by chance."""
+    """Return for each label whether something that makes its channel is zero.
+
+    What else is the same in all runs is so by chance, as where a softmax leaves numbers that are too small to be any.
+    """
     silent = torch.zeros(coupling.labels.count, dtype=torch.bool)
     tensors = tensors_of(model)
     for (name, dim), channels in coupling.axes.items():
