@@ -136,6 +136,27 @@ def test_tensors_that_nothing_empties_are_named_as_the_reason():
     assert any("empty what it keeps" in kept.advice for kept in result.report.kept)
 
 
+class Beside(nn.Module):
+    """One module keeps tensors; another one, whose name begins alike, is not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.layer_of_others = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.layer.kept = torch.ones(6)
+        with torch.no_grad():
+            self.layer_of_others.weight[0] = 0
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_module_that_keeps_tensors_is_no_reason_for_others():
+    (kept,) = shrink(Beside().eval(), torch.randn(2, 6)).report.kept
+    assert kept.name == "layer_of_others.weight"
+    assert "not used by any" in kept.reason
+    assert "keeps tensors" not in kept.reason
+
+
 def test_what_is_out_of_date_in_the_smaller_model_is_seen(monkeypatch):
     """A comparison that tells the copy to evaluate again would see nothing: the copy forgets then."""
     monkeypatch.setattr(plan, "emptied", lambda model: model)

@@ -16,7 +16,7 @@ from shrinkage.shrink.labels import distinct
 from shrinkage.shrink.needs import Needs
 from shrinkage.shrink.removal import Removal
 from shrinkage.shrink.summary import KeptZeros
-from shrinkage.shrink.tensors import tensors_of, zero_slices
+from shrinkage.shrink.tensors import joined, tensors_of, zero_slices
 
 DIFFERENT = "outputs differ, or the model fails, when they are taken out"
 UNTRIED = "outputs differ without channels that {} trials did not find, so that these stay as well"
@@ -40,7 +40,7 @@ def kept_zeros(
         if held[root]:
             reason = refusal or (UNTRIED.format(TRIALS) if attempts.untried[root] else DIFFERENT)
         if any(phrase in reason for phrase in (DIFFERENT, "not used by any", "of fixed length")):
-            cached = [cache for cache in caches if name.startswith(cache.rpartition(".")[0])]
+            cached = [cache for cache in caches if name.startswith(joined(cache.rpartition(".")[0], ""))]
             reason += f"; `{cached[0]}` keeps tensors of an earlier call" if cached else ""
         counts[name, reason] = counts.get((name, reason), 0) + 1
     return [KeptZeros(name, count, reason) for (name, reason), count in counts.items()]
