@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adam, AdamW
 
 from shrinkage import L1, L2, Regularizer, regularize
-from shrinkage.left_behind import Copied, _links
+from shrinkage.left_behind import PACKAGES, Copied, _links
 
 X = torch.ones(4, 3)
 
@@ -62,6 +63,17 @@ def once(function, pattern):
     assert len(messages) == 1
     assert pattern in messages[0]
     assert "Call attach(optimizer)" in messages[0]
+
+
+def test_a_script_beside_the_package_is_told_at_its_own_line():
+    net = model()
+    attached(net)
+    script = f"{PACKAGES[1].rstrip(os.sep)}_train.py"
+    optimizer = SGD(net.parameters(), lr=0.1)
+    net(X).sum().backward()
+    with pytest.warns(UserWarning, match="nothing penalizes it here") as caught:
+        exec(compile("optimizer.step()", script, "exec"), {"optimizer": optimizer})
+    assert [each.filename for each in caught] == [script]
 
 
 @pytest.mark.parametrize("make", [SGD, Adam])

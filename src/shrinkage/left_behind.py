@@ -7,6 +7,7 @@ which the rules can not act, such as LBFGS after Adam. A copy of an optimizer kn
 """
 
 import gc
+import os
 import sys
 import warnings
 from collections import defaultdict
@@ -23,14 +24,14 @@ from shrinkage.attachment import Attachment, explicit_attachments
 from shrinkage.charge import Charge
 from shrinkage.declarations import declared_attachments
 from shrinkage.declare import declared_rules
-from shrinkage.errors import ShrinkageError
+from shrinkage.errors import ShrinkageError, listed
 from shrinkage.hooks import first_steps, keep_last_everywhere
 from shrinkage.metric import known_metric
 from shrinkage.optimizers import kept_optimizers, parameters_of, uncompiled
 from shrinkage.saved import Saved
 from shrinkage.select import named_parameters
 
-PACKAGES = tuple(str(Path(file).parent) for file in (torch.__file__, __file__) if file)
+PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__) if file)
 
 
 class Copied(Saved):
@@ -181,8 +182,7 @@ def judge(optimizer: Optimizer, *, last: bool) -> None:
         if lost and (gone or last or type(optimizer) is link.kind):
             link.told.already = True
             other = "another optimizer, which " + ("is gone" if gone else "has not stepped")
-            shown = ", ".join(map(repr, lost[:3])) + " ..." * (len(lost) > 3)
-            warn(f"this {kind_of(optimizer)} steps {shown}, which a Regularizer penalizes in {other}")
+            warn(f"this {kind_of(optimizer)} steps {listed(lost, most=3)}, which a Regularizer penalizes in {other}")
 
 
 def charges_in(optimizer: Optimizer) -> Iterator[Charge]:
