@@ -183,6 +183,15 @@ def warm(update: int) -> float:
     return 0.25 * update
 
 
+def test_tensors_that_do_not_fit_together_are_the_reason():
+    with pytest.raises(TypeError, match=r"their weights, 3 and 4, do not spread over each other"):
+        Weighted(L1(0.1), torch.ones(3)) + Weighted(L1(0.1), torch.ones(4))
+    with pytest.raises(TypeError, match=r"the shapes of their bounds do not spread over each other"):
+        Box(torch.zeros(3), 1.0) + Box(0.0, torch.ones(4))
+    rows, columns = Box(torch.zeros(3, 1), 1.0), Box(0.5, torch.ones(4))
+    assert (rows + columns).prox(torch.zeros(3, 4), 1.0).eq(0.5).all()
+
+
 @pytest.mark.parametrize("factor", [-1, math.nan, math.inf])
 def test_bad_factors_are_refused(factor):
     with pytest.raises(ValueError, match="multiplied by a finite number >= 0, got"):

@@ -13,7 +13,7 @@ from shrinkage.penalties.base import Description, Penalty, sum_of
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.convex import L1, L2, ElasticNet, Huber
 from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
-from shrinkage.penalties.spread import check_spread, spread
+from shrinkage.penalties.spread import check_spread, spread, spread_together
 from shrinkage.penalties.weighted import Weighted
 from shrinkage.prox import soft_threshold
 from shrinkage.tables import shape_text
@@ -84,8 +84,13 @@ class Box(Constraint):
         moved = w if self.penalty is None else self.penalty.prox(w, step)
         return self._clamped(moved)
 
-    def _clamped(self, w: Tensor) -> Tensor:
+    def _bounds(self, w: Tensor) -> tuple[Bound, Bound]:
+        """Return the bounds in the type of `w`, in which a weight can be equal to them."""
         low, high = (bound.to(w.dtype) if isinstance(bound, Tensor) else bound for bound in (self.low, self.high))
+        return low, high
+
+    def _clamped(self, w: Tensor) -> Tensor:
+        low, high = self._bounds(w)
         raised = torch.maximum(w, low) if isinstance(low, Tensor) else w.clamp(min=low)
         return torch.minimum(raised, high) if isinstance(high, Tensor) else raised.clamp(max=high)
 
@@ -104,8 +109,9 @@ class Box(Constraint):
         if self.penalty is not None:
             at_zero = soft_threshold(grad, self.penalty.slope_at_zero)
             slope = torch.where(w == 0, at_zero, grad + self.penalty.gradient(w))
-        slope = torch.where(w <= self.low, slope.clamp_max(0), slope)
-        return torch.where(w >= self.high, slope.clamp_min(0), slope).abs()
+        low, high = self._bounds(w)
+        slope = torch.where(w <= low, slope.clamp_max(0), slope)
+        return torch.where(w >= high, slope.clamp_min(0), slope).abs()
 
     @property
     def holds_zeros(self) -> bool:
@@ -127,6 +133,8 @@ class Box(Constraint):
     def combined(self, other: Penalty) -> Penalty | None:
         """Charge a convex penalty of elements inside, and take the narrower bounds of two boxes."""
         if isinstance(other, Box):
+            if not spread_together(self.low, self.high, other.low, other.high):
+                return None
             low = narrower(self.low, other.low, torch.maximum, max)
             high = narrower(self.high, other.high, torch.minimum, min)
             charges = [each.penalty for each in (self, other) if each.penalty is not None]
@@ -137,7 +145,9 @@ class Box(Constraint):
         return replace(self, penalty=inner) if isinstance(inner, Elementwise) and is_convex(inner) else None
 
     def refusal(self, other: Penalty) -> str | None:
-        """Name what is not convex."""
+        """Name what is not convex, and bounds that do not fit together."""
+        if isinstance(other, Box) and not spread_together(self.low, self.high, other.low, other.high):
+            return "the shapes of their bounds do not spread over each other"
         if isinstance(other, Elementwise) and not is_convex(other):
             return f"{other} is not convex, so that the best point between bounds need not be the nearest to its prox"
         return None
@@ -165,13 +175,13 @@ class Box(Constraint):
         return self if same or not (inner is None or isinstance(inner, Elementwise)) else Box(low, high, inner)
 
     def bound(self, name: str, parameter: Tensor) -> Penalty:
-        """Return the same with one bound per element, on the parameter's device."""
+        """Return the same with one bound per element, of the parameter's type and on its device."""
         inner = None if self.penalty is None else self.penalty.bound(name, parameter)
 
         def spread_out(side: Bound, what: str) -> Bound:
             if not isinstance(side, Tensor) or is_lazy(parameter):
                 return side
-            return spread(side.to(parameter.device), f"the bounds {what}", parameter.shape)
+            return spread(side.to(parameter.device, parameter.dtype), f"the bounds {what}", parameter.shape)
 
         low, high = spread_out(self.low, "low"), spread_out(self.high, "high")
         same = not isinstance(low, Tensor) and not isinstance(high, Tensor) and inner is self.penalty

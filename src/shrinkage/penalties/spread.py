@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from shrinkage.errors import GroupError
@@ -38,6 +39,19 @@ def spread(tensor: Tensor, name: str, shape: Sequence[int]) -> Tensor:
     """Return `tensor` with one number per element of a parameter of `shape`, as a view."""
     check_spread(name, tensor.shape, shape)
     return tensor.expand(tuple(shape))
+
+
+def spread_together(*given: float | Tensor) -> bool:
+    """Return whether the tensors among numbers and tensors spread over each other.
+
+    >>> spread_together(torch.ones(4, 1), 2.0, torch.ones(8)), spread_together(torch.ones(3), torch.ones(4))
+    (True, False)
+    """
+    try:
+        torch.broadcast_shapes(*(x.shape for x in given if isinstance(x, Tensor)))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return False
+    return True
 
 
 def fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:

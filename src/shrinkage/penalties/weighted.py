@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.penalties.spread import check_spread, spread
+from shrinkage.penalties.spread import check_spread, spread, spread_together
 from shrinkage.tables import shape_text
 
 
@@ -113,9 +113,17 @@ class Weighted(Elementwise):
 
     def combined(self, other: Penalty) -> Penalty | None:
         """Add the weights of the same penalty."""
-        if isinstance(other, Weighted) and self.penalty == other.penalty:
-            return Weighted(self.penalty, self.weights + other.weights)
-        return None
+        if not isinstance(other, Weighted) or self.penalty != other.penalty:
+            return None
+        fit = spread_together(self.weights, other.weights)
+        return Weighted(self.penalty, self.weights + other.weights) if fit else None
+
+    def refusal(self, other: Penalty) -> str | None:
+        """Name weights that do not fit together."""
+        if not isinstance(other, Weighted) or spread_together(self.weights, other.weights):
+            return None
+        shapes = " and ".join(shape_text(each.weights.shape) for each in (self, other))
+        return f"their weights, {shapes}, do not spread over each other"
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> "Weighted":
         """Return the same with the weights taken."""
