@@ -113,7 +113,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "NonNegative_L1": lambda: draw_curves(NonNegative(L1(1.0)), weight=torch.zeros(1)),
     "Box": lambda: draw(Box(-0.5, 1.0)),
     "MaxNorm": lambda: draw(MaxNorm(1.0)),
-    "MinMaxNorm": lambda: draw(MinMaxNorm(0.5, 1.0)),
+    "MinMaxNorm": lambda: draw(MinMaxNorm(0.8, 1.2)),
     "UnitNorm": lambda: draw(UnitNorm()),
     "L1Ball": lambda: draw(L1Ball(1.0, Rows())),
     "Simplex": lambda: draw(Simplex(1.0, Rows())),

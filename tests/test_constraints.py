@@ -139,7 +139,7 @@ def test_constraints_are_values(case: ConstraintCase):
         (lambda: Box(1.0, 0.0), "low must not be greater than high, got low=1.0, high=0.0"),
         (lambda: Box(math.nan, 0.0), "low must not be greater"),
         (lambda: MinMaxNorm(2.0, 1.0), "low must not be greater than high, got low=2.0, high=1.0"),
-        (lambda: MinMaxNorm(-1.0, 1.0), "MinMaxNorm: low must be a finite number > 0"),
+        (lambda: MinMaxNorm(-1.0, 1.0), "MinMaxNorm: low, if not 0, must be a finite number > 0"),
         (lambda: MinMaxNorm(0.0, math.inf), "MinMaxNorm: high must be a finite number > 0"),
         (lambda: UnitNorm(length=0.0), "UnitNorm: length must be a finite number > 0"),
         (lambda: MaxNorm(0.0), "MaxNorm: limit must be a finite number > 0, got 0.0"),
@@ -226,6 +226,23 @@ def test_every_weight_stays_between_its_own_bounds(low, high, make):
     assert box != Box(low, 2.0)
     assert "tensor(" not in repr(box)
     assert not isinstance(low, torch.Tensor) or box.low is not low
+
+
+@pytest.mark.parametrize(("weights", "bounds"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("bound", [0.3, 0.7])
+def test_a_weight_at_a_bound_of_another_type_is_stationary(weights, bounds, bound):
+    layer = torch.nn.Linear(2, 1, bias=False, dtype=weights)
+    box = Box(torch.tensor([[-bound, -bound]], dtype=bounds), torch.tensor([[bound, bound]], dtype=bounds))
+    optimizer = SGD(layer.parameters(), lr=100.0)
+    regularizer = Regularizer(layer, {"weight": box}).attach(optimizer)
+    signs = torch.tensor([[1.0, -1.0]], dtype=weights)
+    (layer.weight * signs).sum().backward()
+    optimizer.step()
+    assert regularizer.residuals(lambda: (layer.weight * signs).sum()).solved
+    assert regularizer.value() == 0
+    w = layer.weight.detach()
+    assert (box.residual(w, signs) == 0).all()
+    assert (box.residual(w, -signs) == 1).all()
 
 
 def test_bounds_that_do_not_fit_are_refused():

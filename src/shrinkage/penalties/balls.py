@@ -128,7 +128,7 @@ class MinMaxNorm(ConstraintOnGroups):
     def __post_init__(self) -> None:
         check_positive("MinMaxNorm", "high", self.high)
         if self.low != 0:
-            check_positive("MinMaxNorm", "low", self.low)
+            check_positive("MinMaxNorm", "low, if not 0,", self.low)
         if self.low > self.high:
             raise ValueError(f"MinMaxNorm: low must not be greater than high, got low={self.low!r}, high={self.high!r}")
         check_groups(self.groups)
