@@ -20,11 +20,13 @@ from shrinkage.errors import ParameterError, shown
 from shrinkage.families import block_text
 from shrinkage.flattened import check_has_value
 from shrinkage.penalties import (
+    Box,
     FusedLasso,
     Grouped,
     NonNegative,
     Orthogonal,
     Penalty,
+    Ridged,
     SparseGroupLasso,
     Toward,
     Weighted,
@@ -168,7 +170,9 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
 
 def cause(penalty: Penalty) -> str:
     """Return why no strength of `penalty` makes parameters zero."""
-    if isinstance(penalty, Grouped | NonNegative | Toward | Weighted) and penalty.penalty is not None:
+    if isinstance(penalty, Box) and penalty.penalty is not None and penalty.value(torch.zeros(())).isinf():
+        return "zero is outside of its bounds"
+    if isinstance(penalty, Box | Grouped | NonNegative | Ridged | Toward | Weighted) and penalty.penalty is not None:
         return cause(penalty.penalty)
     if isinstance(penalty, Constraint):
         return "it is a constraint, which has no strength"
