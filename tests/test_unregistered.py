@@ -51,6 +51,10 @@ def test_hidden_layers_are_told_by_attribute(make: Any, head: bool) -> None:
         assert told in str(caught.value)
 
 
+def test_the_numbers_of_a_report_have_what_is_hidden() -> None:
+    assert report(Net([nn.Linear(8, 8)], head=True)).to_dict()["unregistered"] == {"inner.kept": 2}
+
+
 def test_nothing_is_told_of_what_is_found_frozen_or_no_layer() -> None:
     teacher = nn.Linear(8, 8).requires_grad_(False)
     net = Net([teacher, nn.ReLU(), "layer", torch.ones(3, requires_grad=True)], head=True)

@@ -95,7 +95,7 @@ class Report:
         """Return the report as numbers, lists and dictionaries, ready for JSON."""
         totals = {"size": self.size, "zeros": self.zeros, "small": self.small, "sparsity": self.sparsity}
         tensors = [asdict(tensor) for tensor in self.tensors]
-        more = {"dead": list(self.dead), "unreached": list(self.unreached)}
+        more = {"dead": list(self.dead), "unreached": list(self.unreached), "unregistered": dict(self.unregistered)}
         return {"below": self.below, **totals, "tensors": tensors, **more}
 
     def __str__(self) -> str:
