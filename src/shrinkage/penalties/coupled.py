@@ -18,7 +18,7 @@ from torch import Tensor
 from shrinkage import radial, radial_search
 from shrinkage.coupled import NONE, Coupled
 from shrinkage.errors import shown
-from shrinkage.groups import at_least_float32, norms_within
+from shrinkage.groups import at_least_float32, norms_within, widest_float
 from shrinkage.penalties import by_sums
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise
@@ -99,7 +99,7 @@ def weights_of(penalty: Penalty, device: torch.device) -> Tensor:
     if groups is None or not isinstance(penalty, Grouped):
         raise TypeError(f"expected a penalty of groups that span parameters, got {shown(penalty)}")
     weights = [math.sqrt(max(size, 1)) if penalty.weigh_by_size else 1.0 for size in groups.sizes]
-    return torch.tensor(weights, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    return torch.tensor(weights, dtype=widest_float(device), device=device)
 
 
 def part_of(penalty: Penalty, name: str, device: torch.device) -> Part | None:

@@ -1,7 +1,6 @@
 """Outputs that no longer depend on the inputs, and the zeros that cut them off."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, fx
 
@@ -9,7 +8,7 @@ from shrinkage.dead import CAUSE, listed
 from shrinkage.shrink.dependence import packet_of
 from shrinkage.shrink.export import Piece
 from shrinkage.shrink.gates import Zeros, arguments_of
-from shrinkage.shrink.graph import sources
+from shrinkage.shrink.graph import reachable, sources
 from shrinkage.shrink.needs import Needs
 from shrinkage.shrink.recurrent import RECURRENT, weights_in
 from shrinkage.shrink.trace import Trace
@@ -50,7 +49,8 @@ def _lost(piece: Piece, trace: Trace, needs: Needs, outputs: Sequence[fx.Node], 
     now = Needs(graph, trace, needs.zeros, needs.weights, start=outputs)
     inputs = [node for node in piece.inputs() if isinstance(node.meta.get("val"), Tensor) and node in free.of]
     lost = [node for node in inputs if node not in now.of]
-    cuts = [node for node in _first(graph, now, lost) if node in _behind(lost)] if lost else []
+    behind = reachable(lost, lambda node: node.users)
+    cuts = [node for node in _first(graph, now, lost) if node in behind] if lost else []
     names = [name for node in sorted(cuts, key=now.place.__getitem__) for name in _zeros_at(piece, now, node)]
     if not names:
         return ""
@@ -69,18 +69,6 @@ def _first(graph: fx.Graph, needs: Needs, lost: Sequence[fx.Node]) -> list[fx.No
         if not deeper.cuts or any(node in deeper.of for node in lost):
             return cuts
         cuts = deeper.cuts
-
-
-def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Return all that is computed from `nodes`."""
-    found: set[fx.Node] = set()
-    open_: list[Any] = list(nodes)
-    while open_:
-        node = open_.pop()
-        if node not in found:
-            found.add(node)
-            open_ += node.users
-    return found
 
 
 def _zeros_at(piece: Piece, needs: Needs, node: fx.Node) -> list[str]:

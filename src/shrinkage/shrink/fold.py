@@ -12,8 +12,8 @@ from shrinkage.shrink.gates import Zeros
 from shrinkage.shrink.inputs import varied
 from shrinkage.shrink.modes import process_as_it_was
 from shrinkage.shrink.needs import Needs
-from shrinkage.shrink.stimulus import RUNS, Stimulus, selected
-from shrinkage.shrink.tensors import joined, zero_slices
+from shrinkage.shrink.stimulus import RUNS, Stimulus
+from shrinkage.shrink.tensors import joined, selected, zero_slices
 from shrinkage.shrink.trace import Contraction, Trace
 
 

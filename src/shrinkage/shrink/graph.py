@@ -1,7 +1,7 @@
 """Which channels of a model are one and the same: a graph of its operators, from `torch.export`."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,12 +247,21 @@ def _producing(traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels
 
 def sources(node: Any) -> set[Any]:
     """Return `node` and all that it is computed from."""
-    found, open_ = set(), [node]
+    return reachable([node], lambda each: each.all_input_nodes)
+
+
+def reachable(start: Iterable[Any], following: Callable[[Any], Iterable[Any]]) -> set[Any]:
+    """Return the nodes of `start` and all that come after them, by what is `following` each.
+
+    >>> sorted(reachable([3], lambda number: [number - 1] if number else []))
+    [0, 1, 2, 3]
+    """
+    found, open_ = set(), list(start)
     while open_:
         node = open_.pop()
         if node not in found:
             found.add(node)
-            open_ += node.all_input_nodes
+            open_ += following(node)
     return found
 
 

@@ -23,7 +23,7 @@ from shrinkage.shrink.gates import (
 )
 from shrinkage.shrink.recurrent import RECURRENT, directions, hears
 from shrinkage.shrink.rules import aten, pooling
-from shrinkage.shrink.tensors import zero_slices
+from shrinkage.shrink.tensors import selected, zero_slices
 from shrinkage.shrink.trace import Contraction, Trace, mutates, rule_of, shapes_of
 
 FIRST_ALONE = (aten.type_as, aten.to, aten.expand_as, aten.lift_fresh_copy)
@@ -197,7 +197,7 @@ class Needs:
             rank = len(shapes_of(node)[0])
             wanted = along(mask, contraction.out % rank - rank, weight.shape[contraction.rows])
             self.rows[node] = wanted
-            columns = ~zero_slices(_selected(weight, contraction.rows, wanted), contraction.weight_axis).cpu()
+            columns = ~zero_slices(selected(weight, contraction.rows, wanted), contraction.weight_axis).cpu()
             rank = len(shapes_of(contraction.data)[0])
             columns = columns.reshape([-1 if axis == contraction.axis % rank else 1 for axis in range(rank)])
         self._need(contraction.data, columns)
@@ -244,7 +244,3 @@ class Needs:
         """Return whether `user` has read its input, and kept nothing of it, when `writer` writes."""
         keeps_nothing = packet_of(user) in FRESH or torch.Tag.pointwise in getattr(user.target, "tags", ())
         return self.place[user] < self.place[writer] and keeps_nothing and not mutates(user)
-
-
-def _selected(weight: Tensor, dim: int, which: Tensor) -> Tensor:
-    return weight if which.all() else weight.index_select(dim, which.nonzero().reshape(-1).to(weight.device))

@@ -14,7 +14,7 @@ from shrinkage.shrink.export import Piece
 from shrinkage.shrink.gates import KnownZeros, compact, noted
 from shrinkage.shrink.inputs import truths
 from shrinkage.shrink.memory import in_shared_memory, is_random, last_uses
-from shrinkage.shrink.tensors import zero_slices
+from shrinkage.shrink.tensors import selected, zero_slices
 from shrinkage.shrink.trace import Contraction, Trace, mutates
 from shrinkage.shrink.values import Value, changing, constants_along, is_dense, is_stirrable, zeros_along
 
@@ -259,8 +259,3 @@ def live_rows(contraction: Contraction, weight: Tensor, blind: Tensor) -> Tensor
     if len(blind) == weight.shape[contraction.weight_axis]:
         weight = selected(weight, contraction.weight_axis, ~blind)
     return ~zero_slices(weight, contraction.rows)
-
-
-def selected(weight: Tensor, dim: int, which: Tensor) -> Tensor:
-    """Return the indices of `weight` along `dim` that are wanted; itself, not a copy, if all of them are."""
-    return weight if which.all() else weight.index_select(dim, which.nonzero().reshape(-1).to(weight.device))

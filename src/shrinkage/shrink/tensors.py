@@ -94,6 +94,11 @@ def _zero_slices_of_sparse(tensor: Tensor, dim: int) -> Tensor:
     return zero
 
 
+def selected(weight: Tensor, dim: int, which: Tensor) -> Tensor:
+    """Return the indices of `weight` along `dim` that are wanted; itself, not a copy, if all of them are."""
+    return weight if which.all() else weight.index_select(dim, which.nonzero().reshape(-1).to(weight.device))
+
+
 def copied(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
     """Return a copy of what `dims` keeps of `tensor` as what that is, a parameter or a buffer, with its attributes."""
     smaller = cut(tensor, dims) if dims else tensor.detach().clone()
