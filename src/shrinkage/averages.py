@@ -78,9 +78,8 @@ class Averages:
         if state and missing:
             raise ValueError(
                 f"the state holds averaged gradients of {listed(sorted(state))} and none of {listed(missing)}: the "
-                "process that "
-                "saved it does not step those (ZeroRedundancyOptimizer); save and load Regularizer.state_dict() in "
-                "every process"
+                "process that saved it does not step those (ZeroRedundancyOptimizer); save and load "
+                "Regularizer.state_dict() in every process"
             )
 
     def update(self, name: str, grad: Tensor, overflow: Tensor | None = None) -> Tensor:

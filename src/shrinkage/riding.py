@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.attachment import Attachment
-from shrinkage.errors import ShrinkageError
+from shrinkage.errors import ShrinkageError, listed
 from shrinkage.optimizers import parameters_of
 from shrinkage.passengers import KEY, Passenger, passengers
 from shrinkage.plan import Plan
@@ -230,7 +230,7 @@ def positions_in(optimizer: Optimizer, attachment: Attachment) -> list[int]:
 
 def charging(names: Sequence[str]) -> str:
     """Return the regularizer that charges `names` in words."""
-    return f"a regularizer of {len(names)} parameters ({', '.join(map(repr, names[:3]))}{' ...' * (len(names) > 3)})"
+    return f"a regularizer of {len(names)} parameters ({listed(names, most=3)})"
 
 
 def nothing() -> None:

@@ -55,7 +55,9 @@ def restored(name: str, data: Mapping[str, Any]) -> Saved:
     """Return the object of the class called `name` that has these attributes; fields that are newer have defaults."""
     cls = _by_name.get(name)
     if cls is None:
-        raise ValueError(f"this file has a {name} of shrinkage, which this version does not know; load it with a newer")
+        raise ValueError(
+            f"this file has a {name} of shrinkage, which this version does not know: load it with a newer version"
+        )
     found = cls.__new__(cls)
     for attribute, value in (defaults_of(cls) | dict(data)).items():
         object.__setattr__(found, attribute, value)
