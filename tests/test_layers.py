@@ -32,6 +32,7 @@ FLOORS = [
         "rounding",
         "beside",
         "passengers",
+        "random_states",
         "saved",
     },
     {"penalties"},

@@ -3,6 +3,7 @@
 import random
 from typing import ClassVar
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -226,6 +227,7 @@ class Leaving(nn.Module):
             self.seen[x.shape[1]] = x.mean()
             self.lengths.append(x.shape[1])
             random.random()
+            numpy.random.rand()
             torch.rand(1)
             if self.inner.weight.requires_grad:
                 with torch.enable_grad():
@@ -238,7 +240,7 @@ def test_comparing_leaves_model_class_and_process_as_they_were(training):
     model = Leaving().train(training)
     gradient = torch.ones(16, 8)
     model.inner.weight.grad = gradient
-    states = random.getstate(), torch.get_rng_state()
+    states = random.getstate(), torch.get_rng_state(), numpy.random.get_state()[2]
     result = shrink(model, X)
     assert result.model.inner.out_features == 11
     assert (Leaving.seen, Leaving.lengths) == ({}, [])
@@ -246,7 +248,19 @@ def test_comparing_leaves_model_class_and_process_as_they_were(training):
     assert torch.equal(gradient, torch.ones(16, 8))
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
+    assert numpy.random.get_state()[2] == states[2]
     assert all(parameter.grad is None for parameter in result.model.parameters())
+
+
+class Noisy(Leaving):
+    def forward(self, x):
+        return super().forward(x) + float(numpy.random.rand())
+
+
+def test_a_model_that_draws_with_numpy_is_compared_on_the_same_numbers():
+    result = shrink(Noisy().eval(), X)
+    assert result.model.inner.out_features == 11
+    assert result.report.error < 1e-6
 
 
 def test_parameters_and_buffers_that_an_attribute_holds_too_are_no_caches():

@@ -1,10 +1,8 @@
 """Calls of a model that leave it exactly as it was: buffers, attributes, modes, gradients and random states."""
 
 import copy
-import random
-import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from inspect import getattr_static
@@ -17,8 +15,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
+from shrinkage.random_states import Undo, random_states
+
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
-Undo = Callable[[], object]
 
 
 @contextmanager
@@ -91,20 +90,6 @@ def differentiate_back(parameter: nn.Parameter, grad: Tensor | None, requires_gr
     parameter.grad = grad
     if parameter.requires_grad is not requires_grad:
         parameter.requires_grad_(requires_grad)
-
-
-def random_states() -> Iterator[Undo]:
-    """Yield what puts back the random states of Python, of numpy if it is in use, and of torch on every device."""
-    yield partial(random.setstate, random.getstate())
-    numpy = sys.modules.get("numpy.random")
-    if numpy is not None:
-        yield partial(numpy.set_state, numpy.get_state())
-    yield partial(torch.set_rng_state, torch.get_rng_state())
-    for module in (torch.cuda, torch.xpu):
-        if module.is_initialized():
-            yield partial(module.set_rng_state_all, module.get_rng_state_all())
-    if torch.backends.mps.is_available():
-        yield partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
 
 
 def generator_state(generator: torch.Generator) -> Undo:

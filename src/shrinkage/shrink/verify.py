@@ -1,12 +1,12 @@
 """Whether two models give the same outputs."""
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from shrinkage.random_states import random_states_left_out, same_random_numbers
 from shrinkage.shrink.caches import class_caches_left_out
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.inputs import Call, cloned
@@ -34,30 +34,6 @@ def outputs_of_copy(probe: nn.Module, call: Call) -> list[Tensor]:
     with torch.no_grad(), same_random_numbers(), class_caches_left_out(probe), gradients_left_out(probe):
         result = probe(*args, **kwargs)
     return tensors_in(result) or all_tensors_in(result)
-
-
-@contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """Draw the same random numbers every time, and give random states back as they were."""
-    with random_states_left_out() as devices:
-        random.seed(0)
-        torch.default_generator.manual_seed(0)  # torch.manual_seed also seeds devices that are used later
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(0)
-        yield
-
-
-@contextmanager
-def random_states_left_out() -> Iterator[list[int]]:
-    """Give random states back as they were, of Python, of torch and of the CUDA devices that it yields."""
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = list(range(torch.cuda.device_count())) if in_use else []
-    python = random.getstate()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield devices
-        finally:
-            random.setstate(python)
 
 
 @contextmanager
