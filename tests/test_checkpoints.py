@@ -25,6 +25,8 @@ AVERAGE = nn.Linear(3, 2).state_dict()
         ({"model": WEIGHTS, "accuracy": torch.tensor(0.9), "rng": torch.zeros(9, dtype=torch.uint8)}, "model"),
         ({"model": WEIGHTS, "optimizer": {"state.weight.exp_avg": torch.ones(2, 3)}}, "model"),
         ({"models": [WEIGHTS]}, "models.0"),
+        ({"optimal": WEIGHTS, "optim": {"exp_avg": torch.ones(2, 3)}}, "optimal"),
+        ({"trained": WEIGHTS, "optim_state": {"exp_avg": torch.ones(2, 3)}}, "trained"),
     ],
 )
 def test_the_weights_are_found(checkpoint, key):

@@ -1,5 +1,6 @@
 """Where in a checkpoint the weights are: programs save a state_dict alone, or under a name beside other things."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
@@ -21,6 +22,7 @@ MAIN = {
     "state_dict",
     "weights",
 }
+OPTIMIZERS = re.compile(r"optim(i[sz]er|s?$|s?_)")  # beginnings of names under which their states are
 TOP = "."  # the key of what stands in a file without a name
 DEEPEST = 6  # a pickle may hold itself
 
@@ -35,7 +37,7 @@ def state_dicts(content: object, key: str = TOP, depth: int = 0) -> Iterator[tup
         return
     found = False
     for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
-        if not (isinstance(name, str) and (name.endswith("_extra_state") or name.startswith("optim"))):
+        if not (isinstance(name, str) and (name.endswith("_extra_state") or OPTIMIZERS.match(name))):
             for inner in state_dicts(value, str(name) if key == TOP else f"{key}.{name}", depth + 1):
                 found = True
                 yield inner
