@@ -625,6 +625,7 @@ MUTANTS = [
         "left_behind",
         "says_that_it_lost",
     ),
+    Mutant("left_behind.py", "{Path(file).parent}{os.sep}", "{Path(file).parent}", "left_behind", "its_own_line"),
     Mutant("left_behind.py", "        gc.collect()  #", "        pass  #", "left_behind", "first_optimizer"),
     Mutant("left_behind.py", "stepped = attachment.under_way or", "stepped =", "left_behind", "its_own_kind"),
     Mutant("metric.py", "metric is not None and runs_step_of(own, optimizer_class)", "metric is not None", "metric"),
@@ -1067,7 +1068,7 @@ MUTANTS = [
     ),
     Mutant(
         "penalties/box.py",
-        "slope = torch.where(w <= self.low, slope.clamp_max(0), slope)\n        ",
+        "slope = torch.where(w <= low, slope.clamp_max(0), slope)\n        ",
         "",
         "sum_of_penalties",
         "stationary",
@@ -1093,6 +1094,14 @@ MUTANTS = [
         "sum_of_penalties",
         "largest_strength",
     ),
+    Mutant(
+        "penalties/box.py",
+        "low, high = self._bounds(w)\n        slope",
+        "low, high = self.low, self.high\n        slope",
+        "constraints",
+        "of_another_type",
+    ),
+    Mutant("penalties/box.py", "side.to(parameter.device, parameter.dtype)", "side", "constraints", "of_another_type"),
     Mutant("penalties/nonnegative.py", "self.penalty.solid)", "True)", "sum_of_penalties", "signs"),
     Mutant(
         "penalties/spread.py", "if places == [missing]:", "if missing in places:", "weighted", "one_way", quick=True
@@ -1548,6 +1557,13 @@ MUTANTS = [
         "on_the_examples_alone",
     ),
     Mutant(
+        "shrink/kept.py",
+        'startswith(joined(cache.rpartition(".")[0], ""))',
+        'startswith(cache.rpartition(".")[0])',
+        "shrink_caches",
+        "no_reason",
+    ),
+    Mutant(
         "shrink/removal.py",
         "constants = torch.where(silent[labels], constants, ",
         "constants = torch.where(silent[labels] | True, constants, ",
@@ -1655,7 +1671,7 @@ MUTANTS = [
         "collapse",
         "became",
     ),
-    Mutant("shrink/needs.py", "(_selected(weight, contraction.rows, wanted)", "(weight", "collapse", "never_meet"),
+    Mutant("shrink/needs.py", "(selected(weight, contraction.rows, wanted)", "(weight", "collapse", "never_meet"),
     Mutant("shrink/kept.py", "if not scales or not mask.any()", "if True", "collapse", "gammas", quick=True),
     Mutant(
         "shrink/kept.py",
@@ -1775,7 +1791,8 @@ MUTANTS = [
     Mutant("shrink/caches.py", "and id(leaf) not in own", "", "shrink_caches", "no_caches"),
     Mutant("shrink/caches.py", "            value.update(before)", "            pass", "shrink_caches", "as_they_were"),
     Mutant("shrink/verify.py", "parameter.grad = gradient", "pass", "shrink_caches", "as_they_were"),
-    Mutant("shrink/verify.py", "random.setstate(python)", "pass", "shrink_caches", "as_they_were"),
+    Mutant("random_states.py", "put_back()", "pass", "shrink_caches", "as_they_were"),
+    Mutant("random_states.py", "numpy.seed(0)", "pass", "shrink_caches", "with_numpy"),
     Mutant("shrink/comparison.py", "if self.training is not None and", "if False and", "shrink_caches", "trained_on"),
     Mutant(
         "shrink/attempts.py",
