@@ -26,7 +26,7 @@ class Saved:
             return
         _by_name[cls.__name__] = cls
         if "__setstate__" not in vars(cls):
-            cls.__setstate__ = set_in_order  # type: ignore[attr-defined]
+            cls.__setstate__ = set_in_order  # type: ignore[attr-defined]  # object has none
         if cls.__name__ in MOVED:
             setattr(sys.modules[MOVED[cls.__name__]], cls.__name__, cls)
 
@@ -46,7 +46,7 @@ class Saved:
 
 def set_in_order(self: Saved, state: Sequence[Any]) -> None:
     """Set the fields of a dataclass from a file of version 0.1.0: their values in order, without newer ones."""
-    names = (field.name for field in fields(self))  # type: ignore[arg-type]
+    names = (field.name for field in fields(self))  # type: ignore[arg-type]  # only dataclasses come here
     for attribute, value in (defaults_of(type(self)) | dict(zip(names, state, strict=False))).items():
         object.__setattr__(self, attribute, value)
 

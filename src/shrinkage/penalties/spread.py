@@ -48,7 +48,7 @@ def spread_together(*given: float | Tensor) -> bool:
     (True, False)
     """
     try:
-        torch.broadcast_shapes(*(x.shape for x in given if isinstance(x, Tensor)))  # type: ignore[no-untyped-call]
+        torch.broadcast_shapes(*(x.shape for x in given if isinstance(x, Tensor)))  # type: ignore[no-untyped-call]  # torch gives it no types
     except RuntimeError:
         return False
     return True

@@ -44,7 +44,7 @@ def emptied(model: nn.Module) -> nn.Module:
             with suppress(Exception):  # Whatever code does that insists on its mode.
                 in_mode(model, training=training)
     if any(type(module)._apply is not nn.Module._apply for module in modes):
-        model._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]
+        model._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]  # torch gives it no types
     for module, before in modes.items():
         module.training = before
     return model

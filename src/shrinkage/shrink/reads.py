@@ -19,11 +19,11 @@ from shrinkage.shrink.rebinding import Memo, reached
 from shrinkage.shrink.tensors import joined, tensors_of
 
 
-class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
     """Note which of the memory `watched`, each piece under a name, operators read, and in which module of `model`."""
 
     def __init__(self, model: nn.Module, watched: Mapping[int, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.model, self.watched = model, watched
         self.found: dict[str, str] = {}
         self.inside: list[str] = [""]
