@@ -136,13 +136,8 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
     held: dict[str, str] = {}
     for path, module in model.named_modules():
         reason = next((text for kind, text in UNSHRINKABLE.items() if isinstance(module, kind)), None)
-        for computed in computed_weights(module):
-            reason = COMPUTED[computed.by].format(computed.attribute) if computed.by in COMPUTED else reason
-        if is_parametrized(module):
-            reason = (
-                "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
-            )
-        if reason is not None:
+        reason = reason or held_by_computed(module)
+        if reason:
             held |= {joined(path, name): reason for name in tensors_of(module)}
     names = tensors_of(model)
     for path in fixed_ranks(model):
@@ -156,6 +151,17 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
             )
         held |= dict.fromkeys(pinned, "pinned by you")
     return held
+
+
+def held_by_computed(module: nn.Module) -> str:
+    """Return why the tensors of `module` stay, if it computes weights from them; empty if it does not."""
+    if is_parametrized(module):
+        return "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
+    by = {each.attribute: each.by for each in computed_weights(module) if each.by in COMPUTED}
+    if not by:
+        return ""
+    first, *more = by
+    return COMPUTED[by[first]].format(first) + "".join(f", and the same for {name!r}" for name in more)
 
 
 COMPUTED = {

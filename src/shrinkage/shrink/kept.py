@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from shrinkage.parametrized import computed_weights
 from shrinkage.shrink.attempts import TRIALS, Attempts
 from shrinkage.shrink.caches import caches_of, emptied
 from shrinkage.shrink.copies import with_own_state
 from shrinkage.shrink.dependence import packet_of
-from shrinkage.shrink.fold import Reading
+from shrinkage.shrink.fold import Products, Reading
 from shrinkage.shrink.gates import NORMS, PRODUCTS, arguments_of
-from shrinkage.shrink.graph import Axis, Coupling, sources
+from shrinkage.shrink.graph import Axis, Coupling, held_by_computed, sources
 from shrinkage.shrink.labels import distinct
 from shrinkage.shrink.needs import Needs
 from shrinkage.shrink.removal import Removal
@@ -20,6 +21,7 @@ from shrinkage.shrink.tensors import joined, tensors_of, zero_slices
 
 DIFFERENT = "outputs differ, or the model fails, when they are taken out"
 UNTRIED = "outputs differ without channels that {} trials did not find, so that these stay as well"
+UNREAD = "read by zeros alone, but "
 SHARED = "belongs to channels that other weights make too"
 
 
@@ -31,12 +33,19 @@ def kept_zeros(
     zero = {root: name for root, (name, _) in zero_channels(coupling, model).items()}
     zero |= {root: name for root, name in zero_scales(coupling, model, needs).items() if root not in zero}
     zero |= {root: name for root, name in computed_zeros(coupling, model, found).items() if root not in zero}
+    unread = {
+        root: name
+        for root, name in unread_channels(coupling, model, found, attempts.products).items()
+        if root not in zero
+    }
+    zero |= unread
     counts: dict[tuple[str, str], int] = {}
     caches = caches_of(emptied(with_own_state(model)))
     for root, name in zero.items():
         if removal.gone[root] or coupling.pinned.get(root, "").startswith("looked up by index"):
             continue  # rows of a table that are zero, such as that of the padding, are as they should be
         reason = coupling.pinned.get(root) or removal.reasons.get(root, SHARED)
+        reason = UNREAD + reason if root in unread else reason
         if held[root]:
             reason = refusal or (UNTRIED.format(TRIALS) if attempts.untried[root] else DIFFERENT)
         if any(phrase in reason for phrase in (DIFFERENT, "not used by any", "of fixed length")):
@@ -100,4 +109,33 @@ def computed_zeros(coupling: Coupling, model: nn.Module, found: Sequence[Reading
             continue
         for root in distinct(coupling.labels.find(rows.reshape(-1)[zero])).tolist():
             where.setdefault(root, name)
+    return where
+
+
+def unread_channels(
+    coupling: Coupling, model: nn.Module, found: Sequence[Reading], products: Sequence[Products]
+) -> dict[int, str]:
+    """Return the channels that zeros alone read, and that only weights computed from others hold.
+
+    Each comes with a parameter of the module that has to be changed first: a mask of a bias holds the channels of its
+    layer, and a mask along the columns of a weight those of the layer before.
+    """
+    seen, read = (torch.zeros(coupling.labels.count, dtype=torch.bool) for _ in range(2))
+    readers = [(each.contraction, each.reads().cpu()) for each in found]
+    readers += [(each.contraction, ~each.zero) for each in products]
+    for contraction, live in readers:
+        labels = coupling.labels.find(contraction.labels)
+        if len(labels):
+            seen[labels] = True
+            read[labels[live]] = True
+    last = coupling.labels.reasons(last=True)
+    held = {path: held_by_computed(module) for path, module in model.named_modules()}
+    where: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name in [joined(path, one) for each in computed_weights(module) for one in each.sources]:
+            for dim in range(tensors_of(model)[name].dim()):
+                channels = coupling.axes[name, dim]
+                for root in distinct(channels[seen[channels] & ~read[channels]]).tolist():
+                    if coupling.pinned.get(root) == held[path] and last[root] in held.values():
+                        where.setdefault(root, name)
     return where

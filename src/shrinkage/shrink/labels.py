@@ -63,13 +63,13 @@ class Labels:
         """Note that `labels` can not go, and why."""
         self._pins.append((labels.reshape(-1), reason))
 
-    def reasons(self) -> dict[int, str]:
-        """Return the first reason for which each set that can not go is held, by the set's least label."""
-        first: dict[int, str] = {}
-        for labels, reason in self._pins:
+    def reasons(self, *, last: bool = False) -> dict[int, str]:
+        """Return the first (or last) reason for which each set that can not go is held, by the set's least label."""
+        found: dict[int, str] = {}
+        for labels, reason in reversed(self._pins) if last else self._pins:
             for root in distinct(self.find(labels)).tolist():
-                first.setdefault(root, reason)
-        return first
+                found.setdefault(root, reason)
+        return found
 
 
 def distinct(labels: Tensor) -> Tensor:

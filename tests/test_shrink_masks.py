@@ -1,0 +1,107 @@
+"""Channels that masks of pruning hold are explained: those that are zero, and those that zeros alone read."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from shrinkage import shrink
+
+X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+HALF = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+
+
+def chain():
+    """Three layers without zeros."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def columns(model):
+    """Mask half of what the third layer reads."""
+    prune.ln_structured(model[2], "weight", 0.5, 2, dim=1)
+    return [(2, "weight")]
+
+
+def bias_before(model):
+    """Mask the biases of channels that nobody reads."""
+    nn.init.zeros_(model[2].weight[:, :3])
+    prune.custom_from_mask(model[0], "bias", HALF)
+    return [(0, "bias")]
+
+
+def bias_of_zeros(model):
+    """Mask the biases of channels whose weights are zero."""
+    nn.init.zeros_(model[0].weight[:3])
+    prune.custom_from_mask(model[0], "bias", HALF)
+    return [(0, "bias")]
+
+
+def both(model):
+    """Mask weights and biases."""
+    prune.custom_from_mask(model[0], "weight", HALF[:, None].expand(6, 8))
+    prune.custom_from_mask(model[0], "bias", HALF)
+    return [(0, "weight"), (0, "bias")]
+
+
+@pytest.mark.parametrize("masked", [columns, bias_before, bias_of_zeros, both])
+@torch.no_grad()
+def test_what_a_mask_holds_goes_once_the_masks_that_the_report_names_are_removed(masked):
+    model = chain()
+    names = masked(model)
+    report = shrink(model, X).report
+    (kept,) = report.kept
+    assert kept.channels == 3
+    assert ("read by zeros alone" in kept.reason) == (masked in (columns, bias_before))
+    assert "torch.nn.utils.prune.remove" in kept.reason
+    for layer, name in names:
+        assert kept.name.startswith(f"{layer}.")
+        assert repr(name) in kept.reason
+        prune.remove(model[layer], name)
+    small = shrink(model, X).model
+    assert small[0].out_features == 3
+    torch.testing.assert_close(small(X), model(X))
+
+
+def test_a_mask_is_not_blamed_for_what_stays_anyway():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.left, self.right = nn.Linear(8, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            return self.left(x), self.right(x)
+
+    model = Two()
+    prune.ln_structured(model.left, "weight", 0.5, 2, dim=1)  # the other one still reads them
+    assert shrink(model, X).report.kept == ()
+    model = chain()
+    prune.ln_structured(model[0], "weight", 0.5, 2, dim=1)  # the inputs are no channels
+    assert shrink(model, X).report.kept == ()
+
+
+class Summed(nn.Module):
+    """A stem that is put out besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x), x
+
+
+def test_a_mask_is_not_blamed_for_what_is_an_output():
+    model = Summed()
+    prune.ln_structured(model.head, "weight", 0.5, 2, dim=1)
+    assert shrink(model, X).report.kept == ()
+
+
+@pytest.mark.filterwarnings("ignore:what the model puts out no longer depends:UserWarning")
+def test_a_mask_on_attention_is_not_what_holds_its_heads():
+    model = nn.MultiheadAttention(8, 2)
+    prune.custom_from_mask(model, "in_proj_weight", torch.zeros(24, 8))
+    (kept,) = shrink(model, (X, X, X)).report.kept
+    assert "takes the size of a head from its width" in kept.reason
