@@ -311,7 +311,7 @@ def test_what_is_no_model_or_can_not_be_called_is_said():
         shrink(Neurons, X)
     with pytest.raises(ShrinkError, match="as a tuple, or as the only one"):
         shrink(Neurons(), [X])
-    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match=r"torch\.jit\.trace"):
         traced = torch.jit.trace(Neurons(), X)
     with pytest.raises(ShrinkError, match=r"before torch\.jit"):
         shrink(traced, X)

@@ -119,7 +119,7 @@ def test_an_expert_that_no_sample_reaches_says_so():
 @pytest.mark.parametrize("verify", [True, False])
 def test_inputs_of_another_kind_are_an_error_in_one_line(verify, capfd):
     for wrong in (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 7)):
-        with pytest.raises(ShrinkError, match="with the example inputs failed: mat1 and mat2") as raised:
+        with pytest.raises(ShrinkError, match=r"with the example inputs failed: .*mat1 and mat2") as raised:
             shrink(nn.Linear(8, 2), wrong, verify=verify)
         assert "\n" not in str(raised.value)
     assert capfd.readouterr().err == ""

@@ -75,7 +75,7 @@ def run(target: str, folder: Path) -> Result:
     if is_current(report) and not read(report).failed:
         return read(report)
     report.unlink(missing_ok=True)
-    options = ["-m", "not slow", "-q", f"--junitxml={report}"]
+    options = ["-m", "not slow", "-q", "-o", "junit_family=xunit1", f"--junitxml={report}"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # a build for GPUs runs on the CPU
     with report.with_suffix(".txt").open("w") as words:
         status = subprocess.run(
