@@ -14,11 +14,11 @@ from benchmarks.skipping import SkippedError, needs
 from benchmarks.tables import Settings
 from benchmarks.timing import Spread, interleaved, ratios
 from shrinkage import CoupledChannels, ShrinkPlan, shrink
-from shrinkage.shrink.attempts import Attempts, Checks, Choice
-from shrinkage.shrink.cost import byte_count, parameter_count
-from shrinkage.shrink.fold import readings
-from shrinkage.shrink.graph import couple
-from shrinkage.shrink.tensors import tensors_of
+from shrinkage.compression.calls.cost import byte_count, parameter_count
+from shrinkage.compression.plans.tensors import tensors_of
+from shrinkage.compression.removal.bisection import Attempts, Checks, Choice
+from shrinkage.compression.removal.constants import readings
+from shrinkage.compression.tracing.coupling import couple
 from shrinkage.tables import table
 
 Example = tuple[nn.Module, Tensor, dict[str, Any]]

@@ -22,8 +22,8 @@ from shrinkage import (
     Rows,
     SparseGroupLasso,
 )
-from shrinkage.plan import How
-from shrinkage.schedules import Strength
+from shrinkage.penalties.schedules import Strength
+from shrinkage.selection.plan import How
 
 STRENGTH = 1e-9  # so small that weights and gradients stay what they are
 ADAMW, SGD = "AdamW alone", "SGD alone"

@@ -51,9 +51,9 @@ from shrinkage import (
     UnitNorm,
     Weighted,
 )
-from shrinkage.curves import Numbers, compare, draw_curves
-from shrinkage.plots import png
-from shrinkage.sets import draw, draw_set
+from shrinkage.pictures.curves import Numbers, compare, draw_curves
+from shrinkage.pictures.sets import draw, draw_set
+from shrinkage.pictures.weights import png
 
 DOCS = Path(__file__).parent
 PAGES = ("penalties.md", "add_a_penalty.md")

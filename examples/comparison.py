@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from magnitude import pruned_to
 from shrinkage import CoupledChannels, GroupLasso, Regularizer, Shrunk, shrink, shrink_optimizer_
-from shrinkage.shrink.cost import parameter_count
+from shrinkage.compression.calls.cost import parameter_count
 
 DENSE, OURS, MAGNITUDE = "dense", "shrinkage", "magnitude"
 ENTRY = 0.99  # decay of the averaged gradients that hold exact zeros against the noise of minibatches

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage import Coupled, Shrunk, shrink
-from shrinkage.shrink.cost import parameter_count
+from shrinkage.compression.calls.cost import parameter_count
 
 TOLERANCE = 0.02  # how far, relative to the size that is wanted, the size of the pruned model may be off
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from shrinkage.shrink.graph import couple
-from shrinkage.shrink.tensors import tensors_of
+from shrinkage.compression.plans.tensors import tensors_of
+from shrinkage.compression.tracing.coupling import couple
 from zoo.harness import Member
 
 

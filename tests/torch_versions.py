@@ -49,7 +49,7 @@ def targets(part: str) -> list[str]:
 
 
 def name_of(target: str) -> str:
-    """`sparse` for `tests/test_sparse.py`."""
+    """`sparse` for `tests/compression/test_sparse.py`."""
     return Path(target).stem.removeprefix("test_")
 
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.experiments.problems import Problem, diabetes_lasso, digits_group_lasso
 from benchmarks.experiments.training import Recipe, adam, sgd, to_zero, train
 from shrinkage import Regularizer
-from shrinkage.plan import How
+from shrinkage.selection.plan import How
 from shrinkage.tables import table
 
 Way = tuple[Recipe, How | Literal["sign decay"]]

@@ -1,1 +1,1 @@
-"""Checks that run in several processes at once; `tests/test_distributed.py` starts them and reports."""
+"""Checks that run in several processes at once; `tests/distributed/test_processes.py` starts them and reports."""

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 from distributed.common import whole
 from distributed.registry import worlds
 from shrinkage import L2, MCP, Coupled, Grouped, GroupLasso, Member, Penalty, Regularizer, Rule
-from shrinkage.how import How
+from shrinkage.selection.how import How
 
 STEPS = 4
 PLACES: Sequence[Callable[[int], Shard | Replicate]] = (lambda dims: Shard(0), lambda dims: Shard(dims - 1))

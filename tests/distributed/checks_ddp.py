@@ -37,7 +37,7 @@ from distributed.common import (
 from distributed.registry import worlds
 from models import loss_of, mlp, soft_, weights
 from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, regularize
-from shrinkage.how import How
+from shrinkage.selection.how import How
 
 
 def every_penalty(rank: int, how: How, strength: float, cases: list) -> dict[str, float]:

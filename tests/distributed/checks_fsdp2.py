@@ -52,12 +52,12 @@ from shrinkage import (
     Rows,
     SparseGroupLasso,
     Toward,
-    radial,
     regularize,
     report,
     threshold_,
 )
-from shrinkage.how import How
+from shrinkage.proximal import secular
+from shrinkage.selection.how import How
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 STEPS = 6
@@ -208,7 +208,7 @@ class Messages(NamedTuple):
 
 MESSAGES = [
     Messages(GroupLasso(0.01, Columns()), sgd, 1),
-    Messages(GroupLasso(0.01, Columns()), adamw, 1 + radial.NEWTON_ITERATIONS),
+    Messages(GroupLasso(0.01, Columns()), adamw, 1 + secular.NEWTON_ITERATIONS),
     Messages(GroupLasso(0.01, Columns()), adamw, 1, how="gradient"),
     Messages(GroupLasso(0.01, Columns()), adamw, 1, how="decoupled"),
     Messages(Grouped(L2(0.01), Columns()), sgd, 1, how="decoupled"),

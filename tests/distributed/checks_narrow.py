@@ -11,7 +11,7 @@ from torch.optim import SGD
 from distributed.common import data_parallel, everyones, whole
 from distributed.registry import worlds
 from shrinkage import L1, L2, Columns, GroupLasso, Penalty, Regularizer, Rows
-from shrinkage.how import How
+from shrinkage.selection.how import How
 
 STEPS, LR, STRENGTH = 20, 0.1, 1e-2  # a step of 1e-3, of which rounding to the nearest number leaves nothing
 CASES: list[tuple[Penalty, How]] = [

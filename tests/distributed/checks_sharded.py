@@ -15,12 +15,11 @@ from torch.optim import SGD, AdamW, Optimizer
 from catalog import EXPLICIT_PENALTIES, PENALTIES
 from distributed.common import ALL_CASES, Zoo, whole, zero_count, zoo_rules
 from distributed.registry import worlds
-from shrinkage import Penalty, Regularizer, Rule
-from shrinkage.how import How
-from shrinkage.penalties import Grouped, SparseGroupLasso, Toward
+from shrinkage import Grouped, Penalty, Regularizer, Rule, SparseGroupLasso, Toward
+from shrinkage.distributed.all_reduce import crossing_of
 from shrinkage.penalties.nonnegative import NonNegative
 from shrinkage.penalties.ridged import Ridged
-from shrinkage.sharding import crossing_of
+from shrinkage.selection.how import How
 
 Placements = Callable[[Tensor], list[Shard | Replicate]]
 STEPS = 4

@@ -15,7 +15,6 @@ def check_lightning(rank: int, world: int) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from lightning.pytorch.strategies import DDPStrategy  # takes seconds, which other checks need not wait for
-
     from test_lightning import COUNT, RULE, Module, RegularizerCallback, adamw, falling, loader, trainer
 
     for how, penalty in (("proximal", L1(falling)), ("gradient", L2(0.5))):

@@ -33,7 +33,7 @@ from distributed.common import (
 from distributed.registry import worlds
 from models import loss_of, mlp
 from shrinkage import L1, AttachmentError, GroupLasso, Regularizer, Rows, regularize
-from shrinkage.how import How
+from shrinkage.selection.how import How
 
 
 def every_penalty(rank: int, how: How, cases: list) -> dict[str, float]:

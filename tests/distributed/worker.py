@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from distributed import registry
-from shrinkage.declaration import living
+from shrinkage.selection.declaration import living
 
 COLLECTIVE = datetime.timedelta(seconds=float(os.environ.get("COLLECTIVE_SECONDS", "40")))
 MEETING = datetime.timedelta(seconds=float(os.environ.get("MEETING_SECONDS", "150")))

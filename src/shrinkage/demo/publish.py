@@ -8,7 +8,7 @@ from statistics import mean
 
 import torch
 
-from shrinkage import Columns, html, plots
+from shrinkage import Columns
 from shrinkage.demo.choose import RULE
 from shrinkage.demo.data import CLASSES, PIXELS, SIDE, Digits
 from shrinkage.demo.results import (
@@ -24,6 +24,8 @@ from shrinkage.demo.results import (
 from shrinkage.demo.run import Demo
 from shrinkage.demo.smaller import Smaller
 from shrinkage.demo.train import NEURONS, Run, weights_of
+from shrinkage.pictures import page as html
+from shrinkage.pictures import weights as plots
 
 LAYER_TITLES = {
     "input": f"first layer ({PIXELS} pixels to {NEURONS} neurons)",

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from shrinkage import shrink
+from shrinkage.compression.calls.cost import latencies
+from shrinkage.compression.calls.inputs import Call
+from shrinkage.compression.calls.outputs import difference, outputs
 from shrinkage.demo.data import Digits
 from shrinkage.demo.train import LAYERS, Run
-from shrinkage.shrink.cost import latencies
-from shrinkage.shrink.inputs import Call
-from shrinkage.shrink.verify import difference, outputs
 
 
 @dataclass(frozen=True, slots=True)

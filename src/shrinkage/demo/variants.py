@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from shrinkage import L1, Columns, GroupLasso, Rows
-from shrinkage.how import How
-from shrinkage.plan import Rules
+from shrinkage.selection.how import How
+from shrinkage.selection.rules import Rules
 
 STRENGTHS = (1e-4, 3e-4, 1e-3)
 ENTRY = 0.99  # decay of the averaged gradients that hold zeros against the noise of minibatches

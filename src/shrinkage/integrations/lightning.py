@@ -3,14 +3,14 @@
 from functools import partial
 from typing import Any
 
-from shrinkage.averages import check_decay
-from shrinkage.compiled import Compile, check_compile
 from shrinkage.errors import AttachmentError
-from shrinkage.how import How
-from shrinkage.optimizers import stepped, unwrapped
-from shrinkage.plan import Rule, Rules, as_rules
-from shrinkage.regularizer import Regularizer
-from shrinkage.select import named_parameters, selector_text
+from shrinkage.execution.compiled import Compile, check_compile
+from shrinkage.optimizers.introspection import stepped, unwrapped
+from shrinkage.selection.how import How
+from shrinkage.selection.rules import Rule, Rules, as_rules
+from shrinkage.selection.selectors import named_parameters, selector_text
+from shrinkage.training.gradient_averages import check_decay
+from shrinkage.training.regularizer import Regularizer
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

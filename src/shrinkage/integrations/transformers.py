@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from shrinkage.averages import check_decay
-from shrinkage.compiled import Compile, check_compile
-from shrinkage.how import How
-from shrinkage.plan import Rules, as_rules
-from shrinkage.regularizer import Regularizer
+from shrinkage.execution.compiled import Compile, check_compile
+from shrinkage.selection.how import How
+from shrinkage.selection.rules import Rules, as_rules
+from shrinkage.training.gradient_averages import check_decay
+from shrinkage.training.regularizer import Regularizer
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shrinkage import projections
-from shrinkage.groups import Groups, Rows, Whole
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.constraints import Constraint
+from shrinkage.penalties.groups import Groups, Rows, Whole
 from shrinkage.penalties.matrix import as_matrix, matrix_shape
 from shrinkage.penalties.per_group import check_groups
-from shrinkage.proximal_gradient import is_metric, prox_in_metric
-from shrinkage.schedules import check_positive
+from shrinkage.penalties.schedules import check_positive
+from shrinkage.proximal import projections
+from shrinkage.proximal.fista import is_metric, prox_in_metric
 
 
 class ConstraintOnGroups(Constraint):

@@ -25,9 +25,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from shrinkage.saved import Saved
-from shrinkage.schedules import Strength, as_factor, multiple, total
-from shrinkage.sums import Sums
+from shrinkage.penalties.pickling import Saved
+from shrinkage.penalties.schedules import Strength, as_factor, multiple, total
+from shrinkage.proximal.reductions import Sums
 
 
 class Description(NamedTuple):

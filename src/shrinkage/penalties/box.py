@@ -10,12 +10,12 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty, sum_of
+from shrinkage.penalties.broadcast import check_spread, spread, spread_together
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.convex import L1, L2, ElasticNet, Huber
 from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
-from shrinkage.penalties.spread import check_spread, spread, spread_together
 from shrinkage.penalties.weighted import Weighted
-from shrinkage.prox import soft_threshold
+from shrinkage.proximal.thresholds import soft_threshold
 from shrinkage.tables import shape_text
 
 Bound = float | Tensor

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shrinkage import projections, prox
 from shrinkage.errors import GroupError, shown
-from shrinkage.groups import Groups, Whole, at_least_float32
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero
+from shrinkage.penalties.groups import Groups, Whole
 from shrinkage.penalties.per_group import check_groups
-from shrinkage.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.proximal import precision, projections
+from shrinkage.proximal.precision import at_least_float32
 
 SHORT = 1e-3  # length of a step, in units of the mean size of a weight
 TOLERANCE = 64  # in units of the type's eps: a point that is outside by rounding counts as inside
@@ -56,7 +57,7 @@ class Constraint(Penalty):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the nearest point of the set."""
         wide = w.to(at_least_float32(w.dtype))
-        steps = prox.as_tensor(step, wide)
+        steps = precision.as_tensor(step, wide)
         return torch.where(steps > 0, self.project(wide, steps), wide).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:

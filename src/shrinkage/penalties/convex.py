@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shrinkage import prox
 from shrinkage.penalties.base import Penalty, sum_of
 from shrinkage.penalties.elementwise import Elementwise, Radial, infinite_unless_zero, largest
-from shrinkage.schedules import Strength, check_positive, check_strength, fixed, total
+from shrinkage.penalties.schedules import Strength, check_positive, check_strength, fixed, total
+from shrinkage.proximal import precision, thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class L1(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * strength."""
-        return prox.soft_threshold(w, step * fixed(self.strength))
+        return thresholds.soft_threshold(w, step * fixed(self.strength))
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """max |grad|."""
@@ -117,7 +117,7 @@ class L2(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """w / (1 + step * strength)."""
-        return prox.scale_down(w, step * fixed(self.strength))
+        return thresholds.scale_down(w, step * fixed(self.strength))
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return infinity: no finite strength makes 0 stationary, unless the gradient is 0."""
@@ -183,8 +183,8 @@ class ElasticNet(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * l1, then division by 1 + step * l2."""
-        shrunk = prox.soft_threshold(prox.wide(w), step * fixed(self.l1))
-        return prox.scale_down(shrunk, step * fixed(self.l2)).to(w.dtype)
+        shrunk = thresholds.soft_threshold(precision.wide(w), step * fixed(self.l1))
+        return thresholds.scale_down(shrunk, step * fixed(self.l2)).to(w.dtype)
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """max |grad|, a value of `l1`: `l2` has no part in whether 0 is stationary."""
@@ -258,7 +258,7 @@ class Huber(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """(1 - u / max(|w|, u + delta)) * w,  u = step * strength."""
-        return prox.huber_scale(w, step, fixed(self.strength), self.delta)
+        return thresholds.huber_scale(w, step, fixed(self.strength), self.delta)
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return infinity: no finite strength makes 0 stationary, unless the gradient is 0."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shrinkage import prox
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty, sum_of
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.schedules import Strength, check_strength, fixed, total
+from shrinkage.penalties.schedules import Strength, check_strength, fixed, total
+from shrinkage.proximal import precision, thresholds
 
 
 class Counting(Elementwise):
@@ -80,7 +80,7 @@ class L0(Counting):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Hard threshold at sqrt(2 * step * strength)."""
-        return prox.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
+        return thresholds.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
 
     def over(self, other: Penalty) -> Penalty | None:
         """Count on top of any penalty of elements."""
@@ -133,10 +133,10 @@ class Counted(Counting):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the penalty's where it lowers the objective by more than step * l0 below that of 0."""
-        wide = prox.wide(w)
+        wide = precision.wide(w)
         y = self.penalty.prox(wide, step)
         # In units of the loss, so that no square overflows beside a large step.
-        steps = prox.as_tensor(step, wide)
+        steps = precision.as_tensor(step, wide)
         gain = (0.5 * y / steps) * (2 * wide - y) - self.penalty.cost(y)
         return torch.where((gain < fixed(self.l0)) & (steps > 0) & wide.isfinite(), 0.0, y).to(w.dtype)
 
@@ -211,7 +211,7 @@ class Lp(Counting):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the root of a cubic (p = 1/2) or a quartic (p = 2/3), or 0 below a threshold."""
-        operator = prox.half_threshold if self.p == 0.5 else prox.two_thirds_threshold
+        operator = thresholds.half_threshold if self.p == 0.5 else thresholds.two_thirds_threshold
         return operator(w, step * fixed(self.strength))
 
     @property

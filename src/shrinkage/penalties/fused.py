@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shrinkage import prox
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.base import Description, Penalty
-from shrinkage.schedules import Strength, check_strength, fixed
-from shrinkage.total_variation import total_variation
+from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.proximal import precision
+from shrinkage.proximal.total_variation import total_variation
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class FusedLasso(Penalty):
         if not w.numel() or not fixed(self.strength):
             return w.clone()
         rows = self._rows(w)
-        steps = prox.as_tensor(step, rows)
+        steps = precision.as_tensor(step, rows)
         steps = self._rows(steps.expand_as(w))
         finite = rows.isfinite().all(1, keepdim=True)
         strengths = torch.full_like(rows[:, 1:], fixed(self.strength))

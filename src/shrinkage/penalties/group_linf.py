@@ -6,11 +6,12 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from shrinkage import projections, prox
-from shrinkage.groups import Groups, at_least_float32, norms_within
 from shrinkage.penalties.elementwise import largest
+from shrinkage.penalties.groups import Groups, norms_within
 from shrinkage.penalties.per_group import PerGroup, check_groups
-from shrinkage.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.proximal import precision, projections
+from shrinkage.proximal.precision import at_least_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class GroupLInf(PerGroup):
         rows = self.groups.view(w).to(at_least_float32(w.dtype))
         if not rows.numel():
             return w.clone()
-        steps = prox.as_tensor(step, rows)
+        steps = precision.as_tensor(step, rows)
         steps = self.groups.view(steps.expand_as(w)) if steps.dim() else steps.expand_as(rows)
         level = projections.clip_level(rows, steps, self.slope(w.shape))
         clipped = torch.where(steps > 0, rows.clamp(-level, level), rows) if self.slope(w.shape) else rows

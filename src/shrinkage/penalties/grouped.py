@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import GroupError, shown
-from shrinkage.groups import Groups, at_least_float32, norms_within
-from shrinkage.penalties import by_sums
+from shrinkage.penalties import group_norms
 from shrinkage.penalties.base import Penalty, sum_of
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.penalties.groups import Groups, norms_within
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
-from shrinkage.schedules import Strength
-from shrinkage.sums import Sums, alone
+from shrinkage.penalties.schedules import Strength
+from shrinkage.proximal.precision import at_least_float32
+from shrinkage.proximal.reductions import Sums, alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Grouped(PerGroup):
 
     def gradient(self, w: Tensor) -> Tensor:
         """weight * phi'(||w_g||) * w_g / ||w_g||, and 0 in a group that is zero."""
-        slopes = by_sums.slopes(self.groups.norms(w), self.penalty, self.weight(w.shape))
+        slopes = group_norms.slopes(self.groups.norms(w), self.penalty, self.weight(w.shape))
         return w * self.groups.spread(slopes.to(w.dtype), w.shape)
 
     def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
@@ -133,7 +134,7 @@ class Grouped(PerGroup):
             return None
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape)
-        return by_sums.reshaped(by_sums.gradient_by_sums(split, layout, self.penalty, self.weight(shape)), w)
+        return group_norms.reshaped(group_norms.gradient_by_sums(split, layout, self.penalty, self.weight(shape)), w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Scale each group by prox_phi(||w_g||) / ||w_g||; in a diagonal metric, solve the secular equation."""
@@ -141,7 +142,7 @@ class Grouped(PerGroup):
             return alone(self._in_metric(w, step, w.shape, to_rest=w.device.type == "cpu"))
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
-        scales = by_sums.scales(norms_within(split, layout.within), step, self.penalty, self.weight(w.shape))
+        scales = group_norms.scales(norms_within(split, layout.within), step, self.penalty, self.weight(w.shape))
         return (split * scales).reshape(w.shape).to(w.dtype)
 
     def prox_by_sums(
@@ -155,7 +156,9 @@ class Grouped(PerGroup):
             return self._in_metric(w, step, shape, to_rest=not cut and w.device.type == "cpu")
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
-        return by_sums.reshaped(by_sums.scaled_by_sums(split, step, layout, self.penalty, self.weight(shape)), w)
+        return group_norms.reshaped(
+            group_norms.scaled_by_sums(split, step, layout, self.penalty, self.weight(shape)), w
+        )
 
     def _in_metric(self, w: Tensor, step: Tensor, shape: Sequence[int], *, to_rest: bool) -> Sums[Tensor]:
         """Solve the secular equation of each group, or search for the best of its minima."""
@@ -164,11 +167,11 @@ class Grouped(PerGroup):
         steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
         parts = self.penalty.radial()
         if parts is None:
-            charge = by_sums.charge_of(self.penalty, weight, layout.kept)
-            return by_sums.reshaped(by_sums.searched_by_sums(split, steps, layout, charge), w)
-        linear, quadratic = (weight * by_sums.as_column(part, layout.kept) for part in parts)
-        computation = by_sums.scaled_in_metric_by_sums(split, steps, layout, (linear, quadratic), to_rest=to_rest)
-        return by_sums.reshaped(computation, w)
+            charge = group_norms.charge_of(self.penalty, weight, layout.kept)
+            return group_norms.reshaped(group_norms.searched_by_sums(split, steps, layout, charge), w)
+        linear, quadratic = (weight * group_norms.as_column(part, layout.kept) for part in parts)
+        computation = group_norms.scaled_in_metric_by_sums(split, steps, layout, (linear, quadratic), to_rest=to_rest)
+        return group_norms.reshaped(computation, w)
 
     def _add_up(self, shape: Sequence[int], cut: Collection[int]) -> bool:
         """Return whether sums over pieces of groups add up to those over groups if `shape` is cut along `cut`."""

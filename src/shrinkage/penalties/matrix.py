@@ -8,14 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shrinkage import prox
 from shrinkage.errors import GroupError, shown
-from shrinkage.groups import widest_float
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero, largest
-from shrinkage.prox import wide
-from shrinkage.proximal_gradient import is_metric, prox_in_metric
-from shrinkage.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.proximal import precision
+from shrinkage.proximal.fista import is_metric, prox_in_metric
+from shrinkage.proximal.precision import wide, widest_float
 
 
 class OfMatrix(Penalty):
@@ -87,7 +86,7 @@ class Nuclear(OfMatrix):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold of the singular values at step * strength."""
-        matrix, step = as_matrix(self, wide(w)), prox.as_tensor(step, wide(w))
+        matrix, step = as_matrix(self, wide(w)), precision.as_tensor(step, wide(w))
         if not matrix.numel() or not fixed(self.strength) or not matrix.isfinite().all():
             return w.clone()  # decompositions of matrices that are not finite raise
         if is_metric(step):
@@ -192,7 +191,7 @@ class Orthogonal(OfMatrix):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return w - step * gradient: one explicit step in place of the prox."""
-        return (wide(w) - prox.as_tensor(step, wide(w)) * self.gradient(wide(w))).to(w.dtype)
+        return (wide(w) - precision.as_tensor(step, wide(w)) * self.gradient(wide(w))).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """|grad + gradient|, per element."""

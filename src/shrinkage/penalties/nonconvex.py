@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shrinkage import prox
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise, largest
-from shrinkage.schedules import Strength, check_positive, check_strength, fixed, multiple
+from shrinkage.penalties.schedules import Strength, check_positive, check_strength, fixed, multiple
+from shrinkage.proximal import thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class MCP(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Firm threshold, or a hard one where step >= gamma."""
-        return prox.firm_threshold(w, step, fixed(self.strength), self.gamma)
+        return thresholds.firm_threshold(w, step, fixed(self.strength), self.gamma)
 
     def scaled(self, factor: float) -> Penalty:
         """Divide gamma by the factor too: the penalty is constant beyond the same size."""
@@ -138,7 +138,7 @@ class SCAD(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold, a steeper line and the identity; with two pieces or one where step is large."""
-        return prox.clipped_threshold(w, step, fixed(self.strength), self.a)
+        return thresholds.clipped_threshold(w, step, fixed(self.strength), self.a)
 
     def scaled(self, factor: float) -> Penalty:
         """Return it with a weight: its pieces end at multiples of the strength, so that no SCAD is twice another."""
@@ -197,7 +197,7 @@ class LogSum(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the larger root of a quadratic, or 0 where that is better."""
-        return prox.log_threshold(w, step * fixed(self.strength), self.epsilon)
+        return thresholds.log_threshold(w, step * fixed(self.strength), self.epsilon)
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """epsilon * max |grad|."""

@@ -14,7 +14,7 @@ from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.convex import L2
 from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
 from shrinkage.penalties.ridged import Ridged
-from shrinkage.sums import Sums
+from shrinkage.proximal.reductions import Sums
 
 
 @dataclass(frozen=True, slots=True)

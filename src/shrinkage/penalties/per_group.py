@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from shrinkage.errors import shown
-from shrinkage.groups import Groups
 from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.groups import Groups
 
 
 class Parts(NamedTuple):

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from shrinkage import prox
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty, sum_of
 from shrinkage.penalties.convex import L2
-from shrinkage.schedules import Strength, check_strength, fixed, multiple, total
-from shrinkage.sums import Sums
+from shrinkage.penalties.schedules import Strength, check_strength, fixed, multiple, total
+from shrinkage.proximal import precision
+from shrinkage.proximal.reductions import Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ class Ridged(Penalty):
 
     def _inside(self, w: Tensor, step: float | Tensor) -> tuple[Tensor, float | Tensor]:
         """Return the point and the step that are left for the penalty."""
-        wide = prox.wide(w)
-        shrunk = 1 + (prox.as_tensor(step, wide) if isinstance(step, Tensor) else step) * fixed(self.l2)
+        wide = precision.wide(w)
+        shrunk = 1 + (precision.as_tensor(step, wide) if isinstance(step, Tensor) else step) * fixed(self.l2)
         return wide / shrunk, step / shrunk
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:

@@ -6,15 +6,15 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
-from shrinkage import prox
-from shrinkage.groups import Groups
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.grouped import Grouped, GroupLasso
+from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
-from shrinkage.schedules import Strength, check_strength, fixed, total
-from shrinkage.sums import Sums
+from shrinkage.penalties.schedules import Strength, check_strength, fixed, total
+from shrinkage.proximal import precision, thresholds
+from shrinkage.proximal.reductions import Sums
 
 BISECTIONS = 70
 
@@ -86,13 +86,13 @@ class SparseGroupLasso(PerGroup):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold, then the group lasso's prox."""
-        return self.of_groups.prox(L1(self.l1).prox(prox.wide(w), step), step).to(w.dtype)
+        return self.of_groups.prox(L1(self.l1).prox(precision.wide(w), step), step).to(w.dtype)
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
     ) -> Sums[Tensor] | None:
         """Soft threshold, then the group lasso's."""
-        return self.of_groups.prox_by_sums(L1(self.l1).prox(prox.wide(w), step), step, shape, cut)
+        return self.of_groups.prox_by_sums(L1(self.l1).prox(precision.wide(w), step), step, shape, cut)
 
     def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
         """l1 * sign(w) plus the group lasso's."""
@@ -102,7 +102,7 @@ class SparseGroupLasso(PerGroup):
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the distance per group, shape `(groups,)`."""
         norms = self.groups.norms(w)
-        beyond = prox.soft_threshold(grad, fixed(self.l1))
+        beyond = thresholds.soft_threshold(grad, fixed(self.l1))
         at_zero = self.of_groups.residual(torch.zeros_like(w), beyond)
         inside = torch.where(w == 0, beyond, grad + self.gradient(w))
         return torch.where(norms == 0, at_zero, self.groups.norms(inside))

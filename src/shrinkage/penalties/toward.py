@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from shrinkage import prox
 from shrinkage.errors import GroupError, ParameterError, SelectionError, shown
 from shrinkage.penalties.base import Description, Penalty, sum_of
-from shrinkage.sums import Sums
+from shrinkage.proximal import precision
+from shrinkage.proximal.reductions import Sums
 
 Reference = Tensor | Mapping[str, Tensor]
 
@@ -91,14 +91,14 @@ class Toward(Penalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the reference plus the penalty's prox of the difference; what does not move comes back bit for bit."""
-        difference = prox.wide(w) - self._reference(prox.wide(w))
+        difference = precision.wide(w) - self._reference(precision.wide(w))
         return self._moved(w, difference, self.penalty.prox(difference, step))
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
     ) -> Sums[Tensor] | None:
         """Return the reference plus the penalty's."""
-        difference = prox.wide(w) - self._reference(prox.wide(w))
+        difference = precision.wide(w) - self._reference(precision.wide(w))
         computation = self.penalty.prox_by_sums(difference, step, shape, cut)
         return None if computation is None else self._moved_by_sums(w, difference, computation)
 
@@ -110,7 +110,7 @@ class Toward(Penalty):
         return self._moved(w, difference, (yield from computation))
 
     def _moved(self, w: Tensor, difference: Tensor, moved: Tensor) -> Tensor:
-        wide = prox.wide(w)
+        wide = precision.wide(w)
         return torch.where(moved == difference, wide, self._reference(wide) + moved).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:

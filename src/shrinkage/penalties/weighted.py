@@ -9,8 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.broadcast import check_spread, spread, spread_together
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.penalties.spread import check_spread, spread, spread_together
 from shrinkage.tables import shape_text
 
 

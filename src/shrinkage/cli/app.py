@@ -1,0 +1,195 @@
+"""The `shrinkage` command: a demo, and the report of a saved model."""
+
+import pickle
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+from torch import Tensor
+
+from shrinkage import __version__, report
+from shrinkage.cli.file_formats import Format, folder, format_of
+from shrinkage.diagnostics.checkpoint_files import TOP, chosen
+from shrinkage.errors import ParameterError, first_line, listed
+
+EXTRAS = {"jinja2", "matplotlib", "rich", "safetensors", "sklearn", "typer"}
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Say what to install if an optional package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        sys.exit(f"shrinkage: the command line needs {package}; in a checkout of it: pip install '.[cli]'")
+
+
+with extras():
+    import typer
+    from rich import box
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+app = typer.Typer(
+    help="Regularize the weights of PyTorch models, layer by layer: no term in the loss, exact zeros.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line and end with exit code 1."""
+    typer.echo(f"shrinkage: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if `wanted`."""
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Regularize the weights of PyTorch models, layer by layer: no term in the loss, exact zeros."""
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the report, the numbers and the pictures.")] = Path(
+        "runs/demo"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="How many networks to train per variant.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 50,
+) -> None:
+    """Train a small network on handwritten digits in five ways, and compare accuracy, zeros and time."""
+    with extras():
+        from shrinkage.demo import data
+        from shrinkage.demo.publish import publish
+        from shrinkage.demo.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_rows, table_rows
+        from shrinkage.demo.run import Settings, run
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"can not write to {str(output)!r}: {error.strerror}")
+    settings = Settings(seeds=seeds, epochs=epochs)
+    digits = data.load()
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=settings.ticks)
+        done = run(digits, settings, lambda doing: progress.update(task, advance=1, description=doing))
+    console = Console()
+    console.print(table(TABLE_HEADER, table_rows(done.results)), "")
+    console.print(table(SMALLER_HEADER, smaller_rows(done.results)), "")
+    for sentence in findings(done.results):
+        console.print(sentence, highlight=False, markup=False)
+    try:
+        written = publish(done, digits, output)
+    except OSError as error:
+        fail(f"can not write to {str(output)!r}: {error.strerror}")
+    typer.echo(f"Wrote {', '.join(path.name for path in written)} to {output}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return rows of text under `header`, the first column flush left."""
+    printed = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, title in enumerate(header):
+        printed.add_column(title, justify="left" if index == 0 else "right", vertical="bottom")
+    for row in rows:
+        printed.add_row(*row)
+    return printed
+
+
+@app.command("report")
+def report_file(
+    file: Annotated[
+        Path, typer.Argument(help="A state_dict, or a checkpoint that holds one: a file of torch.save or safetensors.")
+    ],
+    below: Annotated[float, typer.Option(min=0.0, help="Weights of smaller size count as small.")] = 1e-3,
+    key: Annotated[
+        str | None,
+        typer.Option(help="The entry of a checkpoint that is the state_dict, such as model or ema.state_dict."),
+    ] = None,
+) -> None:
+    """Count the zeros of a saved model: exact ones, small weights, and whole rows and columns."""
+    entry, weights, others = weights_in(file, key)
+    if not any(tensor.is_floating_point() for tensor in weights.values()):
+        types = listed(sorted({str(tensor.dtype) for tensor in weights.values()}), most=3)
+        fail(f"{str(file)!r} holds no floating-point weights, only {types}: of others no zeros are counted")
+    if entry != TOP:
+        rest = f"; others are {listed(others)}, with --key" if others else ""
+        typer.echo(f"The entry {entry!r} of {str(file)!r}{rest}:")
+    try:
+        typer.echo(report(weights, below=below))
+    except ParameterError as error:
+        fail(f"{str(file)!r}: {error}")
+
+
+def weights_in(file: Path, key: str | None) -> tuple[str, dict[str, Tensor], list[str]]:
+    """Return the key of the state_dict in `file`, the state_dict, and other keys; or say what is wrong and end."""
+    try:
+        return chosen(content_of(file), key)
+    except ValueError as error:
+        hint = "; choose one with --key" if "say which" in str(error) else ""
+        fail(f"{str(file)!r} {error}{hint}")
+
+
+def content_of(file: Path) -> object:
+    """Return what is in `file`, or say in one line what is wrong and end."""
+    if file.is_dir():
+        fail(f"{str(file)!r} is {folder(file)}")
+    if not file.is_file():
+        fail(f"there is no file {str(file)!r}")
+    try:
+        found = format_of(file)
+    except OSError as error:
+        fail(f"{str(file)!r} can not be read: {error.strerror}")
+    if found is Format.SAFETENSORS:
+        return read_safetensors(file)
+    if found is Format.TORCH:
+        return read_torch(file)
+    fail(f"{str(file)!r} is {found}; expected a state_dict, or a checkpoint with one, of torch.save or safetensors")
+
+
+def read_safetensors(file: Path) -> object:
+    """Return the tensors of a safetensors file."""
+    with extras():
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        fail(f"{str(file)!r} is cut off or damaged: safetensors says {first_line(error)!r}; copy or save it again")
+
+
+def read_torch(file: Path) -> object:
+    """Return the content of a file of `torch.save`; nothing in it is executed."""
+    try:
+        with file.open("rb") as stream:  # by its name torch.load takes some files for ones of safetensors
+            content: object = torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        fail(
+            f"{str(file)!r} holds Python objects{f' ({found[1]})' if found else ''} and not tensors alone; those are "
+            "not loaded, because they can run code. If you trust the file, load it with torch.load(..., "
+            "weights_only=False) and save the weights alone, with torch.save(model.state_dict(), ...)"
+        )
+    except Exception as error:  # a damaged file raises whatever torch and pickle stumble over
+        fail(
+            f"{str(file)!r} is cut off or damaged: it begins as a file of torch.save does, and torch.load stops in it "
+            f"({type(error).__name__}); copy or save it again"
+        )
+    return content

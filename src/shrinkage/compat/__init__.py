@@ -1,1 +1,0 @@
-"""The calling conventions of other packages, on top of this one."""

@@ -1,0 +1,162 @@
+"""What a model costs: parameters, bytes, multiply-adds and time, in all and layer by layer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from shrinkage.compression.calls.inputs import Call, cloned
+from shrinkage.compression.calls.latency import idle, median, medians_in_turns
+from shrinkage.compression.calls.modes import evaluated, seeing
+from shrinkage.compression.calls.outputs import outputs
+from shrinkage.compression.copying.copies import with_own_state, without_gradients
+from shrinkage.compression.plans.tensors import tensors_of
+from shrinkage.private import private
+
+SECONDS = 0.5  # after so long no model is called again to see how long it takes
+FUSED_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+ROUNDS = 5  # of calls in which layers are timed
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a model or layer costs.
+
+    `parameters` are entries, tied ones counted once; `size` is the bytes of parameters and buffers; `multiply_adds` are
+    those of one call, half of the floating-point operations that torch counts; `latency` is the median time of one call
+    in seconds, None of a layer that is not called as a module.
+    """
+
+    parameters: int
+    size: int
+    multiply_adds: int
+    latency: float | None
+
+
+def costs(models: Sequence[nn.Module], call: Call, layers: Sequence[str]) -> tuple[list[Cost], list[dict[str, Cost]]]:
+    """Return what each of `models` costs, and what its `layers` do; the models are called in turns."""
+    totals, parts = [], []
+    for model, seconds, layer_seconds in zip(models, *latencies(models, call, layers), strict=True):
+        operations = multiply_adds(model, call)
+        totals.append(_cost(model, operations[""], seconds))
+        parts.append(
+            {name: _cost(model.get_submodule(name), operations.get(name, 0), layer_seconds[name]) for name in layers}
+        )
+    return totals, parts
+
+
+def _cost(module: nn.Module, operations: int, seconds: float | None) -> Cost:
+    return Cost(parameter_count(module), byte_count(module), operations, seconds)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of entries of the parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def byte_count(model: nn.Module) -> int:
+    """Return the bytes of the parameters and buffers, tied ones counted once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+
+
+def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
+    """Return the multiply-adds of one call of `model`, under the empty name, and of its modules that have any."""
+    from torch.utils.flop_counter import FlopCounterMode  # not imported before it is needed: it brings triton along
+
+    attention = private(torch.ops.aten, FUSED_ATTENTION, "count its multiply-adds")  # torch counts 0
+    model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
+    counter = FlopCounterMode(display=False, custom_mapping={attention: attention_operations})
+    try:
+        with seeing(counter):
+            outputs(model, call)
+    except RuntimeError:  # Models that compute gradients in their call, in which the hooks that tell modules fail.
+        counter.mod_tracker = _NoModules()  # type: ignore[assignment]  # it has what the counter asks for
+        with seeing(counter):
+            outputs(model, call)
+    counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
+    root = f"{type(model).__name__}."  # the counter's names begin with it
+    modules = {name.removeprefix(root): count for name, count in counts.items() if name.startswith(root)}
+    return modules | {"": counts.get("Global", 0)}
+
+
+class _NoModules:
+    """Have all that is counted taken for the whole model's."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> "_NoModules":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind."""
+
+
+def attention_operations(queries: torch.Size, keys: torch.Size, values: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Return the floating-point operations of attention by the shapes of its inputs; masked ones count too, as on GPUs.
+
+    >>> attention_operations(torch.Size([1, 2, 5, 4]), torch.Size([1, 2, 7, 4]), torch.Size([1, 2, 7, 4]))
+    1120
+    """
+    batch, heads, length, size = queries
+    return 2 * batch * heads * length * keys[-2] * (size + values[-1])
+
+
+def latencies(
+    models: Sequence[nn.Module], call: Call, layers: Sequence[str] = ()
+) -> tuple[list[float], list[dict[str, float | None]]]:
+    """Return the median seconds of a call of each of `models` in evaluation mode, and of what it takes in each layer.
+
+    Copies of the models are called in turns. Layers are timed in calls of their own, so that the time of the model is
+    without hooks.
+    """
+    device = next((tensor.device for tensor in tensors_of(models[0]).values()), torch.device("cpu"))
+    models = [evaluated(with_own_state(model)) for model in models]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        whole = medians_in_turns([partial(_called, model, call) for model in models], device, seconds=SECONDS)
+        rounds = ROUNDS if sum(whole) * ROUNDS < SECONDS else 1
+        timed = [_seconds_in(model, layers, call, device, rounds) for model in models]
+    return whole, timed
+
+
+def _seconds_in(
+    model: nn.Module, layers: Sequence[str], call: Call, device: torch.device, rounds: int
+) -> dict[str, float | None]:
+    """Return the median seconds that a call of `model` spends in each of `layers`; None if it does not call it."""
+    seconds: dict[str, list[float]] = {name: [] for name in layers}
+    for _ in range(rounds if layers else 0):
+        with _clocks({name: model.get_submodule(name) for name in layers}, device) as measured:
+            _called(model, call)
+        for name, passed in measured.items():
+            seconds[name].append(passed)
+    return {name: median(several) if several else None for name, several in seconds.items()}
+
+
+def _called(model: nn.Module, call: Call) -> None:
+    args, kwargs = cloned(call)
+    model(*args, **kwargs)
+
+
+@contextmanager
+def _clocks(layers: Mapping[str, nn.Module], device: torch.device) -> Iterator[dict[str, float]]:
+    """Yield the seconds that calls take until the context ends, of each of `layers` that is called."""
+    seconds: dict[str, float] = {}
+    begun: list[float] = []
+
+    def begin(*_: object) -> None:
+        idle(device)
+        begun.append(perf_counter())
+
+    def end(name: str, *_: object) -> None:
+        idle(device)
+        seconds[name] = seconds.get(name, 0.0) + perf_counter() - begun.pop()
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_pre_hook(begin).remove)
+            hooks.callback(layer.register_forward_hook(partial(end, name)).remove)
+        yield seconds

@@ -1,0 +1,1 @@
+"""Copies of a model that share nothing with it."""

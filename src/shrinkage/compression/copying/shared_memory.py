@@ -1,0 +1,141 @@
+"""Whether a copy of a model computes with tensors of its own."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from shrinkage.compression.calls.inputs import Call, cloned
+from shrinkage.compression.calls.modes import evaluated, process_as_it_was, seeing
+from shrinkage.compression.copying.caches import emptied
+from shrinkage.compression.copying.copies import copy_with
+from shrinkage.compression.copying.rebinding import Memo, reached
+from shrinkage.compression.plans.tensors import joined, tensors_of
+from shrinkage.errors import ShrinkError
+
+
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
+    """Note which of the memory `watched`, each piece under a name, operators read, and in which module of `model`."""
+
+    def __init__(self, model: nn.Module, watched: Mapping[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
+        self.model, self.watched = model, watched
+        self.found: dict[str, str] = {}
+        self.inside: list[str] = [""]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and note what it reads."""
+        for leaf in tree_leaves((args, kwargs)):
+            place = memory_of(leaf)
+            if place in self.watched:
+                self.found.setdefault(self.watched[place], self.inside[-1])
+        return func(*args, **(kwargs or {}))
+
+    def call(self, call: Call) -> None:
+        """Call the model."""
+        args, kwargs = cloned(call)
+        with ExitStack() as hooks:
+            for path, module in self.model.named_modules():
+                hooks.callback(module.register_forward_pre_hook(self._entering(path), prepend=True).remove)
+                hooks.callback(module.register_forward_hook(self._leaving, always_call=True).remove)
+            with process_as_it_was(), torch.no_grad(), seeing(self):
+                self.model(*args, **kwargs)
+
+    def _entering(self, path: str) -> Any:
+        return lambda *_: self.inside.append(path)
+
+    def _leaving(self, *_: object) -> None:
+        self.inside.pop()
+
+
+def memory_of(leaf: object) -> int:
+    """Return where the numbers of a tensor begin in memory; 0 for what is none, or has no memory of its own."""
+    if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+        with suppress(RuntimeError, NotImplementedError):  # tensors that stand for others
+            return leaf.untyped_storage().data_ptr()
+    return 0
+
+
+def check_reads_own(model: nn.Module, call: Call) -> None:
+    """Raise `ShrinkError` if a copy of `model` computes with tensors of the model itself, or with what is out of date.
+
+    Functions that an attribute holds are bound to the layers of the copy; global variables, and what the methods of a
+    class close over, can not be. What was computed from parameters once, and kept, does not follow those of a copy.
+    """
+    memo = Memo(model, {})
+    probe = emptied(evaluated(copy_with(memo, model)))
+    kept = _computed_once(model, memo)
+    reads = Reads(probe, _memory_of_layers(model) | {memory_of(tensor): name for name, tensor in kept.items()})
+    versions = {name: tensor._version for name, tensor in kept.items()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False  # so that a layer of the model, if it is called, keeps its statistics
+        with suppress(Exception):  # The calls that follow tell what is wrong with it.
+            reads.call(call)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    for name, path in reads.found.items():
+        where = f"`{path or 'the model'}`"
+        if name not in kept:
+            raise ShrinkError(
+                f"a copy of the {type(model).__name__} computes with {name!r} of the model that was given, in {where}"
+                f"{_through(model.get_submodule(path), tensors_of(model)[name])}: layers are bound to a copy if its"
+                " modules hold them as attributes, and not if they are global variables"
+            )
+        written = kept[name]._version > versions[name]
+        if not written and any(each is kept[name] for each in reached(_attribute(probe, name))):
+            raise ShrinkError(
+                f"{where} computes with its attribute {name!r}, which was made from parameters and does not follow"
+                " those of a copy: compute it in `forward`, or make it a buffer if it should not follow"
+            )
+
+
+def _memory_of_layers(model: nn.Module) -> dict[int, str]:
+    """Return where the parameters of `model`, and the buffers of the layers of torch, lie, and their names."""
+    of_torch = {
+        id(buffer)
+        for module in model.modules()
+        if type(module).__module__.startswith("torch.nn.")
+        for buffer in module.buffers(recurse=False)
+    }
+    named = tensors_of(model).items()
+    found = {memory_of(t): name for name, t in named if isinstance(t, nn.Parameter) or id(t) in of_torch}
+    return {place: name for place, name in found.items() if place}
+
+
+def _computed_once(model: nn.Module, memo: Memo) -> dict[str, Tensor]:
+    """Return what the copy has of attributes that were computed from parameters, or share their memory, by name."""
+    registered = {id(tensor) for tensor in tensors_of(model).values()}
+    memory = {memory_of(parameter) for parameter in model.parameters()} - {0}
+    found = {}
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers", "_modules"):
+                continue
+            for each in reached(value, entering_layers=False):
+                if isinstance(each, Tensor) and id(each) not in registered and id(each) in memo:
+                    if not each.is_leaf or memory_of(each) in memory:
+                        found[joined(path, attribute)] = memo[id(each)]
+    return {name: tensor for name, tensor in found.items() if memory_of(tensor)}
+
+
+def _attribute(model: nn.Module, name: str) -> Any:
+    path, _, attribute = name.rpartition(".")
+    return vars(model.get_submodule(path)).get(attribute)
+
+
+def _through(module: nn.Module, tensor: Tensor) -> str:
+    """Return by which function in an attribute of `module` it comes to `tensor`, in words; empty if it is unknown."""
+    for attribute, value in vars(module).items():
+        functions = [each for each in reached(value, entering_functions=True) if isinstance(each, FunctionType)]
+        named = [f.__globals__[name] for f in functions for name in f.__code__.co_names if name in f.__globals__]
+        if any(each is tensor for held in named for each in reached(held, entering_functions=True)):
+            return f", through the function in its attribute {attribute!r}"
+    return ""

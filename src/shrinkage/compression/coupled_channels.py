@@ -1,0 +1,174 @@
+"""The channels of a model as groups to be charged: what makes a channel goes to zero as a whole."""
+
+import warnings
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.compression.calls.inputs import Call, positional
+from shrinkage.compression.calls.outputs import outputs
+from shrinkage.compression.copying.copies import plain
+from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
+from shrinkage.compression.plans.tensors import tensors_of, zero_slices
+from shrinkage.compression.removal.attributes import changed_attributes, equal_by_chance
+from shrinkage.compression.removal.bisection import culprits
+from shrinkage.compression.removal.removable import kept_indices
+from shrinkage.compression.removal.summary import KeptZeros
+from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
+from shrinkage.compression.tracing.disjoint_sets import distinct
+from shrinkage.diagnostics.zero_layers import NAMED, listed
+from shrinkage.errors import GroupError
+from shrinkage.penalties.coupled_groups import Coupled, Member
+
+
+def CoupledChannels(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    pin: Sequence[str] = (),
+) -> Coupled:
+    """Return the groups of all that makes a channel: rows of weights, their biases, the scale and shift of a norm.
+
+    Args:
+        model: its operators are followed as in `shrink`.
+        example_inputs: a tuple of the positional arguments of a call of `model`, or the only one.
+        example_kwargs: the keyword arguments of that call.
+        pin: dotted names of modules or parameters that are not charged.
+
+    A group that is zero makes its channel zero, so that `shrink` takes it out exactly. Heads of attention are groups
+    too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that can not go (inputs,
+    outputs, the width of a residual stream under a norm; what a frozen weight makes) are in none. A copy of the model
+    with one channel less of each kind is called once; what makes it fail is in no group, and a warning says so. Another
+    one tells where the exporter does not take the model as a whole.
+
+    Raises:
+        GroupError: no channel of the model can go.
+        ShrinkError: the model can not be called with the example inputs, or `pin` names nothing.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
+    >>> channels = CoupledChannels(model, torch.randn(5, 4))
+    >>> channels.count, channels.names
+    (3, ('0.weight', '0.bias', '1.weight', '1.bias'))
+    """
+    model = plain(model)
+    coupling = couple(model, example_inputs, example_kwargs=example_kwargs, pin=pin)
+    for path, error in coupling.unexported.items():
+        warnings.warn(
+            f"{f'`{path}`' if path else 'the model'} can not be exported as a whole, so that its children are, and "
+            f"channels that pass between them are in no group: {error}",
+            stacklevel=2,
+        )
+    free = _made_by(coupling, model)
+    roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
+    roots -= _frozen(coupling, model)
+    stuck = _stuck(coupling, model, (positional(example_inputs), dict(example_kwargs or {})), free, roots)
+    roots -= stuck
+    if not roots:
+        raise GroupError(
+            "expected a model of which some channel can go and is trained, found none. What holds the most parameters: "
+            + "; ".join(most_held(coupling, model, stuck))
+        )
+    number = {root: place for place, root in enumerate(sorted(roots))}
+    members = [
+        Member(name, dim, [number.get(root, -1) for root in channels.tolist()])
+        for (name, dim), channels in free.items()
+    ]
+    return Coupled([member for member in members if max(member.groups) >= 0])
+
+
+def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str]:
+    """Return in words the reasons for which the most parameters have no channel that can go, the largest first."""
+    sizes: dict[str, dict[str, float]] = {}
+    tensors, frozen, seen = tensors_of(model), _frozen(coupling, model), set[int]()
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        if (name, dim) in coupling.consumed or not isinstance(tensor, nn.Parameter) or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        for root in channels.tolist():
+            reason = coupling.pinned.get(root, FAILS if root in stuck else FROZEN if root in frozen else "")
+            names = sizes.setdefault(reason.partition(", in `")[0] or FROZEN, {})
+            names[name] = names.get(name, 0) + tensor.numel() / len(channels)
+    order = sorted(sizes, key=lambda reason: -sum(sizes[reason].values()))
+    texts = []
+    for reason in order[:NAMED]:
+        largest = sorted(sizes[reason], key=lambda name: -sizes[reason][name])
+        advice = KeptZeros("", 0, reason).advice
+        count = f"{round(sum(sizes[reason].values())):,} parameters of {listed(largest)}"
+        texts.append(f"{reason} ({count}){f': {advice}' if advice else ''}")
+    return texts
+
+
+FAILS = "the model fails without some of them: its code has a length as a number"
+FROZEN = "not trained, since requires_grad is False"
+
+
+def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:
+    """Return the channels along the first axis of each trainable parameter that makes any, tied ones once."""
+    found: dict[Axis, Tensor] = {}
+    tensors, seen = tensors_of(model), set()
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        if (name, dim) in coupling.consumed or not isinstance(tensor, nn.Parameter) or not tensor.requires_grad:
+            continue
+        if id(tensor) not in seen and any(root not in coupling.pinned for root in distinct(channels).tolist()):
+            seen.add(id(tensor))
+            found[name, dim] = channels
+    return found
+
+
+def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
+    """Return the channels of rows that are not trained, and not zero: they are taken for such as never become zero."""
+    found: set[int] = set()
+    tensors = tensors_of(model)
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        makes = tensor.dim() > 1 and (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter)
+        if makes and not tensor.requires_grad and not tensor.is_meta:
+            found.update(distinct(channels[~zero_slices(tensor, dim).cpu()]).tolist())
+    return found
+
+
+def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis, Tensor], roots: set[int]) -> set[int]:
+    """Return the channels that lie beside one without which the model fails."""
+    gone = torch.zeros(coupling.labels.count, dtype=torch.bool)
+    for channels in free.values():
+        own = [root for root in distinct(channels).tolist() if root in roots]
+        if len(own) > 1 and not gone[own].any():
+            gone[own[-1]] = True
+
+    chance: frozenset[str] = frozenset()
+
+    def runs(held: Tensor, kept: frozenset[str] | None = None) -> bool:
+        try:
+            attributes = changed_attributes(coupling, model, gone & ~held)
+            for name in attributes.keys() & (chance if kept is None else kept):
+                del attributes[name]
+            plan = ShrinkPlan.of(model, kept_indices(coupling, gone & ~held), attributes=attributes)
+            return [x.shape for x in outputs(applied(model, plan), call)] == shapes
+        except Exception:  # Whatever a model's code does with other widths than it expects.
+            return False
+
+    try:
+        shapes = [x.shape for x in outputs(model, call)]
+    except Exception:  # On the meta device, say: nothing can be tried.
+        return set()
+    if runs(torch.zeros_like(gone)):
+        return set()
+    chance = equal_by_chance(coupling, model, gone, runs)
+    if runs(torch.zeros_like(gone)):
+        return set()
+    held, _ = culprits(coupling, gone, runs)
+    names = [(name, set(distinct(channels).tolist())) for (name, _), channels in free.items() if held[channels].any()]
+    stuck = set().union(*(own for _, own in names)) & roots
+    warnings.warn(
+        f"the model fails when channels of {', '.join(name for name, _ in names)} go, so that they are in no group: "
+        "where its code has a length as a number, give it as -1 or as an integer attribute of the module",
+        stacklevel=3,
+    )
+    return stuck

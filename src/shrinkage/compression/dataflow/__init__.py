@@ -1,0 +1,1 @@
+"""What the values in a graph depend on."""

@@ -1,0 +1,272 @@
+"""The plan of a smaller model: which indices of its class's tensors stay; as JSON, and applied to a fresh model."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from operator import index
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from shrinkage.compression.copying.caches import emptied
+from shrinkage.compression.copying.copies import copy_of, plain, warn_of_hooks
+from shrinkage.compression.plans.checks import (
+    Keep,
+    check_attributes,
+    check_biases,
+    check_can_be_cut,
+    check_is_dense,
+    check_keep,
+    check_tied,
+    check_values,
+)
+from shrinkage.compression.plans.encoding import decoded, encoded, hashed, tuples
+from shrinkage.compression.plans.layers import layer_attributes, outputs_of
+from shrinkage.compression.plans.tensors import (
+    Shape,
+    copied,
+    joined,
+    own_tensors,
+    saved_shapes,
+    shape_of_cut,
+    tensors_of,
+)
+from shrinkage.compression.removal.adapters import update_ranks
+from shrinkage.errors import PlanError
+from shrinkage.penalties.pickling import found_at_former_place
+from shrinkage.tables import shape_text, table
+
+VERSION = 1
+
+
+@found_at_former_place
+@dataclass(frozen=True)
+class ShrinkPlan:
+    """How a smaller model follows from the class of a dense one: which indices of each tensor stay.
+
+    A plan holds no weights, and is applied without data and without tracing. As JSON it goes beside the weights, into a
+    checkpoint or the header of a safetensors file. `shrink` returns one; `ShrinkPlan.of` makes one by hand.
+
+    Args:
+        shapes: the shape of every parameter and saved buffer of the dense model, by dotted name.
+        keep: the indices that stay, in rising order, by dimension, by name, for each tensor that is cut.
+        biases: dotted names of layers that get a bias, which the dense ones do not have.
+        attributes: new values of attributes of modules, by dotted name: numbers, strings, or tuples of them.
+        torch_version: of the torch that the plan was made with, for the record.
+        version: of the format.
+
+    Raises:
+        PlanError: indices that do not rise, none at all, or beyond the tensor that they are of.
+
+    >>> plan = ShrinkPlan.of(nn.Linear(4, 3), {"weight": {0: (0, 2)}, "bias": {0: (0, 2)}})
+    >>> print(plan)
+    layer        weight  becomes  numbers  become
+    -----------  ------  -------  -------  ------
+    (the model)     3x4      2x4       15      10
+    all                                15      10
+    >>> ShrinkPlan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    shapes: Mapping[str, Shape] = field(repr=False)
+    keep: Keep = field(repr=False)
+    biases: tuple[str, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    torch_version: str = str(torch.__version__)
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        check_keep(self.shapes, self.keep)
+        check_values(self.attributes)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        keep: Mapping[str, Mapping[int, Sequence[int]]],
+        *,
+        biases: Sequence[str] = (),
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return the plan that keeps `keep` of `model`, a dense one.
+
+        What ordinary layers know of their widths is filled in (`register_layer` tells it of others), and tied
+        parameters are cut under all of their names. What `attributes` says goes before that.
+
+        Raises:
+            PlanError: indices as above; a tensor that is cut in two ways, computed from others, lazy, sparse, or spread
+                over machines; a group of channels that is cut in two; a layer that has a bias or can have none.
+        """
+        model = plain(model)
+        tensors = tensors_of(model)
+        chosen = _under_all_names(tensors, keep)
+        plan = cls(saved_shapes(model, chosen), chosen, tuple(biases))
+        check_can_be_cut(model, tensors, chosen)
+        check_biases(model, plan.biases)
+        widths = _widths(model, chosen)
+        check_attributes(model, {**widths, **(attributes or {})})
+        return cls(plan.shapes, chosen, plan.biases, {**widths, **(attributes or {})})
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the names and shapes of the dense model's tensors."""
+        return hashed(self.shapes)
+
+    def shape_after(self, name: str) -> Shape:
+        """Return the shape of the smaller model's parameter or buffer called `name`."""
+        return shape_of_cut(self.shapes[name], self.keep.get(name, {}))
+
+    def to_json(self) -> str:
+        """Return the plan as one line of JSON: by tensor its shape and, by dimension, which mask of `masks` it keeps.
+
+        A mask is the bits of the indices, compressed by deflate and written in base 85 (`base64.b85decode`).
+        """
+        cuts = {name: self.keep.get(name, {}) for name in self.shapes}
+        masks = {kept: encoded(kept) for dims in cuts.values() for kept in dims.values()}
+        numbers = {kept: number for number, kept in enumerate(masks)}
+        content = {
+            "version": self.version,
+            "torch": self.torch_version,
+            "fingerprint": self.fingerprint,
+            "masks": list(masks.values()),
+            "tensors": {
+                name: [list(self.shapes[name]), {str(dim): numbers[kept] for dim, kept in dims.items()}]
+                for name, dims in cuts.items()
+            },
+            "biases": list(self.biases),
+            "attributes": dict(self.attributes),
+        }
+        return json.dumps({**content, "checksum": hashed(content)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the plan that `to_json` wrote.
+
+        Raises:
+            PlanError: `text` is no plan, is damaged, or has another format.
+        """
+        try:
+            content = dict(json.loads(text))
+            version, checksum = content["version"], content.pop("checksum", None)
+        except (ValueError, TypeError, KeyError) as error:
+            raise PlanError(
+                f"expected what ShrinkPlan.to_json() wrote, found {str(text)[:40]!r} ({type(error).__name__})"
+            ) from error
+        if version != VERSION:
+            raise PlanError(f"the plan has format {version!r}, and this shrinkage reads format {VERSION}: update it")
+        if checksum != hashed(content):
+            raise PlanError("the plan was damaged or edited after to_json() wrote it: take it from its source again")
+        masks = [decoded(mask) for mask in content["masks"]]
+        tensors = content["tensors"].items()
+        shapes = {name: tuple(shape) for name, (shape, _) in tensors}
+        keep = {name: {int(dim): masks[number] for dim, number in dims.items()} for name, (_, dims) in tensors if dims}
+        attributes = {name: tuples(value) for name, value in content["attributes"].items()}
+        return cls(shapes, keep, tuple(content["biases"]), attributes, content["torch"])
+
+    def __str__(self) -> str:
+        rows = []
+        for layer in dict.fromkeys(name.rpartition(".")[0] for name in self.shapes if name in self.keep):
+            names = [name for name in self.shapes if name.rpartition(".")[0] == layer]
+            largest = max((name for name in names if name in self.keep), key=lambda name: prod(self.shapes[name]))
+            shapes = shape_text(self.shapes[largest]), shape_text(self.shape_after(largest))
+            rows.append([layer or "(the model)", *shapes, *self._counts(names)])
+        rows.append(["all", "", "", *self._counts(self.shapes)])
+        parts = [table(["layer", "weight", "becomes", "numbers", "become"], rows, right=range(1, 5))]
+        if self.biases:
+            parts.append("new biases, not in these numbers: " + ", ".join(self.biases))
+        listed = {name.rpartition(".")[0] for name in self.keep}  # layers whose widths the table tells
+        others = {name: value for name, value in self.attributes.items() if name.rpartition(".")[0] not in listed}
+        if others:
+            parts.append("attributes: " + ", ".join(f"{name} = {value}" for name, value in others.items()))
+        return "\n\n".join(parts)
+
+    def _counts(self, names: Iterable[str]) -> tuple[str, str]:
+        """Return how many numbers the tensors called `names` hold before and after, as text."""
+        pairs = [(prod(self.shapes[name]), prod(self.shape_after(name))) for name in names]
+        return f"{sum(before for before, _ in pairs):,}", f"{sum(after for _, after in pairs):,}"
+
+
+def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """Return the smaller model that `plan` makes of a dense model of the plan's class.
+
+    Args:
+        model: stays as it is. On the meta device the result is there too, to be filled with
+            `load_state_dict(state, assign=True)`. Of a `torch.optim.swa_utils.AveragedModel` the averaged model is cut;
+            of a compiled one, or one on several machines, the module inside is, and returned alone.
+        plan: what `shrink` returned, or `ShrinkPlan.from_json` read.
+
+    Weights that go are never copied. Tied parameters stay tied; classes, modes, types, devices, `requires_grad`, the
+    order of memory, hooks of modules and attributes of parameters are kept; gradients are not, nor are hooks on
+    gradients of parameters, of which a warning tells. Functions in attributes call the layers of the smaller model. New
+    biases are zero.
+
+    Raises:
+        PlanError: `model` is not of the class that the plan was made for, is small already, or holds a tensor that can
+            not be cut (see `ShrinkPlan.of`).
+
+    >>> plan = ShrinkPlan.of(nn.Linear(4, 3, bias=False), {"weight": {0: (0, 2)}})
+    >>> apply_plan(nn.Linear(4, 3, bias=False), plan)
+    Linear(in_features=4, out_features=2, bias=False)
+    """
+    result = applied(model, plan)
+    warn_of_hooks(plain(model), stacklevel=2)
+    return result
+
+
+def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """Return what `apply_plan` does, without a warning."""
+    if not isinstance(model, AveragedModel):
+        model = plain(model)
+    dense = plain(model)
+    tensors = tensors_of(dense)
+    check_is_dense(dense, plan.shapes, {name: plan.shape_after(name) for name in plan.shapes}, plan.keep)
+    check_tied(plan.keep, _under_all_names(tensors, plan.keep))
+    check_can_be_cut(dense, tensors, plan.keep)
+    check_biases(dense, plan.biases)
+    check_attributes(dense, plan.attributes)
+    cuts: dict[Tensor, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor not in cuts and (name in plan.keep or type(tensor) is nn.Parameter):
+            cuts[tensor] = copied(tensor, plan.keep.get(name, {}))
+    result = copy_of(model, cuts)
+    small = plain(result)
+    for name, value in plan.attributes.items():
+        path, _, attribute = name.rpartition(".")
+        setattr(small.get_submodule(path), attribute, value)
+    for path in plan.biases:
+        layer = small.get_submodule(path)
+        weight, outputs = layer.get_parameter("weight"), outputs_of(layer)
+        layer.bias = nn.Parameter(weight.new_zeros(outputs or 0), requires_grad=weight.requires_grad)
+    update_ranks(small)
+    emptied(small)
+    return result
+
+
+def _under_all_names(tensors: Mapping[str, Tensor], keep: Mapping[str, Mapping[int, Sequence[int]]]) -> Keep:
+    """Return `keep` as plain numbers, with each tensor that is cut under all of its names."""
+    cuts: dict[int, tuple[str, Mapping[int, tuple[int, ...]]]] = {}
+    plain = {name: {index(dim): tuple(map(index, kept)) for dim, kept in dims.items()} for name, dims in keep.items()}
+    chosen = {name: dims for name, dims in plain.items() if dims}
+    for name, dims in chosen.items():
+        if name in tensors:
+            other, known = cuts.setdefault(id(tensors[name]), (name, dims))
+            if known != dims:
+                raise PlanError(f"{other!r} and {name!r} are one tensor, tied, and would be cut in two ways")
+    tied = {name: dict(cuts[id(tensor)][1]) for name, tensor in tensors.items() if id(tensor) in cuts}
+    return {**chosen, **tied}
+
+
+def _widths(model: nn.Module, keep: Keep) -> dict[str, Any]:
+    """Return the attributes of ordinary layers that change, by dotted name."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = own_tensors(module)
+        kept = {name: keep[joined(path, name)] for name in own if joined(path, name) in keep}
+        if kept:
+            shapes = {name: shape_of_cut(tuple(tensor.shape), kept.get(name, {})) for name, tensor in own.items()}
+            changed = layer_attributes(module, shapes, kept)
+            found |= {joined(path, name): value for name, value in changed.items()}
+    return found

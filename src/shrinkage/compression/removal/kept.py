@@ -1,0 +1,141 @@
+"""Zero channels that stay, and why."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.compression.copying.caches import caches_of, emptied
+from shrinkage.compression.copying.copies import with_own_state
+from shrinkage.compression.dataflow.dependence import packet_of
+from shrinkage.compression.dataflow.gates import NORMS, PRODUCTS, arguments_of
+from shrinkage.compression.dataflow.liveness import Needs
+from shrinkage.compression.plans.tensors import joined, tensors_of, zero_slices
+from shrinkage.compression.removal.bisection import TRIALS, Attempts
+from shrinkage.compression.removal.constants import Products, Reading
+from shrinkage.compression.removal.removable import Removal
+from shrinkage.compression.removal.summary import KeptZeros
+from shrinkage.compression.tracing.coupling import Axis, Coupling, held_by_computed, sources
+from shrinkage.compression.tracing.disjoint_sets import distinct
+from shrinkage.selection.parametrized import computed_weights
+
+DIFFERENT = "outputs differ, or the model fails, when they are taken out"
+UNTRIED = "outputs differ without channels that {} trials did not find, so that these stay as well"
+UNREAD = "read by zeros alone, but "
+SHARED = "belongs to channels that other weights make too"
+
+
+def kept_zeros(
+    attempts: Attempts, removal: Removal, held: Tensor, refusal: str, needs: Sequence[Needs]
+) -> list[KeptZeros]:
+    """Return the zero channels that stay, by parameter and reason; `refusal` is that of those that are `held`."""
+    coupling, model, found = attempts.coupling, attempts.model, attempts.found
+    zero = {root: name for root, (name, _) in zero_channels(coupling, model).items()}
+    zero |= {root: name for root, name in zero_scales(coupling, model, needs).items() if root not in zero}
+    zero |= {root: name for root, name in computed_zeros(coupling, model, found).items() if root not in zero}
+    unread = {
+        root: name
+        for root, name in unread_channels(coupling, model, found, attempts.products).items()
+        if root not in zero
+    }
+    zero |= unread
+    counts: dict[tuple[str, str], int] = {}
+    caches = caches_of(emptied(with_own_state(model)))
+    for root, name in zero.items():
+        if removal.gone[root] or coupling.pinned.get(root, "").startswith("looked up by index"):
+            continue  # rows of a table that are zero, such as that of the padding, are as they should be
+        reason = coupling.pinned.get(root) or removal.reasons.get(root, SHARED)
+        reason = UNREAD + reason if root in unread else reason
+        if held[root]:
+            reason = refusal or (UNTRIED.format(TRIALS) if attempts.untried[root] else DIFFERENT)
+        if any(phrase in reason for phrase in (DIFFERENT, "not used by any", "of fixed length")):
+            cached = [cache for cache in caches if name.startswith(joined(cache.rpartition(".")[0], ""))]
+            reason += f"; `{cached[0]}` keeps tensors of an earlier call" if cached else ""
+        counts[name, reason] = counts.get((name, reason), 0) + 1
+    return [KeptZeros(name, count, reason) for (name, reason), count in counts.items()]
+
+
+def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
+    """Return the channels whose weights are all zero in every parameter that makes them, each with one such axis."""
+    count = coupling.labels.count
+    made, live = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+    where: dict[int, Axis] = {}
+    tensors = tensors_of(model)
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        makes = [axis for axis in range(tensor.dim()) if (name, axis) in coupling.producing]
+        first = next((axis for axis in makes or range(tensor.dim()) if (name, axis) not in coupling.consumed), None)
+        if dim != first or not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
+            continue
+        zero = zero_slices(tensor, dim).cpu()
+        made[channels] = True
+        live[channels[~zero]] = True
+        for root in distinct(channels[zero]).tolist():
+            where.setdefault(root, (name, dim))
+    return {root: axis for root, axis in where.items() if made[root] and not live[root]}
+
+
+def zero_scales(coupling: Coupling, model: nn.Module, needs: Sequence[Needs]) -> dict[int, str]:
+    """Return the channels that a zero scale multiplies, of a branch or of a norm, each with the parameter's name."""
+    where: dict[int, str] = {}
+    for (piece, trace), each in zip(coupling.traces, needs, strict=True):
+        for (user, node), mask in each.zeros.known.items():
+            scales = packet_of(user) in PRODUCTS or (
+                packet_of(user) in NORMS and arguments_of(user).get("weight") is node
+            )
+            channels = trace.values.get(node)
+            if not scales or not mask.any() or channels is None:
+                continue
+            names = [piece.owned[one] for one in sources(node) if one in piece.owned]
+            name = next((one for one in names if isinstance(tensors_of(model)[one], nn.Parameter)), None)
+            for factor in channels.factors if name else ():
+                zero = mask.expand(channels.shape)
+                for root in distinct(coupling.labels.find(factor.expand(channels.shape)[zero])).tolist():
+                    where.setdefault(root, str(name))
+    return where
+
+
+def computed_zeros(coupling: Coupling, model: nn.Module, found: Sequence[Reading]) -> dict[int, str]:
+    """Return the channels whose row is zero in a weight that is no parameter but computed from some, as by a mask."""
+    where: dict[int, str] = {}
+    traces = dict(coupling.traces)
+    for reading in found:
+        node, owned = reading.contraction.weight, reading.piece.owned
+        rows = traces[reading.piece].values[node].along(reading.contraction.rows)
+        names = [owned[one] for one in sources(node) if one in owned]
+        name = next((one for one in names if isinstance(tensors_of(model)[one], nn.Parameter)), None)
+        zero = zero_slices(reading.weight, reading.contraction.rows).cpu()
+        if node in owned or name is None or rows is None or rows.numel() != len(zero):
+            continue
+        for root in distinct(coupling.labels.find(rows.reshape(-1)[zero])).tolist():
+            where.setdefault(root, name)
+    return where
+
+
+def unread_channels(
+    coupling: Coupling, model: nn.Module, found: Sequence[Reading], products: Sequence[Products]
+) -> dict[int, str]:
+    """Return the channels that zeros alone read, and that only weights computed from others hold.
+
+    Each comes with a parameter of the module that has to be changed first: a mask of a bias holds the channels of its
+    layer, and a mask along the columns of a weight those of the layer before.
+    """
+    seen, read = (torch.zeros(coupling.labels.count, dtype=torch.bool) for _ in range(2))
+    readers = [(each.contraction, each.reads().cpu()) for each in found]
+    readers += [(each.contraction, ~each.zero) for each in products]
+    for contraction, live in readers:
+        labels = coupling.labels.find(contraction.labels)
+        if len(labels):
+            seen[labels] = True
+            read[labels[live]] = True
+    last = coupling.labels.reasons(last=True)
+    held = {path: held_by_computed(module) for path, module in model.named_modules()}
+    where: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name in [joined(path, one) for each in computed_weights(module) for one in each.sources]:
+            for dim in range(tensors_of(model)[name].dim()):
+                channels = coupling.axes[name, dim]
+                for root in distinct(channels[seen[channels] & ~read[channels]]).tolist():
+                    if coupling.pinned.get(root) == held[path] and last[root] in held.values():
+                        where.setdefault(root, name)
+    return where

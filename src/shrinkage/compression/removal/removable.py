@@ -1,0 +1,178 @@
+"""Which channels can go: nobody reads them, or what they are read for is a constant that a bias can take up."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.compression.dataflow.dependence import SPREAD
+from shrinkage.compression.dataflow.random_runs import live_rows
+from shrinkage.compression.plans.tensors import tensors_of, zero_slices
+from shrinkage.compression.removal.constants import Products, Reading, Target, target_of
+from shrinkage.compression.tracing.coupling import Coupling
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """The channels that go, one truth value per label, and why others that put out constants stay, by label."""
+
+    gone: Tensor
+    reasons: Mapping[int, str]
+
+
+def removable(
+    coupling: Coupling, found: Sequence[Reading], products: Sequence[Products], model: nn.Module, round_to: int,
+    held: Tensor,
+) -> Removal:  # fmt: skip
+    """Return the channels that can go without a change of the outputs.
+
+    The largest set is sought in which every reader of a channel either has no weight for it in the rows that stay, or
+    reads a constant that its bias can take up; all start in it, and those that fail leave it until none does.
+    """
+    stay = torch.ones(coupling.labels.count, dtype=torch.bool)
+    for channels in coupling.axes.values():
+        stay[channels] = False
+    if coupling.pinned:
+        stay[torch.tensor(list(coupling.pinned))] = True
+    stay |= held
+    reasons: dict[int, str] = {}
+    constant = _foldable(coupling, found, model, reasons)
+    while True:
+        gone = _closed(coupling, found, products, constant, stay)
+        short, why = _too_few(coupling, gone, round_to)
+        if not short.any():
+            _explain_the_rest(coupling, found, constant, ~gone, reasons)
+            return Removal(gone, reasons)
+        stay |= short
+        reasons |= {root: text for root, text in why.items() if root not in reasons}
+
+
+def _foldable(coupling: Coupling, found: Sequence[Reading], model: nn.Module, reasons: dict[int, str]) -> list[Tensor]:
+    """Return for each reading which of its channels are constants that can be folded, and note why others are not."""
+    silent = _silent(coupling, found, model)
+    result = []
+    values: dict[str, list[tuple[int, Tensor]]] = {}
+    for number, reading in enumerate(found):
+        target = target_of(reading, found, model)
+        constants, labels = reading.constants, coupling.labels.find(reading.contraction.labels)
+        if len(labels):
+            constants = torch.where(silent[labels], constants, float("nan"))
+        zero = constants == 0
+        fine = zero if isinstance(target, str) else ~constants.isnan()
+        if isinstance(target, Target):
+            values.setdefault(target.name, []).append((number, constants))
+        else:
+            _explain(coupling, reading, ~constants.isnan() & ~zero, target, reasons)
+        result.append(fine)
+    for name, several in values.items():
+        first = several[0][1]
+        agree = torch.ones_like(first, dtype=torch.bool)
+        for _, constants in several[1:]:
+            agree &= (constants - first).abs() <= SPREAD * first.abs()
+        for number, _ in several:
+            result[number] = result[number] & agree
+            _explain(
+                coupling,
+                found[number],
+                ~agree & ~found[number].constants.isnan(),
+                f"and another one elsewhere that `{name}` serves too",
+                reasons,
+            )
+    return result
+
+
+def _silent(coupling: Coupling, found: Sequence[Reading], model: nn.Module) -> Tensor:
+    """Return for each label whether something that makes its channel is zero.
+
+    What else is the same in all runs is so by chance, as where a softmax leaves numbers that are too small to be any.
+    """
+    silent = torch.zeros(coupling.labels.count, dtype=torch.bool)
+    tensors = tensors_of(model)
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        if (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter) and name not in coupling.biases:
+            silent[channels[zero_slices(tensor, dim).cpu()]] = True
+    for reading in found:
+        weight = reading.piece.owned.get(reading.contraction.weight)
+        if weight is not None:
+            live = live_rows(reading.contraction, reading.weight, ~reading.constants.isnan())
+            silent[coupling.axes[weight, reading.contraction.rows % reading.weight.dim()][~live.cpu()]] = True
+    return silent
+
+
+def _explain(coupling: Coupling, reading: Reading, which: Tensor, text: str, reasons: dict[int, str]) -> None:
+    labels = reading.contraction.labels
+    if len(labels) == len(which) and which.any():
+        for root in coupling.labels.find(labels[which]).tolist():
+            reasons.setdefault(root, f"puts a constant into `{reading.name}`, {text}")
+
+
+def _explain_the_rest(
+    coupling: Coupling, found: Sequence[Reading], constant: Sequence[Tensor], stay: Tensor, reasons: dict[int, str]
+) -> None:
+    """Note for channels that stay without a reason so far who reads something of them that is no constant."""
+    for reading, fine in zip(found, constant, strict=True):
+        labels = coupling.labels.find(reading.contraction.labels)
+        if len(labels):
+            missed = reading.reads(_rows(coupling, reading, stay)) & ~fine
+            text = f"is no constant where `{reading.name}` reads it: it depends on the data or the position"
+            if reading.empty:
+                text = f"is read by `{reading.name}`, which too few samples of the example reach to tell"
+            for root in labels[missed].tolist():
+                reasons.setdefault(root, text)
+
+
+def _closed(
+    coupling: Coupling, found: Sequence[Reading], products: Sequence[Products], constant: Sequence[Tensor], stay: Tensor
+) -> Tensor:
+    """Return the largest set of channels outside of `stay` that no reader misses."""
+    stay = stay.clone()
+    while True:
+        before = int(stay.sum())
+        for reading, fine in zip(found, constant, strict=True):
+            labels = coupling.labels.find(reading.contraction.labels)
+            if len(labels):
+                missed = reading.reads(_rows(coupling, reading, stay)) & ~fine
+                stay[labels[missed]] = True
+        for product in products:
+            labels = coupling.labels.find(product.contraction.labels)
+            if len(labels):
+                stay[labels[~product.zero]] = True
+        if int(stay.sum()) == before:
+            return ~stay
+
+
+def _rows(coupling: Coupling, reading: Reading, stay: Tensor) -> Tensor | None:
+    """Return which rows of the weight that is read stay; None, for all of them, where it is no parameter."""
+    name = reading.piece.owned.get(reading.contraction.weight)
+    if name is None:
+        return None
+    rank = reading.weight.dim()
+    return stay[coupling.axes[name, reading.contraction.rows % rank]]
+
+
+def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, dict[int, str]]:
+    """Return which channels have to stay after all: one per axis at least, and a multiple of `round_to`; and why."""
+    back, why = torch.zeros_like(gone), dict[int, str]()
+    for (name, _), channels in coupling.axes.items():
+        going = gone[channels]
+        if not going.any():
+            continue
+        kept = int((~going).sum())
+        wanted = min(-(-max(kept, 1) // round_to) * round_to, len(channels))
+        for number, root in enumerate(channels[going][: wanted - kept].tolist(), kept):
+            back[root] = True
+            text = f"stays so that `{name}` has a multiple of {round_to} channels, as round_to asks"
+            why.setdefault(root, text if number else f"is the last one of `{name}`, which needs one: all others go")
+    return back, why
+
+
+def kept_indices(coupling: Coupling, gone: Tensor) -> dict[str, dict[int, tuple[int, ...]]]:
+    """Return for each parameter and buffer that loses channels the indices that stay, by dimension."""
+    keep: dict[str, dict[int, tuple[int, ...]]] = {}
+    for (name, dim), channels in coupling.axes.items():
+        going = gone[channels]
+        if going.any():
+            keep.setdefault(name, {})[dim] = tuple((~going).nonzero().reshape(-1).tolist())
+    return keep

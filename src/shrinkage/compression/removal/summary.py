@@ -1,0 +1,185 @@
+"""What shrinking a model saved, and which zero channels are still there and why: numbers that print as tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isnan, prod
+from typing import Any
+
+from torch import nn
+
+from shrinkage.compression.calls.cost import Cost, costs
+from shrinkage.compression.calls.inputs import Call
+from shrinkage.compression.copying.copies import hooked_parameters
+from shrinkage.compression.dataflow.collapse import first_line
+from shrinkage.compression.plans.shrink_plan import ShrinkPlan
+from shrinkage.compression.tracing.coupling import Coupling
+from shrinkage.selection.unregistered import told, unregistered
+from shrinkage.tables import shape_text, table
+
+Shape = tuple[int, ...]
+
+ADVICE = {
+    "of an earlier call": "empty what it keeps before, or give a model that was not called",
+    "zeros at the border": "charge the bias, or the scale and shift of a norm, too: the constant is then zero",
+    "too few samples": "give an example of more samples",
+    "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or charge what makes the constant too",
+    "normalized over": "the width of a residual stream stays: charge neurons and heads instead",
+    "mean over": "the width of a residual stream stays: charge neurons and heads instead",
+    "exported by itself": "make the model one that `torch.export` takes whole",
+    "without a rule": "tell what the operator does to channels with `coupling_rule`",
+    "not used by any": "call the module by its forward method, with inputs that `torch.export` can follow",
+    "did not find": "pin the layers that make a difference: `shrink(..., pin=[...])`",
+    "differ": "where the code has a length as a number, give it as -1 or as an integer attribute of the module",
+    "size of a head": "charge heads as a whole",
+    "MultiheadAttention": "write attention with nn.Linear layers and `view(..., -1, head_size)`",
+}
+NOTHING = "no channel is zero: nothing to remove"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSummary:
+    """A layer that lost channels: the shapes before and after of its tensors that did, and what it costs."""
+
+    name: str
+    shapes: Mapping[str, tuple[Shape, Shape]]
+    before: Cost
+    after: Cost
+
+    def cells(self) -> list[str]:
+        """Return its row of the table: the shape is that of its largest tensor."""
+        old, new = max(self.shapes.values(), key=lambda shapes: prod(shapes[0]))
+        operations = (self.before.multiply_adds, self.after.multiply_adds)
+        seconds = (self.before.latency, self.after.latency)
+        return [
+            self.name or "the model's own",
+            f"{shape_text(old)} to {shape_text(new)}",
+            f"{self.before.parameters:,} to {self.after.parameters:,}",
+            f"{operations[0]:,} to {operations[1]:,}" if operations[0] else "-",
+            "-" if None in seconds else " to ".join(map(_milliseconds, seconds)),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptZeros:
+    """Zero channels of one parameter that are still there, why, and what can be done about it."""
+
+    name: str
+    channels: int
+    reason: str
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, in words; empty where there is nothing to do."""
+        return next((advice for phrase, advice in ADVICE.items() if phrase in self.reason), "")
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkReport:
+    """What a model costs before and after shrinking, in calls with the example inputs, and which zeros stay.
+
+    `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared;
+    NaN if none were. `uncalled` are the modules that the example did not call and that stay as wide as they were,
+    `unvaried` the inputs that were compared with the example's numbers alone, since the model took no others, and
+    `hooked` the parameters whose gradients have hooks, which have to be registered again. `unregistered` counts, by
+    attribute, the parameters that plain lists hide. `collapsed` says which outputs no longer depend on the inputs, and
+    by which zeros.
+    """
+
+    before: Cost
+    after: Cost
+    error: float
+    layers: tuple[LayerSummary, ...]
+    kept: tuple[KeptZeros, ...]
+    unknown_operators: Mapping[str, int]
+    not_exported: Mapping[str, str]
+    uncalled: tuple[str, ...]
+    unvaried: tuple[str, ...] = ()
+    hooked: tuple[str, ...] = ()
+    unregistered: Mapping[str, int] = field(default_factory=dict)
+    collapsed: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as dictionaries, lists, numbers and strings."""
+        return asdict(self) | {"kept": [asdict(kept) | {"advice": kept.advice} for kept in self.kept]}
+
+    def __str__(self) -> str:
+        parts = first_line(self.collapsed)
+        if self.layers:
+            parts.append(_totals(self))
+        else:
+            parts.append("no channel goes, for the reasons below" if self.kept else NOTHING)
+        if self.layers:
+            header = ["layer", "shape", "parameters", "multiply-adds", "milliseconds"]
+            parts.append(table(header, [layer.cells() for layer in self.layers], right=range(1, 5)))
+        if self.kept:
+            rows = [[kept.name, str(kept.channels), kept.reason, kept.advice] for kept in self.kept]
+            parts.append(table(["zero channels that stay", "count", "because", "what to do"], rows, right=[1]))
+        if self.uncalled:
+            parts.append("not called with the example inputs, and as wide as before: " + ", ".join(self.uncalled))
+        if self.unvaried:
+            names = ", ".join(f"`{name}`" for name in self.unvaried)
+            parts.append(
+                f"compared with the example's numbers alone, since the model takes no others that were tried: {names}"
+            )
+        if self.unregistered:
+            parts.append(("" if self.before.parameters else "no parameters: ") + told(self.unregistered))
+        if self.hooked:
+            parts.append("hooks on gradients to register again, of the parameters: " + ", ".join(self.hooked))
+        if self.unknown_operators:
+            parts.append("operators without a rule: " + ", ".join(map(str, self.unknown_operators)))
+        parts += [f"`{path or 'the model'}` was not exported: {error}" for path, error in self.not_exported.items()]
+        return "\n\n".join(parts)
+
+
+def _totals(report: ShrinkReport) -> str:
+    old, new = report.before, report.after
+    counts = {
+        "parameters": (old.parameters, new.parameters),
+        "bytes": (old.size, new.size),
+        "multiply-adds": (old.multiply_adds, new.multiply_adds),
+    }
+    rows = [[name, f"{before:,}", f"{after:,}", _ratio(before, after)] for name, (before, after) in counts.items()]
+    seconds = (old.latency, new.latency)
+    rows.append(["milliseconds", *map(_milliseconds, seconds), _ratio(*seconds)])
+    text = table(["", "before", "after", "ratio"], rows, right=[1, 2, 3])
+    compared = "not compared" if isnan(report.error) else f"{report.error:.1e}"
+    return f"{text}\n\nlargest relative difference of the outputs: {compared}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.3g}"
+
+
+def _ratio(before: float | None, after: float | None) -> str:
+    return f"{before / after:.2f}" if before and after else "-"
+
+
+def compared(
+    model: nn.Module, small: nn.Module, plan: ShrinkPlan, call: Call, error: float, kept: Sequence[KeptZeros],
+    coupling: Coupling, unvaried: tuple[str, ...], collapsed: tuple[str, ...],
+) -> ShrinkReport:  # fmt: skip
+    """Return the report on `small`, which `plan` made of `model`."""
+    tensors: dict[str, list[str]] = {}
+    for name in plan.keep:
+        tensors.setdefault(name.rpartition(".")[0], []).append(name)
+    (before, after), (dense, cut) = costs([model, small], call, list(tensors))
+    layers = [
+        LayerSummary(
+            layer, {name: (plan.shapes[name], plan.shape_after(name)) for name in names}, dense[layer], cut[layer]
+        )
+        for layer, names in tensors.items()
+    ]
+    return ShrinkReport(
+        before,
+        after,
+        error,
+        tuple(layers),
+        tuple(kept),
+        dict(coupling.unknown),
+        dict(coupling.unexported),
+        coupling.uncalled,
+        unvaried,
+        hooked_parameters(model),
+        unregistered(model),
+        collapsed,
+    )

@@ -1,0 +1,136 @@
+"""From exact zeros to a physically smaller model with the same outputs."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from shrinkage.compression.calls.comparison import Checks
+from shrinkage.compression.calls.inputs import positional
+from shrinkage.compression.calls.outputs import left_as_it_was
+from shrinkage.compression.copying.copies import plain, warn_of_hooks, with_own_state
+from shrinkage.compression.copying.shared_memory import check_reads_own
+from shrinkage.compression.dataflow.collapse import CONSTANT, WHOLE, collapsed
+from shrinkage.compression.plans.checks import check_not_packed
+from shrinkage.compression.plans.shrink_plan import ShrinkPlan
+from shrinkage.compression.plans.tensors import tensors_of
+from shrinkage.compression.removal.bisection import Attempts
+from shrinkage.compression.removal.constants import readings
+from shrinkage.compression.removal.kept import kept_zeros
+from shrinkage.compression.removal.summary import ShrinkReport, compared
+from shrinkage.compression.tracing.coupling import call_failed, couple
+from shrinkage.diagnostics.zero_layers import CAUSE
+from shrinkage.errors import ShrinkError, shown
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Shrunk:
+    """A smaller model with the outputs of a dense one, the plan that makes it from its class, and a report."""
+
+    model: nn.Module
+    plan: ShrinkPlan
+    report: ShrinkReport
+
+    def __repr__(self) -> str:
+        before, after = self.report.before.parameters, self.report.after.parameters
+        dead = any(WHOLE in text for text in self.report.collapsed)
+        what = ", whose outputs no longer depend on the inputs" if dead else ""
+        return f"Shrunk({type(self.model).__name__}, {before:,} to {after:,} parameters{what})"
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+def shrink(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    atol: float = 1e-5,
+    round_to: int = 1,
+    verify: bool = True,
+    pin: Sequence[str] = (),
+) -> Shrunk:
+    """Return a smaller model with the outputs of `model`: channels that are zero, or that nobody reads, are taken out.
+
+    Args:
+        model: stays as it is. Its outputs in evaluation mode are kept.
+        example_inputs: a tuple of the positional arguments of a call of `model`, or the only one.
+        example_kwargs: the keyword arguments of that call.
+        atol: how much outputs may differ, relative to the largest number of the tensor that they are in. Models of half
+            precision are compared in single precision, and may differ by their last digit.
+        round_to: axes that are cut keep a multiple of this number of channels, zero ones if need be.
+        verify: compare the outputs of both models on the example, on other numbers like it, on one more sample and on
+            shorter inputs. What makes a difference is found, left in place and reported, and so are inputs of which
+            the model takes no other numbers.
+        pin: dotted names of modules or parameters that are not cut.
+
+    Which channels are one and the same follows from the operators of `torch.export`; what an operator without a rule
+    touches stays. A channel whose weights are zero but that puts out a constant is taken out where the biases behind it
+    can take the constant up. What depends on an input is no constant, whatever numbers the example has there. A branch
+    that is multiplied by an exact zero goes, although the zero could still learn.
+
+    Where outputs no longer depend on the inputs, because all that comes from them meets zeros, a `UserWarning` says so,
+    and so does the first line of the report: that is no smaller model but one that has collapsed.
+
+    Raises:
+        ShrinkError: the parameters hold no numbers (the meta device), the model can not be called with the example
+            inputs or not be copied, a copy would compute with layers of the model itself (global variables), it puts
+            out nothing that could be compared, or `round_to` or `pin` make no sense.
+        TypeError: `model` is no module.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> with torch.no_grad():
+    ...     model[0].weight[1] = 0
+    >>> shrink(model, torch.randn(5, 4)).model
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=2, out_features=2, bias=True)
+    )
+
+    Exact up to the order of sums, in evaluation mode, for calls like the example: with the same flags and numbers that
+    are no tensors, and a mask if and only if the example has one. In training mode the statistics of a batch can differ
+    where a constant was folded into a bias before a batch norm. Tensors that modules keep of earlier calls are emptied
+    where changing the mode, or moving the model, does that; others are compared as they are.
+    """
+    args, kwargs = positional(example_inputs), dict(example_kwargs or {})
+    model = plain(model)
+    _check(model, round_to)
+    with left_as_it_was(model):
+        check_reads_own(model, (args, kwargs))
+        coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
+        try:
+            found, products, needs = readings(coupling.traces, tensors_of(with_own_state(model)))
+            checks = Checks.of(model, (args, kwargs), atol) if verify else Checks(atol)
+        except ShrinkError:
+            raise
+        except Exception as failure:
+            raise call_failed(model, failure) from failure
+        attempts = Attempts(coupling, found, products, model, round_to, checks)
+        choice, error, refusal = attempts.settled()
+        removal, small, plan = attempts.compared(choice)
+        kept = kept_zeros(attempts, removal, choice.held, refusal, needs)
+        texts = collapsed(coupling.traces, needs)
+        with left_as_it_was(small):
+            report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried, texts)
+    for text in (each for each in texts if CONSTANT in each):
+        warnings.warn(f"{text}. {CAUSE}", stacklevel=2)
+    warn_of_hooks(model, stacklevel=2)
+    return Shrunk(small, plan, report)
+
+
+def _check(model: nn.Module, round_to: int) -> None:
+    check_not_packed(model)
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ShrinkError(f"expected round_to to be a whole number of 1 or more, found {shown(round_to)}")
+    empty = [name for name, tensor in tensors_of(model).items() if tensor.is_meta]
+    if empty:
+        raise ShrinkError(
+            f"`{empty[0]}` is on the meta device and holds no numbers, so that none is zero: load the weights first,"
+            " or use `apply_plan` with a plan that exists"
+        )

@@ -1,0 +1,1 @@
+"""Linear layers that store their nonzero weights alone."""

@@ -1,0 +1,1 @@
+"""Channels followed through the graph of a model."""

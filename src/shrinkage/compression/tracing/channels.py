@@ -1,0 +1,177 @@
+"""Which channel each element of a tensor belongs to, and what an operation does to that."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from shrinkage.compression.tracing.disjoint_sets import Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """The channels of a tensor: an element lives if all of its labels do.
+
+    Each of `factors` is an integer tensor of labels that broadcasts to `shape`. No two of them extend along the same
+    axis, and an axis along which none extends keeps its length. A weight of 8 rows and 3 columns has two factors, of
+    shapes `(8, 1)` and `(1, 3)`; the output of a convolution has one, of shape `(1, channels, 1, 1)`; queries that were
+    split into heads have one of shape `(1, heads, 1, size)`.
+    """
+
+    shape: tuple[int, ...]
+    factors: tuple[Tensor, ...] = ()
+
+    def along(self, axis: int) -> Tensor | None:
+        """Return the factor that extends along `axis`."""
+        return next((factor for factor in self.factors if factor.shape[axis] > 1), None)
+
+
+def axes_of(factor: Tensor) -> list[int]:
+    """Return the axes along which `factor` extends."""
+    return [axis for axis, size in enumerate(factor.shape) if size > 1]
+
+
+def reduced(labels: Labels, factor: Tensor) -> Tensor:
+    """Return `factor` without the axes along which it is constant."""
+    roots = labels.find(factor)
+    for axis in axes_of(factor):
+        if torch.equal(roots, roots.narrow(axis, 0, 1).expand_as(roots)):
+            factor, roots = factor.narrow(axis, 0, 1), roots.narrow(axis, 0, 1)
+    return factor
+
+
+def made(labels: Labels, shape: Sequence[int], factors: Iterable[Tensor]) -> Channels:
+    """Return the channels with `factors`, made to extend along no axis twice and along none in vain."""
+    kept: list[Tensor] = []
+    for factor in factors:
+        factor = reduced(labels, factor)
+        if not axes_of(factor):
+            labels.pin(factor, "all channels of a tensor hang together")
+            continue
+        for other in [other for other in kept if set(axes_of(other)) & set(axes_of(factor))]:
+            labels.pin(factor, "two kinds of channels share an axis")
+            labels.pin(other, "two kinds of channels share an axis")
+            break
+        else:
+            kept.append(factor)
+    return Channels(tuple(shape), tuple(kept))
+
+
+def fixed(labels: Labels, channels: Channels, axes: Iterable[int], reason: str) -> Channels:
+    """Return `channels` when none of `axes` may change its length.
+
+    Channels that extend along other axes too can still go as a whole: heads, where the size of a head is fixed.
+    """
+    axes = {axis % len(channels.shape) for axis in axes}
+    factors = []
+    for factor in channels.factors:
+        inner = axes & set(axes_of(factor))
+        if inner and inner != set(axes_of(factor)):
+            for axis in inner:
+                labels.unite(factor, factor.narrow(axis, 0, 1))
+        elif inner:
+            labels.pin(factor, reason)
+        factors.append(factor)
+    return made(labels, channels.shape, factors)
+
+
+def combined(labels: Labels, operands: Sequence[Channels], shape: Sequence[int], reason: str) -> Channels:
+    """Return the channels of a pointwise function of `operands`: what meets in one element is one channel."""
+    operands = [raised(channels, len(shape)) for channels in operands]
+    before = None
+    while before != (before := [[axes_of(factor) for factor in channels.factors] for channels in operands]):
+        operands = [_met(labels, operands, number, reason) for number in range(len(operands))]
+    factors: list[Tensor] = []
+    for factor in (factor for channels in operands for factor in channels.factors):
+        factors = _joined(labels, factors, factor)
+    return made(labels, shape, factors)
+
+
+def raised(channels: Channels, rank: int) -> Channels:
+    """Return `channels` with axes of length 1 in front, as broadcasting does."""
+    missing = rank - len(channels.shape)
+    ones = (1,) * missing
+    factors = tuple(factor.reshape(ones + tuple(factor.shape)) for factor in channels.factors)
+    return Channels(ones + channels.shape, factors)
+
+
+def _met(labels: Labels, operands: Sequence[Channels], number: int, reason: str) -> Channels:
+    """Return operand `number`, fixed along the axes that are fixed in another one."""
+    mine, others = operands[number], [*operands[:number], *operands[number + 1 :]]
+    axes = [
+        axis
+        for factor in mine.factors
+        for axis in axes_of(factor)
+        if any(other.shape[axis] > 1 and other.along(axis) is None for other in others)
+    ]
+    return fixed(labels, mine, axes, reason) if axes else mine
+
+
+def _joined(labels: Labels, factors: list[Tensor], factor: Tensor) -> list[Tensor]:
+    """Return `factors` and `factor`, one with those that extend along an axis of it."""
+    apart = [other for other in factors if not set(axes_of(other)) & set(axes_of(factor))]
+    for other in (other for other in factors if set(axes_of(other)) & set(axes_of(factor))):
+        small, large = sorted((other, factor), key=lambda labels: len(axes_of(labels)))
+        if len(axes_of(small)) < len(axes_of(large)) and labels.are_loose(small):
+            # Sines and cosines of positions, say, which would tie all heads to each other.
+            labels.pin(small, "a buffer that meets channels in a grid")
+            for axis in axes_of(small):
+                labels.unite(large, large.narrow(axis, 0, 1))
+            factor = large
+        else:
+            labels.unite(other, factor)
+            factor = other + 0 * factor
+    return [*apart, factor]
+
+
+def reshaped(labels: Labels, channels: Channels, shape: Sequence[int]) -> Channels:
+    """Return the channels of the same elements in another `shape`."""
+    blocks = _blocks(channels.shape, shape)
+    factors = []
+    for factor in channels.factors:
+        extent, result = [1] * len(channels.shape), [1] * len(shape)
+        for before, after in blocks:
+            if any(factor.shape[axis] > 1 for axis in before):
+                for axis in before:
+                    extent[axis] = channels.shape[axis]
+                for axis in after:
+                    result[axis] = shape[axis]
+        factors.append(factor.expand(extent).reshape(result))
+    return made(labels, shape, _without_repeats(labels, factors))
+
+
+def _without_repeats(labels: Labels, factors: list[Tensor]) -> list[Tensor]:
+    """Return `factors`; one of no parameter's that has come to share an axis with another stays as it is."""
+    kept = []
+    for factor in factors:
+        factor = reduced(labels, factor)
+        shared = [other for other in factors if other is not factor and set(axes_of(other)) & set(axes_of(factor))]
+        if shared and labels.are_loose(factor):
+            labels.pin(factor, "repeated a fixed number of times")
+        else:
+            kept.append(factor)
+    return kept
+
+
+def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Return the least blocks of neighbouring axes of two shapes that hold the same elements."""
+    blocks, left, right = [], 0, 0
+    while left < len(before) or right < len(after):
+        ins: list[int] = []
+        outs: list[int] = []
+        while True:
+            inside, outside = prod(before[axis] for axis in ins), prod(after[axis] for axis in outs)
+            if ins and outs and inside == outside:
+                break
+            if left < len(before) and (not ins or inside < outside or right == len(after)):
+                ins.append(left)
+                left += 1
+            elif right < len(after):
+                outs.append(right)
+                right += 1
+            else:
+                break
+        blocks.append((ins, outs))
+    return blocks

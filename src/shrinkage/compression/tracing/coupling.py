@@ -1,0 +1,287 @@
+"""Which channels of a model are one and the same: a graph of its operators, from `torch.export`."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from shrinkage.compression.calls.inputs import positional
+from shrinkage.compression.copying.caches import emptied
+from shrinkage.compression.copying.copies import with_own_state
+from shrinkage.compression.plans.tensors import joined, tensors_of
+from shrinkage.compression.removal.adapters import fixed_ranks
+from shrinkage.compression.tracing import contractions, shapes  # noqa: F401  they register their rules
+from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
+from shrinkage.compression.tracing.disjoint_sets import Labels, distinct
+from shrinkage.compression.tracing.export import Piece, pieces
+from shrinkage.compression.tracing.operators import RULES
+from shrinkage.compression.tracing.trace import Trace, follow
+from shrinkage.errors import ShrinkError, first_line, shown
+from shrinkage.selection.parametrized import computed_weights
+
+Axis = tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """The channels of a model.
+
+    `axes` gives, for each dimension of each parameter and buffer by name, the channel of each index along it: the least
+    label of its set, the same wherever two indices can only go together. `pinned` gives the reason for each channel
+    that can not go. `consumed` are the axes along which weights are summed over and do nothing else: the columns that
+    read channels, where all others make them; along those that are `producing` lie the rows of weights. `biases` are
+    the parameters that are only added; `uncalled` are the modules whose parameters no graph uses.
+    """
+
+    axes: Mapping[Axis, Tensor]
+    pinned: Mapping[int, str]
+    consumed: frozenset[Axis]
+    producing: frozenset[Axis]
+    biases: frozenset[str]
+    labels: Labels
+    traces: tuple[tuple[Piece, Trace], ...]
+    unknown: Mapping[str, int]
+    unexported: Mapping[str, str]
+    uncalled: tuple[str, ...]
+
+
+def couple(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    pin: Sequence[str] = (),
+) -> Coupling:
+    """Return the channels of `model` for the call `model(*example_inputs, **example_kwargs)`.
+
+    A copy of the model is called. Raises ShrinkError if that can not be, or `pin` names nothing.
+    """
+    found, unexported = _exported(model, positional(example_inputs), example_kwargs or {})
+    labels = Labels()
+    own = _labels_of(labels, model)
+    for name, reason in _held(model, pin).items():
+        for factor in own[name].factors:
+            labels.pin(factor, reason)
+    traces = tuple((piece, _traced(labels, piece, own)) for piece in found)
+    for _, trace in traces:
+        for factor, follows in trace.splits:
+            _settle(labels, factor, follows)
+    unseen = _pin_unseen(labels, own, found)
+    axes = {
+        (name, dim): labels.find(channels.factors[dim].reshape(-1))
+        for name, channels in own.items()
+        for dim in range(len(channels.shape))
+    }
+    unknown: dict[str, int] = {}
+    for _, trace in traces:
+        for operator, count in trace.unknown.items():
+            unknown[operator] = unknown.get(operator, 0) + count
+    uncalled = tuple(
+        path for path, module in model.named_modules() if (names := _own(path, module)) and unseen.issuperset(names)
+    )
+    producing = _producing(traces, own)
+    consumed = _consumed(labels, traces, own) - producing
+    biases = _biases(traces) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
+    return Coupling(axes, labels.reasons(), consumed, producing, biases, labels, traces, unknown, unexported, uncalled)
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:
+    """Return the graphs of `model`, whose own state is left alone."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ShrinkError(f"{type(model).__name__} has no operators to export: give the module before torch.jit")
+    try:
+        return pieces(emptied(with_own_state(model)), args, kwargs)
+    except ShrinkError:
+        raise
+    except Exception as error:
+        raise call_failed(model, error) from error
+
+
+def call_failed(model: nn.Module, error: Exception) -> ShrinkError:
+    """Return the error that tells that `model` can not be called."""
+    return ShrinkError(
+        f"calling the {type(model).__name__} with the example inputs failed: {first_line(error)}. Positional arguments"
+        " are given as a tuple, or as the only one, and keyword arguments as example_kwargs"
+    )
+
+
+def _own(path: str, module: nn.Module) -> set[str]:
+    return {joined(path, name) for name, _ in module.named_parameters(recurse=False)}
+
+
+def _labels_of(labels: Labels, model: nn.Module) -> dict[str, Channels]:
+    """Return new labels for every dimension of the parameters and buffers of `model`; tied ones have the same."""
+    known: dict[int, Channels] = {}
+    result = {}
+    for name, tensor in tensors_of(model).items():
+        if id(tensor) not in known:
+            rank = tensor.dim()
+            factors = tuple(
+                labels.new(size).reshape([-1 if axis == dim else 1 for axis in range(rank)])
+                for dim, size in enumerate(tensor.shape)
+            )
+            known[id(tensor)] = Channels(tuple(tensor.shape), factors)
+        if isinstance(tensor, nn.Parameter):
+            labels.of_parameters = labels.count
+        result[name] = known[id(tensor)]
+    return result
+
+
+def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
+    """Return the parameters and buffers that are never cut, each with its reason."""
+    held: dict[str, str] = {}
+    for path, module in model.named_modules():
+        reason = next((text for kind, text in UNSHRINKABLE.items() if isinstance(module, kind)), None)
+        reason = reason or held_by_computed(module)
+        if reason:
+            held |= {joined(path, name): reason for name in tensors_of(module)}
+    names = tensors_of(model)
+    for path in fixed_ranks(model):
+        held |= dict.fromkeys((name for name in names if name.startswith(f"{path}.")), ADAPTER)
+    for pattern in [pin] if isinstance(pin, str) else pin:
+        pinned = [name for name in names if name == pattern or name.startswith(f"{pattern}.")]
+        if not pinned:
+            near = difflib.get_close_matches(pattern, [*names, *dict(model.named_modules())], n=3)
+            raise ShrinkError(
+                f"pin names {shown(pattern)}, which is no module or parameter of the model; nearest: {near}"
+            )
+        held |= dict.fromkeys(pinned, "pinned by you")
+    return held
+
+
+def held_by_computed(module: nn.Module) -> str:
+    """Return why the tensors of `module` stay, if it computes weights from them; empty if it does not."""
+    if is_parametrized(module):
+        return "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
+    by = {each.attribute: each.by for each in computed_weights(module) if each.by in COMPUTED}
+    if not by:
+        return ""
+    first, *more = by
+    return COMPUTED[by[first]].format(first) + "".join(f", and the same for {name!r}" for name in more)
+
+
+COMPUTED = {
+    "torch.nn.utils.prune": "pruned by a mask: make it permanent, with torch.nn.utils.prune.remove(module, {0!r})",
+    "torch.nn.utils.weight_norm": "computed anew at each call: make it a parameter first, with remove_weight_norm",
+    "torch.nn.utils.spectral_norm": "computed anew at each call: make it a parameter first, with remove_spectral_norm",
+}
+ADAPTER = "of an adapter of peft whose configuration has its rank: merge it first, or use LoRA"
+UNSHRINKABLE: dict[type[nn.Module], str] = {
+    nn.MultiheadAttention: "nn.MultiheadAttention takes the size of a head from its width, so that no head can go",
+    nn.RNNBase: "a recurrent layer's gates are not taken apart",
+}
+
+
+def _traced(labels: Labels, piece: Piece, own: Mapping[str, Channels]) -> Trace:
+    trace = Trace(labels, RULES)
+    owned = piece.owned
+    given = {
+        node: own[owned[node]] if node in owned else Channels(tuple(node.meta["val"].shape))
+        for node in piece.program.graph.nodes
+        if node.op == "placeholder" and (node in owned or isinstance(node.meta.get("val"), Tensor))
+    }
+    given = {node: Channels(c.shape, tuple(f for f in c.factors if f.numel() > 1)) for node, c in given.items()}
+    follow(trace, piece.program.graph, given, piece.inputs(), piece.path)
+    return trace
+
+
+def _settle(labels: Labels, factor: Tensor, follows: Sequence[int]) -> None:
+    """Make channels that lie in a grid go by whole lines of it, across the axis that leaves the most of them."""
+    factor = reduced(labels, factor)
+    axes = axes_of(factor)
+    if len(axes) < 2:
+        return
+    kept = max(axes, key=lambda axis: (axis in follows, _lines(labels, factor, axis)))
+    for axis in axes:
+        if axis != kept:
+            labels.unite(factor, factor.narrow(axis, 0, 1))
+
+
+def _lines(labels: Labels, factor: Tensor, axis: int) -> int:
+    """Return how many channels are left where each index along `axis` is one."""
+    roots, places = torch.unique(labels.find(factor), return_inverse=True)
+    trial = Labels()
+    trial.new(len(roots))
+    lines = places.movedim(axis, 0).flatten(1)
+    trial.unite(lines, lines[:, :1])
+    return len(distinct(trial.find(torch.arange(len(roots)))))
+
+
+def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Piece]) -> set[str]:
+    """Hold what no graph shows, and all of it where a dimension has length 1; return the names of the former."""
+    seen = {id(own[name]) for piece in found for node, name in piece.owned.items() if node.users}
+    for channels in own.values():
+        for factor in channels.factors:
+            if id(channels) not in seen:
+                labels.pin(factor, "not used by any operator of the exported graph")
+            elif factor.numel() == 1:
+                labels.pin(factor, "the only channel")
+    return {name for name, channels in own.items() if id(channels) not in seen}
+
+
+def _consumed(labels: Labels, traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
+    """Return the axes of parameters along which they are summed over with the values of channels."""
+    consumed: set[Axis] = set()
+    for piece, trace in traces:
+        owned = piece.owned
+        for contraction in trace.contractions:
+            read = labels.find(contraction.weight_labels)
+            for name in {owned[node] for node in sources(contraction.weight) if node in owned}:
+                for dim, factor in enumerate(own[name].factors):
+                    if factor.numel() > 1 and bool(torch.isin(labels.find(factor), read).all()):
+                        consumed.add((name, dim))
+    return frozenset(consumed)
+
+
+def _producing(traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
+    """Return the axes of parameters along which their rows lie: what makes channels, though it may also read some."""
+    producing: set[Axis] = set()
+    for piece, trace in traces:
+        owned = piece.owned
+        for contraction in trace.contractions:
+            rows = trace.values[contraction.weight].along(contraction.rows)
+            for name in {owned[node] for node in sources(contraction.weight) if node in owned}:
+                for dim, factor in enumerate(own[name].factors):
+                    if rows is not None and factor.numel() > 1 and bool(torch.isin(factor, rows).all()):
+                        producing.add((name, dim))
+    return frozenset(producing)
+
+
+def sources(node: Any) -> set[Any]:
+    """Return `node` and all that it is computed from."""
+    return reachable([node], lambda each: each.all_input_nodes)
+
+
+def reachable(start: Iterable[Any], following: Callable[[Any], Iterable[Any]]) -> set[Any]:
+    """Return the nodes of `start` and all that come after them, by what is `following` each.
+
+    >>> sorted(reachable([3], lambda number: [number - 1] if number else []))
+    [0, 1, 2, 3]
+    """
+    found, open_ = set(), list(start)
+    while open_:
+        node = open_.pop()
+        if node not in found:
+            found.add(node)
+            open_ += following(node)
+    return found
+
+
+def _biases(traces: Sequence[tuple[Piece, Trace]]) -> frozenset[str]:
+    """Return the names of the parameters that are added to something or are given as a `bias`."""
+    names = set()
+    for piece, _ in traces:
+        for node, name in piece.owned.items():
+            for user in node.users:
+                schema = getattr(user.target, "_schema", None)
+                given = zip(schema.arguments if schema else (), user.args, strict=False)
+                if user.target in ADDITIONS or any(value is node and kind.name == "bias" for kind, value in given):
+                    names.add(name)
+    return frozenset(names)
+
+
+ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.sub.Tensor)

@@ -1,0 +1,206 @@
+"""A model as graphs of operators: whole, or child by child where its code depends on the data."""
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from shrinkage.compression.calls.modes import evaluating, process_as_it_was
+from shrinkage.compression.calls.results import all_tensors_in
+from shrinkage.compression.plans.tensors import joined
+from shrinkage.errors import first_line
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A module of a model, at the dotted name `path`, as a graph; `leaves` are the tensors and numbers of its call."""
+
+    path: str
+    program: ExportedProgram
+    leaves: tuple[Any, ...]
+
+    @cached_property
+    def owned(self) -> dict[fx.Node, str]:
+        """The dotted name in the whole model of the parameter or buffer of each placeholder that is one."""
+        return {
+            node: joined(self.path, spec.target or "")
+            for node, spec in self._placeholders()
+            if spec.kind.name in ("PARAMETER", "BUFFER")
+        }
+
+    def inputs(self) -> list[fx.Node]:
+        """Return the placeholders of the inputs of the call."""
+        return [node for node, spec in self._placeholders() if spec.kind.name == "USER_INPUT"]
+
+    def arguments(self, tensors: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
+        """Return what the graph's placeholders take: the model's `tensors` by name, and the `leaves` of a call."""
+        owned, given = self.owned, iter(leaves)
+        constants = self.program.constants
+        return [
+            tensors[owned[node]]
+            if node in owned
+            else next(given)
+            if spec.kind.name == "USER_INPUT"
+            else constants[spec.target or ""]
+            for node, spec in self._placeholders()
+        ]
+
+    def _placeholders(self) -> list[tuple[fx.Node, Any]]:
+        """Return the placeholders of the graph, each with what `torch.export` says of it."""
+        nodes = [node for node in self.program.graph.nodes if node.op == "placeholder"]
+        return list(zip(nodes, self.program.graph_signature.input_specs, strict=True))
+
+
+def lines(tensor: Tensor, dim: int) -> Tensor:
+    """Return `tensor` as a matrix with one row per index along `dim`."""
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
+
+def pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:
+    """Return the graphs of `model`, and the first line of the error of each module that has none as a whole."""
+    with process_as_it_was(), evaluating(model), torch.no_grad():
+        return _pieces(model, "", tuple(args), dict(kwargs))
+
+
+def _pieces(
+    module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Piece], dict[str, str]]:
+    failed: dict[str, str] = {}
+    for as_tensors in (False, True):
+        try:
+            with _quietly(), process_as_it_was(), _masks_as_given(module):
+                with _tensors_alone(module) if as_tensors else nullcontext():
+                    program = torch.export.export(module, args, kwargs, strict=False)
+                    return [Piece(path, _without_levels(program), tuple(tree_leaves((args, kwargs))))], {}
+        except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
+            failed.setdefault(path, _reason(error))
+    found = []
+    try:
+        calls = _calls_of_children(module, args, kwargs)
+    except Exception:
+        if path:  # What is called inside of a transform of functions can not be called outside of it.
+            return [], failed
+        raise
+    for name, call in calls.items():
+        more, errors = _pieces(module.get_submodule(name), joined(path, name), *call)
+        found += more
+        failed |= errors
+    return found, failed
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error of the exporter, or in plain words what it means."""
+    line = first_line(error)
+    return next((words for phrase, words in MEANINGS.items() if phrase in line), line)
+
+
+MEANINGS = {
+    "found a fake tensor in the exported program": "torch.export does not follow an operator of it, such as"
+    " torch.autograd.grad inside of the call",
+    "inside a function being vmapped": "it is called inside of a transform of functions, such as torch.vmap, and can"
+    " not be exported by itself",
+    "view functorch tensor": "torch.export does not follow its transforms of functions, such as torch.func.grad",
+}
+
+
+def _without_levels(program: ExportedProgram) -> ExportedProgram:
+    """Return `program` with the operators that those under `torch.vmap` and other transforms of functions come to."""
+    targets = [getattr(node.target, "__module__", "") or "" for node in program.graph.nodes]
+    return program.run_decompositions({}) if any(name.startswith("torch._functorch") for name in targets) else program
+
+
+@contextmanager
+def _masks_as_given(module: nn.Module) -> Iterator[None]:
+    """Have the transformers of torch in `module` take masks as they are, and not ask whether these are causal."""
+    with ExitStack() as hooks:
+        for each in module.modules():
+            if isinstance(each, nn.TransformerEncoder | nn.TransformerDecoder):
+                hooks.callback(_answering_no(each, {"is_causal", "tgt_is_causal", "memory_is_causal"}))
+        yield
+
+
+@contextmanager
+def _tensors_alone(module: nn.Module) -> Iterator[None]:
+    """Let `module` return its outputs as a tuple of tensors, and no cache that its call does not ask for.
+
+    An export takes neither dataclasses nor other objects, such as the caches that decoders of transformers return
+    unless they are told not to.
+    """
+    with ExitStack() as hooks:
+        results = module.register_forward_hook(lambda _, args, result: tuple(all_tensors_in(result)) or result)
+        hooks.callback(results.remove)
+        for each in module.modules():
+            hooks.callback(_answering_no(each, {"use_cache"}))
+        yield
+
+
+def _answering_no(module: nn.Module, questions: Container[str]) -> Callable[[], None]:
+    """Have calls of `module` answer with False those of `questions` that they leave open; return what ends that."""
+    try:
+        signature = inspect.signature(module.forward)
+    except (ValueError, TypeError):  # of a traced module, which has no signature
+        return lambda: None
+    asked = [name for name in signature.parameters if name in questions]
+    if not asked:
+        return lambda: None
+
+    def decide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given = dict(zip(signature.parameters, args, strict=False))  # by position, as it has to stay
+        answers = {name: False for name in asked if (given | kwargs).get(name) is None}
+        placed = tuple(answers.get(name, value) for name, value in given.items())
+        return placed + args[len(placed) :], kwargs | {name: no for name, no in answers.items() if name not in given}
+
+    return module.register_forward_pre_hook(decide, with_kwargs=True).remove
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold back what an export says of a copy that nobody trains, and the graph that it prints where it fails."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.filterwarnings("ignore", "The tensor attributes? .* (was|were) assigned during export")
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # which torch itself uses
+            yield
+    finally:
+        log.disabled = before
+
+
+def _calls_of_children(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Return the first call that `module` makes of each of its children, those in lists and dictionaries too."""
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def note(name: str) -> Any:
+        return lambda _, args, kwargs: calls.setdefault(name, (args, kwargs)) and None
+
+    handles = [
+        child.register_forward_pre_hook(note(name), with_kwargs=True) for name, child in _children(module)
+    ]  # fmt: skip
+    try:
+        module(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _children(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _children(child, joined(path, name))
+        else:
+            yield joined(path, name), child

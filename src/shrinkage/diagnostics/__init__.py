@@ -1,0 +1,1 @@
+"""What holds of a model now: zeros, residuals and duality gaps."""

@@ -1,0 +1,106 @@
+"""What to do about weights that are not stationary yet: nothing that is done already, and nothing that can not help."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.optim import Optimizer
+
+from shrinkage.errors import shown
+from shrinkage.selection.how import decides
+from shrinkage.selection.plan import Plan
+from shrinkage.selection.selectors import named_parameters
+
+LONG_RUN = 10_000  # updates from which on a longer average pays
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How the weights were trained that residuals judge.
+
+    Args:
+        updates: how many were made.
+        rates: the learning rate of each parameter that an attached optimizer steps, by name; None if none is attached.
+        entry: the decay of the averages that keep zeros, None if there are none.
+        kept: the parameters whose zeros such averages keep, or would.
+        derived: the parameters whose penalty has kinks and acts through its derivative.
+        decoupled: the parameters whose strength is in units of weight decay.
+    """
+
+    updates: int = 0
+    rates: Mapping[str, float] | None = None
+    entry: float | None = None
+    kept: frozenset[str] = field(default_factory=frozenset)
+    derived: frozenset[str] = field(default_factory=frozenset)
+    decoupled: frozenset[str] = field(default_factory=frozenset)
+
+
+def training_of(
+    model: nn.Module, plan: Plan, entry: float | None, optimizers: Iterable[Optimizer], updates: int
+) -> Training:
+    """Return what is known of the training of `model` by optimizers that a plan's rules are attached to."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    of = {id(parameter): group.get("lr", math.nan) for group in groups for parameter in group["params"]}
+    held = {candidate.name: id(candidate.parameter) for candidate in named_parameters(model)}
+    return Training(
+        updates,
+        {name: float(of[own]) for name, own in held.items() if own in of} if groups else None,
+        entry,
+        frozenset(each.name for each in plan if decides(each.penalty, each.how)),
+        frozenset(each.name for each in plan if each.how == "gradient" and not each.penalty.smooth),
+        frozenset(each.name for each in plan if each.how == "decoupled"),
+    )
+
+
+def advice(names: Iterable[str], residual: float, training: Training) -> str:
+    """Return what to do about parameters whose residual is too large: one or two sentences."""
+    first, *_ = names
+    if not math.isfinite(residual):
+        return "A weight or a gradient is NaN or infinite: go back to before that, with a lower learning rate."
+    if training.rates is None:
+        return (
+            "The regularizer is attached to no optimizer any more: attach it again before training on."
+            if training.updates
+            else "The regularizer is attached to no optimizer yet: attach(optimizer), then train."
+        )
+    if first not in training.rates:
+        return f"No attached optimizer steps {first!r}: give it to one, or freeze it with requires_grad_(False)."
+    if training.rates[first] == 0:
+        return f"The learning rate of {first!r} is 0, so that nothing moves it: train on with one that is not."
+    if not training.updates:
+        return "No step has been made yet: train."
+    if first in training.derived:
+        return 'A derivative leads to no exact zeros, and the weights swing about them: choose how="proximal".'
+    if first in training.decoupled:
+        return (
+            f'The strength of {first!r} is in units of weight decay (how="decoupled"), which is another problem for '
+            'every optimizer but SGD without momentum: choose how="proximal".'
+        )
+    return f"Train longer{slower(training.rates[first])}. {about_minibatches(first, training)}"
+
+
+def slower(rate: float) -> str:
+    """Return the advice on a learning rate that is known."""
+    return "" if math.isnan(rate) else f", or lower the learning rate, which is {shown(float(f'{rate:.3g}'))}"
+
+
+def about_minibatches(name: str, training: Training) -> str:
+    """Return what minibatches leave, and what helps against it that is not on already."""
+    levels = (
+        "On minibatches at a constant learning rate a residual levels off at the size of their noise, above a small "
+        "tolerance: that is good enough once training on changes neither it nor the zeros."
+    )
+    if name not in training.kept:
+        return levels
+    if training.entry is None:
+        return f"On minibatches keep zeros at zero with entry=0.99. {levels}"
+    if longer := longer_decay(training.entry, training.updates):
+        return f"Averages that are longer, with entry={longer:g}, keep more zeros at zero. {levels}"
+    return f"Averaged gradients keep zeros at zero already. {levels}"
+
+
+def longer_decay(decay: float, updates: int) -> float | None:
+    """Return the decay of longer averages that suit a run of so many updates; None if they are long enough."""
+    suited = [0.99, 0.999] if updates >= LONG_RUN else [0.99]
+    return next((each for each in suited if each > decay), None)

@@ -1,0 +1,86 @@
+"""Value, residual and largest strength of a penalty on its parameters."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from shrinkage.distributed.all_reduce import whole_penalty
+from shrinkage.distributed.dtensor import whole
+from shrinkage.optimizers.adaptive_step import Number
+from shrinkage.penalties import coupled_norms
+from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.grouped import Grouped
+from shrinkage.penalties.membership import Charged, Part, charged_by, coupled_of, part_of, weights_of
+from shrinkage.proximal.precision import wide
+from shrinkage.proximal.reductions import alone
+
+
+def sum_of(values: Sequence[Tensor]) -> Tensor:
+    """Return the sum of 0-dim tensors, on the device of the first."""
+    return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+
+def value_of(penalty: Penalty, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Return the value of `penalty` at one parameter, or at all that share its groups, given by name.
+
+    This machine may hold pieces of them only.
+    """
+    tensors = {name: wide(whole(parameter.detach())) for name, parameter in parameters.items()}
+    if coupled_of(penalty) is None:
+        (w,) = tensors.values()
+        value: Tensor = whole_penalty(penalty).value(w)
+        return value
+    return alone(coupled_norms.value(*all_of(penalty, tensors), list(tensors.values())))
+
+
+def residual_of(
+    penalty: Penalty, ws: Mapping[str, Tensor], grads: Mapping[str, Tensor], steps: Mapping[str, Number]
+) -> tuple[str, Tensor]:
+    """Return the residual of one parameter, or of all that share its groups, and what it measures."""
+    points, slopes = list(ws.values()), list(grads.values())
+    sizes = [positive(steps.get(name, 1.0), w) for name, w in ws.items()]
+    if slope_of(penalty, points[0].shape) < math.inf:
+        if coupled_of(penalty) is None:
+            return "KKT", penalty.residual(points[0], slopes[0])
+        charged, parts = all_of(penalty, ws)
+        values = alone(coupled_norms.residual(charged, parts, points, slopes))
+        own = {number for part in parts for number in part.groups.tolist() if number < part.count}
+        return "KKT", values[sorted(own)]
+    moved = [w - step * grad for w, step, grad in zip(points, sizes, slopes, strict=True)]
+    if coupled_of(penalty) is None:
+        found = [penalty.prox(moved[0], sizes[0])]
+    else:
+        found = alone(coupled_norms.prox(*all_of(penalty, ws), moved, sizes, to_rest=True))
+    fixed = [(w - y).abs() / step for w, y, step in zip(points, found, sizes, strict=True)]
+    return "fixed point", fixed[0] if len(fixed) == 1 else torch.cat([each.reshape(-1) for each in fixed])
+
+
+def strength_max_of(penalty: Penalty, grads: Mapping[str, Tensor]) -> Tensor:
+    """Return the least strength at which one parameter, or all that share its groups, can be zero."""
+    slopes = list(grads.values())
+    if coupled_of(penalty) is None:
+        return penalty.strength_max(slopes[0])
+    return alone(coupled_norms.strength_max(*all_of(penalty, grads), slopes))
+
+
+def slope_of(penalty: Penalty, shape: Sequence[int]) -> float:
+    """Return the size of gradient that zero withstands, the largest of all elements or groups."""
+    groups = coupled_of(penalty)
+    if groups is None or not isinstance(penalty, Grouped):
+        return penalty.slope(shape)
+    return float(weights_of(penalty, torch.device("cpu")).max()) * penalty.penalty.slope((groups.count,))
+
+
+def all_of(penalty: Penalty, tensors: Mapping[str, Tensor]) -> tuple[Charged, list[Part]]:
+    """Return what the groups that span whole `tensors` are charged, and which of them each has."""
+    device = next(iter(tensors.values())).device
+    parts = [part_of(penalty, name, w.device) for name, w in tensors.items()]
+    return charged_by(penalty, weights_of(penalty, device)), [part for part in parts if part is not None]
+
+
+def positive(step: Number, w: Tensor) -> Tensor:
+    """Return `step` in the type of `w`; 1 in place of 0, at which a schedule may have ended."""
+    size = torch.as_tensor(step, dtype=w.dtype, device=w.device)
+    return torch.where(size > 0, size, 1.0)

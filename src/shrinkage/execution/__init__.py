@@ -1,0 +1,1 @@
+"""How a penalty changes weights and gradients: all in-place work on them is here."""

@@ -1,0 +1,110 @@
+"""What regularizers keep of an optimizer's parameters: it goes along when smaller ones take their place.
+
+It is a state as `Regularizer.state_dict` gives it, with the names of the parameters and where the optimizer holds them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from shrinkage.optimizers.per_optimizer import Beside
+
+KEY = "shrinkage"  # in the first parameter group of an optimizer, for who is attached next
+Dims = Mapping[int, Sequence[int]]
+State = Mapping[str, Any]
+
+
+class Passenger(NamedTuple):
+    """What gives a state: of an attachment, or of one that was taken off and left it."""
+
+    attachment: object
+    state: Callable[[Optimizer], State | None]
+
+
+class Plan(Protocol):
+    """A `ShrinkPlan`: which indices stay along each dimension of each tensor, its shape before, and new biases."""
+
+    keep: dict[str, dict[int, tuple[int, ...]]]
+    shapes: dict[str, tuple[int, ...]]
+    biases: tuple[str, ...]
+
+
+passengers: Beside[list[Passenger]] = Beside("passengers")
+
+
+def states_beside(optimizer: Optimizer) -> list[State]:
+    """Return what regularizers keep of the parameters of `optimizer`, and what none of them has taken up yet."""
+    found = [passenger.state(optimizer) for passenger in passengers.get(optimizer, [])]
+    return [*optimizer.param_groups[0].get(KEY, []), *(state for state in found if state is not None)]
+
+
+def put_smaller(
+    optimizer: Optimizer, states: Sequence[State], dims: Mapping[int, Dims], after: Mapping[int, int]
+) -> None:
+    """Leave `states` for who is attached next, cut as the parameters of `optimizer` were.
+
+    Args:
+        optimizer: the one that holds smaller parameters by now.
+        states: what `states_beside` returned before.
+        dims: the indices that stay, by the position of a parameter before.
+        after: the position of the one that took its place.
+    """
+    cut_ones = []
+    for state in states:
+        places = state.get("positions", [])
+        by_name = {name: dims.get(place, {}) for name, place in zip(state.get("parameters", []), places, strict=False)}
+        positions = [after.get(place, place) for place in places]
+        cut_ones.append({**smaller_state(state, by_name), "positions": positions, "shrunk": True})
+    passengers[optimizer] = []
+    if cut_ones:
+        optimizer.param_groups[0][KEY] = cut_ones
+
+
+def before_shrink(state: State, plan: Plan | None) -> tuple[State, tuple[str, ...]]:
+    """Return a state from before a model was made smaller by `plan` as one of the smaller model, and its new biases.
+
+    Raises:
+        ValueError: a tensor of the state does not have the shape that the plan knows.
+    """
+    if plan is None or not isinstance(state, Mapping):
+        return state, ()
+    for name, tensor in tensors_in(state):
+        if plan.shapes.get(name) not in (None, tuple(tensor.shape)):
+            raise ValueError(
+                f"the state has a tensor of shape {tuple(tensor.shape)} for {name!r}, the plan cuts one of shape "
+                f"{plan.shapes[name]}: pass the plan of the shrink that came after the state was saved"
+            )
+    return smaller_state(state, plan.keep), tuple(f"{path}.bias" if path else "bias" for path in plan.biases)
+
+
+def tensors_in(state: State) -> list[tuple[str, Tensor]]:
+    """Return name and tensor of all in a state that has the shape of a parameter."""
+    parts = [*state.get("averages", []), *state.get("intervals", [])]
+    totals = [(name, each["total"]) for part in parts for name, each in part.items()]
+    found = [*totals, *state.get("references", {}).items()]
+    return [(name, each) for name, each in found if isinstance(each, Tensor) and each.dim()]
+
+
+def smaller_state(state: State, dims: Mapping[str, Dims]) -> dict[str, Any]:
+    """Return `state` with tensors that are cut by `dims`, by the names of their parameters."""
+    result = dict(state)
+    for part in ("averages", "intervals"):
+        if part in state:
+            result[part] = [
+                {name: {**each, "total": kept(each["total"], dims.get(name, {}))} for name, each in own.items()}
+                for own in state[part]
+            ]
+    if "references" in state:
+        result["references"] = {name: kept(each, dims.get(name, {})) for name, each in state["references"].items()}
+    return result
+
+
+def kept(value: Any, dims: Dims) -> Any:
+    """Return a tensor with the indices `dims[dim]` along each `dim` alone; numbers as they are."""
+    if isinstance(value, Tensor) and value.dim():
+        for dim, indices in dims.items():
+            value = value.index_select(dim, torch.tensor(indices, dtype=torch.long, device=value.device))
+    return value

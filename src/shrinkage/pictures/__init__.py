@@ -1,0 +1,1 @@
+"""Pictures of penalties, constraints and weights, and a page that holds them."""

@@ -1,0 +1,1 @@
+"""Proximal operators and projections as functions of tensors: no state, no penalty, no optimizer."""

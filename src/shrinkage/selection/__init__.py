@@ -1,0 +1,1 @@
+"""Which parameters a rule penalizes, and how."""

@@ -1,0 +1,196 @@
+"""Rules, and the plan they resolve to: which parameter is charged what."""
+
+import warnings
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from shrinkage.distributed.flattened import check_piece, check_stepped
+from shrinkage.errors import GroupError, SelectionError
+from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.membership import coupled_of
+from shrinkage.selection.coupled_rules import check_won, family_cells, sized
+from shrinkage.selection.eligible import check_not_computed, check_parameter, is_frozen
+from shrinkage.selection.how import How
+from shrinkage.selection.rules import Rule, Rules, as_rules
+from shrinkage.selection.selectors import (
+    NamedParameter,
+    first_matches,
+    named_parameters,
+    selector_text,
+)
+from shrinkage.selection.unregistered import told_with_errors, warn_of_unregistered
+from shrinkage.tables import listed, shape_text, table
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One charged parameter: its name, its other names if it is tied, its shape (None while lazy), and its charge.
+
+    The penalty is bound to the parameter: what it keeps for each element is on the parameter's device.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...] | None
+    penalty: Penalty
+    how: How
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The charged parameters of a model, in the model's order. Prints as a table.
+
+    `unnamed` are the trainable matrices that no rule names, None included, each with its number of elements.
+    """
+
+    entries: tuple[Entry, ...]
+    unnamed: tuple[tuple[str, int], ...] = ()
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __str__(self) -> str:
+        header = ["parameter", "shape", "groups", "penalty", "strength", "how"]
+        rows = [entry_cells(entries) for entries in self.families()]
+        names, sizes = [name for name, _ in self.unnamed], [size for _, size in self.unnamed]
+        return table(header, rows) + listed(f"no rule names these matrices ({sum(sizes):,} weights)", names)
+
+    def families(self) -> list[list[Entry]]:
+        """Return the entries whose groups are coupled together, and every other one by itself."""
+        found: dict[object, list[Entry]] = {}
+        for entry in self.entries:
+            coupled = coupled_of(entry.penalty)
+            family = None if coupled is None else next(each for each in coupled.families() if entry.name in each)
+            found.setdefault(entry.name if family is None else (id(coupled), family), []).append(entry)
+        return list(found.values())
+
+    def blocks(self, held: Mapping[str, Tensor]) -> list[tuple[list[str], Penalty]]:
+        """Return what is charged together of the parameters in `held`, by name; of coupled ones, what is trained."""
+        found = []
+        for entries in self.families():
+            alone = coupled_of(entries[0].penalty) is None
+            names = [e.name for e in entries if e.name in held and (alone or held[e.name].requires_grad)]
+            found += [(names, entries[0].penalty)] if names else []
+        return found
+
+
+def entry_cells(entries: Sequence[Entry]) -> list[str]:
+    """Return the row of one entry, or of those of one family, in the printed plan."""
+    entry, *_ = entries
+    coupled = coupled_of(entry.penalty)
+    name = " = ".join((entry.name, *entry.aliases))
+    penalty, strength, groups = entry.penalty.describe(None if coupled else entry.shape)
+    shape = "lazy" if entry.shape is None else shape_text(entry.shape)
+    if coupled is not None:
+        name, shape, groups = family_cells(coupled, [each.name for each in entries])
+    how = entry.how if entry.every == 1 else f"{entry.how}, every {entry.every} steps"
+    return [name, shape, groups, penalty, strength, how]
+
+
+def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
+    """Return which parameters of `model` the rules charge; the first rule that matches a name wins.
+
+    Raises:
+        SelectionError: a rule matches nothing or is never the first to match; a tied parameter meets two rules.
+        GroupError: a parameter does not fall into the groups of its penalty.
+        ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
+    """
+    by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
+    candidates = list(named_parameters(model))
+    known = [replace(rule, penalty=sized(rule.penalty, candidates)) for rule in as_rules(rules, how)]
+    with told_with_errors(model):
+        winners = selected(model, known)
+    for candidate, rule in winners:
+        if rule.penalty is not None:
+            check_not_computed(candidate)
+        if candidate.parameter is not None:
+            by_parameter.setdefault(id(candidate.parameter), []).append((candidate, rule))
+    entries = (entry_of(names) for names in by_parameter.values())
+    found = tuple(entry for entry in entries if entry is not None)
+    return Plan(found, tuple(unnamed_matrices(candidates, by_parameter)))
+
+
+def unnamed_matrices(candidates: Sequence[NamedParameter], named: Container[int]) -> Iterator[tuple[str, int]]:
+    """Yield name and size of each trainable parameter of two dimensions or more whose id is not `named`."""
+    seen: set[int] = set()
+    for candidate in candidates:
+        parameter = candidate.parameter
+        if parameter is None or id(parameter) in named or id(parameter) in seen or nn.parameter.is_lazy(parameter):
+            continue
+        seen.add(id(parameter))
+        if parameter.requires_grad and parameter.dim() >= 2:
+            yield candidate.name, parameter.numel()
+
+
+def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParameter, Rule]]:
+    """Return the names of parameters that a rule selects, each with the first that does."""
+    candidates = list(named_parameters(model))
+    for candidate in candidates:
+        check_stepped(candidate.name, candidate.parameter)
+    selectors = [rule.selector(model) for rule in rules]
+    winners = first_matches(selectors, candidates)
+    won = {c.name: selectors[i] for c, i in zip(candidates, winners, strict=True) if i is not None}
+    for coupled in filter(None, (coupled_of(rule.penalty) for rule in rules)):
+        check_won(coupled, won)
+    return [(each, rules[winner]) for each, winner in zip(candidates, winners, strict=True) if winner is not None]
+
+
+def warn_of_uncharged(model: nn.Module, rules: Rules, how: How) -> None:
+    """Warn of layers that a model hides, and of every rule that selects frozen parameters only, as PEFT leaves them."""
+    warn_of_unregistered(model, stacklevel=3)
+    by_rule: dict[int, list[NamedParameter]] = {}
+    ordered = as_rules(rules, how)
+    for candidate, rule in selected(model, ordered):
+        by_rule.setdefault(id(rule), []).append(candidate)
+    for rule in ordered:
+        found = by_rule[id(rule)]
+        if rule.penalty is not None and all(is_frozen(candidate.parameter) for candidate in found):
+            selector = selector_text(rule.selector(model))
+            warnings.warn(
+                f"the rule {selector} matches frozen parameters only ({found[0].name!r} ...): nothing is charged until "
+                "they require a gradient; their trained stand-ins, such as 'lora_A' of PEFT, have names of their own",
+                stacklevel=3,
+            )
+
+
+def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
+    """Return the entry of one parameter from all its names and the rules they met; None if it is left alone."""
+    (first, rule), *others = names
+    for other, other_rule in others:
+        if (other_rule.penalty, other_rule.how, other_rule.every) != (rule.penalty, rule.how, rule.every):
+            raise SelectionError(
+                f"{first.name!r} and {other.name!r} are one tied parameter, but two rules clash on it: "
+                f"{rule.penalty} ({rule.how}) and {other_rule.penalty} ({other_rule.how}); give both names one rule"
+            )
+    if rule.penalty is None or first.parameter is None:
+        return None
+    check_parameter(first.name, first.parameter)
+    lazy = nn.parameter.is_lazy(first.parameter)
+    shape = None if lazy else tuple(first.parameter.shape)
+    check_piece(first.name, first.parameter, rule.penalty)
+    if shape is not None:
+        check_shape(first.name, shape, rule.penalty)
+    penalty = rule.penalty.bound(first.name, first.parameter)
+    check_piece(first.name, first.parameter, penalty)
+    if shape is not None and penalty is not rule.penalty:  # it may have found a reference
+        check_shape(first.name, shape, penalty)
+    aliases = tuple(other.name for other, _ in others)
+    return Entry(first.name, aliases, shape, penalty, rule.how, rule.every)
+
+
+def check_shape(name: str, shape: Sequence[int], penalty: Penalty) -> None:
+    """Raise `GroupError` with the parameter's name if `penalty` can not charge a tensor of `shape`."""
+    coupled = coupled_of(penalty)
+    if coupled is not None:
+        coupled.check(name, shape)
+        return
+    try:
+        penalty.check_shape(shape)
+    except GroupError as error:
+        raise GroupError(f"{name!r} of shape {tuple(shape)} can not be charged by {penalty}: {error}") from None

@@ -1,1 +1,0 @@
-"""From exact zeros to a smaller model: dense, with the same outputs, or with its zeros left out of storage."""

@@ -1,0 +1,293 @@
+"""One optimizer and the parameters charged in it: when something happens around each of its steps.
+
+What happens is in `update.py`. What the hooks take care of:
+
+* a step with a closure computes its gradients inside, so the penalty's are added inside too, and its value to the loss
+  that the closure returns (a line search needs it);
+* an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
+* a step that raised never reached its second hook: the next first hook starts afresh;
+* a distributed checkpoint steps an optimizer that has no state: that is no update;
+* a penalty is in `.grad` during the step only, so that stepping twice on the same gradients charges as torch's
+  `weight_decay` does;
+* trainers replace parameters and parameter groups: both are looked up again when they changed, in the optimizer or in
+  the model.
+"""
+
+import functools
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import suppress
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from shrinkage.distributed.dtensor import is_spread, local, local_state
+from shrinkage.distributed.flattened import is_piece
+from shrinkage.errors import AttachmentError
+from shrinkage.execution.compiled import Compile
+from shrinkage.execution.single_tensor import Number
+from shrinkage.optimizers.adaptive_step import number
+from shrinkage.optimizers.introspection import (
+    group_indices,
+    overflow_of,
+    parameters_of,
+    runs_inside_own_step,
+    sign_of,
+    steps_for_a_checkpoint,
+)
+from shrinkage.optimizers.per_optimizer import Beside
+from shrinkage.optimizers.registry import Metric, check_decoupled, check_spread, known_metric, metric_of
+from shrinkage.penalties.base import Penalty
+from shrinkage.selection.how import decides
+from shrinkage.training.coupled_parameters import located
+from shrinkage.training.gradient_averages import Averages
+from shrinkage.training.gradients import Gradients
+from shrinkage.training.half_precision import Rounding
+from shrinkage.training.intervals import Intervals
+from shrinkage.training.penalized import Charge, Found, Place, at_update
+from shrinkage.training.preconditions import check_added_once, check_captured, check_gradients, check_kept, check_moved
+from shrinkage.training.step_sizes import noted_of, state_of, step_of
+from shrinkage.training.update import Lasting, Update
+from shrinkage.training.update_count import Updates
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+
+
+class Attachment:
+    """Applies penalties around the steps of one optimizer.
+
+    Args:
+        resolve: returns what is charged in an optimizer; called again whenever the optimizer's parameters changed.
+        averages: the averaged gradients that hold zeros; None lets every gradient move them.
+        rounding: how bfloat16 and float16 parameters are written; None rounds to the nearest number.
+        whole: returns the optimizer of whose work this is a part; an update of that is counted.
+        compile: whether large parameters are moved by compiled kernels; "auto" where that pays.
+    """
+
+    def __init__(
+        self,
+        resolve: Callable[[Optimizer], Found],
+        averages: Averages | None = None,
+        rounding: Rounding | None = None,
+        whole: Callable[[], Optimizer | None] = lambda: None,
+        compile: Compile = "auto",
+    ) -> None:
+        self.updates = Updates()
+        self.lookups = 0  # how often what is charged was found anew
+        self.averages = averages
+        self.intervals = Intervals()
+        self._rounding = rounding or Rounding()
+        self._gradients = Gradients()
+        self._resolve = resolve
+        self._whole = whole
+        self._compile = compile
+        self._charges: Sequence[Charge] = ()
+        self._scheduled = self._changes = False  # whether strengths change, or what a step does at all
+        self._elsewhere: Sequence[Place] = ()
+        self._held: Container[int] = ()
+        self._metric: Metric | None = None
+        self._seen: list[list[Tensor]] | None = None
+        self._update: Update | None = None  # the one that is under way
+        self._depth = 0
+
+    def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
+        """Return what is charged in `optimizer` now."""
+        current = [group["params"] for group in optimizer.param_groups]
+        if self._stale() or self._seen is None or not same_objects(current, self._seen):
+            found = self._resolve(optimizer)
+            charges = with_shared_penalties(located(found.charges))
+            check_kept(self._charges, charges, optimizer)
+            self._check(charges, optimizer)
+            proximal = any(charge.how == "proximal" for charge in charges)
+            self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
+            self._charges, self._elsewhere, self._held = charges, found.elsewhere, group_indices(optimizer)
+            self._scheduled = any(charge.penalty.scheduled for charge in charges)
+            seldom = any(charge.every > 1 for charge in charges)
+            self._changes = self._scheduled or seldom or self.averages is not None
+            self._seen = [list(parameters) for parameters in current]
+            self.lookups += 1
+            self.intervals.keep(charges)
+            if self.averages is not None:
+                self.averages.keep(averaged(charges))
+        return self._charges
+
+    def charges_left(self, optimizer: Optimizer) -> Sequence[Charge]:
+        """Return what is charged in `optimizer` now; nothing if its next step is refused, as after a replacement."""
+        with suppress(AttachmentError):
+            return self.charges(optimizer)
+        return ()
+
+    def names(self, optimizer: Optimizer) -> list[str]:
+        """Return the names of what is charged in `optimizer`; none if its next step is refused."""
+        return [charge.name for charge in self.charges_left(optimizer)]
+
+    def go_on_from(self, others: Iterable["Attachment"]) -> None:
+        """Count on with others that charge some of the same parameters in other optimizers, from their averages."""
+        for other in sorted(others, key=lambda each: each.updates.steps):  # the one that is furthest comes last
+            self.updates = other.updates
+            if self.averages is not None and other.averages is not None:
+                self.averages.go_on_from(other.averages)
+
+    def _stale(self) -> bool:
+        """Return whether the model changed where rules charge it."""
+        for place in self._elsewhere:  # a plain loop: this is asked before every step
+            if place.holds_any(self._held):
+                return True
+        return any(charge.stale for charge in self._charges)
+
+    def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
+        """Raise if another attachment charges one of the parameters, or a learning rate is needed and there is none."""
+        others = [other for other in explicit_attachments.get(optimizer, []) if other is not self]
+        taken = {id(charge.parameter) for other in others for charge in other._charges}
+        for charge in charges:
+            if id(charge.parameter) in taken:
+                raise AttachmentError(
+                    f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
+                    f"that is attached to this {type(optimizer).__name__}; detach() that one first"
+                )
+            if charge.how == "decoupled":
+                check_decoupled(charge.name, charge.penalty.smooth, optimizer, optimizer.param_groups[charge.group])
+            check_moved(charge, known_metric(optimizer), optimizer)
+            if charge.how != "gradient":
+                crossing = charge.crossing is not None
+                check_spread(charge.name, charge.parameter, charge.how, optimizer, crossing=crossing)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a step of the optimizer is under way."""
+        return self._depth > 0
+
+    def forget(self) -> None:
+        """Look everything up again before the next step."""
+        self._charges, self._seen = (), None
+
+    def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
+        """Add gradients and decay, now or after the closure; the first hook of a step."""
+        if self._depth and runs_inside_own_step(optimizer):
+            self._depth += 1
+            return None
+        self._depth = 1
+        self._end_step()  # the last one may have raised
+        if steps_for_a_checkpoint(optimizer):
+            return None
+        charges = self.charges(optimizer)
+        if self._changes:
+            check_captured(charges, averaged=self.averages is not None)
+        update = self._update = self._started(optimizer)  # it counts, even if only other processes step what is charged
+        if not charges:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            check_gradients(charges)
+            update.before()
+            return None
+        charged = self._charged_closure(update, closure)
+        if len(args) > 1:
+            return (args[0], charged, *args[2:]), kwargs
+        return args, {**kwargs, "closure": charged}
+
+    def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
+        """Apply proximal operators and count the update; the last hook of a step."""
+        self._depth = max(self._depth - 1, 0)
+        if self._depth or self._update is None:
+            return
+        self._update.after()
+        # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
+        if self._update.moves or any(map(may_move, parameters_of(self._whole() or optimizer))):
+            self.updates.record(overflow_of(optimizer))
+        if self.averages is not None:
+            self.averages.commit()
+        self._end_step()
+
+    def _end_step(self) -> None:
+        """Leave nothing behind that belongs to one step only."""
+        self._gradients.restore()
+        self._update = None
+        if self.averages is not None:
+            self.averages.discard()
+
+    def _started(self, optimizer: Optimizer) -> Update:
+        """Return the update of the next step, its schedules evaluated, before anything is changed."""
+        charged = [(charge, charge.penalty) for charge in self._charges]
+        if self._scheduled:
+            charged = list(zip(self._charges, at_update(self._charges, self.updates.count()), strict=True))
+        steps = self.updates.steps
+        lasting = Lasting(self._gradients, self.averages, self._rounding, self.intervals, self._compile)
+        return Update(optimizer, charged, self._metric, lasting, steps)
+
+    def _charged_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
+        first = True
+
+        @functools.wraps(closure)
+        def charged() -> Any:
+            nonlocal first
+            self._gradients.restore()  # those of the last call, to which a closure may add
+            loss = closure()
+            check_gradients(self._charges)
+            update.before(first=first)
+            first = False
+            value = None if loss is None else update.value()
+            return loss if value is None else loss + value
+
+        return charged
+
+    def add_gradients(self, optimizer: Optimizer) -> None:
+        """Add the gradients of the penalties now, and let the next step leave them as they are then."""
+        self._started(optimizer).add_early()
+
+    def check_addition(self, optimizer: Optimizer) -> None:
+        """Raise if the gradients can not take the penalties now."""
+        charges = self.charges(optimizer)
+        check_gradients(charges)
+        check_added_once(charge for charge in charges if self._gradients.holds(charge.name, charge.parameter))
+
+    def steps(self, optimizer: Optimizer) -> dict[str, Number]:
+        """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
+        found: dict[str, Number] = {}
+        for charge in self.charges_left(optimizer) if self.updates.steps else ():
+            state = local_state(state_of(charge, optimizer, noted_of(charge, self._metric, optimizer)))
+            step = step_of(charge, self._metric, optimizer, None)
+            with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
+                found[charge.name] = number(step(state, local(charge.parameter.detach())))
+        return found
+
+    def maximized(self, optimizer: Optimizer) -> set[str]:
+        """Return the names of the charged parameters for which `optimizer` climbs."""
+        return {charge.name for charge in self.charges_left(optimizer) if sign_of(optimizer, charge.group) < 0}
+
+
+def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:
+    """Return the parameters whose averaged gradients decide about their zeros, by name."""
+    return {charge.name: charge.parameter for charge in charges if decides(charge.penalty, charge.how)}
+
+
+def may_move(parameter: Tensor) -> bool:
+    """Return whether a step moves `parameter`, here or on another machine that holds a piece of it."""
+    return parameter.grad is not None or is_spread(parameter) or is_piece(parameter)
+
+
+def with_shared_penalties(charges: Iterable[Charge]) -> list[Charge]:
+    """Return `charges` in which equal penalties are one object, by which small parameters are charged together.
+
+    Those that hold tensors are left alone: machines would have to talk to compare tensors that are spread over them.
+    """
+    known: dict[Penalty, Penalty] = {}
+
+    def shared(penalty: Penalty) -> Penalty:
+        return known.setdefault(penalty, penalty) if penalty.with_tensors(Tensor.detach) is penalty else penalty
+
+    return [charge._replace(penalty=shared(charge.penalty)) for charge in charges]
+
+
+def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
+    """Return whether two lists of lists hold the very same tensors."""
+    lengths = list(map(len, one)) == list(map(len, other))
+    return lengths and all(all(map(is_, a, b)) for a, b in zip(one, other, strict=True))
+
+
+# The attachments that a `Regularizer` made, so that a declaration on a layer never charges a parameter a second time.
+explicit_attachments: Beside[list[Attachment]] = Beside("attachments")

@@ -1,0 +1,231 @@
+"""Who looks for what layers declare: a hook before the steps of every optimizer.
+
+An optimizer asks all layers that declare something when it steps first, and again when its own parameters, its charges
+or its regularizers have changed. In between it asks those that were declared or copied since, and whether one of its
+parameters was put into some module or left behind by a layer; so a step costs what its own layers cost.
+
+A layer that goes leaves its declarations to its parameters, which live on where another module holds them: a stage of a
+pipeline, a traced copy, a new container.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Mapping, Set
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from shrinkage.distributed.flattened import is_flat
+from shrinkage.errors import SelectionError, ShrinkageError
+from shrinkage.optimizers.hooks import hook_around, meet, uncompiled
+from shrinkage.optimizers.introspection import group_indices, parameters_of
+from shrinkage.optimizers.per_optimizer import Beside
+from shrinkage.penalties.base import Penalty
+from shrinkage.selection.declaration import Declaration, living
+from shrinkage.selection.eligible import check_parameter
+from shrinkage.selection.how import How
+from shrinkage.selection.plan import Plan, check_shape, resolve
+from shrinkage.selection.rules import Rule
+from shrinkage.selection.selectors import named_parameters
+from shrinkage.training.attachment import Arguments, Attachment, Keywords, explicit_attachments
+from shrinkage.training.penalized import Charge, Found, Place, is_sharded_parameter, places_of
+from shrinkage.training.preconditions import check_gradients
+
+RECENT = 1000  # so many registrations are told apart; after more of them between two steps, all layers are asked
+
+
+class Declared(NamedTuple):
+    """A parameter that is charged, with its rule, its name in messages, and the places where it has to stay."""
+
+    parameter: nn.Parameter
+    rule: Rule
+    name: str
+    places: tuple[Place, ...] = ()
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of one optimizer since the last look: its attachment, and how far other things had come then."""
+
+    attachment: Attachment
+    attached: bool = False
+    held: Set[int] = frozenset()
+    added: int = 0
+    gone: int = 0
+    registered: int = 0
+    explicit: list[tuple[Attachment, int]] = field(default_factory=list)
+
+
+class Registry:
+    """The attachments that apply what layers declare."""
+
+    def __init__(self) -> None:
+        self.known: Beside[Known | None] = Beside("declared")
+        self.registered = 0
+        self.recent: deque[int] = deque(maxlen=RECENT)  # ids: what is referred to weakly can not be swapped
+
+    def install(self) -> None:
+        """Hook in before the steps of all optimizers, and where modules take in parameters."""
+        register_optimizer_step_pre_hook(uncompiled(self.before_step))
+        register_module_parameter_registration_hook(self.note)
+
+    def note(self, module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        """Note that a module takes in `parameter`, which another layer may hold too, and an optimizer may step."""
+        if parameter is not None:
+            self.registered += 1
+            self.recent.append(id(parameter))
+
+    def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
+        """Run before every step of every optimizer: attach to those that hold a declared parameter."""
+        living.steps += 1
+        known = self.known.get(optimizer, None)
+        if known is None:
+            if not (living.numbered or living.left):
+                return
+            meet(optimizer)
+            known = self.known[optimizer] = Known(Attachment(self.resolve))
+        explicit = explicit_attachments.get(optimizer, [])
+        taken = [each.charges(optimizer) for each in explicit]
+        lookups = [(each, each.lookups) for each in explicit]
+        if known.explicit != lookups or self.changed(known, optimizer):
+            known.attachment.forget()
+        charges = known.attachment.charges(optimizer)
+        if charges:
+            for each in (charges, *taken):  # nothing is changed if one refuses this step
+                check_gradients(each)
+            if not known.attached:
+                hook_around(optimizer, known.attachment.before_step, known.attachment.after_step)
+                known.attached = True
+        known.explicit = lookups
+        known.added, known.gone, known.registered = living.added, living.gone, self.registered
+
+    def changed(self, known: Known, optimizer: Optimizer) -> bool:
+        """Return whether something happened since the last look that may concern `optimizer`."""
+        if living.added != known.added and any(each.concerns(known.held) for each in living.after(known.added)):
+            return True
+        if living.gone != known.gone and living.left:
+            left = (living.left.get(parameter) for parameter in parameters_of(optimizer))
+            if any(each is not None and each.number > known.gone for each in left):
+                return True
+        count = self.registered - known.registered
+        return count > RECENT or not known.held.isdisjoint(islice(reversed(self.recent), count))
+
+    def resolve(self, optimizer: Optimizer) -> Found:
+        """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
+        groups = group_indices(optimizer)
+        known = self.known[optimizer]
+        if known is not None:
+            known.held = groups.keys()
+        flat = next(filter(is_flat, parameters_of(optimizer)), None)
+        declarations = living.all()
+        for declaration in declarations:
+            declaration.check_stepped(flat)
+        concerned = [each for each in declarations if each.concerns(groups.keys())]
+        declared: dict[int, Declared] = {}
+        for each in (each for declaration in concerned for each in charges_of(declaration, groups)):
+            other = declared.get(id(each.parameter), each._replace(places=()))
+            check_same_charge(each.name, other.rule, each.rule.penalty, each.rule.how)
+            declared[id(each.parameter)] = each._replace(places=(*other.places, *each.places))
+        inherited = inheritance(optimizer)
+        for attachment in explicit_attachments.get(optimizer, []):
+            for charge in attachment.charges(optimizer):
+                inherited.pop(id(charge.parameter), None)
+                replaced = declared.pop(id(charge.parameter), None)
+                if replaced is not None:
+                    check_same_charge(charge.name, replaced.rule, charge.penalty, charge.how)
+        found = {**inherited, **declared}
+        held = dict.fromkeys(map(id, parameters_of(optimizer)))
+        charged = [found[identity] for identity in held if identity in found]
+        charges = [
+            Charge(name, rule.penalty, rule.how, parameter, groups[id(parameter)], places, is_lazy(parameter))
+            for parameter, rule, name, places in charged
+            if rule.penalty is not None and id(parameter) in groups
+        ]
+        # What is spread over machines comes and goes without a word: there, all layers are asked before each step.
+        spread = any(map(is_sharded_parameter, parameters_of(optimizer)))
+        near = [place for declaration in (declarations if spread else concerned) for place in places_in(declaration)]
+        return Found(charges, [place for place in near if not place.holds_any(groups)])
+
+
+def declared_attachments(optimizer: Optimizer) -> list[Attachment]:
+    """Return what applies the declarations of layers in `optimizer`, if anything does."""
+    known = _registry.known.get(optimizer, None)
+    return [] if known is None else [known.attachment]
+
+
+def charges_of(declaration: Declaration, groups: Mapping[int, int]) -> list[Declared]:
+    """Return what `declaration` charges, as it is now, and note what an optimizer with these `groups` reaches of it."""
+    found = []
+    module = declaration.module()
+    held = {candidate.name: candidate for candidate in named_parameters(module)}
+    for rule in declaration.rules if declaration.in_force() else ():
+        for entry in resolve(module, rule):
+            parameter = held[entry.name].parameter
+            if parameter is None:
+                continue
+            if id(parameter) in groups:
+                declaration.reached.update((entry.name, *entry.aliases))
+            bound = replace(rule, penalty=entry.penalty)
+            places = places_of([held[name] for name in (entry.name, *entry.aliases)], parameter)
+            found.append(Declared(parameter, bound, f"{entry.name} of {declaration.kind}", places))
+    return found
+
+
+def places_in(declaration: Declaration) -> list[Place]:
+    """Return where the layer holds parameters."""
+    modules = declaration.module().modules()
+    return [Place(weakref.ref(module), attribute) for module in modules for attribute in module._parameters]
+
+
+def inheritance(optimizer: Optimizer) -> dict[int, Declared]:
+    """Return what layers that are gone declared, of the parameters of `optimizer`."""
+    found = {}
+    for parameter in parameters_of(optimizer) if living.left else ():
+        left = living.left.get(parameter)
+        if left is None or left.rule.penalty is None or not isinstance(parameter, nn.Parameter):
+            continue
+        with suppress(ShrinkageError):  # it could not be applied while the layer was there, either
+            check_parameter(left.name, parameter)
+            penalty = left.rule.penalty.bound(left.name, parameter)
+            if not is_lazy(parameter):
+                check_shape(left.name, parameter.shape, penalty)
+            bound = replace(left.rule, penalty=penalty)
+            found[id(parameter)] = Declared(parameter, bound, f"{left.name} of {left.kind}")
+    return found
+
+
+def check_declared(declared: Mapping[str, Rule], plan: Plan) -> None:
+    """Raise `SelectionError` unless `plan` charges what layers declared, by name, in the same way."""
+    for entry in plan:
+        for name in {entry.name, *entry.aliases} & declared.keys():
+            check_same_charge(name, declared[name], entry.penalty, entry.how)
+
+
+def check_same_charge(name: str, declared: Rule, penalty: Penalty | None, how: How) -> None:
+    """Raise `SelectionError` unless a parameter that is charged in two places is charged the same in both."""
+    if (declared.penalty, declared.how) != (penalty, how):
+        raise SelectionError(
+            f"two rules clash on {name!r}: its layer declares {declared.penalty} ({declared.how}) with regularize(), "
+            f"another rule charges {penalty} ({how}); keep one of them"
+        )
+
+
+class Declarations(Declaration):
+    """A declaration in a file of version 0.1.0, which named this class: layer, rules, and a module with its dicts."""
+
+    def __setstate__(self, state: tuple[nn.Module, tuple[Rule, ...], nn.Module]) -> None:
+        layer, rules, shell = state
+        self._begin()  # it was made without __new__
+        self.dicts = {name: vars(shell)[name] for name in ("_parameters", "_modules") if name in vars(shell)}
+        self.kind, self.rules = type(layer).__name__, rules
+
+
+_registry = Registry()
+living.at_first = _registry.install

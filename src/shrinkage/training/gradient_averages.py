@@ -1,0 +1,129 @@
+"""Averaged gradients, which decide whether a weight that is exactly zero may leave zero.
+
+The gradient of one batch is noisy: it pushes weights out of zero that the gradient of all data would hold there, and
+the next proximal step brings back only some of them. A weight, or group, that is zero before a step is set back to zero
+after it as long as 0 is stationary for the running average of its gradient. Solutions stay solutions: at one, the
+average is the gradient, and holds exactly the zeros that belong there.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from shrinkage.distributed.dtensor import local, spread
+from shrinkage.errors import listed, shown
+from shrinkage.proximal.precision import at_least_float32
+
+
+class Average(NamedTuple):
+    """A running sum of gradients with decaying weights, and the sum of the weights, 0-dim."""
+
+    total: Tensor
+    weight: Tensor
+
+    def fits(self, w: Tensor) -> bool:
+        """Return whether gradients of `w` can go into this average, as far as `w` has a shape."""
+        return is_lazy(w) or self.total.shape == w.shape
+
+
+class Averages:
+    """The averaged gradient of each charged parameter, by name.
+
+    Args:
+        decay: how much of the average stays at each update, 0 to 1: 0.99 averages over about 100 updates.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self._averages: dict[str, Average] = {}
+        self._next: dict[str, Average] = {}
+
+    def keep(self, weights: Mapping[str, Tensor]) -> None:
+        """Average the gradients of these parameters, by name, and of no others; their averages are saved from now on.
+
+        A state_dict that is loaded in place, as distributed checkpoints are, finds them before the first step too. A
+        parameter that was replaced by one of another shape starts anew.
+        """
+        self._averages = {
+            name: own if own is not None and own.fits(w) else nothing_averaged(w)
+            for name, w in weights.items()
+            for own in [self._averages.get(name)]
+            if own is not None or not is_lazy(w)
+        }
+
+    def go_on_from(self, other: "Averages") -> None:
+        """Start where the averages of the same parameters in `other` are."""
+        for name, own in self._averages.items():
+            found = other._averages.get(name)
+            if found is not None and found.total.shape == own.total.shape:
+                self._averages[name] = found
+
+    def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise `ValueError` unless `state` has the averages of these parameters, all of them if any."""
+        for name, average in state.items():
+            found = {part: tuple(tensor.shape) for part, tensor in average.items()}
+            own = self._averages.get(name)
+            shape = found.get("total") if own is None else tuple(own.total.shape)
+            if found != {"total": shape, "weight": ()}:
+                raise ValueError(
+                    f"the averaged gradient of {name!r} consists of {found}; expected the parameter's shape {shape} as "
+                    "its total, and a weight of shape (). One that was saved before shrink() needs the plan: "
+                    "load_state_dict(state, plan=small.plan)"
+                )
+        missing = sorted(self._averages.keys() - state.keys())
+        if state and missing:
+            raise ValueError(
+                f"the state holds averaged gradients of {listed(sorted(state))} and none of {listed(missing)}: the "
+                "process that saved it does not step those (ZeroRedundancyOptimizer); save and load "
+                "Regularizer.state_dict() in every process"
+            )
+
+    def update(self, name: str, grad: Tensor, overflow: Tensor | None = None) -> Tensor:
+        """Return the average with one more gradient in it, unless `overflow` is 1: the sum over the sum of weights.
+
+        It is 0 before the first gradient that counts. What is taken in stays only if `commit` follows.
+        """
+        like, grad = grad, local(grad).to(at_least_float32(grad.dtype))
+        total, weight = self._averages.get(name) or nothing_averaged(like)
+        total, weight = local(total).to(grad), weight.to(grad)
+        next_total = total.lerp(grad, 1 - self.decay)
+        next_weight = weight.lerp(torch.ones_like(weight), 1 - self.decay)
+        if overflow is not None:  # the gradient is then infinite or NaN
+            next_total = torch.where(overflow > 0, total, next_total)
+            next_weight = torch.where(overflow > 0, weight, next_weight)
+        self._next[name] = Average(spread(next_total, like), next_weight)
+        average: Tensor = spread(next_total / next_weight.clamp_min(torch.finfo(next_weight.dtype).tiny), like)
+        return average
+
+    def commit(self) -> None:
+        """Keep what was taken in: the update has happened."""
+        self._averages |= self._next
+        self._next = {}
+
+    def discard(self) -> None:
+        """Forget what was taken in for an update that did not happen."""
+        self._next = {}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return the averages as tensors."""
+        return {name: average._asdict() for name, average in self._averages.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on from `state_dict`."""
+        self._averages = {name: Average(**average) for name, average in state.items()}
+
+
+def nothing_averaged(like: Tensor) -> Average:
+    """Return the average of no gradient, of a parameter or gradient of the shape of `like`."""
+    piece = local(like.detach())
+    zeros = torch.zeros_like(piece, dtype=at_least_float32(piece.dtype), memory_format=torch.contiguous_format)
+    return Average(spread(zeros, like.detach()), zeros.new_zeros(()))
+
+
+def check_decay(entry: float | None) -> None:
+    """Raise `ValueError` unless `entry` is None or a number between 0 and 1."""
+    if entry is not None and not (isinstance(entry, float) and 0 < entry < 1):
+        raise ValueError(f"entry must be a decay between 0 and 1 such as 0.99, or None, got {shown(entry)}")

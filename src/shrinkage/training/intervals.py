@@ -1,0 +1,108 @@
+"""Rules whose proximal operator acts at every k-th step only: the steps that wait for it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from shrinkage.distributed.all_reduce import Family
+from shrinkage.distributed.dtensor import local, spread
+from shrinkage.errors import shown
+from shrinkage.execution.single_tensor import Number, State
+from shrinkage.optimizers.adaptive_step import AdaptiveStep
+from shrinkage.training.penalized import Charge
+from shrinkage.training.step_sizes import StepOf
+
+TOTAL = "total of steps that wait"  # under which the state of a parameter has it
+
+
+class Pending(NamedTuple):
+    """What waits for one parameter: the sum of its steps, or of their learning rates, and how many they are."""
+
+    total: Number
+    steps: int
+
+
+class Intervals:
+    """The steps since the last proximal operator of each parameter that has one at every k-th step, by name.
+
+    Of an `AdaptiveStep` the learning rates are added up, and the last moment serves all: nothing of the size of the
+    parameter is kept. Other metrics that differ from element to element are added up element by element.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[str, Pending] = {}
+
+    def keep(self, charges: Iterable[Charge]) -> None:
+        """Keep what waits for these parameters, and for no others."""
+        names = {charge.name for charge in charges if charge.every > 1}
+        self._pending = {name: pending for name, pending in self._pending.items() if name in names}
+
+    def align(self, charges: Sequence[Charge]) -> None:
+        """Let parameters that share groups act in one step, though some of them may take part later than others."""
+        families: dict[Family, list[str]] = {}
+        for charge in charges:
+            if charge.every > 1 and charge.crossing is not None and charge.crossing.family is not None:
+                families.setdefault(charge.crossing.family, []).append(charge.name)
+        for names in families.values():
+            pending = {name: self._pending.get(name, Pending(0.0, 0)) for name in names}
+            steps = max(each.steps for each in pending.values())
+            self._pending |= {name: each._replace(steps=steps) for name, each in pending.items()}
+
+    def gathered(self, charge: Charge, step: StepOf, state: State, lr: Number) -> tuple[StepOf, State] | None:
+        """Return the step of all steps since the last, and the state that it reads; None if more are to come.
+
+        Args:
+            charge: what is charged, at every k-th step.
+            step: of this update.
+            state: which it reads.
+            lr: its value where there is no state, on a machine that never had a gradient.
+        """
+        w = local(charge.parameter.detach())
+        try:
+            now = step(state, w)
+        except KeyError:
+            now = lr
+        amount = now.lr if isinstance(now, AdaptiveStep) else now
+        before = self._pending.pop(charge.name, Pending(0.0, 0))
+        pending = Pending(local(before.total) + amount, before.steps + 1)
+        if pending.steps < charge.every:
+            self._pending[charge.name] = pending._replace(total=spread_if_shaped(pending.total, charge.parameter))
+            return None
+        total = local(pending.total)
+        if isinstance(total, Tensor) and total.dim():  # it is cut with the state where the parameter is
+            return (lambda state, w: state[TOTAL]), {**state, TOTAL: total}
+        if isinstance(now, AdaptiveStep):
+            return (lambda state, w: now_of(step, state, w)._replace(lr=total)), state
+        return (lambda state, w: total), state
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return what waits, by name."""
+        return {
+            name: {"total": saved(pending.total), "steps": pending.steps} for name, pending in self._pending.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._pending = {name: Pending(each["total"], each["steps"]) for name, each in state.items()}
+
+
+def now_of(step: StepOf, state: State, w: Tensor) -> AdaptiveStep:
+    """Return the step of this update, which is known to be adaptive."""
+    found = step(state, w)
+    if not isinstance(found, AdaptiveStep):
+        raise TypeError(f"a metric gave an adaptive step and then {shown(found)} in one update")
+    return found
+
+
+def spread_if_shaped(total: Number, parameter: Tensor) -> Number:
+    """Return `total` cut over machines as `parameter` is, if it has one number per element."""
+    if not isinstance(total, Tensor) or not total.dim():
+        return total
+    found: Tensor = spread(total, parameter.detach())
+    return found
+
+
+def saved(total: Number) -> Number:
+    """Return `total` as a state_dict holds it: one number for all elements as a number."""
+    return float(total) if isinstance(total, Tensor) and not total.dim() else total

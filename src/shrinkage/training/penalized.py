@@ -1,0 +1,172 @@
+"""What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
+
+from collections.abc import Container, Iterable, Sequence
+from typing import NamedTuple
+from weakref import ref
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.optim import Optimizer
+
+from shrinkage.distributed.all_reduce import Crossing
+from shrinkage.distributed.dtensor import put_shards_back
+from shrinkage.distributed.flattened import check_piece, check_stepped, is_piece
+from shrinkage.errors import AttachmentError, SelectionError
+from shrinkage.optimizers.introspection import group_indices, stepped
+from shrinkage.penalties.base import Penalty
+from shrinkage.selection.eligible import check_not_computed
+from shrinkage.selection.how import How
+from shrinkage.selection.plan import Entry, Plan, check_shape
+from shrinkage.selection.selectors import NamedParameter, named_parameters
+
+
+class Place(NamedTuple):
+    """Where a model holds a parameter: a module, by weak reference, and the parameter's name in it."""
+
+    module: ref[nn.Module]
+    attribute: str
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        """Return whether `parameter` is still there, as far as the module is."""
+        module = self.module()
+        return module is None or module._parameters.get(self.attribute) is parameter
+
+    def holds_any(self, identities: Container[int]) -> bool:
+        """Return whether one of the parameters that have these ids is there now."""
+        module = self.module()
+        return module is not None and id(module._parameters.get(self.attribute)) in identities
+
+
+class Charge(NamedTuple):
+    """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group.
+
+    `places` are where it was found, `lazy` whether it had no shape yet then. `crossing` tells how its groups cross
+    machines; None if each machine can charge its piece by itself. Its proximal operator acts at `every`-th step.
+    """
+
+    name: str
+    penalty: Penalty
+    how: How
+    parameter: nn.Parameter
+    group: int
+    places: tuple[Place, ...] = ()
+    lazy: bool = False
+    crossing: Crossing | None = None
+    every: int = 1
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model holds something else in the parameter's place by now, or the parameter came into being."""
+        for place in self.places:  # plain loops: this is asked before every step
+            if not place.holds(self.parameter):
+                return True
+        return self.lazy and not is_lazy(self.parameter)
+
+    @property
+    def before(self) -> bool:
+        """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
+        return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
+
+
+class Found(NamedTuple):
+    """What is charged in one optimizer, and the places that rules charge too but that hold nothing it steps."""
+
+    charges: list[Charge]
+    elsewhere: list[Place]
+
+
+def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place, ...]:
+    """Return where `parameter` has to stay, of the `names` that it was found under.
+
+    A distributed one may come and go: during an evaluation, and after it, FSDP's modules hold gathered ones.
+    """
+    sharded = is_sharded_parameter(parameter)
+    return () if sharded else tuple(Place(ref(name.module), name.attribute) for name in names)
+
+
+def is_sharded_parameter(parameter: Tensor) -> bool:
+    """Return whether a machine holds a piece of `parameter`, in whose place a module may hold something else."""
+    return type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
+
+
+def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> Found:
+    """Return what `plan` charges in `optimizer`, found by names in the model as it is now.
+
+    Names that were tied when the plan was made may have come apart, and others may have been tied since. The optimizer
+    is one of those that do the work of the `given` one: it may step none of them, but together they have to.
+    """
+    put_shards_back(model)
+    held = {candidate.name: candidate for candidate in named_parameters(model)}
+    for name, candidate in held.items():
+        check_stepped(name, candidate.parameter)
+    groups = group_indices(optimizer)
+    charges: dict[int, Charge] = {}
+    elsewhere: list[Place] = []
+    ids: set[int] = set()
+    for entry in plan:
+        found = [held[name] for name in (entry.name, *entry.aliases) if name in held]
+        if not found:
+            raise AttachmentError(
+                f"{entry.name!r} of shape {entry.shape} is not in the model any more; detach() this regularizer "
+                "and make a new one for the model as it is now"
+            )
+        for candidate in found:
+            check_not_computed(candidate)
+            parameter = candidate.parameter
+            ids.add(id(parameter))
+            if parameter is not None and id(parameter) in groups:
+                charge = charge_of(entry, candidate, parameter, groups[id(parameter)])
+                charges[id(parameter)] = merged(charges.get(id(parameter), charge), charge)
+            else:
+                elsewhere.append(Place(ref(candidate.module), candidate.attribute))
+    if not charges and stepped(given).isdisjoint(ids):
+        names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in plan.entries[:3])
+        raise AttachmentError(
+            f"this {type(given).__name__} holds none of the {len(plan)} charged parameters ({names} ...); "
+            "make it from the parameters of the same model, after whatever replaced them"
+        )
+    return Found(list(charges.values()), elsewhere)
+
+
+def names_of(model: nn.Module, charges: Iterable[Charge]) -> set[str]:
+    """Return all names in `model` of parameters that are charged."""
+    found = {id(charge.parameter): charge.name for charge in charges}
+    tied = {name.name for name in named_parameters(model) if id(name.parameter) in found}
+    return tied | set(found.values())
+
+
+def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> Charge:
+    """Return the charge of one parameter, found under one name, in one group of an optimizer."""
+    check_piece(candidate.name, parameter, entry.penalty)
+    lazy = is_lazy(parameter)
+    if not lazy:
+        check_shape(candidate.name, parameter.shape, entry.penalty)
+    penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
+    places = places_of([candidate], parameter)
+    return Charge(candidate.name, penalty, entry.how, parameter, group, places, lazy, every=entry.every)
+
+
+def merged(one: Charge, other: Charge) -> Charge:
+    """Return the charge of a parameter that is found under two names; raise if it is charged differently."""
+    if (one.penalty, one.how, one.every) != (other.penalty, other.how, other.every):
+        raise SelectionError(
+            f"{one.name!r} and {other.name!r} are one tied parameter by now, but two rules clash on it: "
+            f"{one.penalty} ({one.how}) and {other.penalty} ({other.how}); give both names one rule"
+        )
+    return one._replace(places=tuple(dict.fromkeys((*one.places, *other.places))))
+
+
+def at_update(charges: Sequence[Charge], update: int) -> list[Penalty]:
+    """Return the penalties of `charges` at an update; an error of a schedule gets the parameter's name.
+
+    A penalty that several parameters share is asked once, and stays one for all of them.
+    """
+    found: dict[int, Penalty] = {}
+    for charge in charges:
+        if id(charge.penalty) in found:
+            continue
+        try:
+            found[id(charge.penalty)] = charge.penalty.at(update)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"the schedule of {charge.name!r} at update {update}: {error}") from error
+    return [found[id(charge.penalty)] for charge in charges]

@@ -1,0 +1,171 @@
+"""Declarations that live on the layer: `regularize(layer, penalty)`, and no other line in the training loop.
+
+The layer keeps its declarations among its attributes, so that they travel with `deepcopy`, `pickle` and `model.to`, and
+stand in neither `state_dict` nor `parameters()`.
+"""
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from torch import nn
+
+from shrinkage.errors import GroupError, SelectionError, shown
+from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.toward import Toward
+from shrinkage.private import compiled_from
+from shrinkage.selection.declaration import ATTRIBUTE, Declaration
+from shrinkage.selection.how import How
+from shrinkage.selection.matrices import weights_of
+from shrinkage.selection.plan import resolve
+from shrinkage.selection.rules import Rule
+from shrinkage.selection.selectors import named_parameters, nearest
+from shrinkage.training.global_hook import charges_of, check_same_charge
+
+LayerType = TypeVar("LayerType", bound=nn.Module)
+
+
+def regularize(
+    layer: LayerType, penalty: Penalty | None, *, parameter: str | None = None, how: How = "proximal"
+) -> LayerType:
+    """Charge a layer's weights from now on, in whichever optimizer steps it, and return the layer.
+
+    minimizes loss + penalty(layer.weight), with nothing to add to the training loop. The layer stays what it was: its
+    type, its `state_dict` keys, and its behaviour under `deepcopy`, `pickle`, `to` and `torch.compile`.
+
+    What penalizes is a step of a `torch.optim` optimizer that holds the layer's own parameter. Tensors that are stacked
+    from several layers (`torch.func.stack_module_state`), given to `functional_call`, or updated by hand are not
+    penalized; `report(model)` names such layers once optimizers made ten steps. Stacked tensors become parameters of a
+    module, which declares, and of which the optimizer is made:
+    `nn.ParameterDict({name.replace(".", "_"): nn.Parameter(v.detach()) for name, v in params.items()})`.
+
+    Args:
+        layer: any module.
+        penalty: what is charged; None takes the declaration for `parameter` back.
+        parameter: name of the parameter in the layer; a glob such as "weight_hh*" or, for a whole block, "*.weight".
+            Left out, the layer's weights: `weight`, or the matrices of a recurrent or an attention layer.
+        how: "proximal" (exact zeros), "gradient" or "decoupled"; see `Rule`.
+
+    Raises:
+        SelectionError: the layer has no such parameter, or charges it already.
+        GroupError: the parameter does not fall into the groups of the penalty.
+        ParameterError: the parameter is not floating point, or is computed by a parametrization.
+        ValueError: the strength is a schedule, which needs an update count that is saved, or a reference is to be
+            taken from the model, which has to be saved too: use `Regularizer`.
+        MetricError: at the first step, if `how="proximal"` and the optimizer's metric is not known.
+
+    A `Regularizer` that charges the same parameter takes the declaration's place while it is attached; one that leaves
+    the parameter alone leaves the declaration in force.
+
+    >>> import shrinkage, torch
+    >>> layer = regularize(torch.nn.Linear(4, 2), shrinkage.L1(0.1))
+    >>> layer
+    Linear(in_features=4, out_features=2, bias=True)
+    """
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"expected a module such as nn.Linear(64, 10), got {type(layer).__name__}")
+    inside = compiled_from(layer)
+    owner = layer if inside is None else inside
+    known = vars(owner).get(ATTRIBUTE)
+    rules: tuple[Rule, ...] = () if known is None else known.rules
+    globs = own_weights(owner) if parameter is None else (parameter,)
+    if penalty is None:
+        rules = without(rules, globs, owner)
+    else:
+        if isinstance(penalty, Penalty) and penalty.scheduled:
+            raise ValueError(
+                f"{penalty}: a schedule counts updates, and the count has to be saved with a checkpoint; "
+                f"use Regularizer(model, {{...}}), whose state_dict() holds it"
+            )
+        if isinstance(penalty, Toward) and penalty.reference is None:
+            raise ValueError(
+                f"{penalty}: a reference that is taken from the model has to be saved with a checkpoint; use "
+                "Regularizer(model, {...}), whose state_dict() holds it, or give a tensor or a state_dict as reference"
+            )
+        if isinstance(penalty, Toward) and isinstance(penalty.reference, Mapping):
+            fixed = {name: value.detach().clone() for name, value in penalty.reference.items()}
+            penalty = replace(penalty, reference=fixed)  # a state_dict holds the very parameters that are going to move
+        declared = [Rule(penalty, glob, how) for glob in globs]
+        for rule in declared:
+            check_matches(owner, rule)
+            check_declarations(owner, rule)
+        rules = (*rules, *declared)
+    declaration = Declaration(owner, rules)
+    if known is not None:
+        declaration.reached |= known.reached
+        known.taken_back(owner)
+    vars(owner)[ATTRIBUTE] = declaration
+    return layer
+
+
+def own_weights(layer: nn.Module) -> tuple[str, ...]:
+    """Return globs on the names of the weights of `layer` itself."""
+    return weights_of(layer, (each.attribute for each in named_parameters(layer) if each.module is layer))
+
+
+def without(rules: Sequence[Rule], parameters: Sequence[str], layer: nn.Module) -> tuple[Rule, ...]:
+    """Return `rules` without those for `parameters`."""
+    kept = tuple(rule for rule in rules if rule.parameters not in parameters)
+    if len(kept) == len(rules):
+        declared = ", ".join(repr(rule.parameters) for rule in rules) or "nothing"
+        sought = " and ".join(map(repr, parameters))
+        raise SelectionError(
+            f"{type(layer).__name__} declares no penalty for {sought} to take back (it declares {declared})"
+        )
+    return kept
+
+
+def check_matches(layer: nn.Module, rule: Rule) -> None:
+    """Raise `SelectionError` if `layer` has no parameter that `rule` selects."""
+    names = [candidate.name for candidate in named_parameters(layer)]
+    if not any(fnmatchcase(name, str(rule.parameters)) for name in names):
+        raise SelectionError(
+            f"this {type(layer).__name__} has no parameter {shown(rule.parameters)}; nearest names: "
+            f"{nearest(str(rule.parameters), names)}; regularize a layer inside of it, or name parameters with a glob "
+            'such as parameter="*.weight"'
+        )
+
+
+def check_declarations(layer: nn.Module, rule: Rule) -> None:
+    """Raise if `rule` can not be applied, or charges what `layer` or a layer inside of it charges already."""
+    declared = declared_rules(layer)
+    for entry in resolve(layer, rule):
+        other = declared.get(entry.name)
+        if other is not None:
+            raise SelectionError(
+                f"{entry.name!r} of this {type(layer).__name__} is charged {other.penalty} ({other.how}) already; take "
+                f"that back with regularize(layer, None, parameter={other.parameters!r}) first"
+                f"{together(other.penalty, rule.penalty)}"
+            )
+
+
+def together(one: Penalty | None, other: Penalty | None) -> str:
+    """Return the end of a message about two penalties on one parameter: how to charge both, if that can be done."""
+    try:
+        return f", or charge both at once with {one + other}" if one and other else ""
+    except (TypeError, GroupError) as reason:
+        return f". {reason}"
+
+
+def declared_rules(model: nn.Module) -> dict[str, Rule]:
+    """Return what the layers of `model` declare, by the name of the parameter."""
+    names = {id(c.parameter): c.name for c in reversed(list(named_parameters(model))) if c.parameter is not None}
+    found: dict[str, Rule] = {}
+    for module in model.modules():
+        declaration = vars(module).get(ATTRIBUTE)
+        for parameter, rule, _, _ in () if declaration is None else charges_of(declaration, {}):
+            name = names[id(parameter)]
+            check_same_charge(name, found.setdefault(name, rule), rule.penalty, rule.how)
+    return found
+
+
+def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
+    """Return the declarations of a model's layers as rules for the model."""
+    if not declared:
+        raise SelectionError(
+            "there are no rules, and no layer of the model declares any with regularize(); "
+            "give at least one, such as {nn.Linear: L1(1e-4)}"
+        )
+    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]

@@ -1,0 +1,299 @@
+"""`Regularizer`: rules for a model, attached to its optimizers."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+from weakref import ref
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from shrinkage.diagnostics.advice import training_of
+from shrinkage.diagnostics.residuals import Residuals
+from shrinkage.diagnostics.stationarity import Closure, residuals, value
+from shrinkage.errors import AttachmentError
+from shrinkage.execution.compiled import Compile, check_compile
+from shrinkage.optimizers.hooks import hook_around, uncompiled
+from shrinkage.optimizers.introspection import unwrapped, working
+from shrinkage.optimizers.parameter_state import Plan as ShrinkPlan
+from shrinkage.optimizers.parameter_state import before_shrink
+from shrinkage.selection.eligible import is_frozen
+from shrinkage.selection.how import How
+from shrinkage.selection.plan import Plan, resolve, warn_of_uncharged
+from shrinkage.selection.rules import Rules
+from shrinkage.selection.selectors import named_parameters
+from shrinkage.tables import listed
+from shrinkage.training.attachment import Attachment, explicit_attachments
+from shrinkage.training.global_hook import check_declared
+from shrinkage.training.gradient_averages import Averages, check_decay
+from shrinkage.training.half_precision import Rounding
+from shrinkage.training.orphaned import Removable, follow
+from shrinkage.training.penalized import Found, charges_of, names_of
+from shrinkage.training.preconditions import check_together
+from shrinkage.training.regularize import declared_rules, rules_of
+from shrinkage.training.saved_state import Progress, state_of
+from shrinkage.training.state_hooks import Kept, go_on, go_on_all, leave, ride
+
+
+class Regularizer:
+    """Charges parameters of a model that rules select, around the steps of the optimizers it is attached to.
+
+    minimizes  loss + sum over rules of  R(parameters)  in the optimizer's own steps, with no term in the loss.
+
+    Args:
+        model: the model whose parameters are charged.
+        rules: a penalty (charges the weights of two dimensions or more outside of norm and embedding layers), a
+            mapping from selectors to penalties (the first match wins, None leaves alone; see `Rule` for selectors), a
+            `Rule` or a sequence of them; left out, what the layers of the model declare with `regularize`.
+        how: "proximal", "gradient" or "decoupled" for the penalties that come without a `Rule`.
+        entry: keep exact zeros from leaving with the noise of minibatches: a weight or group that is zero stays so
+            while the running average of its gradient, with this decay, is too small to move it. 0.99 averages over
+            about 100 updates and suits most; 0.999 finds zeros more sharply in runs of 10000 updates and more. It has
+            to be more than the optimizer's own momentum: 0.9 adds nothing to Adam or to momentum 0.9. Keeps one tensor
+            of each parameter's size. None, the default, lets every gradient move zeros. For proximal rules;
+            constraints, and penalties whose zeros withstand every gradient, are not concerned.
+        stochastic_rounding: write bfloat16 and float16 parameters rounded up or down at random, so that penalties too
+            small to move a weight in one step move it in the mean. The same in all replicas of a model, whatever the
+            seeds; other types are not concerned, nor is what how="gradient" adds to gradients.
+        compile: move large parameters by kernels of torch.compile, which takes seconds at the first step. "auto" does
+            so where it saves those in a thousand steps, and on accelerators. Without a compiler nothing else changes.
+
+    Raises:
+        ValueError: `entry` is not between 0 and 1, or `compile` is not one of its three values.
+        SelectionError: a rule matches nothing or never wins, or two rules clash on a parameter.
+        GroupError: a parameter does not fall into the groups of its penalty.
+        ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
+
+    Attributes:
+        plan: the charged parameters, with shape, groups, penalty, strength and how; prints as a table.
+
+    Without `attach` nothing is charged. A new optimizer, and a copy or a pickle of one, has to be attached to: one that
+    steps without gives a warning.
+
+    >>> import shrinkage, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> Regularizer(model, {"2.*": None, "*.weight": shrinkage.L1(1e-3)}).attach(optimizer)
+    Regularizer: 1 parameter, attached to Adam
+    parameter  shape  groups  penalty  strength  how
+    ---------  -----  ------  -------  --------  --------
+    0.weight   8x4    -       L1       0.001     proximal
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        entry: float | None = None,
+        stochastic_rounding: bool = False,
+        compile: Compile = "auto",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
+        check_decay(entry)
+        check_compile(compile)
+        self._model, self._entry, self._stochastic_rounding, self._compile = model, entry, stochastic_rounding, compile
+        declared = declared_rules(model)
+        self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
+        if rules is not None:
+            warn_of_uncharged(model, rules, how)
+        check_declared(declared, self.plan)
+        self._attachments: list[tuple[ref[Optimizer], Attachment, list[Removable]]] = []
+        self._kept: list[Kept] = []  # for what is attached to next
+        self._last: dict[str, Attachment] = {}  # by name of a parameter, what charged it last
+        self._iteration = 0  # reached by an optimizer that may be gone
+
+    def attach(self, optimizer: Optimizer) -> "Regularizer":
+        """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
+
+        The optimizer's `state_dict` takes this one's along, and its `load_state_dict` brings it back, if called before
+        `attach` too. A state that was saved without a regularizer leaves the update count as it is. An optimizer that
+        holds a parameter of one that was attached to before goes on with its count: both have one in common.
+
+        A wrapper or container that keeps optimizers in itself (Accelerate's, SAM's, ZeroRedundancyOptimizer) is
+        attached to by those that do the work. A model that is trained by several optimizers attaches to each; an
+        optimizer that is attached to already stays as it is.
+
+        Raises:
+            TypeError: there is no optimizer in `optimizer`.
+            AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
+                them there, or its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`).
+            MetricError: a rule is proximal, and the optimizer's metric is not known.
+            ValueError: what was loaded has averages or references of other shapes.
+        """
+        whole = unwrapped(optimizer)
+        attachments = {each: self._attachment(whole) for each in working(whole) if each not in self._optimizers()}
+        for each, attachment in attachments.items():
+            attachment.charges(each)
+        for each, attachment in attachments.items():
+            self._hook(each, attachment)
+        return self
+
+    def _attachment(self, whole: Optimizer) -> Attachment:
+        """Return what applies the rules in one of the optimizers that do the work of `whole`."""
+        averages = None if self._entry is None else Averages(self._entry)
+        rounding = Rounding(self._stochastic_rounding)
+        return Attachment(partial(self._charges, ref(whole)), averages, rounding, ref(whole), self._compile)
+
+    def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
+        """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
+        names = attachment.names(optimizer)
+        attachment.go_on_from([self._last[name] for name in names if name in self._last])
+        go_on(optimizer, attachment, self, self._kept)
+        self._last |= dict.fromkeys(names, attachment)
+        handles: list[Removable] = [
+            *hook_around(optimizer, attachment.before_step, attachment.after_step),
+            *ride(optimizer, attachment, self),
+            *follow(self, self._model, optimizer, attachment),
+        ]
+        explicit_attachments[optimizer] = [*explicit_attachments.get(optimizer, []), attachment]
+        self._attachments.append((ref(optimizer), attachment, handles))
+
+    def detach(self) -> None:
+        """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
+        self._kept = [leave(optimizer, each, self) for optimizer, each in self._pairs()] + self._kept
+        for optimizer, attachment in self._pairs():
+            explicit_attachments[optimizer].remove(attachment)
+        for handle in [each for _, _, handles in self._attachments for each in handles]:
+            handle.remove()
+        self._attachments = []
+
+    def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
+        """Add the derivatives of the penalties with `how="gradient"` to `.grad` now, as terms of the loss would.
+
+        For a loop that clips gradients with the penalties in them: call it once per update, after the last
+        `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
+        Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever. What is added
+        to a gradient that still carries the loss scale is divided by that later: the step of a fused optimizer sees it
+        and raises, others can not know.
+
+        Args:
+            optimizer: the one that steps next, where several are attached; left out, all of them.
+
+        Raises:
+            AttachmentError: the regularizer is not attached to the optimizer, or added to these gradients before.
+            ParameterError: a gradient is sparse.
+
+        >>> import shrinkage, torch
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> regularizer = Regularizer(layer, shrinkage.L2(0.5), how="gradient").attach(optimizer)
+        >>> layer(torch.ones(2)).sum().backward()
+        >>> regularizer.add_gradients_()
+        >>> torch.equal(layer.weight.grad, 1 + 0.5 * layer.weight.detach())
+        True
+        """
+        uncompiled(self._add_gradients)(optimizer)
+
+    def _add_gradients(self, optimizer: Optimizer | None) -> None:
+        wanted = None if optimizer is None else unwrapped(optimizer)
+        chosen = [(held, attachment) for held, attachment in self._pairs() if wanted is None or held is wanted]
+        if not chosen:
+            raise AttachmentError("add_gradients_() needs an optimizer that this regularizer is attached to: attach it")
+        for held, attachment in chosen:
+            attachment.check_addition(held)
+        for held, attachment in chosen:
+            attachment.add_gradients(held)
+
+    def value(self) -> Tensor:
+        """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
+        return value(self._model, self.plan, self._reached())
+
+    def residuals(self, closure: Closure, data: Iterable[Any] | None = None, *, tolerance: float = 1e-3) -> Residuals:
+        """Tell how far the model is from solving the stated problem: the residual of every parameter, and in words.
+
+        A residual is the distance from the negative gradient of the loss to the subdifferential of the penalty; it is 0
+        at a solution. For `L0` and `Lp`, whose zeros withstand every gradient, it is how far one more step and prox
+        would move the weights, per unit of the optimizer's own step.
+
+        Args:
+            closure: returns the loss of all training data, or of one batch of `data`; a mean over its examples, and
+                deterministic: call `model.eval()` first if there is dropout or batch normalisation.
+            data: batches; their losses are averaged, each weighed by the length of its first tensor.
+            tolerance: largest residual that counts as solved, relative to the strength.
+
+        Raises:
+            TypeError: the closure does not return a loss that can be differentiated.
+            ValueError: `data` is empty.
+
+        Buffers, attributes, modes, `.grad` and random states are as they were afterwards, also if the closure raises.
+
+        >>> import shrinkage, torch
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = layer.load_state_dict({"weight": torch.tensor([[0.0, -1.0]])})
+        >>> x = torch.tensor([[0.5, 0.0], [0.0, 1.0]])
+        >>> print(Regularizer(layer, shrinkage.L1(0.5)).residuals(lambda: layer(x).mean()))
+        parameter  penalty  strength  measure  max  mean  of the strength  zeros
+        ---------  -------  --------  -------  ---  ----  ---------------  -----
+        weight     L1       0.5       KKT        0     0                0    50%
+        Solved: the weights are stationary for the loss plus the penalties, to 0.001 of the strength.
+        """
+        pairs, reached = self._pairs(), self._reached()
+        steps = {name: step for own, each in pairs for name, step in each.steps(own).items()}
+        maximized = {name for own, each in pairs for name in each.maximized(own)}
+        found = residuals(self._model, self.plan, reached, steps, maximized, closure, data, tolerance)
+        return found.after(training_of(self._model, self.plan, self._entry, (own for own, _ in pairs), reached))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the updates made through each attached optimizer, in the order of attachment, and what they need.
+
+        That is averaged gradients if `entry` is on, and references that `Toward` took from the model.
+        """
+        return state_of(self._progress(), self.plan)
+
+    def load_state_dict(self, state: Mapping[str, Any], *, plan: ShrinkPlan | None = None) -> None:
+        """Go on where `state_dict` left off; before or after `attach`.
+
+        Args:
+            state: what `state_dict` returned, of this model or, with a plan, of the one before it was made smaller.
+            plan: by which `shrink` made it smaller since: averaged gradients and references are cut by it.
+
+        Raises:
+            ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached, or its
+                averages or references are not those of this model; nothing is changed then.
+        """
+        self.plan, self._kept = go_on_all(self._pairs(), self.plan, *before_shrink(state, plan))
+        self._last = {name: each for own, each in self._pairs() for name in each.names(own)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are not attached to anything, and go on counting when they are."""
+        made = [Kept(Progress.of(each), None, frozenset(each.names(own))) for own, each in self._pairs()]
+        return {**vars(self), "_attachments": [], "_last": {}, "_kept": [*made, *self._kept]}
+
+    def __repr__(self) -> str:
+        count = len(self.plan)
+        optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
+        state = f"attached to {optimizers}" if optimizers else "not attached"
+        held = names_of(self._model, (c for own, attached in self._pairs() for c in attached.charges_left(own)))
+        now = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
+        frozen = [entry.name for entry in self.plan if is_frozen(now.get(entry.name))]
+        missed = [entry.name for entry in self.plan if optimizers and entry.name not in {*held, *frozen}]
+        note = listed("frozen, so not charged", frozen) + listed("not in an attached optimizer, so not charged", missed)
+        entry = "" if self._entry is None else f", zeros held by gradients averaged with decay {self._entry:g}"
+        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{entry}\n{self.plan}{note}"
+
+    def _progress(self) -> list[Progress]:
+        made = [Progress.of(attachment) for _, attachment in self._pairs()]
+        return made + [each.progress for each in self._kept]
+
+    def _reached(self) -> int:
+        """Return the number of updates at which strengths are taken outside of a step."""
+        made = [each.updates.count() for optimizer, each in self._pairs() if each.charges_left(optimizer)]
+        return [*made, *(each.progress.updates for each in self._kept), self._iteration][0]
+
+    def _optimizers(self) -> list[Optimizer]:
+        """Return the optimizers that are attached to, after forgetting those that are gone."""
+        for _, attachment, _ in self._attachments:
+            self._iteration = attachment.updates.count()
+        self._attachments = [held for held in self._attachments if held[0]() is not None]
+        return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
+
+    def _pairs(self) -> list[tuple[Optimizer, Attachment]]:
+        return list(zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True))
+
+    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> Found:
+        """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
+        check_together(self._model, self.plan, optimizer)
+        return charges_of(self._model, self.plan, optimizer, whole() or optimizer)
