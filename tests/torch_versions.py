@@ -20,12 +20,8 @@ ROOT = Path(__file__).parents[1]
 NO_TESTS = 5  # pytest's exit status where every test is deselected, or the whole file is skipped
 
 # What needs packages beside torch or several processes, or tests more than the library.
-WHOLE_ONLY = {
-    "src",  # doctests
-    *("accelerate", "lightning", "trainers", "transformers", "zoo", "zoo_pruning", "zoo_real"),
-    *("distributed", "mutants", "torch_versions"),
-    *("benchmarks", "cli", "demo", "docs", "documents", "examples", "experiments", "html", "layers", "plots"),
-}
+WHOLE_FOLDERS = {"distributed", "integrations", "pictures", "cli", "project"}
+WHOLE_FILES = {"test_trainers", "test_zoo", "test_zoo_pruning", "test_zoo_real"}
 
 
 class Result(NamedTuple):
@@ -44,8 +40,10 @@ class Result(NamedTuple):
 
 def targets(part: str) -> list[str]:
     """What pytest is called with, one call each: the files of tests, and the sources with their doctests."""
-    files = [f"tests/{path.name}" for path in sorted(ROOT.glob("tests/test_*.py"))]
-    return [each for each in [*files, "src"] if part == "whole" or name_of(each) not in WHOLE_ONLY]
+    files = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/*/test_*.py"))
+    if part == "whole":
+        return [*map(str, files), "src"]
+    return [str(each) for each in files if each.parts[1] not in WHOLE_FOLDERS and each.stem not in WHOLE_FILES]
 
 
 def name_of(target: str) -> str:

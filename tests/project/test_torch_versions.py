@@ -19,18 +19,19 @@ def test_twice():
     assert not first
 """
 FILES = {
-    "test_numbers.py": "import pytest\n\ndef test_one(): pass\n\ndef test_two(): pytest.skip('no')\n",
-    "test_changes.py": FAILS_ONCE,
-    "test_aborts.py": "import os\n\ndef test_abort(): os.abort()\n",
-    "test_zoo.py": "def test_of_the_whole(): pass\n",
-    "test_broken.py": "import no_such_package\n",
+    "proximal/test_numbers.py": "import pytest\n\ndef test_one(): pass\n\ndef test_two(): pytest.skip('no')\n",
+    "proximal/test_changes.py": FAILS_ONCE,
+    "proximal/test_aborts.py": "import os\n\ndef test_abort(): os.abort()\n",
+    "proximal/test_zoo.py": "def test_of_the_whole(): pass\n",
+    "cli/test_command.py": "def test_of_the_whole(): pass\n",
+    "proximal/test_broken.py": "import no_such_package\n",
 }
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with the tests above, all older than whatever runs them."""
-    for folder in ("tests", "src"):
+    for folder in ("tests", "tests/proximal", "tests/cli", "src"):
         tmp_path.joinpath(folder).mkdir()
     for name, text in FILES.items():
         path = tmp_path / "tests" / name
@@ -59,7 +60,7 @@ def test_a_second_run_goes_on_with_what_has_not_passed(project, monkeypatch, cap
     ]
     assert total.endswith("core: 1 passed, 3 failed, 1 skipped")
     for name in ("aborts", "broken"):
-        Path(project, "tests", f"test_{name}.py").unlink()
+        Path(project, "tests/proximal", f"test_{name}.py").unlink()
     status, lines, total = run(monkeypatch, capsys)
     assert status == 0
     assert lines == ["changes: 1 passed, 0 failed, 0 skipped"]
@@ -68,7 +69,7 @@ def test_a_second_run_goes_on_with_what_has_not_passed(project, monkeypatch, cap
 
 def test_a_change_of_a_source_makes_results_old(project, monkeypatch, capsys):
     for name in ("aborts", "broken", "changes"):
-        Path(project, "tests", f"test_{name}.py").unlink()
+        Path(project, "tests/proximal", f"test_{name}.py").unlink()
     assert run(monkeypatch, capsys)[0] == 0
     assert run(monkeypatch, capsys)[1] == []
     report = next(project.rglob("numbers.xml"))
@@ -78,10 +79,12 @@ def test_a_change_of_a_source_makes_results_old(project, monkeypatch, capsys):
 
 
 def test_the_whole_has_more_than_the_core(project):
-    assert "tests/compression/test_zoo.py" not in torch_versions.targets("core")
-    assert {"tests/compression/test_zoo.py", "src"} <= set(torch_versions.targets("whole"))
+    more = {"tests/proximal/test_zoo.py", "tests/cli/test_command.py", "src"}
+    assert not more & set(torch_versions.targets("core"))
+    assert more <= set(torch_versions.targets("whole"))
 
 
 def test_parts_name_files_that_are_there():
-    names = {torch_versions.name_of(target) for target in torch_versions.targets("whole")}
-    assert names >= torch_versions.WHOLE_ONLY
+    targets = [Path(target) for target in torch_versions.targets("whole")]
+    assert {target.parent.name for target in targets} >= torch_versions.WHOLE_FOLDERS
+    assert {target.stem for target in targets} >= torch_versions.WHOLE_FILES
