@@ -37,6 +37,7 @@ try:
     from shrinkage.errors import ShrinkError as ShrinkError
     from shrinkage.errors import SparseFormatError as SparseFormatError
     from shrinkage.optimizers.registry import register_metric as register_metric
+    from shrinkage.penalties.addition import register_sum as register_sum
     from shrinkage.penalties.balls import L1Ball as L1Ball
     from shrinkage.penalties.balls import MaxNorm as MaxNorm
     from shrinkage.penalties.balls import MinMaxNorm as MinMaxNorm
@@ -152,6 +153,7 @@ __all__ = [
     "coupling_rule",
     "register_layer",
     "register_metric",
+    "register_sum",
     "regularize",
     "report",
     "shrink",

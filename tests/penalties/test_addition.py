@@ -41,7 +41,9 @@ from shrinkage import (
     Toward,
     UnitNorm,
     Weighted,
+    register_sum,
 )
+from shrinkage.penalties import addition, base
 
 
 def tensor(*shape: int) -> torch.Tensor:
@@ -171,6 +173,37 @@ def test_a_multiple_costs_a_multiple(case: PenaltyCase):
     torch.testing.assert_close(twice.value(w), 2 * penalty.value(w))
 
 
+@pytest.mark.parametrize("penalty", [L1(0.3), L0(0.3), SCAD(0.3), MCP(0.3), Grouped(SCAD(0.3), Rows())], ids=str)
+@pytest.mark.parametrize("count", [3, 7])
+def test_equal_penalties_add_up_as_often_as_they_come(penalty, count):
+    many, w = sum([penalty] * count), tensor(4, 6)
+    torch.testing.assert_close(many.value(w), count * penalty.value(w))
+    torch.testing.assert_close(many.gradient(w), count * penalty.gradient(w))
+    torch.testing.assert_close(many.prox(w, 0.1), penalty.prox(w, count * 0.1))
+
+
+class Absolute(L1):
+    """A penalty that this library does not know."""
+
+
+def test_the_sum_of_somebody_elses_penalty_is_what_is_registered(monkeypatch):
+    monkeypatch.setattr(base, "SUMS", known := list(base.SUMS))
+    monkeypatch.setattr(addition, "SUMS", known)
+    assert isinstance(Absolute(0.5) + L2(0.25), Ridged | ElasticNet)
+
+    @register_sum
+    def with_squares(one: Penalty, other: Penalty) -> Penalty | None:
+        match one, other:
+            case Absolute(strength), L2(squares):
+                return Ridged(Absolute(2 * strength), squares)
+        return None
+
+    assert Absolute(0.5) + L2(0.25) == L2(0.25) + Absolute(0.5) == Ridged(Absolute(1.0), 0.25)
+    assert L1(0.5) + L2(0.25) == ElasticNet(0.5, 0.25)
+    with pytest.raises(TypeError, match="expected a function of two penalties, got 'L1'"):
+        register_sum("L1")
+
+
 def test_schedules_are_multiplied_and_added():
     many = 2 * L1(warm)
     assert many.at(3) == L1(1.5)
@@ -221,6 +254,7 @@ def test_a_constraint_has_no_strength(constraint):
         (LogSum(0.25, 0.5), LogSum(0.5, 0.5), LogSum(0.75, 0.5)),
         (Nuclear(0.25), Nuclear(0.5), Nuclear(0.75)),
         (MCP(0.5), MCP(0.5), MCP(1.0, gamma=1.5)),
+        (MCP(1, gamma=2.0), MCP(0.5, gamma=4.0), MCP(1.5, gamma=4 / 3)),
         (GroupLasso(0.25, Rows()), GroupLasso(0.5, Rows()), GroupLasso(0.75, Rows())),
         (Grouped(MCP(0.5), Rows()), Grouped(MCP(0.5), Rows()), Grouped(MCP(1.0, gamma=1.5), Rows())),
         (MaxNorm(1.0), MaxNorm(2.0), MaxNorm(1.0)),
@@ -254,6 +288,11 @@ def test_sums_that_are_one(one, other, sum_of_both):
         (NonNegative(), UnitNorm(), "UnitNorm.* looks at signs, or forbids weights that are smaller"),
         (MCP(0.1), L1(0.1), "no exact prox of their sum is known here"),
         (MCP(0.1), MCP(0.2), "no exact prox of their sum is known here"),
+        (
+            Weighted(L1(0.1), torch.ones(2)),
+            Weighted(L2(0.1), torch.ones(2)),
+            "no exact prox of their sum is known here",
+        ),
         (MaxNorm(1.0), L1(0.1), "no exact prox of their sum is known here"),
     ],
     ids=str,

@@ -81,6 +81,7 @@ CALLS = {
     "shrink(pin=x)": lambda x: shrink(layer(), torch.ones(1, 8), pin=[x]),
     "to_sparse(x)": lambda x: to_sparse(layer(), keep_if_faster=False, min_sparsity=x),
     "register_metric(x)": lambda x: shrinkage.register_metric(x, lambda group, state, w: 1.0),
+    "register_sum(x)": shrinkage.register_sum,
     "Coupled([x])": lambda x: Coupled([x]),
     "Member(x)": lambda x: Member(x, 0, (0,)),
     "Member(_, x)": lambda x: Member("weight", x, (0,)),

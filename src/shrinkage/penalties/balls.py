@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.base import Description
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.groups import Groups, Rows, Whole
 from shrinkage.penalties.matrix import as_matrix, matrix_shape
@@ -83,12 +83,6 @@ class MaxNorm(ConstraintOnGroups):
     def solid(self) -> bool:
         """True: smaller weights are in the ball too."""
         return True
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """The smaller ball of the same groups."""
-        if not (isinstance(other, MaxNorm) and other.groups == self.groups):
-            return None
-        return min(self, other, key=lambda each: each.limit)
 
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto balls."""
@@ -208,12 +202,6 @@ class L1Ball(ConstraintOnGroups):
         """True: smaller weights are in the ball too."""
         return True
 
-    def combined(self, other: Penalty) -> Penalty | None:
-        """The smaller ball of the same groups."""
-        if not (isinstance(other, L1Ball) and other.groups == self.groups):
-            return None
-        return min(self, other, key=lambda each: each.radius)
-
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
         """Project onto balls."""
         return projections.l1_ball(rows, steps, self.radius)
@@ -280,10 +268,6 @@ class SpectralBall(Constraint):
 
     def __post_init__(self) -> None:
         check_positive("SpectralBall", "limit", self.limit)
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """The smaller ball."""
-        return min(self, other, key=lambda each: each.limit) if isinstance(other, SpectralBall) else None
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
         """Clip singular values."""

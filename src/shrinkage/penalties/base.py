@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.penalties.pickling import Saved
-from shrinkage.penalties.schedules import Strength, as_factor, multiple, total
+from shrinkage.penalties.schedules import Strength, as_factor, multiple
 from shrinkage.proximal.reductions import Sums
 
 
@@ -156,14 +156,6 @@ class Penalty(Saved, ABC):
         """Return the penalty as it charges `parameter`, which the model calls `name`."""
         return self
 
-    def combined(self, other: "Penalty") -> "Penalty | None":
-        """Return the one penalty that charges both this and `other` with an exact prox; None if this knows of none."""
-        return None
-
-    def over(self, other: "Penalty") -> "Penalty | None":
-        """Return the one penalty that charges this on top of `other`, whatever that is; None if there is none."""
-        return None
-
     def refusal(self, other: "Penalty") -> str | None:
         """Return why no exact prox of this and `other` together is known, if this knows."""
         return None
@@ -220,16 +212,16 @@ class Penalty(Saved, ABC):
     @property
     def scheduled(self) -> bool:
         """Whether a strength of this penalty is a schedule."""
-        return any(callable(value) or is_scheduled(value) for value in self._fields().values())
+        return any(callable(value) or is_scheduled(value) for value in self.arguments().values())
 
     def at(self, iteration: int) -> Self:
         """Return this penalty with the strengths of update number `iteration`, the first being 0."""
         if not self.scheduled:
             return self
-        changes = {name: resolved(value, iteration) for name, value in self._fields().items()}
+        changes = {name: resolved(value, iteration) for name, value in self.arguments().items()}
         return dataclasses.replace(self, **changes)
 
-    def _fields(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Return the arguments this penalty was made with."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
 
@@ -246,19 +238,14 @@ def resolved(value: Any, iteration: int) -> Any:
     return value(iteration) if callable(value) else value
 
 
+Sum = Callable[[Penalty, Penalty], Penalty | None]
+SUMS: list[Sum] = []  # filled by `addition.py`, which knows all penalties
+
+
 def sum_of(one: Penalty, other: Penalty) -> Penalty | None:
     """Return the one penalty that charges both with an exact prox, None if none is known."""
-    return one.combined(other) or other.combined(one) or of_one_kind(one, other) or one.over(other) or other.over(one)
-
-
-def of_one_kind(one: Penalty, other: Penalty) -> Penalty | None:
-    """Return the sum of two penalties that are equal, or differ in nothing but their strength."""
-    if type(one) is not type(other):
-        return None
-    if one == other:
-        return one.scaled(2.0)
-    if not one.proportional or "strength" not in one.__dataclass_fields__:
-        return None
-    strengths = [each._fields()["strength"] for each in (one, other)]
-    alike = [dataclasses.replace(each, **{"strength": 1.0}) for each in (one, other)]
-    return dataclasses.replace(one, **{"strength": total(*strengths)}) if alike[0] == alike[1] else None
+    for rule in SUMS:
+        both = rule(one, other) or rule(other, one)
+        if both is not None:
+            return both
+    return None

@@ -1,7 +1,7 @@
 """Bounds: weights that stay between two numbers, or each between its own, with or without a penalty on top."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import shown
-from shrinkage.penalties.base import Description, Penalty, sum_of
+from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.broadcast import check_spread, spread, spread_together
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.convex import L1, L2, ElasticNet, Huber
@@ -129,20 +129,6 @@ class Box(Constraint):
         inwards = torch.where(zero >= self.high, upwards.clamp_min(0), upwards)
         least = infinite_unless_zero(inwards) if self.penalty is None else self.penalty.strength_max(inwards)
         return torch.where((self._clamped(zero) == 0).all(), least, torch.inf)
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Charge a convex penalty of elements inside, and take the narrower bounds of two boxes."""
-        if isinstance(other, Box):
-            if not spread_together(self.low, self.high, other.low, other.high):
-                return None
-            low = narrower(self.low, other.low, torch.maximum, max)
-            high = narrower(self.high, other.high, torch.minimum, min)
-            charges = [each.penalty for each in (self, other) if each.penalty is not None]
-            inner = sum_of(*charges) if len(charges) == 2 else next(iter(charges), None)
-            known = len(charges) < 2 or is_convex(inner)
-            return Box(low, high, inner) if known and (inner is None or isinstance(inner, Elementwise)) else None
-        inner = other if self.penalty is None else sum_of(self.penalty, other) if is_convex(other) else None
-        return replace(self, penalty=inner) if isinstance(inner, Elementwise) and is_convex(inner) else None
 
     def refusal(self, other: Penalty) -> str | None:
         """Name what is not convex, and bounds that do not fit together."""

@@ -87,10 +87,6 @@ class Constraint(Penalty):
             )
         return Penalty.scaled(self, factor)
 
-    def combined(self, other: Penalty) -> Penalty | None:
-        """A set twice is the set."""
-        return self if self == other else None
-
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return infinity unless the gradient is 0: a constraint has no strength."""
         return infinite_unless_zero(grad)
@@ -104,7 +100,7 @@ class Constraint(Penalty):
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class and its numbers."""
-        numbers = [f"{name} {value:g}" for name, value in self._fields().items() if isinstance(value, int | float)]
+        numbers = [f"{name} {value:g}" for name, value in self.arguments().items() if isinstance(value, int | float)]
         return Description(type(self).__name__, ", ".join(numbers) or "-", "-")
 
 
@@ -151,14 +147,6 @@ class TopK(Constraint):
     def solid(self) -> bool:
         """True: fewer weights that are not zero are in the set too."""
         return True
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """The smaller density of the same groups."""
-        if not (isinstance(other, TopK) and other.groups == self.groups):
-            return None
-        if callable(self.density) or callable(other.density):
-            return Constraint.combined(self, other)
-        return min(self, other, key=lambda each: fixed(each.density))
 
     def count(self, size: int) -> int:
         """Return how many elements stay in a group of this size.
@@ -224,10 +212,6 @@ class NofM(Constraint):
     def solid(self) -> bool:
         """True: fewer weights that are not zero are in the set too."""
         return True
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """The smaller n of the same m."""
-        return min(self, other, key=lambda each: each.n) if isinstance(other, NofM) and other.m == self.m else None
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise `GroupError` unless dimension 1 is a multiple of m."""

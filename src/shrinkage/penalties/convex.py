@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shrinkage.penalties.base import Penalty, sum_of
 from shrinkage.penalties.elementwise import Elementwise, Radial, infinite_unless_zero, largest
-from shrinkage.penalties.schedules import Strength, check_positive, check_strength, fixed, total
+from shrinkage.penalties.schedules import Strength, check_positive, check_strength, fixed
 from shrinkage.proximal import precision, thresholds
 
 
@@ -63,10 +62,6 @@ class L1(Elementwise):
     def radial(self) -> Radial:
         """strength * r."""
         return Radial(fixed(self.strength), 0.0)
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """L1 + L2 is ElasticNet."""
-        return ElasticNet(self.strength, other.strength) if isinstance(other, L2) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +122,6 @@ class L2(Elementwise):
         """strength / 2 * r^2."""
         return Radial(0.0, fixed(self.strength))
 
-    def over(self, other: Penalty) -> Penalty | None:
-        """Add the squares to anything; to L0, as that adds its price to them."""
-        from shrinkage.penalties.counting import L0
-        from shrinkage.penalties.ridged import Ridged  # it is made of this class
-
-        return None if isinstance(other, L0) else Ridged(other, self.strength)
-
 
 @dataclass(frozen=True, slots=True)
 class ElasticNet(Elementwise):
@@ -193,21 +181,6 @@ class ElasticNet(Elementwise):
     def radial(self) -> Radial:
         """l1 * r + l2 / 2 * r^2."""
         return Radial(fixed(self.l1), fixed(self.l2))
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Add L1 or L2 to its part, and another ElasticNet to both."""
-        if isinstance(other, L1):
-            return ElasticNet(total(self.l1, other.strength), self.l2)
-        if isinstance(other, L2):
-            return ElasticNet(self.l1, total(self.l2, other.strength))
-        if isinstance(other, ElasticNet):
-            return ElasticNet(total(self.l1, other.l1), total(self.l2, other.l2))
-        return None
-
-    def over(self, other: Penalty) -> Penalty | None:
-        """Add the squares to what the absolute values can be added to."""
-        both = sum_of(L1(self.l1), other)
-        return None if both is None else sum_of(both, L2(self.l2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from shrinkage.errors import shown
-from shrinkage.penalties.base import Description, Penalty, sum_of
+from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.penalties.schedules import Strength, check_strength, fixed, total
+from shrinkage.penalties.schedules import Strength, check_strength, fixed
 from shrinkage.proximal import precision, thresholds
 
 
@@ -82,10 +82,6 @@ class L0(Counting):
         """Hard threshold at sqrt(2 * step * strength)."""
         return thresholds.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
 
-    def over(self, other: Penalty) -> Penalty | None:
-        """Count on top of any penalty of elements."""
-        return Counted(other, self.strength) if isinstance(other, Elementwise) else None
-
 
 @dataclass(frozen=True, slots=True)
 class Counted(Counting):
@@ -139,13 +135,6 @@ class Counted(Counting):
         steps = precision.as_tensor(step, wide)
         gain = (0.5 * y / steps) * (2 * wide - y) - self.penalty.cost(y)
         return torch.where((gain < fixed(self.l0)) & (steps > 0) & wide.isfinite(), 0.0, y).to(w.dtype)
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Add L0 to its price, and other penalties of elements to what is charged besides."""
-        if isinstance(other, L0):
-            return Counted(self.penalty, total(self.l0, other.strength))
-        both = sum_of(self.penalty, other) if isinstance(other, Elementwise) else None
-        return Counted(both, self.l0) if isinstance(both, Elementwise) else None
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
         """Return the same with the penalty's tensors taken."""

@@ -67,7 +67,7 @@ class Elementwise(Penalty):
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return the class, its strengths, and its other numbers with their names."""
-        return Description(type(self).__name__, ", ".join(map(number_text, self._fields().items())), "-")
+        return Description(type(self).__name__, ", ".join(map(number_text, self.arguments().items())), "-")
 
 
 def largest(values: Tensor) -> Tensor:

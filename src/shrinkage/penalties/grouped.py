@@ -9,7 +9,6 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties import group_norms
-from shrinkage.penalties.base import Penalty, sum_of
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.groups import Groups, norms_within
@@ -190,23 +189,6 @@ class Grouped(PerGroup):
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return the strength that the largest ||grad_g|| / weight asks of `penalty`."""
         return self.penalty.strength_max(self.groups.norms(grad) / self.weight(grad.shape))
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """L1 + GroupLasso is SparseGroupLasso; two of the same groups are one; groups that overlap are refused."""
-        if isinstance(other, L1) and isinstance(self.penalty, L1):
-            from shrinkage.penalties.sparse_group import SparseGroupLasso  # it is made of this class
-
-            strength = self.penalty.strength
-            return SparseGroupLasso(other.strength, strength, self.groups, weigh_by_size=self.weigh_by_size)
-        if not isinstance(other, Grouped):
-            return None
-        if (other.groups, other.weigh_by_size) != (self.groups, self.weigh_by_size):
-            raise GroupError(
-                f"{self.groups} and {other.groups} overlap: an element would stand in two groups, and no exact prox is "
-                "known then; charge one of them, or a group per block with Blocks(rows, columns)"
-            )
-        both = sum_of(self.penalty, other.penalty)
-        return Grouped(both, self.groups, weigh_by_size=self.weigh_by_size) if isinstance(both, Elementwise) else None
 
 
 def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True) -> Grouped:

@@ -12,6 +12,7 @@ from torch import Tensor
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise, largest
 from shrinkage.penalties.schedules import Strength, check_positive, check_strength, fixed, multiple
+from shrinkage.penalties.weighted import Weighted
 from shrinkage.proximal import thresholds
 
 
@@ -142,8 +143,6 @@ class SCAD(Elementwise):
 
     def scaled(self, factor: float) -> Penalty:
         """Return it with a weight: its pieces end at multiples of the strength, so that no SCAD is twice another."""
-        from shrinkage.penalties.weighted import Weighted  # it may hold this class
-
         return Weighted(self, torch.tensor(factor, dtype=torch.float64))
 
     def strength_max(self, grad: Tensor) -> Tensor:

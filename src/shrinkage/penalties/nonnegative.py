@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 
 from shrinkage.errors import shown
-from shrinkage.penalties.balls import Simplex
-from shrinkage.penalties.base import Description, Penalty, sum_of
-from shrinkage.penalties.box import Box, is_convex
+from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.constraints import Constraint
-from shrinkage.penalties.convex import L2
-from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
-from shrinkage.penalties.ridged import Ridged
+from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.proximal.reductions import Sums
 
 
@@ -127,26 +123,6 @@ class NonNegative(Constraint):
         """Return the same with the penalty bound."""
         inner = None if self.penalty is None else self.penalty.bound(name, parameter)
         return self if inner is self.penalty else NonNegative(inner)
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Charge `other` on top."""
-        if isinstance(other, Ridged) or (isinstance(other, L2) and isinstance(self.penalty, Constraint)):
-            return None  # squares go on top of all else
-        if isinstance(other, NonNegative):
-            return NonNegative(self.penalty) if other.penalty is None else self.combined(other.penalty)
-        if isinstance(other, Box):
-            box = self._as_box()
-            return None if box is None else box.combined(other)
-        if isinstance(other, Simplex):
-            return other if self.penalty is None else None
-        both = other if self.penalty is None else sum_of(self.penalty, other)
-        return NonNegative(both) if both is not None and both.solid else None
-
-    def _as_box(self) -> Box | None:
-        """Return the same as a box, if that can take up what is charged."""
-        if not (self.penalty is None or is_convex(self.penalty)):
-            return None
-        return Box(0.0, torch.inf, self.penalty if isinstance(self.penalty, Elementwise) else None)
 
     def refusal(self, other: Penalty) -> str | None:
         """Name what looks at signs."""

@@ -1,14 +1,14 @@
 """Squares on top of another penalty: the one sum whose prox is always known."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from shrinkage.errors import shown
-from shrinkage.penalties.base import Description, Penalty, sum_of
+from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.convex import L2
-from shrinkage.penalties.schedules import Strength, check_strength, fixed, multiple, total
+from shrinkage.penalties.schedules import Strength, check_strength, fixed, multiple
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Sums
 
@@ -127,16 +127,6 @@ class Ridged(Penalty):
         """Multiply both; a constraint inside stays as it is."""
         inner = self.penalty if self.penalty.strengthless else self.penalty.scaled(factor)
         return Ridged(inner, multiple(factor, self.l2))
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Add L2 to the squares, and all else to the penalty."""
-        if isinstance(other, L2):
-            return replace(self, l2=total(self.l2, other.strength))
-        if isinstance(other, Ridged):
-            both = sum_of(self.penalty, other.penalty)
-            return None if both is None else Ridged(both, total(self.l2, other.l2))
-        both = sum_of(self.penalty, other)
-        return None if both is None else sum_of(both, self.squares)
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Take what the penalty takes."""

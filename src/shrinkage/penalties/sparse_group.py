@@ -6,13 +6,12 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import Tensor
 
-from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.grouped import Grouped, GroupLasso
 from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
-from shrinkage.penalties.schedules import Strength, check_strength, fixed, total
+from shrinkage.penalties.schedules import Strength, check_strength, fixed
 from shrinkage.proximal import precision, thresholds
 from shrinkage.proximal.reductions import Sums
 
@@ -124,16 +123,6 @@ class SparseGroupLasso(PerGroup):
             scaled = replace(self, l1=middle * l1 / (l1 + group), group=middle * group / (l1 + group))
             low, high = (low, middle) if bool((scaled.residual(zero, grad) == 0).all()) else (middle, high)
         return grad.new_tensor(high)
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Add L1, or GroupLasso of the same groups, to its part."""
-        if isinstance(other, L1):
-            return replace(self, l1=total(self.l1, other.strength))
-        if isinstance(other, Grouped) and isinstance(other.penalty, L1):
-            both = self.of_groups.combined(other)
-            if isinstance(both, Grouped) and isinstance(both.penalty, L1):
-                return replace(self, group=both.penalty.strength)
-        return None
 
 
 def plus(constant: Tensor, computation: Sums[Tensor]) -> Sums[Tensor]:

@@ -1,14 +1,14 @@
 """Penalties of the distance to a reference, such as the weights a model was pretrained with."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import GroupError, ParameterError, SelectionError, shown
-from shrinkage.penalties.base import Description, Penalty, sum_of
+from shrinkage.penalties.base import Description, Penalty
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Sums
 
@@ -166,13 +166,6 @@ class Toward(Penalty):
         saved = self.saved or self.reference is None
         kept = source.detach().to(parameter.device, parameter.dtype)
         return Toward(self.penalty.bound(name, parameter), kept, saved=saved)
-
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Add what is charged of the same reference."""
-        if not isinstance(other, Toward) or replace(other, penalty=self.penalty) != self:
-            return None
-        both = sum_of(self.penalty, other.penalty)
-        return None if both is None else replace(self, penalty=both)
 
     def _reference(self, w: Tensor) -> Tensor:
         """Return the reference of a parameter."""

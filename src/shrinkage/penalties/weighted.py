@@ -111,13 +111,6 @@ class Weighted(Elementwise):
         """Cut anywhere, unless the weights have yet to be spread over the parameter."""
         return Elementwise.cuts(self, shape) if tuple(self.weights.shape) == tuple(shape) else ()
 
-    def combined(self, other: Penalty) -> Penalty | None:
-        """Add the weights of the same penalty."""
-        if not isinstance(other, Weighted) or self.penalty != other.penalty:
-            return None
-        fit = spread_together(self.weights, other.weights)
-        return Weighted(self.penalty, self.weights + other.weights) if fit else None
-
     def refusal(self, other: Penalty) -> str | None:
         """Name weights that do not fit together."""
         if not isinstance(other, Weighted) or spread_together(self.weights, other.weights):
