@@ -140,10 +140,10 @@ def in_a_box(one: Penalty, other: Penalty) -> Penalty | None:
             if penalty is None or another is None:
                 return Box(low, high, penalty or another)
             both = sum_of(penalty, another)
-            return Box(low, high, both) if isinstance(both, Elementwise) and is_convex(both) else None
+            return Box(low, high, both) if isinstance(both, Elementwise) else None
         case Box(low, high, penalty), Elementwise() if is_convex(other):
             both = other if penalty is None else sum_of(penalty, other)
-            return Box(low, high, both) if isinstance(both, Elementwise) and is_convex(both) else None
+            return Box(low, high, both) if isinstance(both, Elementwise) else None
     return None
 
 

@@ -18,6 +18,7 @@ strength plays no part.
 """
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.penalties.pickling import Saved
-from shrinkage.penalties.schedules import Strength, as_factor, multiple
+from shrinkage.penalties.schedules import Strength, as_factor, check_strength, multiple
 from shrinkage.proximal.reductions import Sums
 
 
@@ -45,10 +46,10 @@ class Penalty(Saved, ABC):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     proportional: ClassVar[bool] = True  # to its strengths
 
-    @property
-    @abstractmethod
-    def smooth(self) -> bool:
-        """Whether the penalty has a derivative everywhere, so that it gives no exact zeros."""
+    def __post_init__(self) -> None:
+        """Raise unless the strengths are finite numbers >= 0, or schedules."""
+        for name in strengths_of(type(self)):
+            check_strength(type(self).__name__, name, getattr(self, name))
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
@@ -90,6 +91,11 @@ class Penalty(Saved, ABC):
     @abstractmethod
     def describe(self, shape: Sequence[int] | None) -> Description:
         """Return what a printed plan says of this penalty on a tensor of `shape` (None: not yet known)."""
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the penalty has a derivative everywhere, so that it gives no exact zeros."""
+        return False
 
     @property
     def explicit(self) -> bool:
@@ -202,10 +208,9 @@ class Penalty(Saved, ABC):
     def scaled(self, factor: float) -> "Penalty":
         """Return the penalty that charges `factor` >= 0 times as much: all strengths in it are multiplied."""
         changes = {
-            field.name: multiple(factor, value) if field.type == Strength else value.scaled(factor)
-            for field in dataclasses.fields(self)
-            if field.type == Strength or isinstance(getattr(self, field.name), Penalty)
-            for value in [getattr(self, field.name)]
+            name: value.scaled(factor) if isinstance(value, Penalty) else multiple(factor, value)
+            for name, value in self.arguments().items()
+            if isinstance(value, Penalty) or name in strengths_of(type(self))
         }
         return dataclasses.replace(self, **changes)
 
@@ -224,6 +229,12 @@ class Penalty(Saved, ABC):
     def arguments(self) -> dict[str, Any]:
         """Return the arguments this penalty was made with."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+
+@functools.cache
+def strengths_of(kind: type[Penalty]) -> tuple[str, ...]:
+    """Return the names of the strengths among the arguments of a penalty: the fields of that type."""
+    return tuple(field.name for field in dataclasses.fields(kind) if field.type == Strength)
 
 
 def is_scheduled(value: object) -> bool:

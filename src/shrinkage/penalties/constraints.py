@@ -16,7 +16,7 @@ from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.groups import Groups, Whole
 from shrinkage.penalties.per_group import check_groups
-from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision, projections
 from shrinkage.proximal.precision import at_least_float32
 
@@ -32,11 +32,6 @@ class Constraint(Penalty):
     @abstractmethod
     def project(self, w: Tensor, step: Tensor) -> Tensor:
         """Return the nearest point of the set, in float32 at least; `step` is 0-dim or shaped like `w`."""
-
-    @property
-    def smooth(self) -> bool:
-        """False."""
-        return False
 
     @property
     def explicit(self) -> bool:
@@ -131,7 +126,7 @@ class TopK(Constraint):
     groups: Groups = Whole()
 
     def __post_init__(self) -> None:
-        check_strength("TopK", "density", self.density)
+        Penalty.__post_init__(self)
         if not callable(self.density) and self.density > 1:
             raise ValueError(f"TopK: density must be between 0 and 1, got {shown(self.density)}")
         check_groups(self.groups)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shrinkage.penalties.elementwise import Elementwise, Radial, infinite_unless_zero, largest
-from shrinkage.penalties.schedules import Strength, check_positive, check_strength, fixed
+from shrinkage.penalties.elementwise import Elementwise, Radial
+from shrinkage.penalties.schedules import Strength, check_positive, fixed
 from shrinkage.proximal import precision, thresholds
 
 
@@ -30,14 +30,6 @@ class L1(Elementwise):
 
     strength: Strength
 
-    def __post_init__(self) -> None:
-        check_strength("L1", "strength", self.strength)
-
-    @property
-    def smooth(self) -> bool:
-        """False: |w| has a kink at 0."""
-        return False
-
     @property
     def slope_at_zero(self) -> float:
         """strength."""
@@ -54,10 +46,6 @@ class L1(Elementwise):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * strength."""
         return thresholds.soft_threshold(w, step * fixed(self.strength))
-
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """max |grad|."""
-        return largest(grad.abs())
 
     def radial(self) -> Radial:
         """strength * r."""
@@ -89,9 +77,6 @@ class L2(Elementwise):
 
     strength: Strength
 
-    def __post_init__(self) -> None:
-        check_strength("L2", "strength", self.strength)
-
     @property
     def smooth(self) -> bool:
         """True."""
@@ -113,10 +98,6 @@ class L2(Elementwise):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """w / (1 + step * strength)."""
         return thresholds.scale_down(w, step * fixed(self.strength))
-
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """Return infinity: no finite strength makes 0 stationary, unless the gradient is 0."""
-        return infinite_unless_zero(grad)
 
     def radial(self) -> Radial:
         """strength / 2 * r^2."""
@@ -147,15 +128,6 @@ class ElasticNet(Elementwise):
     l1: Strength
     l2: Strength
 
-    def __post_init__(self) -> None:
-        check_strength("ElasticNet", "l1", self.l1)
-        check_strength("ElasticNet", "l2", self.l2)
-
-    @property
-    def smooth(self) -> bool:
-        """False: |w| has a kink at 0."""
-        return False
-
     @property
     def slope_at_zero(self) -> float:
         """l1."""
@@ -173,10 +145,6 @@ class ElasticNet(Elementwise):
         """Soft threshold at step * l1, then division by 1 + step * l2."""
         shrunk = thresholds.soft_threshold(precision.wide(w), step * fixed(self.l1))
         return thresholds.scale_down(shrunk, step * fixed(self.l2)).to(w.dtype)
-
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """max |grad|, a value of `l1`: `l2` has no part in whether 0 is stationary."""
-        return largest(grad.abs())
 
     def radial(self) -> Radial:
         """l1 * r + l2 / 2 * r^2."""
@@ -207,7 +175,7 @@ class Huber(Elementwise):
     delta: float
 
     def __post_init__(self) -> None:
-        check_strength("Huber", "strength", self.strength)
+        Elementwise.__post_init__(self)
         check_positive("Huber", "delta", self.delta)
 
     @property
@@ -232,7 +200,3 @@ class Huber(Elementwise):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """(1 - u / max(|w|, u + delta)) * w,  u = step * strength."""
         return thresholds.huber_scale(w, step, fixed(self.strength), self.delta)
-
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """Return infinity: no finite strength makes 0 stationary, unless the gradient is 0."""
-        return infinite_unless_zero(grad)

@@ -10,7 +10,7 @@ from torch import Tensor
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision, thresholds
 
 
@@ -18,11 +18,6 @@ class Counting(Elementwise):
     """A cost that jumps at 0, or rises there without bound: no gradient moves a zero."""
 
     __slots__ = ()
-
-    @property
-    def smooth(self) -> bool:
-        """False."""
-        return False
 
     @property
     def explicit(self) -> bool:
@@ -66,9 +61,6 @@ class L0(Counting):
     """
 
     strength: Strength
-
-    def __post_init__(self) -> None:
-        check_strength("L0", "strength", self.strength)
 
     def cost(self, w: Tensor) -> Tensor:
         """strength where w is not 0."""
@@ -117,7 +109,7 @@ class Counted(Counting):
             raise TypeError(
                 f"Counted: penalty must be one of single elements such as L2(1e-3), got {shown(self.penalty)}"
             )
-        check_strength("Counted", "l0", self.l0)
+        Elementwise.__post_init__(self)
 
     def cost(self, w: Tensor) -> Tensor:
         """What the penalty costs, and l0 where w is not 0."""
@@ -183,7 +175,7 @@ class Lp(Counting):
     p: float
 
     def __post_init__(self) -> None:
-        check_strength("Lp", "strength", self.strength)
+        Elementwise.__post_init__(self)
         if not (isinstance(self.p, float) and (self.p == 0.5 or math.isclose(self.p, 2 / 3, abs_tol=1e-3))):
             raise ValueError(
                 f"Lp: p must be 1/2 or 2/3, whose prox has a closed form, got {shown(self.p)}; see also L0, L1"

@@ -44,6 +44,10 @@ class Elementwise(Penalty):
         at_zero = (grad.abs() - self.slope_at_zero).clamp_min(0)
         return torch.where(w == 0, at_zero, (grad + self.gradient(w)).abs())
 
+    def strength_max(self, grad: Tensor) -> Tensor:
+        """Return max |grad|, right where the strength is the slope beside 0; infinity if there is no kink."""
+        return infinite_unless_zero(grad) if self.smooth else largest(grad.abs())
+
     @property
     def holds_zeros(self) -> bool:
         """Whether there is a kink at 0."""

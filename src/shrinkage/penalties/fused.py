@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.base import Description, Penalty
-from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision
 from shrinkage.proximal.total_variation import total_variation
 
@@ -40,14 +40,9 @@ class FusedLasso(Penalty):
     dim: int = -1
 
     def __post_init__(self) -> None:
-        check_strength("FusedLasso", "strength", self.strength)
+        Penalty.__post_init__(self)
         if not isinstance(self.dim, int) or isinstance(self.dim, bool):
             raise TypeError(f"FusedLasso: dim must be a whole number, got {shown(self.dim)}")
-
-    @property
-    def smooth(self) -> bool:
-        """False: there is a kink where neighbours are equal."""
-        return False
 
     def slope(self, shape: Sequence[int]) -> float:
         """strength."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from shrinkage.penalties.elementwise import largest
 from shrinkage.penalties.groups import Groups, norms_within
 from shrinkage.penalties.per_group import PerGroup, check_groups
-from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision, projections
 from shrinkage.proximal.precision import at_least_float32
 
@@ -47,7 +47,7 @@ class GroupLInf(PerGroup):
     weigh_by_size: bool = True
 
     def __post_init__(self) -> None:
-        check_strength("GroupLInf", "strength", self.strength)
+        PerGroup.__post_init__(self)
         check_groups(self.groups)
 
     def slope(self, shape: Sequence[int]) -> float:

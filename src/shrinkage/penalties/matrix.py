@@ -11,7 +11,7 @@ from torch import Tensor
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero, largest
-from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision
 from shrinkage.proximal.fista import is_metric, prox_in_metric
 from shrinkage.proximal.precision import wide, widest_float
@@ -62,14 +62,6 @@ class Nuclear(OfMatrix):
     """
 
     strength: Strength
-
-    def __post_init__(self) -> None:
-        check_strength("Nuclear", "strength", self.strength)
-
-    @property
-    def smooth(self) -> bool:
-        """False: there is a kink where the rank falls."""
-        return False
 
     def slope(self, shape: Sequence[int]) -> float:
         """strength."""
@@ -151,7 +143,7 @@ class Orthogonal(OfMatrix):
     form: Literal["cosines", "spectral"] = "cosines"
 
     def __post_init__(self) -> None:
-        check_strength("Orthogonal", "strength", self.strength)
+        Penalty.__post_init__(self)
         if self.form not in ("cosines", "spectral"):
             raise ValueError(f'Orthogonal: form must be "cosines" or "spectral", got {shown(self.form)}')
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise, largest
-from shrinkage.penalties.schedules import Strength, check_positive, check_strength, fixed, multiple
+from shrinkage.penalties.schedules import Strength, check_positive, fixed, multiple
 from shrinkage.penalties.weighted import Weighted
 from shrinkage.proximal import thresholds
 
@@ -45,13 +45,8 @@ class MCP(Elementwise):
     proportional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_strength("MCP", "strength", self.strength)
+        Elementwise.__post_init__(self)
         check_positive("MCP", "gamma", self.gamma)
-
-    @property
-    def smooth(self) -> bool:
-        """False: there is a kink at 0."""
-        return False
 
     @property
     def slope_at_zero(self) -> float:
@@ -74,10 +69,6 @@ class MCP(Elementwise):
     def scaled(self, factor: float) -> Penalty:
         """Divide gamma by the factor too: the penalty is constant beyond the same size."""
         return MCP(multiple(factor, self.strength), self.gamma / factor if factor else self.gamma)
-
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """max |grad|: beside 0 the penalty is L1's."""
-        return largest(grad.abs())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +102,8 @@ class SCAD(Elementwise):
     proportional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_strength("SCAD", "strength", self.strength)
+        Elementwise.__post_init__(self)
         check_positive("SCAD", "a", self.a, above=2.0)
-
-    @property
-    def smooth(self) -> bool:
-        """False: there is a kink at 0."""
-        return False
 
     @property
     def slope_at_zero(self) -> float:
@@ -145,10 +131,6 @@ class SCAD(Elementwise):
         """Return it with a weight: its pieces end at multiples of the strength, so that no SCAD is twice another."""
         return Weighted(self, torch.tensor(factor, dtype=torch.float64))
 
-    def strength_max(self, grad: Tensor) -> Tensor:
-        """max |grad|: beside 0 the penalty is L1's."""
-        return largest(grad.abs())
-
 
 @dataclass(frozen=True, slots=True)
 class LogSum(Elementwise):
@@ -173,13 +155,8 @@ class LogSum(Elementwise):
     epsilon: float
 
     def __post_init__(self) -> None:
-        check_strength("LogSum", "strength", self.strength)
+        Elementwise.__post_init__(self)
         check_positive("LogSum", "epsilon", self.epsilon)
-
-    @property
-    def smooth(self) -> bool:
-        """False: there is a kink at 0."""
-        return False
 
     @property
     def slope_at_zero(self) -> float:

@@ -30,11 +30,6 @@ class PerGroup(Penalty):
     weigh_by_size: bool
 
     @property
-    def smooth(self) -> bool:
-        """False: there is a kink where a group is zero."""
-        return False
-
-    @property
     def holds_zeros(self) -> bool:
         """True: a group that is zero withstands gradients up to the slope."""
         return True

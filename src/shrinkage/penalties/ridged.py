@@ -8,7 +8,7 @@ from torch import Tensor
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.convex import L2
-from shrinkage.penalties.schedules import Strength, check_strength, fixed, multiple
+from shrinkage.penalties.schedules import Strength, fixed, multiple
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Sums
 
@@ -44,7 +44,7 @@ class Ridged(Penalty):
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
             raise TypeError(f"Ridged: expected a penalty or a constraint, got {shown(self.penalty)}")
-        check_strength("Ridged", "l2", self.l2)
+        Penalty.__post_init__(self)
 
     @property
     def smooth(self) -> bool:

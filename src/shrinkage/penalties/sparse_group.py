@@ -11,7 +11,7 @@ from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.grouped import Grouped, GroupLasso
 from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
-from shrinkage.penalties.schedules import Strength, check_strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision, thresholds
 from shrinkage.proximal.reductions import Sums
 
@@ -53,8 +53,7 @@ class SparseGroupLasso(PerGroup):
     weigh_by_size: bool = True
 
     def __post_init__(self) -> None:
-        check_strength("SparseGroupLasso", "l1", self.l1)
-        check_strength("SparseGroupLasso", "group", self.group)
+        PerGroup.__post_init__(self)
         check_groups(self.groups)
 
     @property
