@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip install --constraint $(CONSTRAINTS)
 
 .PHONY: demo test test-all test-matrix lint types bench experiments docs clean
 
+# make demo DEMO="--seeds 1 --epochs 8"
 demo: $(VENV)/installed
-	$(BIN)/shrinkage demo
+	PYTHONPATH=examples $(BIN)/python -m digits $(DEMO)
 
 test: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist loadgroup -m "not slow"
@@ -39,7 +40,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks $(BENCH)
 
 experiments: $(VENV)/installed
-	$(BIN)/python -m benchmarks.experiments
+	PYTHONPATH=examples $(BIN)/python -m benchmarks.experiments
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/build.py

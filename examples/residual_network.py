@@ -1,6 +1,6 @@
 """A small residual network for handwritten digits, made smaller by a penalty on its channels, and by magnitude pruning.
 
-    pip install '.[cli]'
+    pip install . rich scikit-learn
     python examples/residual_network.py
 
 trains the network in three ways with the same number of updates, and prints a table of quality, size and latency. What
@@ -18,8 +18,8 @@ from torch.optim import SGD, Optimizer
 
 from command import run
 from comparison import Settings, Task
-from shrinkage.demo.data import CLASSES, SIDE, Digits, Images, load
-from shrinkage.demo.train import accuracy
+from digits.data import CLASSES, SIDE, Digits, Images, load
+from digits.train import accuracy
 
 WIDTHS = (16, 32, 64)
 BATCH = 64

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import shrinkage
 from comparison import DENSE, MAGNITUDE, OURS, Outcome, Settings, Task
+from digits.timing import one_thread
 from shrinkage.compression.calls.cost import byte_count, multiply_adds, parameter_count
 from shrinkage.compression.calls.latency import medians_in_turns
-from shrinkage.demo.timing import one_thread
 from shrinkage.tables import table
 
 ROUNDS = 200

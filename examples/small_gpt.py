@@ -1,6 +1,6 @@
 """A small GPT that reads Python's standard library, made smaller by a penalty on its channels and by magnitude pruning.
 
-    pip install '.[cli]'
+    pip install . rich
     python examples/small_gpt.py
 
 trains a decoder of bytes on the sources of this Python's own standard library in three ways with the same number of

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 NO_TESTS = 5  # pytest's exit status where every test is deselected, or the whole file is skipped
 
 # What needs packages beside torch or several processes, or tests more than the library.
-WHOLE_FOLDERS = {"distributed", "integrations", "pictures", "cli", "project"}
+WHOLE_FOLDERS = {"distributed", "integrations", "pictures", "cli", "examples", "project"}
 WHOLE_FILES = {"test_trainers", "test_zoo", "test_zoo_pruning", "test_zoo_real"}
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.experiments.training import ENTRIES, Recipe, adam, cosine, entry_text, sgd, spread, to_zero, train
+from digits.data import Digits, load
+from digits.train import BATCH, accuracy, network
 from shrinkage import L1, Regularizer
-from shrinkage.demo.data import Digits, load
-from shrinkage.demo.train import BATCH, accuracy, network
 from shrinkage.tables import table
 
 SMALL = 1e-3

@@ -19,7 +19,7 @@ PACKAGES = [
     *("diagnostics", "training", "compression", "integrations", "pictures", "cli"),
 ]
 WITH_EXTRAS = {"integrations", "pictures", "cli"}
-EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "transformers", "typer"}
+EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "safetensors", "transformers", "typer"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

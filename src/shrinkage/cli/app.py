@@ -1,9 +1,9 @@
-"""The `shrinkage` command: a demo, and the report of a saved model."""
+"""The `shrinkage` command: the report of a saved model."""
 
 import pickle
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,7 +16,7 @@ from shrinkage.cli.file_formats import Format, folder, format_of
 from shrinkage.diagnostics.checkpoint_files import TOP, chosen
 from shrinkage.errors import ParameterError, first_line, listed
 
-EXTRAS = {"jinja2", "matplotlib", "rich", "safetensors", "sklearn", "typer"}
+EXTRAS = {"safetensors", "typer"}
 
 
 @contextmanager
@@ -33,10 +33,6 @@ def extras() -> Iterator[None]:
 
 with extras():
     import typer
-    from rich import box
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
 
 app = typer.Typer(
     help="Regularize the weights of PyTorch models, layer by layer: no term in the loss, exact zeros.",
@@ -65,52 +61,6 @@ def main(
     ] = False,
 ) -> None:
     """Regularize the weights of PyTorch models, layer by layer: no term in the loss, exact zeros."""
-
-
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the report, the numbers and the pictures.")] = Path(
-        "runs/demo"
-    ),
-    seeds: Annotated[int, typer.Option(min=1, help="How many networks to train per variant.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 50,
-) -> None:
-    """Train a small network on handwritten digits in five ways, and compare accuracy, zeros and time."""
-    with extras():
-        from shrinkage.demo import data
-        from shrinkage.demo.publish import publish
-        from shrinkage.demo.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_rows, table_rows
-        from shrinkage.demo.run import Settings, run
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"can not write to {str(output)!r}: {error.strerror}")
-    settings = Settings(seeds=seeds, epochs=epochs)
-    digits = data.load()
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=settings.ticks)
-        done = run(digits, settings, lambda doing: progress.update(task, advance=1, description=doing))
-    console = Console()
-    console.print(table(TABLE_HEADER, table_rows(done.results)), "")
-    console.print(table(SMALLER_HEADER, smaller_rows(done.results)), "")
-    for sentence in findings(done.results):
-        console.print(sentence, highlight=False, markup=False)
-    try:
-        written = publish(done, digits, output)
-    except OSError as error:
-        fail(f"can not write to {str(output)!r}: {error.strerror}")
-    typer.echo(f"Wrote {', '.join(path.name for path in written)} to {output}")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return rows of text under `header`, the first column flush left."""
-    printed = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, title in enumerate(header):
-        printed.add_column(title, justify="left" if index == 0 else "right", vertical="bottom")
-    for row in rows:
-        printed.add_row(*row)
-    return printed
 
 
 @app.command("report")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from digits.data import Digits
+from digits.train import LAYERS, Run
 from shrinkage import shrink
 from shrinkage.compression.calls.cost import latencies
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.calls.outputs import difference, outputs
-from shrinkage.demo.data import Digits
-from shrinkage.demo.train import LAYERS, Run
 
 
 @dataclass(frozen=True, slots=True)

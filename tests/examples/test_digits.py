@@ -9,12 +9,13 @@ import torch
 from matplotlib.image import imread
 
 import shrinkage
-from shrinkage.demo import data, timing, train, variants
-from shrinkage.demo.choose import TOLERANCE, choose
-from shrinkage.demo.publish import publish
-from shrinkage.demo.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_rows, table_rows
-from shrinkage.demo.run import VARIANTS, Demo, Settings, run, train_variants
-from shrinkage.demo.smaller import made_smaller
+from digits import data, timing, train, variants
+from digits.choose import TOLERANCE, choose
+from digits.command_line import main
+from digits.publish import publish
+from digits.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_rows, table_rows
+from digits.run import VARIANTS, Demo, Settings, run, train_variants
+from digits.smaller import made_smaller
 
 SETTINGS = Settings(seeds=1, epochs=2, rounds=2, steps=1)
 
@@ -238,3 +239,28 @@ def test_folder_has_report_and_pictures(folder: Path) -> None:
     assert "&lt;b&gt; &amp; demo" in page
     assert "<b>" not in page
     assert "://" not in page
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seeds", "0"), ("--epochs", "-1"), ("--epochs", "many"), ("--output", "file")]
+)
+def test_bad_values_are_refused_in_one_line(
+    option: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        main([option, value])
+    said = capsys.readouterr().err or str(ended.value)
+    assert ended.value.code not in (0, None)
+    assert option in said or "can not write to 'file'" in said
+
+
+def test_command_prints_two_tables_and_says_where_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "new" / "folder"
+    main(["--seeds", "1", "--epochs", "1", "--output", str(output)], SETTINGS)
+    names = [variant["name"] for variant in json.loads((output / "results.json").read_text())["variants"]]
+    printed = capsys.readouterr().out
+    for name in names:
+        assert sum(line.startswith(name) for line in printed.splitlines()) == 2
+    assert "Wrote results.json, report.html" in printed

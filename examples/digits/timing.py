@@ -13,8 +13,8 @@ from time import perf_counter
 
 import torch
 
-from shrinkage.demo.data import Images
-from shrinkage.demo.train import BATCH, Run, training_step
+from digits.data import Images
+from digits.train import BATCH, Run, training_step
 
 ROUNDS = 30
 STEPS = 20

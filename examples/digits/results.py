@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from digits.choose import RULE, TOLERANCE, Candidate
+from digits.data import PIXELS, Images
+from digits.smaller import Smaller
+from digits.timing import StepTime
+from digits.train import LAYERS, NEURONS, Epoch, Run, accuracy, weights_of
+from digits.variants import STRENGTHS
 from shrinkage import Report, report, threshold_
-from shrinkage.demo.choose import RULE, TOLERANCE, Candidate
-from shrinkage.demo.data import PIXELS, Images
-from shrinkage.demo.smaller import Smaller
-from shrinkage.demo.timing import StepTime
-from shrinkage.demo.train import LAYERS, NEURONS, Epoch, Run, accuracy, weights_of
-from shrinkage.demo.variants import STRENGTHS
 
 BELOW = 1e-3  # a weight of smaller size counts as small
 OVER_SEEDS = (

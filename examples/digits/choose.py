@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from shrinkage.demo.train import Run
-from shrinkage.demo.variants import STRENGTHS, Variant
+from digits.train import Run
+from digits.variants import STRENGTHS, Variant
 
 TOLERANCE = 0.01
 RULE = (

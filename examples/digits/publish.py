@@ -8,10 +8,9 @@ from statistics import mean
 
 import torch
 
-from shrinkage import Columns
-from shrinkage.demo.choose import RULE
-from shrinkage.demo.data import CLASSES, PIXELS, SIDE, Digits
-from shrinkage.demo.results import (
+from digits.choose import RULE
+from digits.data import CLASSES, PIXELS, SIDE, Digits
+from digits.results import (
     BELOW,
     SMALLER_HEADER,
     TABLE_HEADER,
@@ -21,9 +20,10 @@ from shrinkage.demo.results import (
     smaller_rows,
     table_rows,
 )
-from shrinkage.demo.run import Demo
-from shrinkage.demo.smaller import Smaller
-from shrinkage.demo.train import NEURONS, Run, weights_of
+from digits.run import Demo
+from digits.smaller import Smaller
+from digits.train import NEURONS, Run, weights_of
+from shrinkage import Columns
 from shrinkage.pictures import page as html
 from shrinkage.pictures import weights as plots
 
@@ -129,7 +129,8 @@ def draw_networks(run: Run, smaller: Smaller) -> html.Picture:
 def page_of(results: Results, pictures: Sequence[html.Picture], output: Path) -> html.Page:
     """Return the report as a page."""
     seeds, epochs = len(results.variants[0].seeds), results.configuration["epochs"]
-    command = f"shrinkage demo --seeds {seeds} --epochs {epochs} --output {shlex.quote(str(output))}"
+    options = f"--seeds {seeds} --epochs {epochs} --output {shlex.quote(str(output))}"
+    command = f"make demo DEMO={shlex.quote(options)}"
     candidates = [
         (c.variant, f"{c.strength:g}", percent(c.validation_accuracy), "chosen" if c.chosen else "")
         for c in results.candidates

@@ -13,10 +13,10 @@ from torch import nn
 import residual_network
 import small_gpt
 from comparison import DENSE, MAGNITUDE, OURS, Settings, Task, Training, compare
+from digits.data import load
 from magnitude import TOLERANCE, magnitudes, removal_order, without
 from results import Row, verdict
 from shrinkage import Coupled, CoupledChannels, Member
-from shrinkage.demo.data import load
 
 EXAMPLES = {"residual_network": residual_network.main, "small_gpt": small_gpt.main}
 

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from digits.data import CLASSES, PIXELS, Digits, Images
+from digits.variants import Variant
 from shrinkage import Regularizer
-from shrinkage.demo.data import CLASSES, PIXELS, Digits, Images
-from shrinkage.demo.variants import Variant
 
 NEURONS = 100
 BATCH = 64

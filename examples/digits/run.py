@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from shrinkage import __version__
-from shrinkage.demo import train
-from shrinkage.demo.choose import Candidate, choose
-from shrinkage.demo.data import Digits
-from shrinkage.demo.results import BELOW, Results, variant_result
-from shrinkage.demo.smaller import Smaller, made_smaller, milliseconds_per_call
-from shrinkage.demo.timing import ROUNDS, STEPS, one_thread, time_steps
-from shrinkage.demo.train import Run
-from shrinkage.demo.variants import (
+from digits import train
+from digits.choose import Candidate, choose
+from digits.data import Digits
+from digits.results import BELOW, Results, variant_result
+from digits.smaller import Smaller, made_smaller, milliseconds_per_call
+from digits.timing import ROUNDS, STEPS, one_thread, time_steps
+from digits.train import Run
+from digits.variants import (
     STRENGTHS,
     Variant,
     group_lasso,
@@ -23,6 +22,7 @@ from shrinkage.demo.variants import (
     l1_proximal,
     no_penalty,
 )
+from shrinkage import __version__
 
 Tick = Callable[[str], None]
 VARIANTS = 5

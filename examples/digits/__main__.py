@@ -1,0 +1,5 @@
+"""Run the demo."""
+
+from digits.command_line import main
+
+main()
