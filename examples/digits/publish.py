@@ -26,6 +26,7 @@ from digits.train import NEURONS, Run, weights_of
 from shrinkage import Columns
 from shrinkage.pictures import page as html
 from shrinkage.pictures import weights as plots
+from shrinkage.pictures.model_page import picture_of_weights
 
 LAYER_TITLES = {
     "input": f"first layer ({PIXELS} pixels to {NEURONS} neurons)",
@@ -68,12 +69,7 @@ def draw_weights(runs: Sequence[Sequence[Run]]) -> html.Picture:
         of_variant[0].variant.name: torch.cat([w.detach().flatten() for w in weights_of(of_variant[0].model).values()])
         for of_variant in runs
     }
-    caption = (
-        "Sizes of all weights after training, one seed, both axes logarithmic. Exact zeros have no place on such an "
-        f"axis: they are the bar on the left. The dashed line is at {BELOW:g}."
-    )
-    figure = plots.weight_histograms(weights, below=BELOW)
-    return html.Picture("weight_histograms.png", caption, plots.png(figure))
+    return picture_of_weights(weights, below=BELOW, what="Sizes of all weights after training, one seed")
 
 
 def draw_zeros(runs: Sequence[Sequence[Run]]) -> html.Picture:
@@ -122,7 +118,8 @@ def draw_networks(run: Run, smaller: Smaller) -> html.Picture:
         "the darker the larger; points are orange whose weights are all zero. What such a neuron still puts out, a "
         "constant, went into the biases of the digits. Pixels stay, since images come with all of them."
     )
-    figure = plots.networks({"before": before, "after": after}, ("pixels", "first layer", "second layer", "digits"))
+    layers = ("pixels", "first layer", "second layer", "digits")
+    figure = plots.networks({"before": before, "after": after}, layers, point="pixel, neuron or digit")
     return html.Picture("networks.png", caption, plots.png(figure))
 
 

@@ -64,6 +64,7 @@ def test_networks_have_a_point_per_neuron_and_a_line_per_weight_that_is_not_zero
     figure = plots.networks({"net": [first, second]}, ("in", "hidden", "out"))
     (panel,) = figure.axes
     assert panel.get_title() == "net: 9 weights"
+    assert panel.get_ylabel().startswith("a point per input, neuron or output")
     lines, points = panel.collections[:2], panel.collections[2:]
     assert [len(of_layer.get_segments()) for of_layer in lines] == [2, 2]
     assert list(lines[0].get_alpha()) == [0.5, 1]

@@ -40,21 +40,21 @@ class Page:
         tables: the numbers.
         terms: names in the tables, each with its explanation.
         pictures: shown one below the other.
-        choice: what was tried before, and `choice_rule` how one was chosen.
-        command: how to make the report again.
+        choice: what was tried before, and `choice_rule` how one was chosen; None if nothing was.
+        command: how to make the report again; the page says nothing of that if it is empty.
         versions: what it was made with.
     """
 
     title: str
-    paragraphs: Sequence[str]
-    findings: Sequence[str]
-    tables: Sequence[Table]
-    terms: Sequence[tuple[str, str]]
-    pictures: Sequence[Picture]
-    choice: Table
-    choice_rule: str
-    command: str
-    versions: str
+    paragraphs: Sequence[str] = ()
+    findings: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    terms: Sequence[tuple[str, str]] = ()
+    pictures: Sequence[Picture] = ()
+    choice: Table | None = None
+    choice_rule: str = ""
+    command: str = ""
+    versions: str = ""
 
 
 def render(page: Page) -> str:

@@ -130,12 +130,15 @@ def pixel_maps(mean_image: Tensor, norms: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def networks(weights: Mapping[str, Sequence[Tensor]], layers: Sequence[str]) -> Figure:
+def networks(
+    weights: Mapping[str, Sequence[Tensor]], layers: Sequence[str], *, point: str = "input, neuron or output"
+) -> Figure:
     """Draw networks of linear layers: a point per neuron, a line per weight that is not zero, the darker the larger.
 
     Args:
         weights: `(outputs, inputs)` of each layer, under the names of the panels.
         layers: what the points of each column are.
+        point: what a point is, in words.
     """
     figure = Figure(figsize=(5.2 * len(weights) + 0.6, 6.4), layout="constrained")
     panels = figure.subplots(1, len(weights), sharex=True, sharey=True, squeeze=False)[0]
@@ -148,7 +151,7 @@ def networks(weights: Mapping[str, Sequence[Tensor]], layers: Sequence[str]) -> 
         axes.set_xlabel("layer", fontsize=FONT_SIZE)
         for side in ("left", "right", "top"):
             axes.spines[side].set_visible(False)
-    panels[0].set_ylabel("a point per pixel, neuron or digit; orange: its weights are all zero", fontsize=FONT_SIZE)
+    panels[0].set_ylabel(f"a point per {point}; orange: its weights are all zero", fontsize=FONT_SIZE)
     figure.suptitle("What is left of the network?", fontsize=FONT_SIZE + 2)
     return figure
 
