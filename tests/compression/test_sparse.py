@@ -1,6 +1,7 @@
 """Sparse linear layers are the dense ones without the zeros, through everything that is done to a layer."""
 
 import copy
+import importlib
 import io
 import pickle
 import re
@@ -107,6 +108,20 @@ def test_the_operator_keeps_torchs_rules_for_operators():
     arguments = (grad, sparse.crow, sparse.col, sparse.values, 7)
     torch.library.opcheck(csr.input_gradient, arguments)
     torch.library.opcheck(csr.values_gradient, (grad, torch.randn(3, 7), sparse.crow, sparse.col))
+
+
+def test_second_derivatives_are_refused():
+    sparse, x = SparseLinear.from_linear(linear()), torch.randn(3, 7, requires_grad=True)
+    for wanted in (x, sparse.values):
+        (first,) = torch.autograd.grad(sparse(x).square().sum(), wanted, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivatives"):
+            torch.autograd.grad(first.sum(), x, allow_unused=True)
+
+
+def test_the_operators_outlive_their_module():
+    before = SparseLinear.from_linear(linear())
+    importlib.reload(csr)
+    torch.testing.assert_close(before(torch.ones(2, 7)), before.to_linear()(torch.ones(2, 7)))
 
 
 @pytest.mark.parametrize("zeros", [0.0, 1.0], ids=["no zeros", "zeros only"])

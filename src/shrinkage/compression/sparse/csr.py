@@ -6,6 +6,7 @@ which shape the result has.
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -58,10 +59,7 @@ def as_given(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-@torch.library.custom_op("shrinkage::sparse_linear", mutates_args=())
-def sparse_linear(
-    x: Tensor, crow: Tensor, col: Tensor, values: Tensor, bias: Tensor | None, in_features: int
-) -> Tensor:
+def _product(x: Tensor, crow: Tensor, col: Tensor, values: Tensor, bias: Tensor | None, in_features: int) -> Tensor:
     """Return x W' + b, with W in CSR."""
     check_input(x, values, in_features)
     silence_beta()
@@ -77,8 +75,7 @@ def sparse_linear(
     return result
 
 
-@torch.library.custom_op("shrinkage::sparse_linear_input_gradient", mutates_args=())
-def input_gradient(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Tensor:
+def _input_gradient(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Tensor:
     """Return grad W: the CSR of W is the CSC of its transpose."""
     dtype = multiplied_in(grad)
     rows = as_rows(grad).to(dtype)
@@ -89,8 +86,7 @@ def input_gradient(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor, in_f
     return product.to(grad.dtype).reshape(*grad.shape[:-1], in_features)
 
 
-@torch.library.custom_op("shrinkage::sparse_linear_values_gradient", mutates_args=())
-def values_gradient(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+def _values_gradient(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """Return the entries of grad' x in the places of W, and compute no others."""
     dtype = multiplied_in(grad)
     g, rows = as_rows(grad).to(dtype), as_rows(x).to(dtype)
@@ -102,19 +98,18 @@ def values_gradient(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tenso
     return result
 
 
-@sparse_linear.register_fake
-def _(x: Tensor, crow: Tensor, col: Tensor, values: Tensor, bias: Tensor | None, in_features: int) -> Tensor:
+def _fake_product(
+    x: Tensor, crow: Tensor, col: Tensor, values: Tensor, bias: Tensor | None, in_features: int
+) -> Tensor:
     check_input(x, values, in_features)
     return x.new_empty(*x.shape[:-1], crow.shape[0] - 1)
 
 
-@input_gradient.register_fake
-def _(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Tensor:
+def _fake_input_gradient(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Tensor:
     return grad.new_empty(*grad.shape[:-1], in_features)
 
 
-@values_gradient.register_fake
-def _(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+def _fake_values_gradient(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     return grad.new_empty(col.shape[0])
 
 
@@ -136,4 +131,31 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-sparse_linear.register_autograd(_gradients, setup_context=_save)
+def _refuse(ctx: Any, grad: Tensor) -> None:
+    raise NotImplementedError("a sparse layer has no second derivatives; to_dense(model) makes one that has")
+
+
+def _operator(
+    name: str,
+    kernel: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    backward: Callable[..., Any] = _refuse,
+    setup_context: Callable[..., None] | None = None,
+) -> Any:
+    """Return the operator of this name. It outlives its module: where that is imported anew, the operator is there.
+
+    `torch.library.custom_op` takes three times as long, for it asks Python in which file it is called.
+    """
+    operator = f"shrinkage::{name}"
+    if not hasattr(torch.ops.shrinkage, name):
+        schema = torch.library.infer_schema(kernel, mutates_args=())
+        torch.library.define(operator, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(operator, "CompositeExplicitAutograd", kernel)
+        torch.library.impl(operator, "Meta", fake)
+        torch.library.register_autograd(operator, backward, setup_context=setup_context)
+    return getattr(torch.ops.shrinkage, name).default
+
+
+input_gradient = _operator("sparse_linear_input_gradient", _input_gradient, _fake_input_gradient)
+values_gradient = _operator("sparse_linear_values_gradient", _values_gradient, _fake_values_gradient)
+sparse_linear = _operator("sparse_linear", _product, _fake_product, _gradients, _save)
