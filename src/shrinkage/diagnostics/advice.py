@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,8 +15,7 @@ from shrinkage.selection.selectors import named_parameters
 LONG_RUN = 10_000  # updates from which on a longer average pays
 
 
-@dataclass(frozen=True, slots=True)
-class Training:
+class Training(NamedTuple):
     """How the weights were trained that residuals judge.
 
     Args:
@@ -31,9 +30,9 @@ class Training:
     updates: int = 0
     rates: Mapping[str, float] | None = None
     entry: float | None = None
-    kept: frozenset[str] = field(default_factory=frozenset)
-    derived: frozenset[str] = field(default_factory=frozenset)
-    decoupled: frozenset[str] = field(default_factory=frozenset)
+    kept: frozenset[str] = frozenset()
+    derived: frozenset[str] = frozenset()
+    decoupled: frozenset[str] = frozenset()
 
 
 def training_of(

@@ -1,9 +1,9 @@
-"""How much of a model is zero: numbers as plain dataclasses that print as a table."""
+"""How much of a model is zero: numbers as plain records that print as a table."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ from shrinkage.tables import shape_text, table
 Model = nn.Module | Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorReport:
+class TensorReport(NamedTuple):
     """The zeros of one tensor.
 
     `zeros` counts exact zeros, `small` the elements of size below the report's limit, exact zeros included;
@@ -95,7 +94,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as numbers, lists and dictionaries, ready for JSON."""
         totals = {"size": self.size, "zeros": self.zeros, "small": self.small, "sparsity": self.sparsity}
-        tensors = [asdict(tensor) for tensor in self.tensors]
+        tensors = [tensor._asdict() for tensor in self.tensors]
         more = {"dead": list(self.dead), "unreached": list(self.unreached), "unregistered": dict(self.unregistered)}
         return {"below": self.below, **totals, "tensors": tensors, **more}
 

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from shrinkage.diagnostics.advice import Training, advice
 from shrinkage.diagnostics.zero_layers import told_first
 from shrinkage.tables import table
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterResidual:
+class ParameterResidual(NamedTuple):
     """How far one parameter is from stationary.
 
     Args:

@@ -5,7 +5,6 @@ minimize L(w) + R(w) is solved, to first order, where -grad L(w) lies in the sub
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,7 +80,7 @@ def residuals(
             ws, grads = ({name: each[name] for name in names} for each in (points, descents))
             measure, values = residual_of(penalty, ws, grads, steps)
             each = summary(block_text(names), penalty, measure, list(ws.values()), values, unit)
-            charged.append(replace(each, members=tuple(names)))
+            charged.append(each._replace(members=tuple(names)))
     known = {name for names, _ in blocks for name in names}
     others = [
         summary(name, None, "gradient", [w], gradients[name].abs(), unit)

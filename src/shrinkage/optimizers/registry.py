@@ -5,8 +5,8 @@ What a metric is, and the formulas of torch's own optimizers, stand in `metrics.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.optim import (
@@ -72,8 +72,7 @@ def unless_centered(group: Group) -> bool:
     return not group["centered"]
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """How an optimizer turns a gradient into a move; see `register_metric` for the functions.
 
     `deferred` tells, of a parameter group, whether eta is a number or an `AdaptiveStep`, which is computed later.

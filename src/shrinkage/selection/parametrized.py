@@ -1,7 +1,7 @@
 """Weights that a module computes from other parameters: what computes them, and what can be charged instead."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -15,8 +15,7 @@ MASKED = "the mask stays in force, and torch.nn.utils.prune.remove leaves the ze
 UNKNOWN = "whether its zeros are zeros of the weight is up to what computes that"
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """A weight that is no parameter.
 
     Args:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,8 +25,7 @@ from shrinkage.selection.unregistered import told_with_errors, warn_of_unregiste
 from shrinkage.tables import listed, shape_text, table
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One charged parameter: its name, its other names if it is tied, its shape (None while lazy), and its charge.
 
     The penalty is bound to the parameter: what it keeps for each element is on the parameter's device.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -36,8 +37,7 @@ FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 LEFT_ALONE = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 
 
-@dataclass(frozen=True, slots=True)
-class NamedParameter:
+class NamedParameter(NamedTuple):
     """One name under which a model holds a parameter, or would if no parametrization stood in front of it.
 
     `parameter` is None where the weight is computed from others; `computed` then says how. Where `module` is the output

@@ -50,7 +50,7 @@ class Declared(NamedTuple):
     places: tuple[Place, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Known:
     """What is known of one optimizer since the last look: its attachment, and how far other things had come then."""
 

@@ -128,7 +128,7 @@ def with_references(plan: Plan, references: Mapping[str, Tensor]) -> Plan:
                 )
             now = entry.penalty.reference
             moved = reference.to(now.device, now.dtype) if isinstance(now, Tensor) else reference
-            entry = replace(entry, penalty=replace(entry.penalty, reference=moved.clone()))
+            entry = entry._replace(penalty=replace(entry.penalty, reference=moved.clone()))
         entries.append(entry)
     return replace(plan, entries=tuple(entries))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ ROUNDINGS = 8  # of a number of half precision by which outputs may differ, wher
 Known = tuple[Call, list[Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
-class Checks:
+class Checks(NamedTuple):
     """Calls of the dense model and what it puts out, in single precision if `single`; outputs may differ by `atol`.
 
     `unvaried` are the names of inputs that have the example's numbers in all of them; `training` has the shapes of what

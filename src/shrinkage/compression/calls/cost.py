@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,8 +22,7 @@ FUSED_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 ROUNDS = 5  # of calls in which layers are timed
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """What a model or layer costs.
 
     `parameters` are entries, tied ones counted once; `size` is the bytes of parameters and buffers; `multiply_adds` are

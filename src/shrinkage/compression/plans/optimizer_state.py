@@ -2,8 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ from shrinkage.selection.selectors import named_parameters
 LACKS = {"row": -1, "col": -2}
 
 
-@dataclass(frozen=True, slots=True)
-class Successor:
+class Successor(NamedTuple):
     """What takes the place of a parameter of the dense model, and the biases that come after it."""
 
     name: str

@@ -1,7 +1,7 @@
 """Numbers that a model's own code computes with, such as a count of heads, and what they become."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.export import lines
 
 
-@dataclass(frozen=True, eq=False)
-class Change:
+class Change(NamedTuple):
     """The attribute of the dotted `name` becomes `length` when those of the channels with `labels` go that go."""
 
     name: str

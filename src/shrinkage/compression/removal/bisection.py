@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ from shrinkage.errors import PlanError
 TRIALS = 100  # smaller models that are built to find out which channels make a difference
 
 
-@dataclass(frozen=True, eq=False)
-class Choice:
+class Choice(NamedTuple):
     """What stays although it could go: channels by label, and attributes by name that keep their old numbers."""
 
     held: Tensor

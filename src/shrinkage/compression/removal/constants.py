@@ -1,8 +1,7 @@
 """The constants that channels put out, and the biases that take them up once the channels are gone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from shrinkage.compression.tracing.export import Piece
 from shrinkage.compression.tracing.trace import Contraction, Trace
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(NamedTuple):
     """What a contraction reads.
 
     `constants` has one entry per channel that is summed over: its value where that is the same whatever the model's
@@ -59,8 +57,7 @@ class Reading:
         return ~zero_slices(weight, self.contraction.weight_axis)
 
 
-@dataclass(frozen=True, eq=False)
-class Products:
+class Products(NamedTuple):
     """For a contraction of two activations that is needed: which of its channels are zero in one of them."""
 
     contraction: Contraction
@@ -89,8 +86,7 @@ def readings(
     return found, products, all_needs
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """The bias that takes up the constants that a contraction no longer reads: of the module `path`, named `name`."""
 
     path: str

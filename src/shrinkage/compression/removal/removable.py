@@ -1,7 +1,7 @@
 """Which channels can go: nobody reads them, or what they are read for is a constant that a bias can take up."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from shrinkage.compression.removal.constants import Products, Reading, Target, t
 from shrinkage.compression.tracing.coupling import Coupling
 
 
-@dataclass(frozen=True, eq=False)
-class Removal:
+class Removal(NamedTuple):
     """The channels that go, one truth value per label, and why others that put out constants stay, by label."""
 
     gone: Tensor

@@ -1,9 +1,8 @@
 """What shrinking a model saved, and which zero channels are still there and why: numbers that print as tables."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from math import isnan, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -36,14 +35,17 @@ ADVICE = {
 NOTHING = "no channel is zero: nothing to remove"
 
 
-@dataclass(frozen=True, slots=True)
-class LayerSummary:
+class LayerSummary(NamedTuple):
     """A layer that lost channels: the shapes before and after of its tensors that did, and what it costs."""
 
     name: str
     shapes: Mapping[str, tuple[Shape, Shape]]
     before: Cost
     after: Cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as dictionaries, tuples, numbers and strings."""
+        return self._asdict() | {"before": self.before._asdict(), "after": self.after._asdict()}
 
     def cells(self) -> list[str]:
         """Return its row of the table: the shape is that of its largest tensor."""
@@ -59,8 +61,7 @@ class LayerSummary:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class KeptZeros:
+class KeptZeros(NamedTuple):
     """Zero channels of one parameter that are still there, why, and what can be done about it."""
 
     name: str
@@ -73,8 +74,7 @@ class KeptZeros:
         return next((advice for phrase, advice in ADVICE.items() if phrase in self.reason), "")
 
 
-@dataclass(frozen=True, slots=True)
-class ShrinkReport:
+class ShrinkReport(NamedTuple):
     """What a model costs before and after shrinking, in calls with the example inputs, and which zeros stay.
 
     `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared;
@@ -93,14 +93,19 @@ class ShrinkReport:
     unknown_operators: Mapping[str, int]
     not_exported: Mapping[str, str]
     uncalled: tuple[str, ...]
-    unvaried: tuple[str, ...] = ()
-    hooked: tuple[str, ...] = ()
-    unregistered: Mapping[str, int] = field(default_factory=dict)
-    collapsed: tuple[str, ...] = ()
+    unvaried: tuple[str, ...]
+    hooked: tuple[str, ...]
+    unregistered: Mapping[str, int]
+    collapsed: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dictionaries, lists, numbers and strings."""
-        return asdict(self) | {"kept": [asdict(kept) | {"advice": kept.advice} for kept in self.kept]}
+        return self._asdict() | {
+            "before": self.before._asdict(),
+            "after": self.after._asdict(),
+            "layers": [layer.to_dict() for layer in self.layers],
+            "kept": [kept._asdict() | {"advice": kept.advice} for kept in self.kept],
+        }
 
     def __str__(self) -> str:
         parts = first_line(self.collapsed)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +29,7 @@ HOOKS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LayerChoice:
+class LayerChoice(NamedTuple):
     """What became of one linear layer.
 
     Attributes:
@@ -221,10 +220,10 @@ def obstacle(layer: nn.Linear, shared: Set[int]) -> str:
 def _measured(choice: LayerChoice, dense: nn.Linear, sparse: SparseLinear, calls: Calls) -> LayerChoice:
     """Return the choice between two layers by the time that they take for the calls that there were."""
     if not calls:
-        return replace(choice, kept_because="not called with the example inputs")
+        return choice._replace(kept_because="not called with the example inputs")
     dense_time, sparse_time = seconds_of_calls((dense, sparse), calls)
     reason = "" if sparse_time < dense_time else "not faster"
-    return replace(choice, dense=dense_time, sparse=sparse_time, kept_because=reason)
+    return choice._replace(dense=dense_time, sparse=sparse_time, kept_because=reason)
 
 
 def _equal_but_for_rounding(expected: Tensor, found: Tensor) -> bool:

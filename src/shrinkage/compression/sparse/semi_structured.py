@@ -1,7 +1,6 @@
 """The 2:4 format of NVIDIA's tensor cores: two of each four neighbours in a row are stored, and where they stand."""
 
 from collections.abc import Sequence, Set
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +60,7 @@ def to_semi_structured(model: nn.Module) -> Sparsified:
 def _examined(name: str, layer: nn.Linear, shared: Set[int]) -> LayerChoice:
     """Return what is known of a layer."""
     choice = examined(name, layer, shared, 0.0)
-    return choice if choice.kept_because else replace(choice, kept_because=_weight_obstacle(layer.weight.detach()))
+    return choice if choice.kept_because else choice._replace(kept_because=_weight_obstacle(layer.weight.detach()))
 
 
 def _weight_obstacle(weight: Tensor) -> str:

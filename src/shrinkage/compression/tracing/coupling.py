@@ -2,8 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,7 @@ from shrinkage.selection.parametrized import computed_weights
 Axis = tuple[str, int]
 
 
-@dataclass(frozen=True, eq=False)
-class Coupling:
+class Coupling(NamedTuple):
     """The channels of a model.
 
     `axes` gives, for each dimension of each parameter and buffer by name, the channel of each index along it: the least

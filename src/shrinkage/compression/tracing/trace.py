@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -13,8 +13,7 @@ from shrinkage.compression.tracing.disjoint_sets import Labels
 Rule = Callable[..., Any]
 
 
-@dataclass(frozen=True, eq=False)
-class Contraction:
+class Contraction(NamedTuple):
     """A sum over channels: the place where the values of channels are used up.
 
     `labels` are those of the channels that are summed over, one per index along `axis` of the node `data`; they meet
@@ -36,8 +35,7 @@ class Contraction:
     padded: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Literal:
+class Literal(NamedTuple):
     """A length that a model's code gives as a number, in the module at `path`, for the axis that `factor` labels."""
 
     path: str
