@@ -105,7 +105,7 @@ MUTANTS = [
     M("torch.where(theta.isinf(), theta, moved)", "moved", "penalties", "bad_weights and GroupLasso"),
     M("w.clamp(-largest, largest)", "w", "extremes", "finite_and_right and L0"),
     M("torch.serialization.add_safe_globals([restored])\n", "", "pickling", "declared_block_loads", quick=True),
-    M("if cls.__name__ in MOVED:", "if False:", "pickling", "every_other_penalty"),
+    M("if cls.__name__ in names:", "if False:", "pickling", "0_1_0"),
     M("            cls.__setstate__ = set_in_order", "            cls.unused = set_in_order", "pickling", "every_other_penalty"),
     M("restored.__module__, restored.__qualname__ = \"shrinkage\", \"_restored\"", "", "pickling", "L2"),
     M("if _by_name.get(cls.__name__) is not cls:", "if False:", "pickling", "somebody_else"),
