@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -475,3 +476,79 @@ def test_children_that_are_exported_by_themselves_are_named():
     (kept,) = report.kept
     assert kept.reason == "put out by `inner`, which was exported by itself"
     assert "torch.export" in kept.advice
+
+
+def test_layers_of_nobody_are_found_in_the_branches_of_an_operator():
+    far = nn.Linear(8, 16)
+
+    class Branches(Neurons):
+        def __init__(self):
+            super().__init__()
+            self.far = far
+
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, lambda h: self.outer(far(h)), lambda h: self.outer(far(h).relu()), (x,))
+
+    with pytest.raises(ShrinkError, match=r"computes with 'far\.weight' of the model that was given"):
+        shrink(Branches(), X)
+
+
+def test_layers_of_nobody_are_found_where_no_mode_sees_operators():
+    far = nn.Linear(8, 16)
+
+    class Modeless(Neurons):
+        def __init__(self):
+            super().__init__()
+            self.far = far
+
+        def forward(self, x):
+            if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+                raise TypeError("no modes, please")
+            return self.outer(far(x) if self.far_is_read else self.inner(x) * far.weight.shape[0])
+
+    Modeless.far_is_read = True
+    with pytest.raises(ShrinkError, match=r"computes with 'far\.weight' of the model that was given"):
+        shrink(Modeless(), X)
+    Modeless.far_is_read = False  # its shape is, of which nothing is computed
+    model = Modeless()
+    torch.testing.assert_close(shrink(model, X).model(X), model(X))
+
+
+def test_a_call_that_fails_while_it_is_watched_is_told():
+    class Unwatched(Neurons):
+        def forward(self, x):
+            if self._forward_hooks:
+                raise RuntimeError("no hooks, please")
+            return super().forward(x)
+
+    with pytest.warns(UserWarning, match=r"computes with layers of its own is not known.*: no hooks, please") as told:
+        small = shrink(Unwatched(), X).model
+    assert small.inner.out_features == 10
+    assert told[0].filename == __file__
+
+
+def test_a_model_that_takes_no_mode_of_dispatch_has_no_multiply_adds():
+    class Modeless(Neurons):
+        def forward(self, x):
+            if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+                raise TypeError("no modes, please")
+            return super().forward(x)
+
+    assert shrink(Modeless(), X).report.before.multiply_adds == 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # copies of them are no leaves
+def test_scripted_layers_are_left_alone():
+    class Scripted(Neurons):
+        def __init__(self):
+            super().__init__()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.last = torch.jit.script(nn.Linear(4, 4))
+
+        def forward(self, x):
+            return self.last(super().forward(x))
+
+    model = Scripted()
+    small = shrink(model, X).model
+    torch.testing.assert_close(small(X), model(X))

@@ -1,7 +1,8 @@
 """From exact zeros to a physically smaller model with the same outputs."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,8 @@ def shrink(
     Raises:
         ShrinkError: the parameters hold no numbers (the meta device), the model can not be called with the example
             inputs or not be copied, a copy would compute with layers of the model itself (global variables), it puts
-            out nothing that could be compared, or `round_to` or `pin` make no sense.
+            out nothing that could be compared, or `round_to` or `pin` make no sense. Without `verify`: the smaller
+            model fails.
         TypeError: `model` is no module.
 
     >>> import torch
@@ -116,12 +118,24 @@ def shrink(
         removal, small, plan = attempts.compared(choice)
         kept = kept_zeros(attempts, removal, choice.held, refusal, needs)
         texts = collapsed(coupling.traces, needs)
-        with left_as_it_was(small):
+        with left_as_it_was(small), _failing_in_words(verify):
             report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried, texts)
     for text in (each for each in texts if CONSTANT in each):
         warnings.warn(f"{text}. {CAUSE}", stacklevel=2)
     warn_of_hooks(model, stacklevel=2)
     return Shrunk(small, plan, report)
+
+
+@contextmanager
+def _failing_in_words(verify: bool) -> Iterator[None]:
+    """Raise `ShrinkError` where the smaller model fails."""
+    try:
+        yield
+    except ShrinkError:
+        raise
+    except Exception as failure:
+        advice = "" if verify else ": let verify be True, which finds what makes it fail and leaves that in place"
+        raise ShrinkError(f"the smaller model fails with {type(failure).__name__}, {failure}{advice}") from failure
 
 
 def _check(model: nn.Module, round_to: int) -> None:

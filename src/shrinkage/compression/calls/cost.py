@@ -63,19 +63,28 @@ def byte_count(model: nn.Module) -> int:
 
 
 def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
-    """Return the multiply-adds of one call of `model`, under the empty name, and of its modules that have any."""
+    """Return the multiply-adds of one call of `model`, under the empty name, and of its modules that have any.
+
+    None are counted of models that fail only while their operators are watched.
+    """
     from torch.utils.flop_counter import FlopCounterMode  # not imported before it is needed: it brings triton along
 
     attention = private(torch.ops.aten, FUSED_ATTENTION, "count its multiply-adds")  # torch counts 0
     model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
     counter = FlopCounterMode(display=False, custom_mapping={attention: attention_operations})
-    try:
-        with seeing(counter):
-            outputs(model, call)
-    except RuntimeError:  # Models that compute gradients in their call, in which the hooks that tell modules fail.
-        counter.mod_tracker = _NoModules()  # type: ignore[assignment]  # it has what the counter asks for
-        with seeing(counter):
-            outputs(model, call)
+    for modules_are_known in (True, False):
+        try:
+            if not modules_are_known:
+                # Models that compute gradients in their call, in which the hooks that tell modules fail.
+                counter.mod_tracker = _NoModules()  # type: ignore[assignment]  # it has what the counter asks for
+            with seeing(counter):
+                outputs(model, call)
+            break
+        except Exception:  # Whatever a model raises there.
+            continue
+    else:
+        outputs(model, call)  # which raises what is wrong with the model itself
+        return {"": 0}
     counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
     root = f"{type(model).__name__}."  # the counter's names begin with it
     modules = {name.removeprefix(root): count for name, count in counts.items() if name.startswith(root)}

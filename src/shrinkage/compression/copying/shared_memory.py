@@ -1,56 +1,117 @@
 """Whether a copy of a model computes with tensors of its own."""
 
+import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from shrinkage.compression.calls.inputs import Call, cloned
 from shrinkage.compression.calls.modes import evaluated, process_as_it_was, seeing
+from shrinkage.compression.calls.outputs import outputs
 from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import copy_with
 from shrinkage.compression.copying.rebinding import Memo, reached
 from shrinkage.compression.plans.tensors import joined, tensors_of
-from shrinkage.errors import ShrinkError
+from shrinkage.errors import ShrinkError, first_line
 
 
-class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
-    """Note which of the memory `watched`, each piece under a name, operators read, and in which module of `model`."""
+class Reads:
+    """Notes which of the memory `watched`, each piece under a name, calls of `model` read, and in which module."""
 
     def __init__(self, model: nn.Module, watched: Mapping[int, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.model, self.watched = model, watched
         self.found: dict[str, str] = {}
         self.inside: list[str] = [""]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator, and note what it reads."""
-        for leaf in tree_leaves((args, kwargs)):
+    def note(self, *given: Any) -> None:
+        """Note the tensors in `given` whose memory is watched."""
+        for leaf in tree_leaves(given):
             place = memory_of(leaf)
             if place in self.watched:
                 self.found.setdefault(self.watched[place], self.inside[-1])
-        return func(*args, **(kwargs or {}))
 
-    def call(self, call: Call) -> None:
-        """Call the model."""
+    def look(self, call: Call) -> Exception | None:
+        """Call the model, and note what operators read, or functions of torch where no mode can see the operators.
+
+        Returns what the model raises under the last of the modes, if it raises under all.
+        """
+        modes: tuple[AbstractContextManager[Any], ...] = (Operators(self), Functions(self))
+        for mode in modes:
+            failure = self._failure(call, mode)
+            if failure is None:
+                break
+        return failure
+
+    def _failure(self, call: Call, mode: AbstractContextManager[Any]) -> Exception | None:
+        """Call the model under `mode`, and return what it raises."""
         args, kwargs = cloned(call)
-        with ExitStack() as hooks:
-            for path, module in self.model.named_modules():
-                hooks.callback(module.register_forward_pre_hook(self._entering(path), prepend=True).remove)
-                hooks.callback(module.register_forward_hook(self._leaving, always_call=True).remove)
-            with process_as_it_was(), torch.no_grad(), seeing(self):
-                self.model(*args, **kwargs)
+        self.inside = [""]
+        try:
+            with ExitStack() as hooks:
+                for path, module in self.model.named_modules():
+                    if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                        continue
+                    hooks.callback(module.register_forward_pre_hook(self._entering(path), prepend=True).remove)
+                    hooks.callback(module.register_forward_hook(self._leaving, always_call=True).remove)
+                with process_as_it_was(), torch.no_grad(), seeing(mode):
+                    self.model(*args, **kwargs)
+        except Exception as failure:
+            return failure
+        return None
 
     def _entering(self, path: str) -> Any:
         return lambda *_: self.inside.append(path)
 
     def _leaving(self, *_: object) -> None:
         self.inside.pop()
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
+    """Tell `reads` the arguments of each operator, and of those that it calls, as `cond` does its branch."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
+        self.reads = reads
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and note what it reads."""
+        self.reads.note(args, kwargs)
+        return func(*tree_map(self._inside, args), **(kwargs or {}))
+
+    def _inside(self, program: Any) -> Any:
+        """Return `program`, if it is one that an operator calls, to run under this mode too."""
+        if not callable(program) or isinstance(program, Tensor):
+            return program
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return program(*args, **kwargs)
+
+        return run
+
+
+class Functions(TorchFunctionMode):
+    """Tell `reads` the arguments of each function of torch; of attributes such as `shape`, nothing is computed."""
+
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function, and note what it reads."""
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") != "__get__" and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            self.reads.note(args, kwargs)
+        return result
 
 
 def memory_of(leaf: object) -> int:
@@ -76,11 +137,12 @@ def check_reads_own(model: nn.Module, call: Call) -> None:
     try:
         for module in modes:
             module.training = False  # so that a layer of the model, if it is called, keeps its statistics
-        with suppress(Exception):  # The calls that follow tell what is wrong with it.
-            reads.call(call)
+        failure = reads.look(call)
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if failure is not None:
+        _warn_if_alone(model, call, failure)
     for name, path in reads.found.items():
         where = f"`{path or 'the model'}`"
         if name not in kept:
@@ -95,6 +157,20 @@ def check_reads_own(model: nn.Module, call: Call) -> None:
                 f"{where} computes with its attribute {name!r}, which was made from parameters and does not follow"
                 " those of a copy: compute it in `forward`, or make it a buffer if it should not follow"
             )
+
+
+def _warn_if_alone(model: nn.Module, call: Call, failure: Exception) -> None:
+    """Warn that nobody knows what a copy reads, where its call fails with `failure` only while somebody looks."""
+    try:
+        outputs(model, call)
+    except Exception:  # The calls that follow tell what is wrong with it.
+        return
+    warnings.warn(
+        f"whether a copy of the {type(model).__name__} computes with layers of its own is not known, since the call"
+        f" fails while its operators are watched: {first_line(failure)}. The new model may hold on to layers of this"
+        " one that are global variables",
+        stacklevel=4,
+    )
 
 
 def _memory_of_layers(model: nn.Module) -> dict[int, str]:

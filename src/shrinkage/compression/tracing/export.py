@@ -109,6 +109,8 @@ MEANINGS = {
     " torch.autograd.grad inside of the call",
     "inside a function being vmapped": "it is called inside of a transform of functions, such as torch.vmap, and can"
     " not be exported by itself",
+    "data-dependent": "its code asks for a number that depends on the data, as in `if x.sum() > 0`, which torch.export"
+    " does not follow: write it with torch.where or torch.cond",
     "view functorch tensor": "torch.export does not follow its transforms of functions, such as torch.func.grad",
 }
 
@@ -166,16 +168,20 @@ def _answering_no(module: nn.Module, questions: Container[str]) -> Callable[[], 
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Hold back what an export says of a copy that nobody trains, and the graph that it prints where it fails."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = log.disabled
-    log.disabled = True
+    logs = [
+        logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
+    ]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     try:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.filterwarnings("ignore", "The tensor attributes? .* (was|were) assigned during export")
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # which torch itself uses
             yield
     finally:
-        log.disabled = before
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
 
 
 def _calls_of_children(
@@ -188,8 +194,10 @@ def _calls_of_children(
         return lambda _, args, kwargs: calls.setdefault(name, (args, kwargs)) and None
 
     handles = [
-        child.register_forward_pre_hook(note(name), with_kwargs=True) for name, child in _children(module)
-    ]  # fmt: skip
+        child.register_forward_pre_hook(note(name), with_kwargs=True)
+        for name, child in _children(module)
+        if not isinstance(child, torch.jit.ScriptModule)  # which takes no hooks and has no operators to export
+    ]
     try:
         module(*args, **kwargs)
     finally:
