@@ -84,23 +84,28 @@ def CoupledChannels(
 def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str]:
     """Return in words the reasons for which the most parameters have no channel that can go, the largest first."""
     sizes: dict[str, dict[str, float]] = {}
+    places: dict[str, dict[str, None]] = {}  # in the order of the model
     tensors, frozen, seen = tensors_of(model), _frozen(coupling, model), set[int]()
     for (name, dim), channels in coupling.axes.items():
         tensor = tensors[name]
-        if (name, dim) in coupling.consumed or not isinstance(tensor, nn.Parameter) or id(tensor) in seen:
+        if not isinstance(tensor, nn.Parameter) or id(tensor) in seen or dim != coupling.making_axis(name):
             continue
         seen.add(id(tensor))
         for root in channels.tolist():
             reason = coupling.pinned.get(root, FAILS if root in stuck else FROZEN if root in frozen else "")
-            names = sizes.setdefault(reason.partition(", in `")[0] or FROZEN, {})
+            reason, _, place = reason.partition(", in ")
+            places.setdefault(reason or FROZEN, {})[place] = None
+            names = sizes.setdefault(reason or FROZEN, {})
             names[name] = names.get(name, 0) + tensor.numel() / len(channels)
     order = sorted(sizes, key=lambda reason: -sum(sizes[reason].values()))
     texts = []
     for reason in order[:NAMED]:
         largest = sorted(sizes[reason], key=lambda name: -sizes[reason][name])
         advice = KeptZeros("", 0, reason).advice
+        where = [place.strip("`") for place in places[reason] if place]
+        wherein = f", in {listed(where)}" if where else ""
         count = f"{round(sum(sizes[reason].values())):,} parameters of {listed(largest)}"
-        texts.append(f"{reason} ({count}){f': {advice}' if advice else ''}")
+        texts.append(f"{reason}{wherein} ({count}){f': {advice}' if advice else ''}")
     return texts
 
 

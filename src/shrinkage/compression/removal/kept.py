@@ -63,9 +63,7 @@ def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
     tensors = tensors_of(model)
     for (name, dim), channels in coupling.axes.items():
         tensor = tensors[name]
-        makes = [axis for axis in range(tensor.dim()) if (name, axis) in coupling.producing]
-        first = next((axis for axis in makes or range(tensor.dim()) if (name, axis) not in coupling.consumed), None)
-        if dim != first or not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
+        if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2 or dim != coupling.making_axis(name):
             continue
         zero = zero_slices(tensor, dim).cpu()
         made[channels] = True

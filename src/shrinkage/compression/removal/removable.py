@@ -11,6 +11,7 @@ from shrinkage.compression.dataflow.random_runs import live_rows
 from shrinkage.compression.plans.tensors import tensors_of, zero_slices
 from shrinkage.compression.removal.constants import Products, Reading, Target, target_of
 from shrinkage.compression.tracing.coupling import Coupling
+from shrinkage.compression.tracing.trace import path_of
 
 
 class Removal(NamedTuple):
@@ -42,6 +43,7 @@ def removable(
         short, why = _too_few(coupling, gone, round_to)
         if not short.any():
             _explain_the_rest(coupling, found, constant, ~gone, reasons)
+            _explain_products(coupling, products, reasons)
             return Removal(gone, reasons)
         stay |= short
         reasons |= {root: text for root, text in why.items() if root not in reasons}
@@ -119,6 +121,16 @@ def _explain_the_rest(
             if reading.empty:
                 text = f"is read by `{reading.name}`, which too few samples of the example reach to tell"
             for root in labels[missed].tolist():
+                reasons.setdefault(root, text)
+
+
+def _explain_products(coupling: Coupling, products: Sequence[Products], reasons: dict[int, str]) -> None:
+    """Note for channels that stay without a reason so far which product reads them, where they are not zero."""
+    for product in products:
+        labels = coupling.labels.find(product.contraction.labels)
+        if len(labels):
+            text = f"is not zero where a product in `{path_of(product.contraction.node) or 'the model'}` sums over it"
+            for root in labels[~product.zero].tolist():
                 reasons.setdefault(root, text)
 
 

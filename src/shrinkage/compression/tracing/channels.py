@@ -42,17 +42,20 @@ def reduced(labels: Labels, factor: Tensor) -> Tensor:
     return factor
 
 
-def made(labels: Labels, shape: Sequence[int], factors: Iterable[Tensor]) -> Channels:
-    """Return the channels with `factors`, made to extend along no axis twice and along none in vain."""
+def made(labels: Labels, shape: Sequence[int], factors: Iterable[Tensor], place: str = "") -> Channels:
+    """Return the channels with `factors`, made to extend along no axis twice and along none in vain.
+
+    `place` tells in words where that is, for the reasons of what is held.
+    """
     kept: list[Tensor] = []
     for factor in factors:
         factor = reduced(labels, factor)
         if not axes_of(factor):
-            labels.pin(factor, "all channels of a tensor hang together")
+            labels.pin(factor, f"all channels of a tensor hang together{place}")
             continue
         for other in [other for other in kept if set(axes_of(other)) & set(axes_of(factor))]:
-            labels.pin(factor, "two kinds of channels share an axis")
-            labels.pin(other, "two kinds of channels share an axis")
+            labels.pin(factor, f"two kinds of channels share an axis{place}")
+            labels.pin(other, f"two kinds of channels share an axis{place}")
             break
         else:
             kept.append(factor)
@@ -71,13 +74,15 @@ def fixed(labels: Labels, channels: Channels, axes: Iterable[int], reason: str) 
         if inner and inner != set(axes_of(factor)):
             for axis in inner:
                 labels.unite(factor, factor.narrow(axis, 0, 1))
-        elif inner:
+        if inner and (inner == set(axes_of(factor)) or not axes_of(reduced(labels, factor))):
             labels.pin(factor, reason)
         factors.append(factor)
     return made(labels, channels.shape, factors)
 
 
-def combined(labels: Labels, operands: Sequence[Channels], shape: Sequence[int], reason: str) -> Channels:
+def combined(
+    labels: Labels, operands: Sequence[Channels], shape: Sequence[int], reason: str, place: str = ""
+) -> Channels:
     """Return the channels of a pointwise function of `operands`: what meets in one element is one channel."""
     operands = [raised(channels, len(shape)) for channels in operands]
     before = None
@@ -85,8 +90,8 @@ def combined(labels: Labels, operands: Sequence[Channels], shape: Sequence[int],
         operands = [_met(labels, operands, number, reason) for number in range(len(operands))]
     factors: list[Tensor] = []
     for factor in (factor for channels in operands for factor in channels.factors):
-        factors = _joined(labels, factors, factor)
-    return made(labels, shape, factors)
+        factors = _joined(labels, factors, factor, place)
+    return made(labels, shape, factors, place)
 
 
 def raised(channels: Channels, rank: int) -> Channels:
@@ -109,7 +114,12 @@ def _met(labels: Labels, operands: Sequence[Channels], number: int, reason: str)
     return fixed(labels, mine, axes, reason) if axes else mine
 
 
-def _joined(labels: Labels, factors: list[Tensor], factor: Tensor) -> list[Tensor]:
+def _extends(labels: Labels, factor: Tensor, axes: Sequence[int]) -> bool:
+    """Return whether channels differ along one of `axes`."""
+    return bool(set(axes_of(reduced(labels, factor))) & set(axes))
+
+
+def _joined(labels: Labels, factors: list[Tensor], factor: Tensor, place: str) -> list[Tensor]:
     """Return `factors` and `factor`, one with those that extend along an axis of it."""
     apart = [other for other in factors if not set(axes_of(other)) & set(axes_of(factor))]
     for other in (other for other in factors if set(axes_of(other)) & set(axes_of(factor))):
@@ -120,13 +130,17 @@ def _joined(labels: Labels, factors: list[Tensor], factor: Tensor) -> list[Tenso
             for axis in axes_of(small):
                 labels.unite(large, large.narrow(axis, 0, 1))
             factor = large
+        elif len(axes_of(small)) < len(axes_of(large)) and not _extends(labels, large, axes_of(small)):
+            # Heads that go as a whole, and a weight as long as one of them, which would tie all heads to each other.
+            labels.pin(small, f"runs along what goes as a whole{place}")
+            factor = large
         else:
             labels.unite(other, factor)
             factor = other + 0 * factor
     return [*apart, factor]
 
 
-def reshaped(labels: Labels, channels: Channels, shape: Sequence[int]) -> Channels:
+def reshaped(labels: Labels, channels: Channels, shape: Sequence[int], place: str = "") -> Channels:
     """Return the channels of the same elements in another `shape`."""
     blocks = _blocks(channels.shape, shape)
     factors = []
@@ -139,7 +153,7 @@ def reshaped(labels: Labels, channels: Channels, shape: Sequence[int]) -> Channe
                 for axis in after:
                     result[axis] = shape[axis]
         factors.append(factor.expand(extent).reshape(result))
-    return made(labels, shape, _without_repeats(labels, factors))
+    return made(labels, shape, _without_repeats(labels, factors), place)
 
 
 def _without_repeats(labels: Labels, factors: list[Tensor]) -> list[Tensor]:

@@ -46,6 +46,16 @@ class Coupling(NamedTuple):
     unexported: Mapping[str, str]
     uncalled: tuple[str, ...]
 
+    def making_axis(self, name: str) -> int | None:
+        """Return the axis of a parameter along which it makes channels; None where it only reads some.
+
+        One of length 1, which is there to broadcast, is taken only where there is no other.
+        """
+        axes = [dim for own, dim in self.axes if own == name]
+        makes = [dim for dim in axes if (name, dim) in self.producing]
+        makes = makes or [dim for dim in axes if (name, dim) not in self.consumed]
+        return next((dim for dim in makes if len(self.axes[name, dim]) > 1), makes[0] if makes else None)
+
 
 def couple(
     model: nn.Module,
@@ -170,8 +180,7 @@ COMPUTED = {
 ADAPTER = "of an adapter of peft whose configuration has its rank: merge it first, or use LoRA"
 UNSHRINKABLE: dict[type[nn.Module], str] = {
     nn.MultiheadAttention: "nn.MultiheadAttention takes the size of a head from its width, so that no head can go",
-    nn.RNNBase: "a recurrent layer's gates are not taken apart",
-}
+} | dict.fromkeys((nn.RNNBase, nn.RNNCellBase), "a recurrent layer's gates are not taken apart")
 
 
 def _traced(labels: Labels, piece: Piece, own: Mapping[str, Channels]) -> Trace:
@@ -242,6 +251,9 @@ def _producing(traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels
         owned = piece.owned
         for contraction in trace.contractions:
             rows = trace.values[contraction.weight].along(contraction.rows)
+            if contraction.weight in owned:  # also where there is one row
+                name = owned[contraction.weight]
+                producing.add((name, contraction.rows % len(own[name].shape)))
             for name in {owned[node] for node in sources(contraction.weight) if node in owned}:
                 for dim, factor in enumerate(own[name].factors):
                     if rows is not None and factor.numel() > 1 and bool(torch.isin(factor, rows).all()):

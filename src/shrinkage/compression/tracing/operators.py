@@ -41,7 +41,7 @@ def coupling_rule(*operators: Any) -> Callable[[Rule], Rule]:
     aten.alpha_dropout, aten._to_copy, aten.zeros_like, aten.ones_like,
     aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like, aten.masked_fill, aten.softplus, aten.mish,
     aten.where, aten.hardswish, aten.rrelu, aten.float_power, aten.square, aten.rsub, aten.selu, aten.relu6,
-    aten.clamp, aten.hardsigmoid, aten.silu, aten.log_sigmoid, aten.leaky_relu,
+    aten.clamp, aten.hardsigmoid, aten.silu, aten.log_sigmoid, aten.leaky_relu, aten.__and__, aten.__or__, aten.__xor__,
 )  # fmt: skip
 def pointwise(trace: Trace, *arguments: Any, **keywords: Any) -> Channels:
     """Elements that meet belong to one channel."""

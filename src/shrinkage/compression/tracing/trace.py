@@ -77,8 +77,12 @@ class Trace:
     @property
     def path(self) -> str:
         """The dotted name of the module whose code calls the operator."""
-        stack = self.node.meta.get("nn_module_stack") or {"": ("", None)}
-        return str(list(stack.values())[-1][0])
+        return path_of(self.node)
+
+    @property
+    def place(self) -> str:
+        """The operator and the module whose code calls it, in words."""
+        return self.because(f" at `{getattr(self.operator, 'overloadpacket', self.operator)}`")
 
     def because(self, text: str) -> str:
         """Return `text` with the name of the module."""
@@ -96,15 +100,15 @@ class Trace:
     def combine(self, operands: Sequence[Any], shape: Sequence[int] | None = None) -> Channels:
         """Return the channels of a pointwise function of those of the `operands` that are tensors."""
         tensors = [operand for operand in operands if isinstance(operand, Channels)]
-        return combined(self.labels, tensors, self.shape if shape is None else shape, self.because(FIXED))
+        return combined(self.labels, tensors, self.shape if shape is None else shape, self.because(FIXED), self.place)
 
     def make(self, factors: Iterable[Tensor], shape: Sequence[int] | None = None) -> Channels:
         """Return the channels of the output with `factors`."""
-        return made(self.labels, self.shape if shape is None else shape, factors)
+        return made(self.labels, self.shape if shape is None else shape, factors, self.place)
 
     def reshape(self, channels: Channels, shape: Sequence[int], sizes: Sequence[int]) -> Channels:
         """Return `channels` in `shape`, where the model's code says `sizes`: -1 for a length that follows by itself."""
-        result = reshaped(self.labels, channels, shape)
+        result = reshaped(self.labels, channels, shape, self.place)
         for factor in result.factors:
             axes = axes_of(factor)
             if len(axes) > 1:
@@ -126,7 +130,7 @@ class Trace:
         if mine is None or theirs is None:
             for labels in (mine, theirs):
                 if labels is not None:
-                    self.labels.pin(labels, self.because(f"{text} of a tensor whose channels are fixed"))
+                    self.labels.pin(labels, self.because(f"{FIXED} where it is summed over"))
             return None
         self.labels.unite(mine, theirs)
         return mine, theirs
@@ -219,6 +223,12 @@ def _views(node: Any) -> set[fx.Node]:
         views.add(node)
         node = node.args[0] if node.args else None
     return views
+
+
+def path_of(node: fx.Node) -> str:
+    """Return the dotted name of the module whose code calls `node`."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return str(list(stack.values())[-1][0])
 
 
 def rule_of(rules: dict[Any, Rule], target: Any) -> Rule | None:
