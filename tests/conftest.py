@@ -1,4 +1,4 @@
-"""Every test starts from the same seed and with the registry of declared layers empty."""
+"""Every test starts from one seed, without declared layers, and with the sums that come with the library."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 
 import shrinkage
+from shrinkage.penalties.base import SUMS
 from shrinkage.selection.declaration import living
 
 collect_ignore = ["zoo"]  # models, some of which need packages that may be missing
@@ -25,5 +26,7 @@ settings.load_profile("shrinkage")
 @pytest.fixture(autouse=True)
 def fresh_start():
     torch.manual_seed(0)
+    sums = list(SUMS)
     yield
+    SUMS[:] = sums
     living.clear()
