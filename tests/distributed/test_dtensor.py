@@ -1,6 +1,6 @@
 """Pieces of a tensor charged apart, or in step with sums over all of them, in one process: as the whole is charged.
 
-What real processes do is tested by `test_distributed.py`.
+What real processes do is tested by `test_processes.py`.
 """
 
 import subprocess

@@ -111,4 +111,5 @@ MUTANTS = [
     M("if _by_name.get(cls.__name__) is not cls:", "if False:", "pickling", "somebody_else"),
     M("(defaults_of(cls) | dict(data))", "dict(data)", "pickling", "does_not_have_yet"),
     M("type(value) in (bool, int, float) or not isinstance(value, Real)", "True", "pickling", "numpy"),
+    M("if (other.groups, other.weigh_by_size) != (one.groups, one.weigh_by_size):", "if False:", "two_penalties"),
 ]

@@ -5,7 +5,6 @@ from mutant import Mutant as M
 MUTANTS = [
     M("torch.where(resting, theta, moved)", "moved", "secular", "company", file="proximal/secular.py"),
     M("near = torch.where((spread > 0) & (spread < 0.1)", "near = torch.where((spread < 0)", "secular", "few_iterations"),
-    M("if (other.groups, other.weigh_by_size) != (one.groups, one.weigh_by_size):", "if False:", "reductions"),
     M("w.abs() <= threshold, 0.0, w)", "w.abs() <= 1.01 * threshold, 0.0, w)", "thresholds", "line"),
     M("hard = step < a - 1, step > a + 1", "hard = step < a - 1, step > a + 3", "thresholds", "line"),
     M("zero=size <= 1.5 * u ** (2 / 3)", "zero=size <= 1.4 * u ** (2 / 3)", "thresholds", "line"),

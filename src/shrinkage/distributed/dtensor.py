@@ -2,7 +2,8 @@
 
 Every machine charges its own piece of a parameter. Where the machines cut between groups, that is all there is to it.
 Where they cut through groups, the groups' sums are added up over the machines that share them: one message carries
-what all parameters ask in a round (`sums.py`). A penalty that needs more than sums gets the whole tensor, everywhere.
+what all parameters ask in a round (`reductions.py`). A penalty that needs more than sums gets the whole
+tensor, everywhere.
 
 Which of the three it is, and how often machines talk, follows from shapes and placements, which all machines know, and
 never from values or from which gradients are there: so none of them waits in vain.

@@ -1,12 +1,12 @@
-"""The three ways in which a penalty enters an optimizer's step. All in-place work on parameters is here.
+"""The three ways in which a penalty enters an optimizer's step, in their plain form.
 
 Everything is computed in float32 at least and written back in the type of the parameter, rounded to the nearest number
 or, with a generator, stochastically. The plain form takes any penalty; a penalty that torch's own optimizers know is
 registered beside it with the very operation that they use, so that results agree with theirs bit for bit.
 
 Large tensors are charged piece by piece, each small enough that its temporaries stay in a processor's cache. `prox_` is
-the plain form of what `shrink_all_` does faster: small tensors joined (`batches.py`), in place where torch touches each
-weight once (`inplace.py`), and compiled (`compiled.py`).
+the plain form of what `shrink_all_` does faster: small tensors joined (`buckets.py`), in place where torch touches each
+weight once (`in_place.py`), and compiled (`compiled.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,7 +4,7 @@ Each tensor is a part of what is charged. Its slices along one dimension are add
 have the same number of a group; on other machines too, where the parts are pieces. What follows from the sums, a scale
 per group, goes back to the slices: so nothing is joined to one tensor.
 
-All functions have one value per group, shape `(count,)`, where those of `by_sums.py` have one that broadcasts.
+All functions have one value per group, shape `(count,)`, where those of `group_norms.py` have one that broadcasts.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Proximal operators of functions of a group's norm that are not convex, in a diagonal metric: the best of all minima.
 
-R(y) = phi(||y||). Its stationary points lie on the curve y_i = w_i / (1 + mu t_i) of `radial.py`; where there are
+R(y) = phi(||y||). Its stationary points lie on the curve y_i = w_i / (1 + mu t_i) of `secular.py`; where there are
 several, all of them are compared, by sums over each group only.
 """
 
