@@ -13,13 +13,13 @@ from benchmarks.work import Work
 def softshrink_by_hand(work: Work, strength: float) -> Trial:
     """Follow the step by torch's own soft threshold in place: the least that zeros can cost in plain torch."""
     optimizer = work.adamw()
-    charged = [parameter.detach() for parameter in work.charged]
+    penalized = [parameter.detach() for parameter in work.penalized]
 
     @torch.no_grad()
     def step() -> None:
         optimizer.step()
         threshold = optimizer.param_groups[0]["lr"] * strength
-        for parameter in charged:
+        for parameter in penalized:
             torch._C._nn.softshrink(parameter, threshold, out=parameter)
 
     return Trial(step, optimizer)
@@ -27,10 +27,10 @@ def softshrink_by_hand(work: Work, strength: float) -> Trial:
 
 def l1_in_loss(work: Work, strength: float) -> Trial:
     """Step after a forward and backward pass through strength * sum |w|."""
-    optimizer, charged = work.adamw(), work.charged
+    optimizer, penalized = work.adamw(), work.penalized
 
     def step() -> None:
-        (strength * sum(parameter.abs().sum() for parameter in charged)).backward()
+        (strength * sum(parameter.abs().sum() for parameter in penalized)).backward()
         optimizer.step()
 
     return Trial(step, optimizer)
@@ -42,14 +42,14 @@ def l1_in_hooks(work: Work, strength: float) -> Trial:
     Hooks run in a backward pass, which all variants have and none is timed with; so the hook is called here as that
     would call it, once per parameter.
     """
-    optimizer, charged = work.adamw(), work.charged
+    optimizer, penalized = work.adamw(), work.penalized
 
     @torch.no_grad()
     def hook(parameter: Tensor) -> None:
         parameter.grad += strength * parameter.sign()
 
     def step() -> None:
-        for parameter in charged:
+        for parameter in penalized:
             hook(parameter)
         optimizer.step()
 
@@ -62,9 +62,9 @@ def torchao(prox: str, grouper: str) -> Callable[[Work, float], Trial]:
     def make(work: Work, strength: float) -> Trial:
         with needs("torchao"):
             from torchao.prototype.pat.optim import PruneOptimizer
-        charged = {id(parameter) for parameter in work.charged}
-        others = [parameter for parameter in work.parameters if id(parameter) not in charged]
-        pruned = {"params": work.charged, "prox_type": prox, "group_type": grouper, "reg_lambda": strength}
+        penalized = {id(parameter) for parameter in work.penalized}
+        others = [parameter for parameter in work.parameters if id(parameter) not in penalized]
+        pruned = {"params": work.penalized, "prox_type": prox, "group_type": grouper, "reg_lambda": strength}
         # Without a step before the first prox it insists on an optimizer without state.
         optimizer = PruneOptimizer(work.adamw([pruned, {"params": others}]), warmup_steps=1)
         optimizer.step()

@@ -29,7 +29,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Costs over sizes; `slopes` are microseconds of a rule per charged tensor, or picoseconds per weight."""
+    """Costs over sizes; `slopes` are microseconds of a rule per penalized tensor, or picoseconds per weight."""
 
     of: str
     unit: str
@@ -71,7 +71,7 @@ def square(weights: int) -> list[Shape]:
 
 
 def by_tensors(variants: Sequence[Variant], sizes: Sequence[int], settings: Settings) -> Sweep:
-    """Return costs over numbers of small tensors; a rule charges half of them."""
+    """Return costs over numbers of small tensors; a rule penalizes half of them."""
     points = list(over(small_tensors, sizes, variants, settings))
     return Sweep("tensors", "us/tensor", points, slopes(points, variants, 2e3))
 

@@ -1,4 +1,4 @@
-"""What can not run here is skipped, and says why."""
+"""What cannot run here is skipped, and says why."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,15 +7,15 @@ from shrinkage.errors import first_line
 
 
 class SkippedError(Exception):
-    """Something can not run here; its message is the word in the table."""
+    """Something cannot run here; its message is the word in the table."""
 
 
 @contextmanager
 def needs(package: str) -> Iterator[None]:
-    """Skip what is inside if `package` can not be imported."""
+    """Skip what is inside if `package` cannot be imported."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise SkippedError(f"{(error.name or package).partition('.')[0]} is not installed") from error
     except (ImportError, OSError) as error:  # a build for another torch
-        raise SkippedError(f"{package} can not be imported: {first_line(error)}") from error
+        raise SkippedError(f"{package} cannot be imported: {first_line(error)}") from error

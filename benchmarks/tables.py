@@ -32,7 +32,7 @@ class Row:
         gigabytes_per_second: the bytes that the rule has to move, by the time that it adds.
         share_of_copy: that, by the same of a copy; more than 1 where a copy also reads what it overwrites.
         extra_mebibytes: the most memory that a step holds beyond what was held before.
-        host_microseconds: what the rule adds per charged tensor, where tensors are so small that nothing else counts.
+        host_microseconds: what the rule adds per penalized tensor, where tensors are so small that nothing else counts.
         compile_seconds: what the first step takes longer than a later one.
         compilations: in 100 steps after that, with other shapes, learning rates and strengths.
         skipped: why there are no figures.
@@ -57,7 +57,7 @@ class Table:
 
     name: str
     tensors: int = 0
-    charged: int = 0
+    penalized: int = 0
     weights: int = 0
     rounds: int = 0
     copy_rate: float = 0.0
@@ -68,7 +68,7 @@ class Table:
         if self.skipped:
             return f"{self.name}: skipped, {self.skipped}"
         title = (
-            f"{self.name}: {self.tensors} tensors, {self.charged} of them charged, {self.weights / 1e6:.1f} million "
+            f"{self.name}: {self.tensors} tensors, {self.penalized} penalized, {self.weights / 1e6:.1f} million "
             f"weights, {self.rounds} rounds, copy {self.copy_rate / 1e9:.1f} GB/s"
         )
         body = table(HEADER, [cells(row) for row in self.rows], right=range(1, len(HEADER)))
@@ -121,19 +121,19 @@ def measure(architecture: Architecture, variants: Sequence[Variant], settings: S
         except SkippedError as error:
             rows[variant.name].skipped = str(error)
     times = interleaved({**steps, COPY: work.copy}, settings.limits, settings.device, settings.clock)
-    copy_rate = 8 * work.charged_weights / median(times[COPY])
+    copy_rate = 8 * work.penalized_weights / median(times[COPY])
     for variant in variants:
         if variant.name in steps:
             enter_times(rows[variant.name], variant, times, work, copy_rate)
     measured = [variant for variant in variants if variant.name in steps]
     enter_small(rows, measured, shapes, settings)
-    counts = (len(work.parameters), len(work.charged), work.weights, len(times[ADAMW]))
+    counts = (len(work.parameters), len(work.penalized), work.weights, len(times[ADAMW]))
     return Table(architecture.name, *counts, copy_rate, list(rows.values()))
 
 
 def prepare(variant: Variant, work: Work, row: Row, settings: Settings) -> Step:
     """Return a variant's step, warmed up; enter what that cost, and the memory that it takes."""
-    require(4 * variant.copies * work.charged_weights, settings.device)
+    require(4 * variant.copies * work.penalized_weights, settings.device)
     try:
         step = variant.make(work, STRENGTH).step
         compiling = first_and_later(step, settings.device, settings.clock)
@@ -153,7 +153,7 @@ def enter_times(row: Row, variant: Variant, times: Times, work: Work, copy_rate:
     row.ratio = ratios(own, baseline)
     added = extra(own, baseline)
     if variant.bytes_per_weight and row.ratio.lower > NOISE:
-        rate = variant.bytes_per_weight * work.charged_weights / added
+        rate = variant.bytes_per_weight * work.penalized_weights / added
         row.gigabytes_per_second, row.share_of_copy = rate / 1e9, rate / copy_rate
 
 
@@ -171,6 +171,6 @@ def enter_small(
     for variant in own:
         row = rows[variant.name]
         if variant.name != variant.baseline:
-            row.host_microseconds = 1e6 * extra(times[variant.name], times[variant.baseline]) / len(tiny.charged)
+            row.host_microseconds = 1e6 * extra(times[variant.name], times[variant.baseline]) / len(tiny.penalized)
         if variant.compiled:
             row.compilations = compilations_when_all_changes(variant, smaller, settings.steps)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks.timing import Step
-from benchmarks.work import Work, is_charged
+from benchmarks.work import Work, is_penalized
 from shrinkage import (
     L1,
     MCP,
@@ -45,8 +45,8 @@ class Variant:
         name: the row's.
         make: returns a trial on given work at a given strength.
         baseline: the name of the variant that it is divided by.
-        bytes_per_weight: what it has to move beside its baseline, per float32 weight that is charged.
-        copies: tensors of the size of all charged parameters that it holds beside the work.
+        bytes_per_weight: what it has to move beside its baseline, per float32 weight that is penalized.
+        copies: tensors of the size of all penalized parameters that it holds beside the work.
         compiled: whether it compiles.
         rival: whether it is someone else's, so that an error in it is theirs and skips it.
     """
@@ -87,9 +87,9 @@ QUICK = ("L1", "rows")  # these two are measured in every way
 METRICS: dict[How, str] = {"decoupled": "plain", "proximal": "Adam's metric"}
 
 
-def charge(work: Work, optimizer: Optimizer, penalty: Penalty, how: How, compile: Compile) -> Trial:
+def target(work: Work, optimizer: Optimizer, penalty: Penalty, how: How, compile: Compile) -> Trial:
     """Return a step of the optimizer with a rule on every matrix."""
-    Regularizer(work.parameters, {is_charged: penalty}, how=how, compile=compile).attach(optimizer)
+    Regularizer(work.parameters, {is_penalized: penalty}, how=how, compile=compile).attach(optimizer)
     return Trial(optimizer.step, optimizer)
 
 
@@ -108,7 +108,7 @@ def rule(kind: str, how: How, *, compile: Compile) -> Variant:
     of = KINDS[kind]
     return Variant(
         f"{kind}, {METRICS.get(how, how)}{'' if compile else ', eager'}",
-        lambda work, strength: charge(work, work.adamw(), of.penalty(strength), how, compile),
+        lambda work, strength: target(work, work.adamw(), of.penalty(strength), how, compile),
         bytes_per_weight=of.plain_bytes if how == "decoupled" else of.metric_bytes,
         compiled=bool(compile),
     )
@@ -119,7 +119,7 @@ def sgd_rule(kind: str, *, compile: Compile) -> Variant:
     of = KINDS[kind]
     return Variant(
         f"{kind}, SGD{'' if compile else ', eager'}",
-        lambda work, strength: charge(work, work.sgd(), of.penalty(strength), "proximal", compile),
+        lambda work, strength: target(work, work.sgd(), of.penalty(strength), "proximal", compile),
         baseline=SGD,
         bytes_per_weight=of.plain_bytes,
         compiled=bool(compile),

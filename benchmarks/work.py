@@ -10,7 +10,9 @@ from torch.optim import SGD, AdamW
 from benchmarks.memory import require
 from benchmarks.shapes import Architecture, Shape, shapes_of
 
-LEARNING_RATE = 1e-7  # so small that weights stay what they are: the time must not depend on how often they are charged
+LEARNING_RATE = (
+    1e-7  # so small that weights stay what they are: the time must not depend on how often they are penalized
+)
 BLOCK = (1 << 20) + 7  # random numbers, repeated over a list: drawing a billion of them would take longer than all else
 TENSORS = 4  # a weight's value, its gradient, and its two moments
 
@@ -72,22 +74,22 @@ class Work:
         return sum(parameter.numel() for parameter in self.parameters)
 
     @property
-    def charged(self) -> list[nn.Parameter]:
-        """The parameters that rules charge: two dimensions or more."""
-        return [parameter for parameter in self.parameters if is_charged("", None, parameter)]
+    def penalized(self) -> list[nn.Parameter]:
+        """The parameters that rules penalize: two dimensions or more."""
+        return [parameter for parameter in self.parameters if is_penalized("", None, parameter)]
 
     @property
-    def charged_weights(self) -> int:
-        """The number of weights that rules charge."""
-        return sum(parameter.numel() for parameter in self.charged)
+    def penalized_weights(self) -> int:
+        """The number of weights that rules penalize."""
+        return sum(parameter.numel() for parameter in self.penalized)
 
     def copy(self) -> None:
-        """Copy as many bytes as a threshold moves: the charged parameters' gradients to their first moments.
+        """Copy as many bytes as a threshold moves: the penalized parameters' gradients to their first moments.
 
         That is where they are anyway, so that nothing changes.
         """
         for parameter, first in zip(self.parameters, self.first, strict=True):
-            if is_charged("", None, parameter):
+            if is_penalized("", None, parameter):
                 first.copy_(parameter.grad)
 
     def adamw(self, groups: Sequence[dict] | None = None) -> AdamW:
@@ -105,8 +107,8 @@ class Work:
         return optimizer
 
 
-def is_charged(name: str, module: nn.Module | None, parameter: Tensor) -> bool:
-    """Select what rules charge: parameters of two dimensions or more."""
+def is_penalized(name: str, module: nn.Module | None, parameter: Tensor) -> bool:
+    """Select what rules penalize: parameters of two dimensions or more."""
     return parameter.dim() >= 2
 
 

@@ -64,8 +64,8 @@ class Settings:
         seeds: models of each variant.
         strength: of the penalty, in units of the loss.
         penalty_from: the share of the updates after which the penalty begins.
-        shrink_after: the share after which it ends, and zero channels are taken out.
-        prune_after: the share after which small channels of the dense model are taken out.
+        shrink_after: the share after which it ends, and zero channels are removed.
+        prune_after: the share after which small channels of the dense model are removed.
     """
 
     updates: int
@@ -77,12 +77,12 @@ class Settings:
 
     @property
     def shrink_at(self) -> int:
-        """Number of updates before zero channels are taken out."""
+        """Number of updates before zero channels are removed."""
         return round(self.shrink_after * self.updates)
 
     @property
     def prune_at(self) -> int:
-        """Number of updates before small channels are taken out."""
+        """Number of updates before small channels are removed."""
         return round(self.prune_after * self.updates)
 
     @property
@@ -173,12 +173,12 @@ def share_of_rate(done: float) -> float:
 
 
 def train_with_penalty(task: Task, settings: Settings, seed: int, tick: Callable[[], None]) -> Outcome:
-    """Train with a penalty on channels, take out those that are zero, and train what is left without it."""
+    """Train with a penalty on channels, remove those that are zero, and train what is left without it."""
     training = Training.begin(task, settings, seed)
 
     channels = CoupledChannels(training.model, task.inputs)
     penalty = GroupLasso(settings.strength_at, channels)
-    regularizer = Regularizer(training.model, penalty, entry=ENTRY, compile=False).attach(training.optimizer)
+    regularizer = Regularizer(training.model, penalty, hold_zeros=ENTRY, compile=False).attach(training.optimizer)
     training.train_until(settings.shrink_at, tick)
     regularizer.detach()
 

@@ -66,7 +66,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PenaltyCase:
-    """A penalty as a function of its strength and of the shape that it charges.
+    """A penalty as a function of its strength and of the shape that it penalizes.
 
     Args:
         small: a shape with at most 2 elements per group, for the grid.

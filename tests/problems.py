@@ -37,7 +37,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class LogisticProblem(Problem):
-    """The mean logistic loss of labels -1 and 1; with `intercept`, the model has a bias that nothing charges."""
+    """The mean logistic loss of labels -1 and 1; with `intercept`, the model has a bias that nothing penalizes."""
 
     intercept: float | None = None
 
@@ -131,7 +131,7 @@ def breast_cancer_logistic_lasso(fraction: float, intercept: bool) -> LogisticPr
     x, labels = standardised_breast_cancer()
     share = labels.mean() if intercept else 0.0
     strength = fraction * float(np.abs(x.T @ (labels - share)).max() / (2 * len(x)))
-    # liblinear charges the intercept; saga does not, and takes a thousand times as long.
+    # liblinear penalizes the intercept; saga does not, and takes a thousand times as long.
     how = {"solver": "saga", "tol": 1e-14} if intercept else {"solver": "liblinear", "tol": 1e-13, "random_state": 0}
     solver = LogisticRegression(
         C=1 / (len(x) * strength), l1_ratio=1.0, fit_intercept=intercept, max_iter=1_000_000, **how

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.experiments.minibatches import minibatch_loss, models_for, penalty_of
 from benchmarks.experiments.problems import Problem, breast_cancer_lasso
-from benchmarks.experiments.training import ENTRIES, Recipe, SideBySide, adam, entry_text, in_turn, sgd, train
+from benchmarks.experiments.training import ENTRIES, Recipe, SideBySide, adam, hold_zeros_text, in_turn, sgd, train
 from shrinkage import Regularizer
 from shrinkage.tables import table
 
@@ -24,7 +24,7 @@ class Wait:
 
     Args:
         recipe: in words.
-        entry: decay of the averaged gradients that hold zeros; None without.
+        hold_zeros: decay of the averaged gradients that hold zeros; None without.
         start: "zero": all weights are; "other problem": after training on data with features exchanged, optimizer and
             averages included.
         entered: until every weight of the true support has left zero, whether or not it stays.
@@ -32,7 +32,7 @@ class Wait:
     """
 
     recipe: str
-    entry: float | None
+    hold_zeros: float | None
     start: str
     entered: tuple[int, ...]
     close: tuple[int, ...]
@@ -46,9 +46,9 @@ class Delay:
     waits: tuple[Wait, ...]
 
     def __str__(self) -> str:
-        header = ["recipe", "start", "entry", "support entered", "objective within 1%"]
+        header = ["recipe", "start", "hold_zeros", "support entered", "objective within 1%"]
         rows = [
-            [wait.recipe, wait.start, entry_text(wait.entry), in_turn(wait.entered), in_turn(wait.close)]
+            [wait.recipe, wait.start, hold_zeros_text(wait.hold_zeros), in_turn(wait.entered), in_turn(wait.close)]
             for wait in self.waits
         ]
         return f"logistic lasso, steps until (at most {self.steps})\n{table(header, rows)}"
@@ -63,23 +63,26 @@ def delay(
 ) -> Delay:
     """Count steps from zero weights, and from the solution of another problem that took `before` steps."""
     waits = [
-        wait(recipe, entry, seeds, steps, earlier) for recipe in recipes for earlier in (0, before) for entry in entries
+        wait(recipe, hold_zeros, seeds, steps, earlier)
+        for recipe in recipes
+        for earlier in (0, before)
+        for hold_zeros in entries
     ]
     return Delay(steps, tuple(waits))
 
 
-def wait(recipe: Recipe, entry: float | None, seeds: int, steps: int, before: int) -> Wait:
+def wait(recipe: Recipe, hold_zeros: float | None, seeds: int, steps: int, before: int) -> Wait:
     """Train `before` steps on data whose features are exchanged, then count steps on the data."""
     problem = breast_cancer_lasso()
     models = models_for(problem, seeds)
     optimizer = recipe.make(models.parameters())
-    Regularizer(models, {"weight": penalty_of(problem)}, entry=entry).attach(optimizer)
+    Regularizer(models, {"weight": penalty_of(problem)}, hold_zeros=hold_zeros).attach(optimizer)
     other = replace(problem, x=problem.x.roll(problem.x.shape[1] // 2, dims=1))
     train(optimizer, minibatch_loss(other, models, before, BATCH), before)
     watch = Arrival(problem, models, steps)
     train(optimizer, minibatch_loss(problem, models, steps, BATCH), steps, after_step=watch)
     start = "other problem" if before else "zero"
-    return Wait(recipe.name, entry, start, tuple(watch.entered.tolist()), tuple(watch.close.tolist()))
+    return Wait(recipe.name, hold_zeros, start, tuple(watch.entered.tolist()), tuple(watch.close.tolist()))
 
 
 class Arrival:

@@ -12,8 +12,8 @@ from benchmarks.experiments.training import (
     Recipe,
     SideBySide,
     adam,
-    entry_text,
     extremes,
+    hold_zeros_text,
     in_turn,
     rows_of_batches,
     sgd,
@@ -41,7 +41,7 @@ class Runs:
 
     Args:
         recipe: in words.
-        entry: decay of the averaged gradients that hold zeros; None without.
+        hold_zeros: decay of the averaged gradients that hold zeros; None without.
         nonzero: weights, or groups, that are not zero at the end.
         switching: weights, or groups, that leave or enter zero in the last tenth of the steps.
         gap: objective of all data above that of the outside solution.
@@ -50,7 +50,7 @@ class Runs:
     """
 
     recipe: str
-    entry: float | None
+    hold_zeros: float | None
     nonzero: tuple[int, ...]
     switching: tuple[int, ...]
     gap: tuple[float, ...]
@@ -70,11 +70,11 @@ class Identification:
     runs: tuple[Runs, ...]
 
     def __str__(self) -> str:
-        header = ["recipe", "entry", "not zero", "wrong", "switching", "gap", "residual / strength"]
+        header = ["recipe", "hold_zeros", "not zero", "wrong", "switching", "gap", "residual / strength"]
         rows = [
             [
                 runs.recipe,
-                entry_text(runs.entry),
+                hold_zeros_text(runs.hold_zeros),
                 in_turn(runs.nonzero),
                 in_turn(runs.mismatch),
                 in_turn(runs.switching),
@@ -118,17 +118,17 @@ def identification(
     entries: Sequence[float | None],
     recipes: Sequence[Recipe],
 ) -> Identification:
-    """Train with every recipe and every entry rule."""
+    """Train with every recipe and every hold_zeros rule."""
     alive = (problem.solution != 0).any(0)
-    runs = tuple(run(problem, recipe, entry, seeds, steps, batch) for recipe in recipes for entry in entries)
+    runs = tuple(run(problem, recipe, hold_zeros, seeds, steps, batch) for recipe in recipes for hold_zeros in entries)
     return Identification(about, int(alive.sum()), len(alive), steps, batch, runs)
 
 
-def run(problem: Problem, recipe: Recipe, entry: float | None, seeds: int, steps: int, batch: int) -> Runs:
+def run(problem: Problem, recipe: Recipe, hold_zeros: float | None, seeds: int, steps: int, batch: int) -> Runs:
     """Train one model per seed, side by side."""
     models = models_for(problem, seeds)
     optimizer = recipe.make(models.parameters())
-    Regularizer(models, {"weight": penalty_of(problem)}, entry=entry).attach(optimizer)
+    Regularizer(models, {"weight": penalty_of(problem)}, hold_zeros=hold_zeros).attach(optimizer)
     watch = Switching(models, after=round((1 - LAST) * steps))
     loss = minibatch_loss(problem, models, steps, batch)
     train(optimizer, loss, steps, schedule=recipe.schedule, after_step=watch)
@@ -136,11 +136,11 @@ def run(problem: Problem, recipe: Recipe, entry: float | None, seeds: int, steps
     alive = (models.weights() != 0).any(1)
     return Runs(
         recipe.name,
-        entry,
+        hold_zeros,
         nonzero=tuple(alive.sum(1).tolist()),
         switching=tuple(watch.switched.sum(1).tolist()),
         gap=tuple(problem.gap(model) for model in singles),
-        residual=tuple(problem.residuals(model).charged[0].relative for model in singles),
+        residual=tuple(problem.residuals(model).penalized[0].relative for model in singles),
         mismatch=tuple((alive != (problem.solution != 0).any(0)).sum(1).tolist()),
     )
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.experiments.training import ENTRIES, Recipe, adam, cosine, entry_text, sgd, spread, to_zero, train
+from benchmarks.experiments.training import ENTRIES, Recipe, adam, cosine, hold_zeros_text, sgd, spread, to_zero, train
 from digits.data import Digits, load
 from digits.train import BATCH, accuracy, network
 from shrinkage import L1, Regularizer
@@ -39,7 +39,7 @@ class NetworkRuns:
     Args:
         recipe: in words.
         strength: of L1 on all weight matrices.
-        entry: decay of the averaged gradients that hold zeros; None without.
+        hold_zeros: decay of the averaged gradients that hold zeros; None without.
         accuracy: share of test images that are recognised.
         zeros: share of weights that are exactly zero.
         small: share of weights below 0.001, the zeros included.
@@ -48,7 +48,7 @@ class NetworkRuns:
 
     recipe: str
     strength: float
-    entry: float | None
+    hold_zeros: float | None
     accuracy: tuple[float, ...]
     zeros: tuple[float, ...]
     small: tuple[float, ...]
@@ -63,12 +63,20 @@ class Networks:
     runs: tuple[NetworkRuns, ...]
 
     def __str__(self) -> str:
-        header = ["recipe", "strength", "entry", "test accuracy %", "zeros %", "below 0.001 %", "residual / strength"]
+        header = [
+            "recipe",
+            "strength",
+            "hold_zeros",
+            "test accuracy %",
+            "zeros %",
+            "below 0.001 %",
+            "residual / strength",
+        ]
         rows = [
             [
                 runs.recipe,
                 f"{runs.strength:g}",
-                entry_text(runs.entry),
+                hold_zeros_text(runs.hold_zeros),
                 *(
                     spread((100 * share for share in shares), ".1f")
                     for shares in (runs.accuracy, runs.zeros, runs.small)
@@ -85,19 +93,21 @@ def networks(
     entries: Sequence[float | None] = ENTRIES,
     arms: Sequence[Arm] = ARMS,
 ) -> Networks:
-    """Train networks in every way, with every entry rule."""
+    """Train networks in every way, with every hold_zeros rule."""
     digits = load()
-    return Networks(BATCH, tuple(network_runs(arm, entry, digits, seeds) for arm in arms for entry in entries))
+    return Networks(
+        BATCH, tuple(network_runs(arm, hold_zeros, digits, seeds) for arm in arms for hold_zeros in entries)
+    )
 
 
-def network_runs(arm: Arm, entry: float | None, digits: Digits, seeds: int) -> NetworkRuns:
+def network_runs(arm: Arm, hold_zeros: float | None, digits: Digits, seeds: int) -> NetworkRuns:
     """Train a network per seed."""
-    trained = [trained_network(arm, entry, digits, seed) for seed in range(seeds)]
+    trained = [trained_network(arm, hold_zeros, digits, seed) for seed in range(seeds)]
     models = [model for model, _ in trained]
     return NetworkRuns(
         arm.recipe.name,
         arm.strength,
-        entry,
+        hold_zeros,
         accuracy=tuple(accuracy(model, digits.test) for model in models),
         zeros=tuple(share_below(model, 0.0) for model in models),
         small=tuple(share_below(model, SMALL) for model in models),
@@ -105,13 +115,13 @@ def network_runs(arm: Arm, entry: float | None, digits: Digits, seeds: int) -> N
     )
 
 
-def trained_network(arm: Arm, entry: float | None, digits: Digits, seed: int) -> tuple[nn.Sequential, float]:
+def trained_network(arm: Arm, hold_zeros: float | None, digits: Digits, seed: int) -> tuple[nn.Sequential, float]:
     """Train a network, and return it with its largest residual relative to the strength."""
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     model = network()
     optimizer = arm.recipe.make(model.parameters())
-    regularizer = Regularizer(model, {"*.weight": L1(arm.strength)}, entry=entry).attach(optimizer)
+    regularizer = Regularizer(model, {"*.weight": L1(arm.strength)}, hold_zeros=hold_zeros).attach(optimizer)
     steps = arm.epochs * -(-len(digits.train) // BATCH)
     batches = (batch for _ in range(arm.epochs) for batch in digits.train.batches(BATCH, order))
 
@@ -120,7 +130,7 @@ def trained_network(arm: Arm, entry: float | None, digits: Digits, seed: int) ->
 
     train(optimizer, lambda step: loss_of(*next(batches)), steps, schedule=arm.recipe.schedule)
     found = regularizer.residuals(lambda: loss_of(digits.train.pixels, digits.train.labels))
-    return model, max(each.relative for each in found.charged)
+    return model, max(each.relative for each in found.penalized)
 
 
 def share_below(model: nn.Sequential, bound: float) -> float:

@@ -37,7 +37,7 @@ class Problem:
         loss: of predictions and targets.
         penalty: of the weight.
         strength: of the penalty.
-        bias: whether the model has one; it is never charged.
+        bias: whether the model has one; it is never penalized.
         solution: the weight that an outside solver finds, `(outputs, features)`.
         solution_bias: its bias, `(outputs,)`; zeros if the model has none.
     """

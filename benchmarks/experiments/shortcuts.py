@@ -1,4 +1,4 @@
-"""What popular ways to charge weights really solve: all data at every step, compared with outside solutions."""
+"""What popular ways to penalize weights really solve: all data at every step, compared with outside solutions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Shortcuts:
-    """Ways to charge weights, and where they lead."""
+    """Ways to penalize weights, and where they lead."""
 
     about: str
     exact: int

@@ -115,9 +115,9 @@ def rows_of_batches(seed: int, steps: int, size: int, examples: int) -> Tensor:
     return torch.randint(examples, (steps, size), generator=torch.Generator().manual_seed(seed))
 
 
-def entry_text(entry: float | None) -> str:
+def hold_zeros_text(hold_zeros: float | None) -> str:
     """Return the decay of averaged gradients in words."""
-    return "-" if entry is None else f"{entry:g}"
+    return "-" if hold_zeros is None else f"{hold_zeros:g}"
 
 
 def spread(values: Iterable[float], form: str = ".2g") -> str:

@@ -82,7 +82,7 @@ def count(text: str) -> int:
 
 def fail(output: Path, error: OSError) -> NoReturn:
     """Say in one line that nothing can be written there, and end with exit code 1."""
-    sys.exit(f"digits: can not write to {str(output)!r}: {error.strerror}")
+    sys.exit(f"digits: cannot write to {str(output)!r}: {error.strerror}")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -40,7 +40,7 @@ INTRODUCTION = (
     f"below {BELOW:g} are shares of the weights of all three layers. A pixel counts as zero if all of its weights are, "
     "a neuron (of the second hidden layer) likewise. The time is that of a whole training step; the penalty's share is "
     "what the network without a penalty does not need.",
-    "At the end `shrink` takes out of every network what training made zero. The second table has the neurons that are "
+    "At the end `shrink` removes from every network what training made zero. The second table has the neurons that are "
     "left in both hidden layers, the time in which they read all validation images in one call, and the largest "
     "difference of the outputs on the test images, relative to the largest output.",
 )
@@ -86,7 +86,7 @@ def draw_zeros(runs: Sequence[Sequence[Run]]) -> html.Picture:
     }
     caption = (
         "Exact zeros in each layer after each epoch, mean over the seeds. "
-        "The group lasso charges the first layer and the second, not the third."
+        "The group lasso penalizes the first layer and the second, not the third."
     )
     return html.Picture("zeros_per_layer.png", caption, plots.png(plots.zeros_over_epochs(zeros)))
 

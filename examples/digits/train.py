@@ -65,7 +65,7 @@ def train(variant: Variant, digits: Digits, *, seed: int, epochs: int, after_epo
     model = network()
     optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     if variant.rules is not None:
-        Regularizer(model, variant.rules, how=variant.how, entry=variant.entry).attach(optimizer)
+        Regularizer(model, variant.rules, how=variant.how, hold_zeros=variant.hold_zeros).attach(optimizer)
 
     steps = epochs * -(-len(digits.train) // BATCH)
     schedule = CosineAnnealingLR(optimizer, steps, eta_min=FINAL_LEARNING_RATE)
@@ -91,7 +91,7 @@ def training_step(variant: Variant, model: nn.Sequential, optimizer: Optimizer, 
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weight of each layer: what all penalties on `*.weight` charge."""
+    """Return the weight of each layer: what all penalties on `*.weight` penalize."""
     return {layer: model.get_parameter(f"{layer}.weight") for layer in LAYERS}
 
 

@@ -18,10 +18,10 @@ class Variant:
         name: what tables and pictures call it.
         about: one sentence for the report.
         strength: of its penalty, in units of the loss; 0 if there is none.
-        rules: what a `Regularizer` charges; None if there is none.
+        rules: what a `Regularizer` penalizes; None if there is none.
         how: how the regularizer applies its penalties.
         in_loss: the penalty is a term of the loss instead.
-        entry: decay of the averaged gradients that hold exact zeros; None if nothing holds them.
+        hold_zeros: decay of the averaged gradients that hold exact zeros; None if nothing holds them.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Variant:
     rules: Rules | None = None
     how: How = "proximal"
     in_loss: bool = False
-    entry: float | None = None
+    hold_zeros: float | None = None
 
 
 def no_penalty() -> Variant:
@@ -56,7 +56,7 @@ def l1_proximal(strength: float) -> Variant:
         "The same objective once more: the proximal operator of L1, a soft threshold, is applied after the step. A "
         "weight that is zero stays so while the average of its last gradients is too small to move it."
     )
-    return Variant("L1 proximal", about, strength, {"*.weight": L1(strength)}, entry=ENTRY)
+    return Variant("L1 proximal", about, strength, {"*.weight": L1(strength)}, hold_zeros=ENTRY)
 
 
 def group_lasso(strength: float) -> Variant:
@@ -69,4 +69,4 @@ def group_lasso(strength: float) -> Variant:
         "input.weight": GroupLasso(strength, Columns()),
         "hidden.weight": GroupLasso(strength, Rows()),
     }
-    return Variant("group lasso", about, strength, rules, entry=ENTRY)
+    return Variant("group lasso", about, strength, rules, hold_zeros=ENTRY)

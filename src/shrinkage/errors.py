@@ -14,15 +14,15 @@ class ShrinkageError(Exception):
 
 
 class SelectionError(ShrinkageError, ValueError):
-    """A rule selects nothing, or two rules charge the same parameter differently."""
+    """A rule selects nothing, or two rules penalize the same parameter differently."""
 
 
 class GroupError(ShrinkageError, ValueError):
-    """A tensor can not be divided into the groups that were asked for."""
+    """A tensor cannot be divided into the groups that were asked for."""
 
 
 class ParameterError(ShrinkageError, TypeError):
-    """A parameter can not be charged: not floating point, a sparse gradient, behind a parametrization."""
+    """A parameter cannot be penalized: not floating point, a sparse gradient, behind a parametrization."""
 
 
 class MetricError(ShrinkageError, TypeError):
@@ -38,11 +38,11 @@ class PlanError(ShrinkageError, ValueError):
 
 
 class SparseFormatError(ShrinkageError, ValueError):
-    """A weight can not be stored in a sparse format."""
+    """A weight cannot be stored in a sparse format."""
 
 
 class ShrinkError(ShrinkageError, ValueError):
-    """A model can not be made smaller as asked."""
+    """A model cannot be made smaller as asked."""
 
 
 def first_line(error: Exception) -> str:

@@ -36,8 +36,8 @@ def shape_text(shape: Sequence[int]) -> str:
 def listed(reason: str, names: Sequence[str]) -> str:
     """Return a line of a printed plan about parameters, shortened where they are many; nothing if there are none.
 
-    >>> listed("frozen, so not charged", ["a", "b", "c", "d", "e"])
-    "\\nfrozen, so not charged: 'a', 'b', 'c' and 2 others"
+    >>> listed("frozen, so not penalized", ["a", "b", "c", "d", "e"])
+    "\\nfrozen, so not penalized: 'a', 'b', 'c' and 2 others"
     """
     others = f" and {len(names) - 3} others" if len(names) > 4 else ""
     shown = ", ".join(map(repr, names[:3] if others else names))

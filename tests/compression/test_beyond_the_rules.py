@@ -218,7 +218,7 @@ def test_averaged_compiled_and_parallel_models_are_those_inside():
             assert Regularizer(wrapped, GroupLasso(1e-2, CoupledChannels(wrapped, X))).value() > 0
 
 
-def test_a_tied_weight_that_makes_channels_and_reads_them_is_charged():
+def test_a_tied_weight_that_makes_channels_and_reads_them_is_penalized():
     class Autoencoder(nn.Module):
         def __init__(self):
             super().__init__()
@@ -391,8 +391,8 @@ def test_zeros_at_the_border_need_a_kernel_that_reaches_over_it():
     with torch.no_grad():
         model[0].weight[:6] = 0
     assert shrink(model, torch.randn(2, 3, 8, 8)).model[0].out_channels == 10
-    wide = nn.Sequential(model[0], model[1], nn.Conv2d(16, 4, 3, padding="same"))
-    report = shrink(wide, torch.randn(2, 3, 8, 8)).report
+    upcast = nn.Sequential(model[0], model[1], nn.Conv2d(16, 4, 3, padding="same"))
+    report = shrink(upcast, torch.randn(2, 3, 8, 8)).report
     assert [(kept.channels, kept.reason) for kept in report.kept] == [
         (6, "puts a constant into `2.weight`, where zeros at the border make it depend on the position")
     ]

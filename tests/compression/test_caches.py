@@ -138,7 +138,7 @@ def test_tensors_that_nothing_empties_are_named_as_the_reason():
     assert any("empty what it keeps" in kept.advice for kept in result.report.kept)
 
 
-class Beside(nn.Module):
+class PerOptimizer(nn.Module):
     """One module keeps tensors; another one, whose name begins alike, is not called."""
 
     def __init__(self):
@@ -153,7 +153,7 @@ class Beside(nn.Module):
 
 
 def test_a_module_that_keeps_tensors_is_no_reason_for_others():
-    (kept,) = shrink(Beside().eval(), torch.randn(2, 6)).report.kept
+    (kept,) = shrink(PerOptimizer().eval(), torch.randn(2, 6)).report.kept
     assert kept.name == "layer_of_others.weight"
     assert "not used by any" in kept.reason
     assert "keeps tensors" not in kept.reason

@@ -1,4 +1,4 @@
-"""What copies of a model carry over, what they can not, and what calls of them leave behind: nothing."""
+"""What copies of a model carry over, what they cannot, and what calls of them leave behind: nothing."""
 
 import threading
 import types

@@ -1,4 +1,4 @@
-"""Channels as groups: training makes them zero as a whole, and then they are taken out exactly."""
+"""Channels as groups: training makes them zero as a whole, and then they are removed exactly."""
 
 import warnings
 
@@ -160,7 +160,7 @@ def test_a_model_that_can_not_be_exported_as_a_whole_is_told_of():
             x = self.body(x)
             return self.head(x) if x.sum() > 0 else self.head(-x)
 
-    with pytest.warns(UserWarning, match="can not be exported as a whole.*no group: ") as caught:
+    with pytest.warns(UserWarning, match="cannot be exported as a whole.*no group: ") as caught:
         channels = CoupledChannels(Branching(), torch.randn(3, 4))
     assert caught[0].filename == __file__
     assert channels.names == ("body.0.weight", "body.0.bias")

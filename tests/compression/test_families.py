@@ -30,7 +30,7 @@ REFUSED = {  # by name, with the reason and what to do
     "lstm-cells": r"gates are not taken apart \(",
 }
 CONSTANT = {"kan-bsplines": "puts a constant into `1`, which has no bias that could take it up"}  # so that zeros stay
-PARTLY = r"ignore:(the model|`block`) can not be exported as a whole:UserWarning"
+PARTLY = r"ignore:(the model|`block`) cannot be exported as a whole:UserWarning"
 
 
 @torch.no_grad()

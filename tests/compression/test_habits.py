@@ -84,7 +84,7 @@ def test_zero_channels_of_a_transposed_convolution_are_told_of():
         model[1].bias.fill_(0.5)
     (kept,) = shrink(model.eval(), torch.randn(2, 4, 5, 5)).report.kept
     assert (kept.name, kept.channels) == ("0.weight", 3)
-    assert "charge the bias" in kept.advice
+    assert "penalize the bias" in kept.advice
 
 
 class Experts(nn.Module):

@@ -294,10 +294,10 @@ def test_truth_values_leave_something_of_each_row():
 def test_no_larger_index_is_drawn_unless_all_are_the_same():
     ids = torch.tensor([[4, 0, 2]])
     for number in (1, 2, 3):
-        for wide in (True, False):
-            assert varied([ids], number, wide=wide)[0].max() <= 4
+        for upcast in (True, False):
+            assert varied([ids], number, upcast=upcast)[0].max() <= 4
         assert varied([torch.zeros(2, 3, dtype=torch.long)], number)[0].max() == 0
-    drawn = [varied([torch.zeros(50, dtype=torch.uint8)], number, wide=True)[0].max() for number in (1, 2, 3)]
+    drawn = [varied([torch.zeros(50, dtype=torch.uint8)], number, upcast=True)[0].max() for number in (1, 2, 3)]
     assert drawn[0] == 1
     assert 1 < drawn[1] < 10
     assert drawn[2] > 100

@@ -41,7 +41,7 @@ class Evaluated(Trained):
 
 
 class Cached(nn.Module):
-    """A layer that forgets what it looked up when its mode changes, and has one whose mode can not be changed."""
+    """A layer that forgets what it looked up when its mode changes, and has one whose mode cannot be changed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -153,7 +153,7 @@ class Insisting(nn.Module):
 
 
 def test_no_other_channel_goes_in_place_of_those_that_have_to_stay():
-    """All but one of the side branch could go; where these can not, neither can the one."""
+    """All but one of the side branch could go; where these cannot, neither can the one."""
     model, x = Insisting().eval(), torch.randn(5, 4)
     result = shrink(model, x)
     assert result.report.error == 0

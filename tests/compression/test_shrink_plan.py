@@ -1,4 +1,4 @@
-"""A plan makes the same smaller model of any model of its class, and says why where it can not."""
+"""A plan makes the same smaller model of any model of its class, and says why where it cannot."""
 
 import copy
 import io
@@ -218,20 +218,20 @@ def test_declared_layers_are_charged_on():
     small = apply_plan(model, plan)
     del model
     optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
-    charged = small[0].weight.detach().clone()
+    penalized = small[0].weight.detach().clone()
     for parameter in small.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    torch.testing.assert_close(small[0].weight.detach(), charged - charged.clamp(-0.01, 0.01))
+    torch.testing.assert_close(small[0].weight.detach(), penalized - penalized.clamp(-0.01, 0.01))
 
 
 def test_recurrent_layers_run_on_their_new_weights():
     model = nn.LSTM(6, 4)
     small = apply_plan(model, ShrinkPlan.of(model, {"weight_ih_l0": {1: (0, 5)}}))
     x = torch.randn(3, 1, 2)
-    wide = torch.zeros(3, 1, 6)
-    wide[..., [0, 5]] = x
-    torch.testing.assert_close(small(x)[0], model(wide)[0])
+    upcast = torch.zeros(3, 1, 6)
+    upcast[..., [0, 5]] = x
+    torch.testing.assert_close(small(x)[0], model(upcast)[0])
 
 
 TYPES = [torch.float16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64]
@@ -240,9 +240,9 @@ TYPES = [torch.float16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.compl
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_any_type_can_be_cut(dtype):
     tensor = torch.arange(12).reshape(3, 4).to(dtype)
-    smaller, wide = cut(tensor, {0: (2,), 1: (1, 3)}), tensor.to(torch.complex64)
+    smaller, upcast = cut(tensor, {0: (2,), 1: (1, 3)}), tensor.to(torch.complex64)
     assert smaller.dtype == dtype
-    assert torch.equal(smaller.to(torch.complex64), wide[[2]][:, [1, 3]])
+    assert torch.equal(smaller.to(torch.complex64), upcast[[2]][:, [1, 3]])
 
 
 # Round trips.

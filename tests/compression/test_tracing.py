@@ -1,4 +1,4 @@
-"""Channels by hand: small models whose coupling can be read off, and what is taken out of them."""
+"""Channels by hand: small models whose coupling can be read off, and what is removed from them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 from channels import free_channels
 from shrinkage import shrink
-from shrinkage.compression.tracing.disjoint_sets import Labels
+from shrinkage.compression.tracing.disjoint_sets import DisjointSets
 from zoo.harness import choose, zero_
 from zoo.own import CASES
 
@@ -36,7 +36,7 @@ X = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
 
 
 def test_labels_of_a_long_chain_are_one():
-    labels = Labels()
+    labels = DisjointSets()
     chain = labels.new(5000)
     labels.unite(chain[1:], chain[:-1])
     assert labels.find(chain).unique().tolist() == [0]

@@ -1,4 +1,4 @@
-"""What residuals advise: what is done already is never advised, nor what can not help."""
+"""What residuals advise: what is done already is never advised, nor what cannot help."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ from shrinkage.diagnostics.advice import Training, advice
 DOES_NOT_STEP = "No attached optimizer steps"
 
 
-def trained(penalty, *, steps=5, lr=0.05, entry=None, how="proximal", optimizer=SGD, stepped=None, attached=True):
+def trained(penalty, *, steps=5, lr=0.05, hold_zeros=None, how="proximal", optimizer=SGD, stepped=None, attached=True):
     """The last line that the residuals of a small regression print."""
     torch.manual_seed(0)
     model, x = nn.Linear(10, 2), torch.randn(40, 10)
     used = optimizer(model.parameters() if stepped is None else [getattr(model, stepped)], lr=lr)
-    regularizer = Regularizer(model, {"weight": penalty}, how=how, entry=entry)
+    regularizer = Regularizer(model, {"weight": penalty}, how=how, hold_zeros=hold_zeros)
     if attached:
         regularizer.attach(used)
     loss = lambda rows=x: nn.functional.mse_loss(model(rows), rows[:, :2])  # noqa: E731
@@ -30,18 +30,18 @@ def trained(penalty, *, steps=5, lr=0.05, entry=None, how="proximal", optimizer=
 
 
 def test_entry_is_advised_where_it_is_off_only():
-    assert "with entry=0.99" in trained(L1(1e-2))
-    for entry in (0.99, 0.999):
-        said = trained(L1(1e-2), entry=entry)
-        assert "entry" not in said
+    assert "with hold_zeros=0.99" in trained(L1(1e-2))
+    for hold_zeros in (0.99, 0.999):
+        said = trained(L1(1e-2), hold_zeros=hold_zeros)
+        assert "hold_zeros" not in said
         assert "keep zeros at zero already" in said
         assert "good enough" in said
-    assert "longer, with entry=0.99," in trained(L1(1e-2), entry=0.5)
+    assert "longer, with hold_zeros=0.99," in trained(L1(1e-2), hold_zeros=0.5)
 
 
 @pytest.mark.parametrize("penalty", [L2(0.1), L0(1e-4), Box(-0.1, 0.1)])
 def test_entry_is_not_advised_where_it_keeps_nothing(penalty):
-    assert "entry" not in trained(penalty)
+    assert "hold_zeros" not in trained(penalty)
 
 
 def test_the_rate_is_named_and_a_rate_of_zero_is_not_to_be_lowered():
@@ -87,10 +87,10 @@ def test_what_is_not_finite_is_said():
 def test_groups_that_span_parameters_are_known_by_their_members():
     training = Training(5, {"a": 0.1, "b": 0.1}, 0.99, frozenset({"a", "b"}))
     assert "already" in advice(("a", "b"), 3.0, training)
-    assert "already" in trained(GroupLasso(1e-3, Rows()), entry=0.99)
+    assert "already" in trained(GroupLasso(1e-3, Rows()), hold_zeros=0.99)
 
 
 def test_longer_averages_are_for_long_runs():
     rates, kept = {"weight": 0.1}, frozenset({"weight"})
-    assert "entry=0.999" in advice(["weight"], 3.0, Training(10_000, rates, 0.99, kept))
-    assert "entry" not in advice(["weight"], 3.0, Training(10_000, rates, 0.999, kept))
+    assert "hold_zeros=0.999" in advice(["weight"], 3.0, Training(10_000, rates, 0.99, kept))
+    assert "hold_zeros" not in advice(["weight"], 3.0, Training(10_000, rates, 0.999, kept))

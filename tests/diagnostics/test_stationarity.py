@@ -57,8 +57,8 @@ def test_a_solved_lasso_is_certified_and_an_unsolved_one_is_not():
     model, regularizer, _optimizer = solved(problem, L1(problem.strength))
     found = regularizer.residuals(lambda: problem.loss(model))
     assert found.solved
-    assert found.charged[0].max <= 1e-12
-    assert found.charged[0].zeros == 0.4
+    assert found.penalized[0].max <= 1e-12
+    assert found.penalized[0].zeros == 0.4
     assert "Solved: the weights are stationary" in str(found)
 
     other = Regularizer(model, L1(1.01 * problem.strength)).residuals(lambda: problem.loss(model))
@@ -73,11 +73,11 @@ def test_a_group_residual_is_relative_to_what_a_group_withstands():
     model = problem.model()
     model.weight.data.copy_(problem.solution)
     penalty = GroupLasso(problem.strength, Columns(), weigh_by_size=False)
-    (found,) = Regularizer(model, penalty).residuals(lambda: problem.loss(model)).charged
+    (found,) = Regularizer(model, penalty).residuals(lambda: problem.loss(model)).penalized
     assert found.max <= 1e-8
     assert found.zeros == 33 / 64
     half = GroupLasso(problem.strength / 2 / math.sqrt(10), Columns())  # sqrt(10) is the weight of a column
-    (found,) = Regularizer(model, half).residuals(lambda: problem.loss(model)).charged
+    (found,) = Regularizer(model, half).residuals(lambda: problem.loss(model)).penalized
     assert found.relative == pytest.approx(1.0, rel=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_the_residual_is_the_formula_on_the_full_gradient():
     regularizer = Regularizer(model, {"0.weight": L1(0.1), "2.weight": ElasticNet(0.1, 0.3)})
     found = regularizer.residuals(lambda: loss_of(model, (x, y)))
     assert all(p.grad is None for p in model.parameters())
-    for each, penalty in zip(found.charged, (L1(0.1), ElasticNet(0.1, 0.3)), strict=True):
+    for each, penalty in zip(found.penalized, (L1(0.1), ElasticNet(0.1, 0.3)), strict=True):
         expected = penalty.residual(model.get_parameter(each.name).detach(), grads[each.name])
         assert each.max == pytest.approx(float(expected.max()))
         assert each.mean == pytest.approx(float(expected.mean()))
@@ -112,7 +112,7 @@ def test_batches_are_averaged_by_their_length():
         split = regularizer.residuals(
             lambda batch: loss_of(model, batch if isinstance(batch, tuple) else (batch["x"], batch["y"])), data
         )
-        for one, other in zip(whole.charged, split.charged, strict=True):
+        for one, other in zip(whole.penalized, split.penalized, strict=True):
             assert one.max == pytest.approx(other.max, rel=1e-5)
 
 
@@ -122,10 +122,10 @@ def test_penalties_whose_zeros_withstand_everything_are_measured_by_a_step(penal
     problem = diabetes_lasso()
     model, regularizer, _optimizer = solved(problem, penalty)
     found = regularizer.residuals(lambda: problem.loss(model))
-    assert found.charged[0].measure == "fixed point"
-    assert found.charged[0].max <= 1e-9
+    assert found.penalized[0].measure == "fixed point"
+    assert found.penalized[0].max <= 1e-9
     model.weight.data.zero_()
-    (at_zero,) = Regularizer(model, penalty).residuals(lambda: problem.loss(model)).charged
+    (at_zero,) = Regularizer(model, penalty).residuals(lambda: problem.loss(model)).penalized
     assert at_zero.max > 0.1  # a step of size 1 leaves zero
 
 
@@ -284,7 +284,7 @@ def test_frozen_and_tied_parameters():
     model[0].bias.requires_grad_(False)
     x = torch.randn(8, 4)
     found = Regularizer(model, L1(0.1)).residuals(lambda: model(x).square().mean())
-    assert [each.name for each in (*found.charged, *found.others)] == ["0.weight", "1.bias"]
+    assert [each.name for each in (*found.penalized, *found.others)] == ["0.weight", "1.bias"]
 
 
 def test_a_model_that_is_frozen_has_nothing_to_solve():
@@ -303,13 +303,13 @@ def test_the_unit_of_decoupled_strengths_is_said():
     assert "weight decay" not in str(found)
 
 
-def test_a_tied_parameter_is_charged_under_any_of_its_names():
+def test_a_tied_parameter_is_penalized_under_any_of_its_names():
     model = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
     model["b"].weight = model["a"].weight
     nn.init.ones_(model["a"].weight)
     found = Regularizer(model, {"b.weight": L1(1.0)}).residuals(lambda: (model["a"].weight.sum() - 1) ** 2)
-    assert [each.name for each in found.charged] == ["b.weight"]
-    assert found.charged[0].relative == pytest.approx(1.0)
+    assert [each.name for each in found.penalized] == ["b.weight"]
+    assert found.penalized[0].relative == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("dtype", "strength", "solved"), [(torch.bfloat16, 0.5, False), (torch.float16, 2.0, True)])
@@ -369,7 +369,7 @@ def test_a_small_weight_of_an_element_counts_for_itself():
     nn.init.zeros_(layer.weight)
     penalty = Weighted(L1(1.0), torch.tensor([[1e-4, 1.0, 1.0]]))
     found = Regularizer(layer, penalty).residuals(lambda: (layer.weight * torch.tensor([[9e-4, 0.0, 0.0]])).sum())
-    assert found.charged[0].relative == pytest.approx(8.0, rel=1e-3)
+    assert found.penalized[0].relative == pytest.approx(8.0, rel=1e-3)
 
 
 def test_an_optimizer_that_climbs_is_judged_by_what_it_climbs():
@@ -403,5 +403,5 @@ def test_lazy_and_frozen_parameters_are_named():
     model, data = mlp(), batches(1)[0]
     model[0].requires_grad_(False)
     assert strength_max(model, lambda: loss_of(model, data), L1(1.0)) > 0
-    with pytest.raises(ValueError, match="charge no parameter that takes a gradient"):
+    with pytest.raises(ValueError, match="penalize no parameter that takes a gradient"):
         strength_max(model.requires_grad_(False), lambda: loss_of(model, data), L1(1.0))

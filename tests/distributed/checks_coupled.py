@@ -1,4 +1,4 @@
-"""Groups that span parameters of which each process holds a piece, a copy, or both: as on one machine."""
+"""Groups that span parameters of which each process holds a piece, a copy, or both: as on one process."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -142,7 +142,7 @@ def losses(model: nn.Module, optimizer: Optimizer) -> None:
 @worlds(2, 4)
 def check_wrapped_models(rank: int, world: int) -> None:
     """DistributedDataParallel and fully_shard, of all or layer by layer, with zeros held by averaged gradients."""
-    for optimizer_class, entry in product((SGD, Adam), (None, 0.9)):
+    for optimizer_class, hold_zeros in product((SGD, Adam), (None, 0.9)):
         results = []
         for wrap in ("alone", "ddp", "fsdp", "layers"):
             model, channels = convolutions()
@@ -155,7 +155,7 @@ def check_wrapped_models(rank: int, world: int) -> None:
                         fully_shard(layer)
                 fully_shard(model)
             optimizer = optimizer_class(wrapped.parameters(), lr=0.05)
-            Regularizer(wrapped, GroupLasso(2.0, channels), entry=entry).attach(optimizer)
+            Regularizer(wrapped, GroupLasso(2.0, channels), hold_zeros=hold_zeros).attach(optimizer)
             losses(wrapped, optimizer)
             results.append({name: whole(p) for name, p in model.named_parameters()})
         alone, *others = results

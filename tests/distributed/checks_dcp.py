@@ -31,7 +31,7 @@ def started(make: Any) -> tuple[nn.Module, Optimizer, Regularizer]:
     """A model, its optimizer, and a regularizer with everything that has a state."""
     model = mlp()
     optimizer: Optimizer = make(model.parameters())
-    return model, optimizer, Regularizer(model, RULES, entry=0.9).attach(optimizer)
+    return model, optimizer, Regularizer(model, RULES, hold_zeros=0.9).attach(optimizer)
 
 
 def check_resume_on_the_same_and_on_one_process(rank: int, world: int) -> None:
@@ -46,7 +46,7 @@ def check_resume_on_the_same_and_on_one_process(rank: int, world: int) -> None:
 
         again = data_parallel(started(make)[0])
         fresh = make(again.parameters())
-        resumed = Regularizer(again, RULES, entry=0.9).attach(fresh)
+        resumed = Regularizer(again, RULES, hold_zeros=0.9).attach(fresh)
         resume(path, again, fresh, resumed)
         assert resumed.state_dict()["updates"] == [STEPS]
         train_together(again, fresh, rank, range(STEPS, 2 * STEPS))

@@ -83,16 +83,16 @@ def trained(
     penalty: object,
     make: Callable[[list[nn.Parameter]], Optimizer],
     *,
-    entry: float | None = None,
+    hold_zeros: float | None = None,
     steps: int = STEPS,
     wrap: Callable[[nn.Module], nn.Module] = data_parallel,
 ) -> nn.Module:
     """Train in all processes and in one, compare, and return the model."""
     together, alone = mlp(), mlp()
     optimizer, reference = make(list(together.parameters())), make(list(alone.parameters()))
-    Regularizer(alone, penalty, entry=entry).attach(reference)
+    Regularizer(alone, penalty, hold_zeros=hold_zeros).attach(reference)
     wrapped = wrap(together)
-    regularizer = Regularizer(wrapped, penalty, entry=entry).attach(optimizer)
+    regularizer = Regularizer(wrapped, penalty, hold_zeros=hold_zeros).attach(optimizer)
     train_together(wrapped, optimizer, rank, range(steps))
     train_alone(alone, reference, world, range(steps))
     assert_equal(together, alone)
@@ -138,7 +138,7 @@ def check_schedule(rank: int, world: int) -> None:
 
 
 def check_held_zeros(rank: int, world: int) -> None:
-    held = trained(rank, world, L1(0.1), sgd, entry=0.9, steps=20)
+    held = trained(rank, world, L1(0.1), sgd, hold_zeros=0.9, steps=20)
     free = trained(rank, world, L1(0.1), sgd, steps=20)
     assert zero_count(held) > zero_count(free) > 0
 
@@ -213,7 +213,7 @@ class Branches(nn.Module):
 
 
 def check_parameters_without_a_gradient(rank: int, world: int) -> None:
-    """What one process uses is charged in all of them; what none uses is left alone in all of them."""
+    """What one process uses is penalized in all of them; what none uses is left alone in all of them."""
     for how in ("proximal", "gradient", "decoupled"):
         together, alone = Branches(), Branches()
         optimizer, reference = sgd(list(together.parameters())), sgd(list(alone.parameters()))
@@ -274,12 +274,12 @@ def check_checkpoint_into_a_plain_model(rank: int, world: int) -> None:
     optimizer = adam(list(together.parameters()))
     penalty = L1(lambda update: 0.02 * update)
     wrapped = data_parallel(together)
-    regularizer = Regularizer(wrapped, penalty, entry=0.9).attach(optimizer)
+    regularizer = Regularizer(wrapped, penalty, hold_zeros=0.9).attach(optimizer)
     train_together(wrapped, optimizer, rank, range(STEPS))
     saved = copy.deepcopy((wrapped.module.state_dict(), optimizer.state_dict(), regularizer.state_dict()))
     train_together(wrapped, optimizer, rank, range(STEPS, 2 * STEPS))
     reference = adam(list(alone.parameters()))
-    resumed = Regularizer(alone, penalty, entry=0.9).attach(reference)
+    resumed = Regularizer(alone, penalty, hold_zeros=0.9).attach(reference)
     for stateful, state in zip((alone, reference, resumed), saved, strict=True):
         stateful.load_state_dict(state)
     train_alone(alone, reference, world, range(STEPS, 2 * STEPS))
@@ -352,8 +352,8 @@ def check_a_loss_that_is_nan_on_one_process(rank: int, world: int) -> None:
     together, alone = mlp(), mlp()
     optimizer, reference = adam(list(together.parameters())), adam(list(alone.parameters()))
     wrapped = data_parallel(together)
-    regularizer = Regularizer(wrapped, {nn.Linear: GroupLasso(0.05, Rows())}, entry=0.9).attach(optimizer)
-    Regularizer(alone, {nn.Linear: GroupLasso(0.05, Rows())}, entry=0.9).attach(reference)
+    regularizer = Regularizer(wrapped, {nn.Linear: GroupLasso(0.05, Rows())}, hold_zeros=0.9).attach(optimizer)
+    Regularizer(alone, {nn.Linear: GroupLasso(0.05, Rows())}, hold_zeros=0.9).attach(reference)
     train_together(wrapped, optimizer, rank, range(3))
     train_alone(alone, reference, world, range(3))
     saved = copy.deepcopy((together.state_dict(), optimizer.state_dict(), regularizer.state_dict()))

@@ -30,10 +30,10 @@ from distributed.common import (
 from distributed.registry import worlds
 from models import loss_of, mlp
 from shrinkage import L1, GroupLasso, ParameterError, Regularizer, Rows, Toward, regularize
-from shrinkage.distributed.flattened import charges_any_piece
+from shrinkage.distributed.flattened import penalizes_any_shard
 
 RULES = zoo_rules(ALL_CASES, 0.5).values()
-ELEMENTWISE = [case for case, rule in zip(ALL_CASES, RULES, strict=True) if charges_any_piece(rule)]
+ELEMENTWISE = [case for case, rule in zip(ALL_CASES, RULES, strict=True) if penalizes_any_shard(rule)]
 # torch's fused kernel rounds the last few elements of a tensor otherwise than those before, so that pieces differ.
 UNFUSED = {"SGD momentum": OPTIMIZERS["SGD momentum"], "AdamW": lambda p: AdamW(p, lr=0.02)}
 OTHERS = [case for case in ALL_CASES if case not in ELEMENTWISE]
@@ -86,11 +86,11 @@ def check_empty_pieces_schedules_and_held_zeros(rank: int, world: int) -> None:
     """Process 0 has nothing of the second layer, and so no gradient for it."""
     together, alone = mlp(), mlp()
     rules = {"*.weight": L1(lambda update: 0.02 + 0.01 * update)}
-    regularizer = Regularizer(together, rules, entry=0.9)
+    regularizer = Regularizer(together, rules, hold_zeros=0.9)
     wrapped = flattened(together)
     optimizer, reference = SGD(wrapped.parameters(), lr=0.1), SGD(alone.parameters(), lr=0.1)
     regularizer.attach(optimizer)
-    Regularizer(alone, rules, entry=0.9).attach(reference)
+    Regularizer(alone, rules, hold_zeros=0.9).attach(reference)
     train_together(wrapped, optimizer, rank)
     assert (together[2].weight.numel() == 0) == (rank == 0)
     train_alone(alone, reference, world)
@@ -152,16 +152,16 @@ def check_what_needs_the_shape_is_refused(rank: int, world: int) -> None:
         Regularizer(attached, {"weights.0": rule}).attach(optimizer)
         regularize(declared, rule, parameter="weights.0")
         wrapped = flattened(model)
-        with pytest.raises(ParameterError, match=r"'weights.0' can not be charged by .* use fully_shard"):
+        with pytest.raises(ParameterError, match=r"'weights.0' cannot be penalized by .* use fully_shard"):
             before.attach(SGD(wrapped.parameters(), lr=0.1))
-        with pytest.raises(ParameterError, match=r"'weights.0' can not be charged by .* use fully_shard"):
+        with pytest.raises(ParameterError, match=r"'weights.0' cannot be penalized by .* use fully_shard"):
             Regularizer(wrapped, {"weights.0": rule})
         for each, stepped in ((attached, optimizer), (declared, None)):
             outer = flattened(each)
             stepped = stepped or SGD(outer.parameters(), lr=0.1)
             kept = whole(outer)
             zoo_loss(outer, parts(rank)[0]).backward()
-            with pytest.raises(ParameterError, match=r"'weights.0.*' can not be charged by .* use fully_shard"):
+            with pytest.raises(ParameterError, match=r"'weights.0.*' cannot be penalized by .* use fully_shard"):
                 stepped.step()
             assert all(torch.equal(value, kept[name]) for name, value in whole(outer).items())
             del outer
@@ -172,7 +172,7 @@ def check_more_that_is_refused(rank: int, world: int) -> None:
     wrapped = flattened(model)
     with pytest.raises(ParameterError, match="make the Regularizer before it wraps the model"):
         Regularizer(wrapped, L1(0.1))
-    with pytest.raises(ParameterError, match="can not be charged by Toward"):
+    with pytest.raises(ParameterError, match="cannot be penalized by Toward"):
         Regularizer(wrapped, {"*.weight": Toward(L1(0.1))})
     regularizer = Regularizer(wrapped, {"*.weight": L1(0.1)})
     with pytest.raises(ParameterError, match=r"holds a flat piece of '0\.weight'"):
@@ -211,7 +211,7 @@ def check_layers_that_declare_inside_of_flat_parameters(rank: int, world: int) -
 
 
 def check_a_declaration_outside_of_flat_parameters_holds(rank: int, world: int) -> None:
-    """A layer that is not wrapped is charged as ever, beside one that is."""
+    """A layer that is not wrapped is penalized as ever, beside one that is."""
     together, alone = mlp(), mlp()
     for model in (together, alone):
         regularize(model[2], GroupLasso(0.1, Rows()))

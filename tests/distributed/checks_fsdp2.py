@@ -96,7 +96,7 @@ def compared(
 ) -> float:
     """Train a model that is cut over processes, and one that is whole on its gradients; return the largest difference.
 
-    That of what processes charge by themselves is 0.
+    That of what processes penalize by themselves is 0.
     """
     optimizer, reference = make(list(spread.parameters())), make(list(alone.parameters()))
     Regularizer(spread, penalty).attach(optimizer)
@@ -176,7 +176,7 @@ def check_fully_shard_in_mixed_precision(rank: int, world: int) -> dict[str, flo
 
 
 def check_accumulation(rank: int, world: int) -> None:
-    """Two micro-batches, synchronised once: the penalty is charged once."""
+    """Two micro-batches, synchronised once: the penalty is applied once."""
     spread, alone = sharded(mlp()), mlp()
     penalty = GroupLasso(0.08, Columns())
     optimizer, reference = adamw(list(spread.parameters())), adamw(list(alone.parameters()))
@@ -203,7 +203,7 @@ class Messages(NamedTuple):
     sums: int
     gathered: int = 0
     how: How = "proximal"
-    entry: float | None = None
+    hold_zeros: float | None = None
 
 
 MESSAGES = [
@@ -212,25 +212,25 @@ MESSAGES = [
     Messages(GroupLasso(0.01, Columns()), adamw, 1, how="gradient"),
     Messages(GroupLasso(0.01, Columns()), adamw, 1, how="decoupled"),
     Messages(Grouped(L2(0.01), Columns()), sgd, 1, how="decoupled"),
-    Messages(GroupLasso(0.01, Columns()), sgd, 1, entry=0.9, gathered=2 * 5),  # each weight, and its average
+    Messages(GroupLasso(0.01, Columns()), sgd, 1, hold_zeros=0.9, gathered=2 * 5),  # each weight, and its average
     Messages(GroupLInf(0.01, Columns()), sgd, 0, gathered=5),
     Messages(GroupLasso(0.01, Rows()), adamw, 0),
-    Messages(L1(0.01), adamw, 0, entry=0.9),
+    Messages(L1(0.01), adamw, 0, hold_zeros=0.9),
 ]
 
 
 @worlds(2, 4)
 def check_messages(rank: int, world: int) -> None:
-    """One sum over machines for all groups of all five layers; in Adam's metric one per iteration of the solver.
+    """One sum over processes for all groups of all five layers; in Adam's metric one per iteration of the solver.
 
-    As many where a process has no gradient. What a machine charges by itself is in no message.
+    As many where a process has no gradient. What a process penalizes by itself is in no message.
     """
     for case in MESSAGES:
         for clears in (False, True):
             model = sharded(nn.Sequential(*(nn.Linear(6, 6) for _ in range(5))))
             optimizer = case.make(list(model.parameters()))
             rules = {"*.weight": case.penalty, "*": L1(0.01)}
-            Regularizer(model, rules, how=case.how, entry=case.entry).attach(optimizer)
+            Regularizer(model, rules, how=case.how, hold_zeros=case.hold_zeros).attach(optimizer)
             model(torch.randn(4, 6)).square().sum().backward()
             if clears and rank == 0:
                 optimizer.zero_grad()
@@ -248,7 +248,7 @@ def check_a_process_without_gradients(rank: int, world: int) -> None:
             model = sharded(mlp())
             optimizer = make(list(model.parameters()))
             rules = {"0.weight": penalty, "2.weight": Nuclear(0.1)}
-            regularizer = Regularizer(model, rules, how=how, entry=0.99).attach(optimizer)
+            regularizer = Regularizer(model, rules, how=how, hold_zeros=0.99).attach(optimizer)
             before = pieces(model)
             loss_of(model, batches(1)[0]).backward()
             if rank == 0:
@@ -266,13 +266,13 @@ def pieces(model: nn.Module) -> list[Tensor]:
 
 @worlds(2, 4)
 def check_a_gradient_that_is_nan_on_one_process(rank: int, world: int) -> None:
-    """It reaches the group that crosses machines, and no other; nobody waits, and all count the updates."""
+    """It reaches the group that crosses processes, and no other; nobody waits, and all count the updates."""
     for make in (sgd, adamw):
-        for entry in (None, 0.9):
+        for hold_zeros in (None, 0.9):
             model = sharded(mlp())
             optimizer = make(list(model.parameters()))
             rules = {"0.weight": GroupLasso(0.01, Columns()), "2.weight": L1(0.01)}
-            regularizer = Regularizer(model, rules, entry=entry).attach(optimizer)
+            regularizer = Regularizer(model, rules, hold_zeros=hold_zeros).attach(optimizer)
             for step, batch in enumerate(parts(rank, 3)):
                 optimizer.zero_grad()
                 loss_of(model, batch).backward()
@@ -329,7 +329,7 @@ class Unused(nn.Module):
 
 
 def check_a_layer_that_is_not_used(rank: int, world: int) -> None:
-    """It has no gradient anywhere, and stays as it is; its groups cross machines."""
+    """It has no gradient anywhere, and stays as it is; its groups cross processes."""
     for penalty, how in (
         (GroupLasso(0.3, Columns()), "proximal"),
         (GroupLasso(0.3, Columns()), "gradient"),
@@ -353,8 +353,8 @@ def check_zeros_are_held(rank: int, world: int) -> None:
     for penalty in (GroupLasso(0.1, Columns()), GroupLasso(0.1, Rows()), L1(0.05), Toward(GroupLasso(0.1, Columns()))):
         spread, alone = sharded(mlp()), mlp()
         optimizer, reference = sgd(list(spread.parameters())), sgd(list(alone.parameters()))
-        mine = Regularizer(spread, penalty, entry=0.99).attach(optimizer)
-        Regularizer(alone, penalty, entry=0.99).attach(reference)
+        mine = Regularizer(spread, penalty, hold_zeros=0.99).attach(optimizer)
+        Regularizer(alone, penalty, hold_zeros=0.99).attach(reference)
         train_together(spread, optimizer, rank, range(STEPS))
         train_alone(alone, reference, world, range(STEPS))
         assert_close(spread, alone)
@@ -377,7 +377,7 @@ def check_values_reports_and_thresholds(rank: int, world: int) -> None:
     assert report(spread).to_dict() == report(alone).to_dict()
     assert threshold_(spread, 0.2) == threshold_(alone, 0.2) > 0
     assert_close(spread, alone, 0.0)
-    with pytest.raises(ParameterError, match=r"'0.weight' of shape \(8, 6\) is spread over machines"):
+    with pytest.raises(ParameterError, match=r"'0.weight' of shape \(8, 6\) is spread over processes"):
         Regularizer(spread, L1(0.1)).residuals(lambda: loss_of(spread, batches(1)[0]))
 
 
@@ -405,7 +405,7 @@ def check_sequence_parallel(rank: int, world: int) -> None:
         one, two = copy.deepcopy(spread), copy.deepcopy(alone)
         for model in (one, two):
             optimizer = sgd(list(model.parameters()))
-            Regularizer(model, {"0.weight": L1(0.05)}, how=how, entry=0.9).attach(optimizer)
+            Regularizer(model, {"0.weight": L1(0.05)}, how=how, hold_zeros=0.9).attach(optimizer)
             for x, _ in batches(STEPS):
                 optimizer.zero_grad()
                 hidden = whole(model[0](x[None]))
@@ -456,7 +456,7 @@ def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world
 
     def started(model: nn.Module) -> tuple[nn.Module, Optimizer, Regularizer]:
         optimizer = adamw(list(model.parameters()))
-        return model, optimizer, Regularizer(model, rules, entry=0.9).attach(optimizer)
+        return model, optimizer, Regularizer(model, rules, hold_zeros=0.9).attach(optimizer)
 
     def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
         for step in steps:
@@ -484,12 +484,12 @@ def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world
 
 
 def check_the_guide_saves_and_loads(rank: int, world: int) -> None:
-    """The code of docs/machines.md."""
-    guide = Path(__file__).parents[2] / "docs" / "machines.md"
+    """The code of docs/distributed.md."""
+    guide = Path(__file__).parents[2] / "docs" / "distributed.md"
     _, code = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
     model = sharded(mlp())
     optimizer = adamw(list(model.parameters()))
-    regularizer = Regularizer(model, L1(lambda update: 0.01 * update), entry=0.9).attach(optimizer)
+    regularizer = Regularizer(model, L1(lambda update: 0.01 * update), hold_zeros=0.9).attach(optimizer)
     train_together(model, optimizer, rank, range(3))
     code = code.replace('"checkpoint"', repr(str(shared_folder(rank))))
     exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer})

@@ -10,11 +10,11 @@ from distributed.common import Batch, average_gradients_, parts
 from models import loss_of, mlp
 from shrinkage import L1, L2, Columns, GroupLasso, Regularizer
 
-RULES = {"0.weight": GroupLasso(0.3, Columns()), "2.weight": L1(0.3)}  # the groups of the first cross machines
+RULES = {"0.weight": GroupLasso(0.3, Columns()), "2.weight": L1(0.3)}  # the groups of the first cross processes
 
 
 def cut() -> tuple[torch.nn.Module, torch.optim.Optimizer, Regularizer]:
-    """A model whose rows are cut over machines, with both rules."""
+    """A model whose rows are cut over processes, with both rules."""
     model = fully_shard(mlp())
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.5)
     return model, optimizer, Regularizer(model, RULES, how="gradient").attach(optimizer)
@@ -63,7 +63,7 @@ def check_stepping_twice_on_the_same_gradients(rank: int, world: int) -> None:
 
 
 def check_a_process_without_gradients_keeps_nobody_waiting(rank: int, world: int) -> None:
-    """Where the loop had penalties added on one machine only, all of them still take part in the sums."""
+    """Where the loop had penalties added on one process only, all of them still take part in the sums."""
     model, optimizer, regularizer = cut()
     for batch in parts(rank):
         optimizer.zero_grad()
@@ -76,7 +76,7 @@ def check_a_process_without_gradients_keeps_nobody_waiting(rank: int, world: int
 
 
 def check_a_step_that_is_left_out_where_one_process_has_no_gradients(rank: int, world: int) -> None:
-    """What was added on the other machine went with its gradients; both may add anew, and talk as often."""
+    """What was added on the other process went with its gradients; both may add anew, and talk as often."""
     model, optimizer, regularizer = cut()
     for step, batch in enumerate(parts(rank)):
         optimizer.zero_grad()
@@ -90,7 +90,7 @@ def check_a_step_that_is_left_out_where_one_process_has_no_gradients(rank: int, 
 
 
 def check_a_closure_without_gradients_on_one_process_has_the_same_value(rank: int, world: int) -> None:
-    """Of what is spread over machines every one of them asks for the value, and adds all of it to its loss."""
+    """Of what is spread over processes every one of them asks for the value, and adds all of it to its loss."""
     model = fully_shard(mlp())
     optimizer = SGD(model.parameters(), lr=0.1)
     regularizer = Regularizer(model, {"0.weight": L1(0.3), "2.weight": L2(0.3)}, how="gradient").attach(optimizer)

@@ -97,12 +97,12 @@ def check_a_penalty_too_small_to_move_a_piece_is_said(rank: int, world: int) -> 
         model = fully_shard(ones(rows=3))
         shape = tuple(model.weight.to_local().shape)
         if shape[0]:
-            piece = rf"this machine's piece of 'weight', of shape \({shape[0]}, 64\)"
+            piece = rf"this process's piece of 'weight', of shape \({shape[0]}, 64\)"
             with pytest.warns(UserWarning, match=f"too small to move 100% of the weights of {piece}") as told:
                 decayed(model, penalty, how)
             assert len(told) == 1
         else:
             decayed(model, penalty, how)
         assert (model.weight.to_local() == 1).all()
-    crossing = decayed(fully_shard(ones(rows=3)), GroupLasso(STRENGTH, Columns()), "proximal")
-    assert (crossing.weight.to_local() == 1).all()
+    group_sharding = decayed(fully_shard(ones(rows=3)), GroupLasso(STRENGTH, Columns()), "proximal")
+    assert (group_sharding.weight.to_local() == 1).all()

@@ -16,7 +16,7 @@ from catalog import EXPLICIT_PENALTIES, PENALTIES
 from distributed.common import ALL_CASES, Zoo, whole, zero_count, zoo_rules
 from distributed.registry import worlds
 from shrinkage import Grouped, Penalty, Regularizer, Rule, SparseGroupLasso, Toward
-from shrinkage.distributed.all_reduce import crossing_of
+from shrinkage.distributed.all_reduce import group_sharding_of
 from shrinkage.penalties.nonnegative import NonNegative
 from shrinkage.penalties.ridged import Ridged
 from shrinkage.selection.how import How
@@ -100,7 +100,7 @@ def compare(
             found = whole(piece.detach())
             difference = float((found - reference).abs().max())
             assert torch.equal(found == 0, reference == 0), f"{case} with {name}: other zeros"
-            if sums_suffice(penalty) and crossing_of(penalty, piece) is not None:
+            if sums_suffice(penalty) and group_sharding_of(penalty, piece) is not None:
                 worst = max(worst, difference)
                 assert difference <= 1e-6 * float(reference.abs().max()), f"{case} with {name}: {difference}"
             elif sums_suffice(penalty):
@@ -161,7 +161,7 @@ def cuttings(world: int) -> list[tuple[DeviceMesh, Placements]]:
 
 @worlds(4)
 def check_several_meshes_and_none_in_one_optimizer(rank: int, world: int) -> None:
-    """Groups that cross machines of one mesh, of another, and of no mesh, in one step."""
+    """Groups that cross processes of one mesh, of another, and of no mesh, in one step."""
     square, line = init_device_mesh("cpu", (2, 2)), init_device_mesh("cpu", (4,))
     cases = [case for case in PENALTIES if case.name == "GroupLasso columns"] * 4
     zeros = 0

@@ -93,12 +93,12 @@ def check_processes_that_step_nothing_charged(rank: int, world: int) -> dict[str
         assert_equal(parted, whole)
         assert_same_everywhere(parted)
         assert regularizer.state_dict()["updates"] == [STEPS]
-    return {"charged here": float(sum(len(each.charges_left(own)) for own, each in regularizer._pairs()))}
+    return {"penalized here": float(sum(len(each.targets_left(own)) for own, each in regularizer._pairs()))}
 
 
 @worlds(2, 4)
 def check_processes_that_step_nothing(rank: int, world: int) -> None:
-    """Of 4 processes two have no parameter at all; layers that declare are charged once even so."""
+    """Of 4 processes two have no parameter at all; layers that declare are penalized once even so."""
     for declare in (False, True):
         parted, whole = nn.Sequential(nn.Linear(6, 3)), nn.Sequential(nn.Linear(6, 3))
         whole.load_state_dict(parted.state_dict())
@@ -218,18 +218,18 @@ def check_overlap_with_ddp_is_refused(rank: int, world: int) -> None:
 
 def check_an_optimizer_of_another_model_is_refused(rank: int, world: int) -> None:
     optimizer = ZeroRedundancyOptimizer(mlp().parameters(), Adam, lr=0.02)
-    with pytest.raises(AttachmentError, match="this ZeroRedundancyOptimizer holds none of the 2 charged"):
+    with pytest.raises(AttachmentError, match="this ZeroRedundancyOptimizer holds none of the 2 penalized"):
         Regularizer(mlp(), L1(0.1)).attach(optimizer)
 
 
 def check_held_zeros(rank: int, world: int) -> None:
     counts = []
-    for entry in (0.9, None):
+    for hold_zeros in (0.9, None):
         together, alone = mlp(), mlp()
         optimizer = ZeroRedundancyOptimizer(together.parameters(), SGD, lr=0.1)
         reference = SGD(alone.parameters(), lr=0.1)
-        Regularizer(together, L1(0.1), entry=entry).attach(optimizer)
-        Regularizer(alone, L1(0.1), entry=entry).attach(reference)
+        Regularizer(together, L1(0.1), hold_zeros=hold_zeros).attach(optimizer)
+        Regularizer(alone, L1(0.1), hold_zeros=hold_zeros).attach(reference)
         train_together(data_parallel(together), optimizer, rank, range(20))
         train_alone(alone, reference, world, range(20))
         assert_equal(together, alone)
@@ -243,7 +243,7 @@ def check_resume_with_held_zeros(rank: int, world: int) -> None:
     models, optimizers = (first, second), []
     for model in models:
         optimizers.append(ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.1))
-    regularizers = [Regularizer(m, L1(0.1), entry=0.9).attach(o) for m, o in zip(models, optimizers, strict=True)]
+    regularizers = [Regularizer(m, L1(0.1), hold_zeros=0.9).attach(o) for m, o in zip(models, optimizers, strict=True)]
     wrapped = data_parallel(first)
     train_together(wrapped, optimizers[0], rank, range(10))
     second.load_state_dict(first.state_dict())

@@ -183,7 +183,7 @@ def shared_folder(rank: int) -> Path:
 
 
 def state_of(model: nn.Module, optimizer: Optimizer, regularizer: Regularizer) -> dict[str, Any]:
-    """What docs/machines.md puts into a distributed checkpoint."""
+    """What docs/distributed.md puts into a distributed checkpoint."""
     parts = get_state_dict(model, optimizer)
     return {"model": parts[0], "optimizer": parts[1], "regularizer": regularizer.state_dict()}
 

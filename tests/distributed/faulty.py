@@ -50,7 +50,7 @@ SAVED, KILLED, STEPS = 3, 4, 8
 
 
 def started(dies: bool = False) -> tuple[nn.Module, Optimizer, Regularizer]:
-    """A model in pieces with groups that cross machines; the process that `dies` is killed inside of a step."""
+    """A model in pieces with groups that cross processes; the process that `dies` is killed inside of a step."""
 
     def strength(update: int) -> float:
         if dies and update == KILLED:
@@ -60,7 +60,7 @@ def started(dies: bool = False) -> tuple[nn.Module, Optimizer, Regularizer]:
     model = fully_shard(mlp())
     optimizer = AdamW(model.parameters(), lr=0.02, foreach=False)
     rules = {"0.weight": GroupLasso(strength, Columns()), "2.weight": L1(0.03)}
-    return model, optimizer, Regularizer(model, rules, entry=0.9).attach(optimizer)
+    return model, optimizer, Regularizer(model, rules, hold_zeros=0.9).attach(optimizer)
 
 
 def train(model: nn.Module, optimizer: Optimizer, rank: int, steps: range) -> None:

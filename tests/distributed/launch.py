@@ -1,4 +1,4 @@
-"""Starts several processes with torchrun, on this machine and over the loopback only, and collects what they found."""
+"""Starts several processes with torchrun, on this process and over the loopback only, and collects what they found."""
 
 import json
 import os

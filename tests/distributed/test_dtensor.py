@@ -1,4 +1,4 @@
-"""Pieces of a tensor charged apart, or in step with sums over all of them, in one process: as the whole is charged.
+"""Pieces of a tensor penalized apart, or in step with sums over all of them, in one process: as the whole is penalized.
 
 What real processes do is tested by `test_processes.py`.
 """
@@ -104,12 +104,12 @@ def test_gradients_of_pieces(case):
     penalty, (w, _) = made(case), example(case)
     for dim in range(w.dim()):
         takes = cut(w.shape, dim)
-        charges = [penalty.with_tensors(take) for take in takes]
+        targets = [penalty.with_tensors(take) for take in takes]
         computations = [
-            charge.gradient_by_sums(take(w), w.shape, cut=(dim,)) for charge, take in zip(charges, takes, strict=True)
+            target.gradient_by_sums(take(w), w.shape, cut=(dim,)) for target, take in zip(targets, takes, strict=True)
         ]
         if dim in penalty.cuts(w.shape):
-            pieces = [charge.gradient(take(w)) for charge, take in zip(charges[:2], takes[:2], strict=True)]
+            pieces = [target.gradient(take(w)) for target, take in zip(targets[:2], takes[:2], strict=True)]
         elif computations[0] is not None:
             pieces, rounds = in_step(computations)
             assert rounds == 2
@@ -119,7 +119,7 @@ def test_gradients_of_pieces(case):
 
 
 def test_which_penalties_sums_suffice_for():
-    """Charges of the norms of groups do with sums; what sorts or decomposes needs the whole."""
+    """Penalizes of the norms of groups do with sums; what sorts or decomposes needs the whole."""
     by_sums = {
         str(case)
         for case in CASES
@@ -144,13 +144,13 @@ def test_a_charge_that_differs_between_groups_is_not_cut_between_them():
 
 def test_plain_tensors_pass_through():
     w = torch.ones(2, 3)
-    assert not dtensor.is_spread(w)
+    assert not dtensor.is_dtensor(w)
     assert dtensor.local(w) is w
     assert dtensor.whole(w) is w
     assert dtensor.spread(w, w) is w
-    assert all_reduce.crossing_of(Grouped(L1(1.0), Columns()), w) is None
+    assert all_reduce.group_sharding_of(Grouped(L1(1.0), Columns()), w) is None
     penalty = GroupLasso(1.0, Rows())
-    assert all_reduce.piece_penalty(penalty, w) is penalty
+    assert all_reduce.shard_penalty(penalty, w) is penalty
 
 
 def test_distributed_tensors_are_not_imported_for_those_who_have_none():

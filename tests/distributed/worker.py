@@ -65,7 +65,7 @@ def main(folder: str, *names: str) -> None:
             try:
                 held = others_held(store, index, found["status"], world)
             except dist.DistStoreError:
-                os._exit(3)  # a process that hangs can not be told to stop
+                os._exit(3)  # a process that hangs cannot be told to stop
             if not held:
                 dist.destroy_process_group()
     dist.destroy_process_group()

@@ -253,7 +253,7 @@ def test_bad_values_are_refused_in_one_line(
         main([option, value])
     said = capsys.readouterr().err or str(ended.value)
     assert ended.value.code not in (0, None)
-    assert option in said or "can not write to 'file'" in said
+    assert option in said or "cannot write to 'file'" in said
 
 
 def test_command_prints_two_tables_and_says_where_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

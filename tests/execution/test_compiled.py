@@ -1,4 +1,4 @@
-"""Compiled kernels against the plain prox, what they are compiled for, and what happens where they can not be."""
+"""Compiled kernels against the plain prox, what they are compiled for, and what happens where they cannot be."""
 
 import logging
 

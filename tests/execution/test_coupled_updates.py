@@ -12,17 +12,17 @@ from shrinkage.execution.coupled_updates import Slab, shrink_together_
 from shrinkage.execution.memory_layout import folded_by
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step, number
 from shrinkage.penalties import coupled_norms
-from shrinkage.penalties.membership import Charged, Part
+from shrinkage.penalties.membership import GroupPenalty, Membership
 from shrinkage.proximal.reductions import alone
 
 COUNT = 40
 CHARGES = [L1(0.5), ElasticNet(0.4, 0.5), L2(2.0), MCP(0.4)]
 
 
-def part(groups: list[int], dim: int = 0) -> Part:
+def part(groups: list[int], dim: int = 0) -> Membership:
     numbers = torch.tensor(groups)
     first = groups[0] if groups == list(range(groups[0], groups[0] + len(groups))) else None
-    return Part(dim, torch.where(numbers < 0, COUNT, numbers), COUNT, first)
+    return Membership(dim, torch.where(numbers < 0, COUNT, numbers), COUNT, first)
 
 
 def slabs(step, dtype=torch.float32) -> list[Slab]:
@@ -58,14 +58,14 @@ def with_steps(found: list[Slab], adaptive: bool) -> list[Slab]:
     return result
 
 
-def plainly(charged: Charged, found: list[Slab]) -> list[Tensor]:
+def plainly(penalized: GroupPenalty, found: list[Slab]) -> list[Tensor]:
     steps: list[Step] = [slab.step for slab in found]
     parts, ws = [slab.part for slab in found], [slab.w.clone() for slab in found]
-    return alone(coupled_norms.prox(charged, parts, ws, [number(step) for step in steps], to_rest=True))
+    return alone(coupled_norms.prox(penalized, parts, ws, [number(step) for step in steps], to_rest=True))
 
 
-def charged(charge, dtype=torch.float64) -> Charged:
-    return Charged(charge, torch.linspace(0.5, 4.0, COUNT, dtype=dtype))
+def penalized(target, dtype=torch.float64) -> GroupPenalty:
+    return GroupPenalty(target, torch.linspace(0.5, 4.0, COUNT, dtype=dtype))
 
 
 @pytest.fixture
@@ -78,21 +78,21 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("adaptive", [False, True], ids=["plain", "metric"])
-@pytest.mark.parametrize("charge", CHARGES, ids=lambda charge: type(charge).__name__)
-def test_in_place_is_the_plain_form(small, charge, adaptive):
+@pytest.mark.parametrize("penalize", CHARGES, ids=lambda target: type(target).__name__)
+def test_in_place_is_the_plain_form(small, target, adaptive):
     found = with_steps(slabs(0.3), adaptive)
-    expected = plainly(charged(charge), found)
-    shrink_together_(charged(charge), found, compile=False)
+    expected = plainly(penalized(target), found)
+    shrink_together_(penalized(target), found, compile=False)
     for slab, moved in zip(found, expected, strict=True):
         torch.testing.assert_close(slab.w, moved, rtol=2e-6, atol=1e-7)
         assert torch.equal(slab.w == 0, moved == 0)
 
 
-@pytest.mark.parametrize("charge", CHARGES[:2], ids=lambda charge: type(charge).__name__)
-def test_kernels_are_the_plain_form(small, charge):
+@pytest.mark.parametrize("penalize", CHARGES[:2], ids=lambda target: type(target).__name__)
+def test_kernels_are_the_plain_form(small, target):
     found = with_steps(slabs(0.3), adaptive=True)
-    expected = plainly(charged(charge), found)
-    shrink_together_(charged(charge), found, compile=True)
+    expected = plainly(penalized(target), found)
+    shrink_together_(penalized(target), found, compile=True)
     assert any(str(key[0]).startswith("Coupled") and compiled for key, compiled in kernels._compiles.items())
     for slab, moved in zip(found, expected, strict=True):
         torch.testing.assert_close(slab.w, moved, rtol=2e-6, atol=1e-7)
@@ -104,7 +104,7 @@ def test_what_is_in_no_group_is_not_touched(small, adaptive):
     found = with_steps(slabs(0.3), adaptive)
     found[6].w[0, 0] = 1e-30  # whose square is 0
     before = [slab.w.clone() for slab in found]
-    shrink_together_(charged(ElasticNet(0.4, 0.5)), found, compile=False)
+    shrink_together_(penalized(ElasticNet(0.4, 0.5)), found, compile=False)
     assert torch.equal(found[6].w[[0, 2, 11]], before[6][[0, 2, 11]])
     assert torch.equal(found[3].w[:, 15:], before[3][:, 15:])
     assert not torch.equal(found[6].w[1], before[6][1])
@@ -117,7 +117,7 @@ def test_a_step_of_0_leaves_everything_alone(small, adaptive, compile):
     if adaptive:
         found = [slab._replace(step=slab.step._replace(lr=0.0)) for slab in found]
     before = [slab.w.clone() for slab in found]
-    shrink_together_(charged(L1(1.0)), found, compile=compile)
+    shrink_together_(penalized(L1(1.0)), found, compile=compile)
     assert all(torch.equal(slab.w, w) for slab, w in zip(found, before, strict=True))
 
 
@@ -126,8 +126,8 @@ def test_a_step_of_0_leaves_everything_alone(small, adaptive, compile):
 def test_what_is_not_finite_stays_in_its_group(small, adaptive, bad):
     found, clean = (with_steps(slabs(0.3), adaptive) for _ in range(2))
     found[0].w[5, 0] = bad
-    shrink_together_(charged(L1(0.5)), found, compile=False)
-    shrink_together_(charged(L1(0.5)), clean, compile=False)
+    shrink_together_(penalized(L1(0.5)), found, compile=False)
+    shrink_together_(penalized(L1(0.5)), clean, compile=False)
     for slab, other in zip(found, clean, strict=True):
         same = (slab.w == other.w).movedim(slab.part.dim, 0).reshape(len(slab.part.groups), -1).all(1)
         assert same[slab.part.groups != 5].all()
@@ -139,11 +139,11 @@ def test_a_member_at_rest_is_read_no_more(small, monkeypatch):
     original = fast.CutSlab.terms
     monkeypatch.setattr(fast.CutSlab, "terms", lambda self, theta: calls.append(self.part) or original(self, theta))
     w = torch.randn(20, 8, dtype=torch.float64)
-    wide = AdaptiveStep(1.0, torch.exp(20 * torch.rand(20, 8)).double(), 0.0)
+    upcast = AdaptiveStep(1.0, torch.exp(20 * torch.rand(20, 8)).double(), 0.0)
     narrow = AdaptiveStep(1.0, torch.full((20, 8), 2.0).double(), 0.0)
-    found = [Slab(part(list(range(20))), w.clone(), wide), Slab(part(list(range(20, 40))), w.clone(), narrow)]
+    found = [Slab(part(list(range(20))), w.clone(), upcast), Slab(part(list(range(20, 40))), w.clone(), narrow)]
     monkeypatch.setattr(fast, "LARGEST", 1)
-    shrink_together_(charged(L1(0.05)), found, compile=False)
+    shrink_together_(penalized(L1(0.05)), found, compile=False)
     counts = [sum(own.first == first for own in calls) for first in (0, 20)]
     assert 0 < counts[1] < counts[0]
 
@@ -152,6 +152,6 @@ def test_small_members_are_joined(small, monkeypatch):
     reads = []
     original = fast.norms_in_blocks
     monkeypatch.setattr(fast, "norms_in_blocks", lambda w, within: reads.append(w.shape) or original(w, within))
-    shrink_together_(charged(L1(0.5)), slabs(0.3), compile=False)
+    shrink_together_(penalized(L1(0.5)), slabs(0.3), compile=False)
     assert (60, 1) in reads
     assert len(reads) == len(slabs(0.3)) - 1

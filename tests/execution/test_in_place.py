@@ -12,7 +12,7 @@ from shrinkage.execution.buckets import LARGEST, Joined, Shrink, batched
 from shrinkage.execution.in_place import norms_in_blocks
 from shrinkage.execution.single_tensor import shrink_all_
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
-from shrinkage.proximal.precision import wide
+from shrinkage.proximal.precision import upcast
 
 LR = 0.3
 
@@ -34,7 +34,7 @@ def made(case, strength: float) -> Penalty:
 
 def expected(shrink: Shrink) -> Tensor:
     """The plain prox, rounded once."""
-    return shrink.penalty.prox(wide(shrink.w), number(shrink.step)).to(shrink.w.dtype)
+    return shrink.penalty.prox(upcast(shrink.w), number(shrink.step)).to(shrink.w.dtype)
 
 
 def assert_same(found: Tensor, plain: Tensor) -> None:

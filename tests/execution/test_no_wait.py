@@ -1,7 +1,7 @@
 """Nothing that a step does waits for an accelerator: run on tensors that say they are on one and hold no numbers.
 
 Whatever reads a number back, to decide or to compute with it on the host, is an error there. What a build of torch
-without CUDA can not do with such tensors has a stand-in here, which does the same by another operation.
+without CUDA cannot do with such tensors has a stand-in here, which does the same by another operation.
 """
 
 import pytest
@@ -52,7 +52,7 @@ def stand_ins(monkeypatch):
 
 
 def run(make, rules, *, shape=(4, 6), **options):
-    """Two steps of a model with two charged parameters and one that is not."""
+    """Two steps of a model with two penalized parameters and one that is not."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = nn.ParameterDict({name: nn.Parameter(torch.empty(shape, device="cuda")) for name in ("a", "b", "c")})
         optimizer = make(model.parameters())
@@ -85,7 +85,7 @@ def test_every_optimizer(make):
     run(MAKES[make], {"a": L1(0.1), "b": GroupLasso(0.1, Rows())})
 
 
-@pytest.mark.parametrize("options", [{"entry": 0.9}, {"how": "decoupled"}], ids=str)
+@pytest.mark.parametrize("options", [{"hold_zeros": 0.9}, {"how": "decoupled"}], ids=str)
 def test_options(options):
     run(MAKES["AdamW fused"], {"a": L1(0.1), "b": L1(lambda update: 0.1 / (1 + update))}, **options)
     run(MAKES["AdamW fused"], Rule(GroupLasso(0.1, Rows()), "a", every=2))
@@ -104,7 +104,7 @@ def test_a_number_that_is_read_back_is_noticed():
     ("rules", "options", "frozen"),
     [
         (Rule(L1(lambda update: 0.1), "a"), {}, "a scheduled strength"),
-        (Rule(L1(0.1), "a"), {"entry": 0.9}, "entry="),
+        (Rule(L1(0.1), "a"), {"hold_zeros": 0.9}, "hold_zeros="),
         (Rule(L1(0.1), "a", every=2), {}, "every="),
         (Rule(L1(0.1), "a"), {}, None),
     ],
@@ -114,5 +114,5 @@ def test_a_graph_that_is_recorded_does_not_freeze_what_changes(monkeypatch, rule
     if frozen is None:
         run(MAKES["SGD"], rules, **options)
         return
-    with pytest.raises(AttachmentError, match=f"'a' of shape \\(4, 6\\) is charged with {frozen}"):
+    with pytest.raises(AttachmentError, match=f"'a' of shape \\(4, 6\\) is penalized with {frozen}"):
         run(MAKES["SGD"], rules, **options)

@@ -87,14 +87,14 @@ def test_l2_is_weight_decay_bit_for_bit_in_half_precision(make, options, how, dt
 def test_half_precision_is_computed_in_float32_and_rounded_once(case, dtype):
     penalty = case.make(0.3)
     parameter = nn.Parameter(torch.randn(case.shape).to(dtype))
-    wide = parameter.detach().float()
+    upcast = parameter.detach().float()
     for step in (0.37, torch.rand(case.shape) + 0.1):
         found = nn.Parameter(parameter.detach().clone())
         prox_(penalty, found, {"step": step}, lambda state, w: state["step"])
-        assert torch.equal(found, penalty.prox(wide, step).to(dtype))
+        assert torch.equal(found, penalty.prox(upcast, step).to(dtype))
     decayed = nn.Parameter(parameter.detach().clone())
     decay_(penalty, decayed, 0.37)
-    expected = wide - 0.37 * penalty.gradient(wide)
+    expected = upcast - 0.37 * penalty.gradient(upcast)
     torch.testing.assert_close(decayed.detach(), expected.to(dtype))
 
 

@@ -38,8 +38,8 @@ def forget_settings():
     GradientState._reset_state()
 
 
-def regularizer_of(model, how="proximal", entry=None):
-    return Regularizer(model, {"*.weight": RULES[how]}, how=how, entry=entry)
+def regularizer_of(model, how="proximal", hold_zeros=None):
+    return Regularizer(model, {"*.weight": RULES[how]}, how=how, hold_zeros=hold_zeros)
 
 
 def hand(make, how="proximal", **settings):
@@ -104,7 +104,7 @@ def test_accelerate_saves_and_loads_the_state_with_the_optimizers(tmp_path):
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator, bare = Accelerator(cpu=True), mlp()
         optimizer = adamw(bare.parameters())
-        regularizer = regularizer_of(bare, entry=0.9)
+        regularizer = regularizer_of(bare, hold_zeros=0.9)
         model, prepared = accelerator.prepare(bare, optimizer)
         return accelerator, model, prepared, regularizer
 
@@ -190,7 +190,7 @@ def test_fabric_saves_and_loads_the_state_with_the_optimizers(attach_first, tmp_
         bare = mlp()
         fabric = Fabric(accelerator="cpu", devices=1)
         model, optimizer = fabric.setup(bare, adamw(bare.parameters()))
-        return fabric, model, optimizer, regularizer_of(bare, entry=0.9)
+        return fabric, model, optimizer, regularizer_of(bare, hold_zeros=0.9)
 
     def train(fabric, model, optimizer, data):
         for batch in data:

@@ -305,7 +305,7 @@ def test_declared_layers_are_taken_over_by_a_callback_without_rules():
 @pytest.mark.parametrize("saved", ["while it ran", "after the end"])
 def test_resume_from_the_trainers_own_checkpoint(make, options, saved, tmp_path):
     def fit(epochs, *others, **resume):
-        module, callback = make(), RegularizerCallback({RULE: L1(falling)}, entry=0.9)
+        module, callback = make(), RegularizerCallback({RULE: L1(falling)}, hold_zeros=0.9)
         running = trainer(callback, *others, max_epochs=epochs, enable_checkpointing=bool(others), **options)
         running.fit(module, loader(batches(COUNT)), **resume)
         return module.net, callback.regularizer.state_dict()["updates"], running
@@ -324,7 +324,7 @@ def test_resume_from_the_trainers_own_checkpoint(make, options, saved, tmp_path)
 def test_two_callbacks_resume_from_a_checkpoint_with_other_strengths(tmp_path):
     def fit(epochs, scale, **resume):
         callbacks = [
-            RegularizerCallback({"net.0.weight": L1(lambda update: scale * falling(update))}, entry=0.9),
+            RegularizerCallback({"net.0.weight": L1(lambda update: scale * falling(update))}, hold_zeros=0.9),
             RegularizerCallback({"net.2.*": GroupLasso(falling, Rows()), "*": None}, how="decoupled"),
         ]
         module, running = Module(), trainer(*callbacks, max_epochs=epochs)
@@ -427,7 +427,7 @@ ERRORS = [
         Module(sgd_for_the_first_layer_only),
         RegularizerCallback({"net.2.weight": L1(0.1)}),
         AttachmentError,
-        r"no optimizer of the trainer \(it has SGD\) holds any of the charged parameters \['net\.2\.weight'\]",
+        r"no optimizer of the trainer \(it has SGD\) holds any of the penalized parameters \['net\.2\.weight'\]",
     ),
     (Module(lambda p: LBFGS(p)), RegularizerCallback({RULE: L1(0.1)}), MetricError, "LBFGS"),
 ]
@@ -444,9 +444,9 @@ def test_what_does_not_fit_is_an_error_when_fit_starts(module, callback, error, 
 
 def test_bad_arguments_are_errors_at_once():
     for arguments, error in [((L1(0.1), "proximal", 2.0), ValueError), (("*", "proximal", None), TypeError)]:
-        rules, how, entry = arguments
+        rules, how, hold_zeros = arguments
         with pytest.raises(error):
-            RegularizerCallback(rules, how=how, entry=entry)
+            RegularizerCallback(rules, how=how, hold_zeros=hold_zeros)
     with pytest.raises(ValueError, match="how must be one of"):
         RegularizerCallback(L1(0.1), how="before")
 
@@ -458,7 +458,7 @@ def test_a_module_that_attaches_by_itself_is_not_charged_twice():
             self.regularizer = Regularizer(self.net, L1(falling)).attach(optimizer)
             return optimizer
 
-    with pytest.raises(AttachmentError, match=r"'net\.0\.weight' .* is charged by another Regularizer"):
+    with pytest.raises(AttachmentError, match=r"'net\.0\.weight' .* is penalized by another Regularizer"):
         trainer(RegularizerCallback({RULE: L1(falling)})).fit(Attaches(), loader(batches(COUNT)))
     module = Attaches()
     trainer().fit(module, loader(batches(COUNT)))
@@ -507,7 +507,7 @@ def test_a_running_average_takes_in_what_was_charged():
     assert equal(module.net, averaged.module)
 
 
-def test_a_parameter_group_that_is_added_in_the_middle_is_charged_from_then_on():
+def test_a_parameter_group_that_is_added_in_the_middle_is_penalized_from_then_on():
     class Unfreezes(Module):
         def configure_optimizers(self):
             return sgd(self.net[2].parameters())

@@ -146,7 +146,7 @@ def test_declared_layers_need_no_callback(tmp_path):
 def test_resume_from_the_trainers_own_checkpoint(accumulate, tmp_path):
     def run(folder, **resume):
         torch.manual_seed(5)
-        model, callback = Model(), RegularizerCallback({RULE: L1(falling)}, entry=0.9)
+        model, callback = Model(), RegularizerCallback({RULE: L1(falling)}, hold_zeros=0.9)
         saving = {"save_strategy": "steps", "save_steps": 5, "gradient_accumulation_steps": accumulate}
         trainer(model, folder, callback, num_train_epochs=2, **saving).train(**resume)
         return model, callback.regularizer.state_dict()
@@ -163,7 +163,7 @@ def test_resume_with_an_optimizer_of_ones_own(tmp_path):
     def run(folder, **resume):
         model = Model()
         optimizer = AdamW(groups(model, 0.1), lr=0.02)
-        regularizer = Regularizer(model, {RULE: L1(falling)}, entry=0.9).attach(optimizer)
+        regularizer = Regularizer(model, {RULE: L1(falling)}, hold_zeros=0.9).attach(optimizer)
         trainer(model, folder, optimizers=(optimizer, None), save_strategy="steps", save_steps=5).train(**resume)
         return model, regularizer.state_dict()["updates"]
 
@@ -229,7 +229,7 @@ def of_the_first_layer(model):
 ERRORS = [
     ({"net.1.weight": L1(0.1)}, None, SelectionError, r"'net\.1\.weight' matches no parameter"),
     (None, None, SelectionError, "no layer of the model declares any"),
-    ({"net.2.weight": L1(0.1)}, of_the_first_layer, AttachmentError, "holds none of the 1 charged parameters"),
+    ({"net.2.weight": L1(0.1)}, of_the_first_layer, AttachmentError, "holds none of the 1 penalized parameters"),
 ]
 
 
@@ -244,15 +244,15 @@ def test_what_does_not_fit_is_an_error_when_training_begins(rules, make, error, 
 
 
 def test_bad_arguments_are_errors_at_once():
-    with pytest.raises(ValueError, match="entry must be a decay"):
-        RegularizerCallback(L1(0.1), entry=2.0)
+    with pytest.raises(ValueError, match="hold_zeros must be a decay"):
+        RegularizerCallback(L1(0.1), hold_zeros=2.0)
     with pytest.raises(ValueError, match="how must be one of"):
         RegularizerCallback(L1(0.1), how="before")
 
 
 def test_two_callbacks_do_not_charge_a_parameter_twice(tmp_path):
     callbacks = [RegularizerCallback({RULE: L1(0.1)}), RegularizerCallback({"net.0.weight": L1(0.1)})]
-    with pytest.raises(AttachmentError, match=r"'net\.0\.weight' .* is charged by another Regularizer"):
+    with pytest.raises(AttachmentError, match=r"'net\.0\.weight' .* is penalized by another Regularizer"):
         trainer(Model(), tmp_path, *callbacks).train()
 
 
@@ -272,7 +272,7 @@ def test_a_tiny_bert_with_norms_embeddings_and_dropout_resumes_bit_for_bit(tmp_p
             vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
         )
         model = BertForSequenceClassification(config)
-        callback = RegularizerCallback({"*.attention.*.dense.weight": None, nn.Linear: L1(falling)}, entry=0.9)
+        callback = RegularizerCallback({"*.attention.*.dense.weight": None, nn.Linear: L1(falling)}, hold_zeros=0.9)
         saving = {"save_strategy": "steps", "save_steps": 3}
         trainer(model, folder, callback, data=data, per_device_train_batch_size=8, **saving).train(**resume)
         return model, callback

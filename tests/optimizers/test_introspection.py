@@ -136,7 +136,7 @@ def test_a_container_that_knows_optimizers_by_name_charges_once(declared, how):
 
 def test_a_container_with_no_charged_parameter_is_refused():
     model = mlp()
-    with pytest.raises(AttachmentError, match="this Container holds none of the 1 charged parameters"):
+    with pytest.raises(AttachmentError, match="this Container holds none of the 1 penalized parameters"):
         Regularizer(model, {"0.weight": L1(0.1)}).attach(Container([model[2]]))
 
 

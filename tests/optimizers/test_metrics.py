@@ -428,7 +428,7 @@ def test_residuals_are_taken_in_the_metric_of_the_next_step(case):
         assert expected.isfinite().all()
         assert (expected > 0).all()
     batch = batches(1, torch.float64)[0]
-    assert all(each.max == each.max for each in regularizer.residuals(lambda: loss_of(model, batch)).charged)
+    assert all(each.max == each.max for each in regularizer.residuals(lambda: loss_of(model, batch)).penalized)
 
 
 # Sparse gradients.
@@ -505,7 +505,7 @@ def test_zeros_of_an_embedding_are_held_by_the_gradient_of_all_rows(make):
     dense.sparse = False
     optimizers = make(sparse.parameters()), SGD(dense.parameters(), lr=0.1, momentum=0.5)
     for model, optimizer in zip((sparse, dense), optimizers, strict=True):
-        Regularizer(model, {"weight": L1(0.5)}, entry=0.9).attach(optimizer)
+        Regularizer(model, {"weight": L1(0.5)}, hold_zeros=0.9).attach(optimizer)
         train_embedding(model, optimizer)
     one, other = (explicit_attachments[optimizer][0].averages.state_dict()["weight"] for optimizer in optimizers)
     torch.testing.assert_close(one["weight"], other["weight"])

@@ -133,12 +133,12 @@ def test_schedule_free_with_a_prox_is_the_papers_loop_with_a_prox(foreach):
     assert sum(int((last[w] == 0).sum()) for w in weights(hand)) > 3
 
 
-@pytest.mark.parametrize("entry", [None, 0.99])
-def test_zeros_of_schedule_free_are_held_where_gradients_move_it(entry):
+@pytest.mark.parametrize("hold_zeros", [None, 0.99])
+def test_zeros_of_schedule_free_are_held_where_gradients_move_it(hold_zeros):
     model = nn.Linear(6, 3, bias=False, dtype=torch.float64)
     optimizer = SGDScheduleFree(model.parameters(), lr=0.1)
     optimizer.train()
-    Regularizer(model, L1(0.3), entry=entry).attach(optimizer)
+    Regularizer(model, L1(0.3), hold_zeros=hold_zeros).attach(optimizer)
     nn.init.constant_(model.weight, 0.05)
     held = []
     for step in range(60):  # no gradient, and then one that is 2 half of the time and 0 on average
@@ -148,7 +148,7 @@ def test_zeros_of_schedule_free_are_held_where_gradients_move_it(entry):
         if step > 1:
             held.append(bool((optimizer.state[model.weight]["z"] == 0).all()))
             assert (model.weight != 0).all()  # the average remembers
-    assert all(held) == (entry is not None)
+    assert all(held) == (hold_zeros is not None)
     assert all(held[:28])
 
 
@@ -294,7 +294,7 @@ def test_residuals_know_the_metric_of_registered_optimizers():
 
 @pytest.mark.parametrize("make", [AggMo, ADOPT])
 @pytest.mark.parametrize("how", ["gradient", "proximal"])
-def test_an_optimizer_that_climbs_as_a_whole_is_charged_as_one_that_descends(make, how):
+def test_an_optimizer_that_climbs_as_a_whole_is_penalized_as_one_that_descends(make, how):
     models = []
     for sign in (1, -1):
         model = mlp(torch.float64)

@@ -108,15 +108,17 @@ def give(model: nn.Module, grads: dict[str, Tensor]) -> None:
         model.get_parameter(name).grad = grad.clone()
 
 
-def train_both(penalty, how, make, *, entry=None, every=1, noise=0.3, zero=0):
+def train_both(penalty, how, make, *, hold_zeros=None, every=1, noise=0.3, zero=0):
     """The coupled members and the one tensor that holds them, after the same gradients; the first `zero` start at 0."""
     model = network()
     for name in MEMBERS:
         model.get_parameter(name).detach()[:zero] = 0
     one = OneTensor(model)
     optimizer, other = make(list(model.parameters())), make(list(one.parameters()))
-    own = Regularizer(model, Rule(Grouped(penalty, channels()), how=how, every=every), entry=entry).attach(optimizer)
-    whole = Regularizer(one, Rule(Grouped(penalty, Rows()), how=how, every=every), entry=entry).attach(other)
+    own = Regularizer(model, Rule(Grouped(penalty, channels()), how=how, every=every), hold_zeros=hold_zeros).attach(
+        optimizer
+    )
+    whole = Regularizer(one, Rule(Grouped(penalty, Rows()), how=how, every=every), hold_zeros=hold_zeros).attach(other)
     for grads in steps(noise=noise):
         give(model, grads)
         one.weight.grad = joined(grads.values())
@@ -157,7 +159,7 @@ def test_every_third_step(how, strength, make):
 
 @pytest.mark.parametrize("make", OPTIMIZERS[:2], ids=["SGD", "Adam"])
 def test_averaged_gradients_hold_zeros(make):
-    _, _, found, expected = train_both(L1(1.0), "proximal", make, entry=0.95, noise=2.0, zero=4)
+    _, _, found, expected = train_both(L1(1.0), "proximal", make, hold_zeros=0.95, noise=2.0, zero=4)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     _, _, free, _ = train_both(L1(1.0), "proximal", make, noise=2.0, zero=4)
     held = (found == 0).all(1)
@@ -220,12 +222,12 @@ def test_training_ends_where_the_stated_problem_is_solved(make):
         optimizer.step()
     residuals = regularizer.residuals(loss, tolerance=1e-6)
     assert residuals.solved
-    assert [each.name for each in residuals.charged] == ["first.weight and 1 more"]
+    assert [each.name for each in residuals.penalized] == ["first.weight and 1 more"]
     columns, rows = model["first"].weight.detach(), model["second"].weight.detach()
     zero = (columns == 0).all(0)
     assert 0 < int(zero.sum()) < 5
     assert torch.equal(zero, (rows == 0).all(1))
-    assert residuals.charged[0].zeros == pytest.approx(float(zero.double().mean()))
+    assert residuals.penalized[0].zeros == pytest.approx(float(zero.double().mean()))
 
 
 def test_all_groups_are_zero_from_strength_max_on():
@@ -248,9 +250,9 @@ def test_residuals_are_those_of_one_tensor(penalty):
     def loss():
         return (torch.cat([model.get_parameter(n).reshape(CHANNELS, -1) for n in MEMBERS], 1) * factor).sum()
 
-    own = Regularizer(model, Grouped(penalty, channels())).residuals(loss).charged[0]
+    own = Regularizer(model, Grouped(penalty, channels())).residuals(loss).penalized[0]
     whole = Regularizer(one, {"weight": Grouped(penalty, Rows())}).residuals(lambda: (one.weight * factor).sum())
-    expected = whole.charged[0]
+    expected = whole.penalized[0]
     assert own.measure == expected.measure
     found = (own.max, own.mean, own.relative, own.zeros)
     assert found == pytest.approx((expected.max, expected.mean, expected.relative, expected.zeros), rel=1e-9)
@@ -388,7 +390,7 @@ def test_what_was_saved_goes_on():
         model = network()
         optimizer = Adam(model.parameters(), lr=0.05)
         rule = Rule(GroupLasso(lambda update: 0.3 * update, channels()), every=3)
-        Regularizer(model, rule, entry=0.9).attach(optimizer)
+        Regularizer(model, rule, hold_zeros=0.9).attach(optimizer)
         for index, grads in enumerate(steps()):
             if index == stop:
                 state, weights = copy.deepcopy(optimizer.state_dict()), model.state_dict()
@@ -396,7 +398,7 @@ def test_what_was_saved_goes_on():
                 model.load_state_dict(weights)
                 optimizer = Adam(model.parameters(), lr=0.05)
                 optimizer.load_state_dict(state)
-                Regularizer(model, rule, entry=0.9).attach(optimizer)
+                Regularizer(model, rule, hold_zeros=0.9).attach(optimizer)
             give(model, grads)
             optimizer.step()
         results.append(weights_of(model))
@@ -503,11 +505,15 @@ def test_members_are_checked(arguments, error):
         (GroupLasso(1.0, Coupled([Member("0.wieght", 0, range(6))])), SelectionError, "nearest names: '0.weight'"),
         (GroupLasso(1.0, Coupled([Member("0.weight", 0, range(5))])), GroupError, "numbers 5 indices of dimension 0"),
         (GroupLasso(1.0, Coupled([Member("0.bias", 1, range(5))])), GroupError, "has shape"),
-        ([Rule(L1(1.0), "*.weight"), Rule(GroupLasso(1.0, channels()))], SelectionError, "two rules charge '0.weight'"),
+        (
+            [Rule(L1(1.0), "*.weight"), Rule(GroupLasso(1.0, channels()))],
+            SelectionError,
+            "two rules penalize '0.weight'",
+        ),
         (
             [Rule(GroupLasso(1.0, channels(("0.weight", "0.bias")))), Rule(GroupLasso(1.0, channels()))],
             SelectionError,
-            "two rules charge '0.weight'",
+            "two rules penalize '0.weight'",
         ),
         (SparseGroupLasso(1.0, 1.0, channels()), GroupError, "spans several parameters"),
     ],

@@ -222,7 +222,7 @@ def test_the_largest_numbers_of_a_type_come_to_the_ball():
 
 
 def test_steps_that_differ_by_1e16_are_told_apart():
-    """In what is charged nothing besides: the largest w^2 / step stays, whatever stands beside it."""
+    """In what is penalized nothing besides: the largest w^2 / step stays, whatever stands beside it."""
     w, step = torch.tensor([1.0, 1.0, 1.0, 9.0]), torch.tensor([1e-8, 2e-8, 3e-8, 1e8])
     assert torch.equal(TopK(0.25).prox(w, step), torch.tensor([1.0, 0.0, 0.0, 0.0]))
     assert torch.equal(TopK(0.5).prox(w, step), torch.tensor([1.0, 1.0, 0.0, 0.0]))
@@ -262,13 +262,13 @@ def test_roots_are_exact_to_rounding(penalty, dtype):
 
 @pytest.mark.parametrize("lr", [1e-6, 1e-9, 1e-12, 1e-20])
 @pytest.mark.parametrize(
-    "charge", [LogSum(1e-4, 0.1), Huber(1e-4, 0.1), Lp(1e-4, 0.5), Weighted(L1(1e-4), torch.ones(4))], ids=str
+    "penalize", [LogSum(1e-4, 0.1), Huber(1e-4, 0.1), Lp(1e-4, 0.5), Weighted(L1(1e-4), torch.ones(4))], ids=str
 )
-def test_a_learning_rate_that_warms_up_from_nearly_0_moves_groups_by_nearly_0(charge, lr):
+def test_a_learning_rate_that_warms_up_from_nearly_0_moves_groups_by_nearly_0(target, lr):
     w = 1 + torch.rand(4, 6, dtype=torch.float64)
     step = lr * (0.5 + torch.rand(4, 6, dtype=torch.float64))
-    moved = w - Grouped(charge, Rows()).prox(w, step)
-    first_order = step * Grouped(charge, Rows()).gradient(w)
+    moved = w - Grouped(target, Rows()).prox(w, step)
+    first_order = step * Grouped(target, Rows()).gradient(w)
     torch.testing.assert_close(moved, first_order, rtol=1e-3, atol=4 * sys.float_info.epsilon)
 
 

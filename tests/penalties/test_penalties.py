@@ -232,15 +232,15 @@ def test_strength_max_is_where_the_origin_becomes_stationary(case: PenaltyCase):
         assert strength == 0
         assert case.make(1e-9).residual(origin, grad).max() == 0
     else:
-        charged = grad.clone()
+        penalized = grad.clone()
         if case.name.startswith("Weighted"):
-            charged.view(-1)[0] = 0  # the first weight is 0
+            penalized.view(-1)[0] = 0  # the first weight is 0
         above, below = (strength / case.unit * (1 + change) for change in (1e-9, -1e-6))
-        assert case.make(above).residual(origin, charged).max() <= 1e-9
-        assert case.make(below).residual(origin, charged).max() > 1e-8
+        assert case.make(above).residual(origin, penalized).max() <= 1e-9
+        assert case.make(below).residual(origin, penalized).max() > 1e-8
         if case.convex:
-            assert torch.allclose(case.make(above).prox(origin - charged, 1.0), origin, rtol=0, atol=1e-8)
-            assert not torch.allclose(case.make(below).prox(origin - charged, 1.0), origin, rtol=0, atol=1e-8)
+            assert torch.allclose(case.make(above).prox(origin - penalized, 1.0), origin, rtol=0, atol=1e-8)
+            assert not torch.allclose(case.make(below).prox(origin - penalized, 1.0), origin, rtol=0, atol=1e-8)
 
 
 @every_penalty

@@ -248,7 +248,7 @@ def test_a_declared_model_of_version_0_1_0_is_penalized_on():
         train(each, SGD(each.parameters(), lr=0.1))
     assert zeros(model) > 0
     assert all(equal(each, model) for each in (before, again, copied))
-    with pytest.raises(ValueError, match="charged L1"):
+    with pytest.raises(ValueError, match="penalized L1"):
         regularize(before[0], L1(0.1))
 
 
@@ -318,7 +318,7 @@ def test_states_and_plans_of_version_0_1_0():
     state = torch.load(FIXTURES / "run.pt")
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     optimizer = Adam(net.parameters(), lr=0.1)
-    regularizer = Regularizer(net, {"0.weight": GroupLasso(0.2, Rows())}, entry=0.9).attach(optimizer)
+    regularizer = Regularizer(net, {"0.weight": GroupLasso(0.2, Rows())}, hold_zeros=0.9).attach(optimizer)
     net.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     assert regularizer.state_dict()["updates"] == [12]

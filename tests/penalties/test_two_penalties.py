@@ -78,13 +78,13 @@ def test_a_number_can_not_be_added():
 def test_a_list_in_place_of_a_penalty_names_the_class():
     with pytest.raises(TypeError, match=r"rule '\*.weight': several penalties .*: write ElasticNet\(l1=0.1, l2=0.2\)"):
         Regularizer(mlp(), {"*.weight": [L1(0.1), L2(0.2)]})
-    with pytest.raises(TypeError, match="can not be charged together"):
+    with pytest.raises(TypeError, match="cannot be penalized together"):
         Regularizer(mlp(), {"*.weight": (L1(0.1), MCP(0.2))})
 
 
-def test_a_layer_that_is_charged_already_names_the_sum():
+def test_a_layer_that_is_penalized_already_names_the_sum():
     layer = regularize(nn.Linear(4, 4), L1(0.1))
-    with pytest.raises(SelectionError, match=r"or charge both at once with ElasticNet\(l1=0.1, l2=0.2\)"):
+    with pytest.raises(SelectionError, match=r"or penalize both at once with ElasticNet\(l1=0.1, l2=0.2\)"):
         regularize(layer, L2(0.2))
-    with pytest.raises(SelectionError, match="can not be charged together"):
+    with pytest.raises(SelectionError, match="cannot be penalized together"):
         regularize(layer, MCP(0.2))

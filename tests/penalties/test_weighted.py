@@ -37,7 +37,7 @@ def test_infinite_weights_make_zeros_of_a_smooth_penalty():
     train(model, optimizer, 3)
     assert (model[0].weight[0] == 0).all()
     assert (model[0].weight[1:] != 0).all()
-    with pytest.raises(ValueError, match='can not be applied with how="gradient"'):
+    with pytest.raises(ValueError, match='cannot be applied with how="gradient"'):
         Regularizer(model, {"0.weight": Weighted(L2(0.1), weights)}, how="gradient")
 
 

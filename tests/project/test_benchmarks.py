@@ -113,7 +113,7 @@ def test_a_table_computes_what_its_columns_say(monkeypatch):
     chosen = [Variant(ADAMW, taking(2.0)), Variant("rule", taking(6.0), bytes_per_weight=12)]
     result = measure(TINY, chosen, Settings(Limits(3, 1e9), clock=clock))
     alone, row = result.rows
-    assert (result.tensors, result.charged, result.weights, result.rounds) == (5, 2, 24 + 4 + 8 + 12, 3)
+    assert (result.tensors, result.penalized, result.weights, result.rounds) == (5, 2, 24 + 4 + 8 + 12, 3)
     assert result.copy_rate == 8 * 36
     assert (alone.milliseconds, alone.ratio.median, alone.gigabytes_per_second) == (2000, 1.0, None)
     assert (row.milliseconds, row.ratio.median, row.ratio.lower) == (6000, 3.0, 3.0)
@@ -156,7 +156,7 @@ def test_what_memory_is_too_short_for_is_skipped(monkeypatch):
 
 
 def test_a_package_that_does_not_load_is_skipped():
-    with pytest.raises(SkippedError, match="torchao can not be imported: built for another"), needs("torchao"):
+    with pytest.raises(SkippedError, match="torchao cannot be imported: built for another"), needs("torchao"):
         raise ImportError("built for another torch")
 
 
@@ -195,7 +195,7 @@ def test_rules_follow_the_optimizer_by_the_prox_of_their_metric(name):
 @pytest.mark.parametrize("name", [*PROXIMAL, "softshrink by hand"])
 def test_at_a_large_strength_the_matrices_become_zero_and_nothing_else(name):
     work = stepped(BY_NAME.get(f"{name}, eager", BY_NAME.get(name)).name, 1e9)
-    assert all(not parameter.any() for parameter in work.charged)
+    assert all(not parameter.any() for parameter in work.penalized)
     assert work.parameters[1].all()
 
 
@@ -207,20 +207,20 @@ def test_channels_are_rows_with_the_vectors_that_follow(metric):
     rows, columns = {"0": (0, 0, 6), "1": (0, 0, 6), "2": (0, 0, 6)}, {"3": (1, 6, 3), "4": (0, 6, 3), "5": (0, 6, 3)}
     assert found == {**rows, **columns, "6": (0, 9, 7)}
     work = stepped(f"channels, {metric}, eager", 1e9)
-    assert all(not parameter.any() for parameter in work.charged)
+    assert all(not parameter.any() for parameter in work.penalized)
 
 
 @pytest.mark.parametrize("name", ["L1, gradient", "L1 in the loss", "L1 in hooks"])
 def test_gradients_get_the_derivative(name):
     strength = 1e-3
     work = tiny_work()
-    for parameter in work.charged:
+    for parameter in work.penalized:
         parameter.grad += strength * parameter.detach().sign()
     work.adamw().step()
     for w, expected in zip(values(stepped(name, strength)), values(work), strict=True):
         assert torch.allclose(w, expected, rtol=0, atol=1e-10)
     unchanged = values(stepped(ADAMW, strength))
-    assert not torch.equal(work.charged[0], unchanged[0])
+    assert not torch.equal(work.penalized[0], unchanged[0])
 
 
 @of_others
@@ -353,7 +353,7 @@ def test_kernels_are_rules_without_their_optimizer():
     trial = rule("L1", "decoupled", compile=False).make(work, 1e9)
     moments = [first.clone() for first in work.first]
     rule_alone(trial.optimizer)()
-    assert all(not parameter.any() for parameter in work.charged)
+    assert all(not parameter.any() for parameter in work.penalized)
     assert all(torch.equal(*pair) for pair in zip(work.first, moments, strict=True))
     assert int(work.counts[0]) == 10_000
 

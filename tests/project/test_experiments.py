@@ -61,16 +61,16 @@ def test_synthetic_data_has_the_stated_weights():
 
 
 @pytest.mark.parametrize("recipe", [sgd(0.1, momentum=0.9), adam(0.01, to_zero)], ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("hold_zeros", ENTRIES)
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_models_side_by_side_are_trained_as_if_alone(recipe, entry, outputs):
+def test_models_side_by_side_are_trained_as_if_alone(recipe, hold_zeros, outputs):
     x, y = torch.randn(2, 40, 6, dtype=torch.float64), torch.randn(2, 40, outputs, dtype=torch.float64)
     rows = torch.randint(40, (50, 8))
 
     def trained(model, groups, x, y):
         penalty = L1(0.1) if outputs == 1 else GroupLasso(0.6, groups, weigh_by_size=False)
         optimizer = recipe.make(model.parameters())
-        Regularizer(model, {"weight": penalty}, entry=entry).attach(optimizer)
+        Regularizer(model, {"weight": penalty}, hold_zeros=hold_zeros).attach(optimizer)
 
         def loss(step):
             return half_squares(model(x[..., rows[step], :]), y[..., rows[step], :]).sum()
@@ -114,8 +114,8 @@ def test_identification_has_a_number_per_seed(name, seeds):
 
 def test_delay_counts_steps():
     result = TINY["delay"](2)
-    assert [(wait.start, wait.entry) for wait in result.waits] == [
-        (start, entry) for start in ("zero", "other problem") for entry in ENTRIES
+    assert [(wait.start, wait.hold_zeros) for wait in result.waits] == [
+        (start, hold_zeros) for start in ("zero", "other problem") for hold_zeros in ENTRIES
     ]
     assert all(1 <= steps <= 20 for wait in result.waits for steps in (*wait.entered, *wait.close))
     assert len(str(result).splitlines()) == 3 + 4
@@ -158,7 +158,7 @@ def test_numbers_of_other_experiments_stay_in_the_file(tmp_path, monkeypatch, ca
     numbers = json.loads(output.read_text())
     assert numbers.keys() == {"lasso", "bias"}
     assert numbers["lasso"]["settings"]["seeds"] == 1
-    assert numbers["lasso"]["runs"][0].keys() >= {"recipe", "entry", "nonzero", "gap"}
+    assert numbers["lasso"]["runs"][0].keys() >= {"recipe", "hold_zeros", "nonzero", "gap"}
     assert "bias: best of 3 strengths" in capsys.readouterr().out
 
 

@@ -58,7 +58,7 @@ CALLS = {
     "Regularizer(_, {x: _})": lambda x: Regularizer(layer(), {(x if x.__hash__ else str(x)): L1(0.1)}),
     "Regularizer(_, [x])": lambda x: Regularizer(layer(), [x]),
     "Regularizer(how=x)": lambda x: Regularizer(layer(), L1(0.1), how=x),
-    "Regularizer(entry=x)": lambda x: Regularizer(layer(), L1(0.1), entry=x),
+    "Regularizer(hold_zeros=x)": lambda x: Regularizer(layer(), L1(0.1), hold_zeros=x),
     "Regularizer(compile=x)": lambda x: Regularizer(layer(), L1(0.1), compile=x),
     "Rule(x)": Rule,
     "Rule(_, x)": lambda x: Regularizer(layer(), Rule(L1(0.1), x)),

@@ -36,7 +36,7 @@ class Nested(SGD):
 
 
 def attached(make, lr=0.1, how="decoupled"):
-    """An optimizer whose next step charges the weights of a model that has gradients."""
+    """An optimizer whose next step penalizes the weights of a model that has gradients."""
     model = mlp()
     optimizer = make(model.parameters(), lr=lr)
     Regularizer(model, L1(0.01), how=how).attach(optimizer)

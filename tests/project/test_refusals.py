@@ -1,4 +1,4 @@
-"""What can not work says why, and what to do instead."""
+"""What cannot work says why, and what to do instead."""
 
 import warnings
 

@@ -25,17 +25,17 @@ def test_every_number_of_the_type_stays_bit_for_bit(dtype):
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_upper_neighbour_is_drawn_as_often_as_the_value_is_near_it(dtype, wide, share, sign):
+def test_the_upper_neighbour_is_drawn_as_often_as_the_value_is_near_it(dtype, upcast, share, sign):
     """At 0, among subnormal numbers, at powers of two, and at the largest numbers."""
     info, draws = torch.finfo(dtype), 40000
     lows = torch.tensor(
         [0.0, info.smallest_normal / 4, info.smallest_normal, 1.0, 1.0 + info.eps, 1.5, info.max / 4], dtype=dtype
     )
     highs = (lows.view(torch.int16) + 1).view(dtype)
-    values = sign * (lows.to(wide) + share * (highs.to(wide) - lows.to(wide)))
-    found = stochastic_round(values.expand(draws, -1).contiguous(), dtype, generator()).to(wide) * sign
-    assert ((found == lows.to(wide)) | (found == highs.to(wide))).all()
-    drawn = (found == highs.to(wide)).double().mean(0)
+    values = sign * (lows.to(upcast) + share * (highs.to(upcast) - lows.to(upcast)))
+    found = stochastic_round(values.expand(draws, -1).contiguous(), dtype, generator()).to(upcast) * sign
+    assert ((found == lows.to(upcast)) | (found == highs.to(upcast))).all()
+    drawn = (found == highs.to(upcast)).double().mean(0)
     assert (drawn - share).abs().max() <= 5 * (share * (1 - share) / draws) ** 0.5
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shrinkage import MCP
-from shrinkage.penalties.group_norms import charge_of
+from shrinkage.penalties.group_norms import target_of
 from shrinkage.proximal import secular, secular_search
 from shrinkage.proximal.reductions import alone
 
@@ -58,7 +58,7 @@ def test_a_bad_group_stays_bad_and_alone(bad):
     steps = torch.tensor([[0.5, 0.1]]).expand_as(matrix)
     for scale in (
         secular.block_scale_in_metric(matrix, steps, (1,)),
-        secular_search.radial_scale_in_metric(matrix, steps, (1,), charge_of(MCP(0.5), 1.0, (3, 1))),
+        secular_search.radial_scale_in_metric(matrix, steps, (1,), target_of(MCP(0.5), 1.0, (3, 1))),
     ):
         out = matrix * scale
         assert torch.equal(out[1, 0].nan_to_num(7.0), torch.tensor(bad).nan_to_num(7.0))

@@ -16,7 +16,7 @@ MUTANTS = [
     M("for state in states if state.get(\"parameters\") == names]", "for state in states]", "resume", "share or told"),
     M("        restore = take(first, optimizer, attachment, checked)\n", "        take(first, optimizer, attachment, checked)()\n", "resume", "refuses"),
     M("        first = dict(first)\n", "", "resume", "twice"),
-    M("part_of(regularizer.plan, names)", "regularizer.plan", "resume", "part_along"),
+    M("membership_of(regularizer.plan, names)", "regularizer.plan", "resume", "part_along"),
     M("        regularizer.plan = replaced(regularizer.plan, part)\n", "", "resume", "enough"),
     M("    group.pop(KEY)\n", "", "resume", "enough"),
     M("    if waiting is None:\n", "    if True:\n", "resume", "wins"),

@@ -122,8 +122,8 @@ def test_a_schedule_follows_the_updates_that_happened(make, unscale, how):
 def test_held_zeros_do_not_see_an_overflow(make):
     ours, plain = mlp(), mlp()
     optimizer, plain_optimizer = make(ours.parameters()), make(plain.parameters())
-    regularizer = Regularizer(ours, L1(STRENGTH), entry=0.9).attach(optimizer)
-    expected = Regularizer(plain, L1(STRENGTH), entry=0.9).attach(plain_optimizer)
+    regularizer = Regularizer(ours, L1(STRENGTH), hold_zeros=0.9).attach(optimizer)
+    expected = Regularizer(plain, L1(STRENGTH), hold_zeros=0.9).attach(plain_optimizer)
     scaler = scaler_of()
     for i, batch in enumerate(batches(40)):
         optimizer.zero_grad()
@@ -187,5 +187,5 @@ def test_a_fused_step_leaves_its_gradients_unscaled_as_it_does_without_a_penalty
     scaler.scale(loss_of(model, batches(1)[0])).backward()
     scaler.step(optimizer)
     for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
-        charged = STRENGTH * other.detach().sign() if other.dim() == 2 else 0.0
-        assert torch.equal(mine.grad, other.grad + charged)
+        penalized = STRENGTH * other.detach().sign() if other.dim() == 2 else 0.0
+        assert torch.equal(mine.grad, other.grad + penalized)

@@ -50,7 +50,7 @@ def run_compiled(which, backend, model, optimizer, count=6):
 
 @pytest.mark.parametrize("which", ["model", "step", "train step"])
 @pytest.mark.parametrize("make", MAKES, ids=["SGD", "AdamW fused"])
-def test_what_is_compiled_is_charged_as_what_is_not(which, make):
+def test_what_is_compiled_is_penalized_as_what_is_not(which, make):
     plain, optimizer, _ = attached(make)
     train(plain, optimizer, 6)
     ours, optimizer, regularizer = attached(make)

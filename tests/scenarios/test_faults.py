@@ -179,7 +179,7 @@ def test_a_closure_that_raised_at_its_first_call_is_as_if_the_step_was_not(error
 
 
 def test_a_closure_that_raised_in_a_line_search_leaves_the_gradients_of_its_last_call():
-    """LBFGS itself can not go on after that, with or without a penalty: its own state is half written."""
+    """LBFGS itself cannot go on after that, with or without a penalty: its own state is half written."""
     model = mlp()
     optimizer = LBFGS(model.parameters(), line_search_fn="strong_wolfe")
     regularizer = Regularizer(model, L2(STRENGTH), how="gradient").attach(optimizer)
@@ -317,9 +317,9 @@ def test_a_gradient_that_is_nan_stays_in_its_group():
 
 def test_zeros_that_averages_hold_take_in_a_gradient_once():
     """A step that raised has averaged its gradient for nothing: tried again, it must not count twice."""
-    plain, plain_optimizer, plain_regularizer = attached(sgd, L1(STRENGTH), "proximal", entry=0.9)
+    plain, plain_optimizer, plain_regularizer = attached(sgd, L1(STRENGTH), "proximal", hold_zeros=0.9)
     train(plain, plain_optimizer, 40)
-    ours, optimizer, regularizer = attached(failing, L1(STRENGTH), "proximal", entry=0.9)
+    ours, optimizer, regularizer = attached(failing, L1(STRENGTH), "proximal", hold_zeros=0.9)
     for i, batch in enumerate(batches(40)):
         optimizer.zero_grad()
         loss_of(ours, batch).backward()

@@ -190,7 +190,7 @@ def test_gradients_of_zero_are_charged_as_weight_decay_charges_them(make):
 
 @pytest.mark.parametrize("how", ["gradient", "proximal"])
 @pytest.mark.parametrize("clear", [True, False])
-def test_a_layer_that_a_batch_does_not_use_is_charged_only_where_its_gradient_is_zero(how, clear):
+def test_a_layer_that_a_batch_does_not_use_is_penalized_only_where_its_gradient_is_zero(how, clear):
     ours, optimizer, _ = attached(how=how)
     hand = mlp()
     hand_optimizer = sgd(hand.parameters())
@@ -206,17 +206,17 @@ def test_a_layer_that_a_batch_does_not_use_is_charged_only_where_its_gradient_is
 
 @pytest.mark.parametrize("how", HOWS)
 def test_optimizers_that_step_inside_of_the_backward_pass(how):
-    """One optimizer per parameter; a regularizer attaches to those that hold what it charges."""
+    """One optimizer per parameter; a regularizer attaches to those that hold what it penalizes."""
     plain, optimizer, _ = attached(how=how)
     train(plain, optimizer)
     ours = mlp()
     regularizer = Regularizer(ours, L1(STRENGTH), how=how)
-    charged = {entry.name for entry in regularizer.plan}
+    penalized = {entry.name for entry in regularizer.plan}
     kept = []
     for name, parameter in ours.named_parameters():
         own = sgd([parameter])
         kept.append(own)
-        if name in charged:
+        if name in penalized:
             regularizer.attach(own)
 
         def step(parameter, own=own):
@@ -366,7 +366,7 @@ def test_a_gradient_that_a_hook_takes_away_is_not_charged(case, how, declare, la
 
 
 def test_stochastic_weight_averaging():
-    """The averaged copy of a model with declarations is charged by nobody; SWALR's learning rate is followed."""
+    """The averaged copy of a model with declarations is penalized by nobody; SWALR's learning rate is followed."""
 
     def run(model, after):
         optimizer = sgd(model.parameters())
@@ -435,9 +435,9 @@ def test_reduce_on_plateau_and_one_cycle_are_followed():
 @pytest.mark.parametrize("make", [sgd, lambda p: Adam(p, lr=0.1), lambda p: AdamW(p, lr=0.1, fused=True)])
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("penalty", [L1(STRENGTH), ElasticNet(STRENGTH, 0.1), GroupLasso(STRENGTH, Rows())])
-@pytest.mark.parametrize("entry", [None, 0.9])
-def test_a_warm_up_from_zero_moves_nothing_and_then_everything(make, how, penalty, entry):
-    model, optimizer, _ = attached(make, penalty, how, entry=entry)
+@pytest.mark.parametrize("hold_zeros", [None, 0.9])
+def test_a_warm_up_from_zero_moves_nothing_and_then_everything(make, how, penalty, hold_zeros):
+    model, optimizer, _ = attached(make, penalty, how, hold_zeros=hold_zeros)
     with torch.no_grad():
         model[0].weight[:2] = 0.0
     before = copy.deepcopy(model)
@@ -451,7 +451,7 @@ def test_a_warm_up_from_zero_moves_nothing_and_then_everything(make, how, penalt
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_a_group_that_is_added_later_is_charged_from_then_on():
+def test_a_group_that_is_added_later_is_penalized_from_then_on():
     def run(model, regularize_by):
         optimizer = sgd(model[0].parameters())
         after = regularize_by(model, optimizer)
@@ -466,12 +466,12 @@ def test_a_group_that_is_added_later_is_charged_from_then_on():
 
     def ours(model, optimizer):
         Regularizer(model, L1(STRENGTH)).attach(optimizer)
-        return lambda charged: None
+        return lambda penalized: None
 
     def by_hand(model, optimizer):
         @torch.no_grad()
-        def after(charged):
-            for w in charged:
+        def after(penalized):
+            for w in penalized:
                 soft_(w, 0.1 * STRENGTH)
 
         return after
@@ -583,7 +583,7 @@ class SAM(Optimizer):
 @pytest.mark.parametrize("declare", [True, False])
 @pytest.mark.parametrize("closure", [True, False])
 @pytest.mark.parametrize("how", HOWS)
-def test_sharpness_aware_minimisation_is_charged_once_at_the_restored_weights(how, closure, declare):
+def test_sharpness_aware_minimisation_is_penalized_once_at_the_restored_weights(how, closure, declare):
     ours, hand = mlp(), mlp()
     if declare:
         for layer in (ours[0], ours[2]):

@@ -38,7 +38,7 @@ def start(make=lambda p: Adam(p, lr=0.01), model=None):
     model = mlp() if model is None else model
     optimizer = make(model.parameters())
     rules = {"0.weight": GroupLasso(halving, Rows()), "2.weight": L1(halving), "0.bias": Toward(L2(0.5))}
-    return model, optimizer, Regularizer(model, rules, entry=0.9)
+    return model, optimizer, Regularizer(model, rules, hold_zeros=0.9)
 
 
 def written_and_read(state):
@@ -127,7 +127,7 @@ def two(order, model):
     """Two regularizers that share an optimizer, attached in either order."""
     optimizer = SGD(model.parameters(), lr=0.1)
     rules = [{"0.weight": L1(halving)}, {"2.weight": L1(halving)}]
-    regularizers = [Regularizer(model, each, entry=0.9) for each in rules]
+    regularizers = [Regularizer(model, each, hold_zeros=0.9) for each in rules]
     return optimizer, regularizers, [regularizers[i] for i in order]
 
 
@@ -176,7 +176,7 @@ def test_two_models_in_one_optimizer_may_have_the_same_names():
     def begin():
         parts = [nn.Linear(3, 2), nn.Linear(3, 4)]
         optimizer = SGD([*parts[0].parameters(), *parts[1].parameters()], lr=0.1)
-        return parts, optimizer, [Regularizer(part, L1(halving), entry=0.9) for part in parts]
+        return parts, optimizer, [Regularizer(part, L1(halving), hold_zeros=0.9) for part in parts]
 
     parts, optimizer, (first, second) = begin()
     for regularizer in (first, second):
@@ -245,7 +245,7 @@ def broken(state, change):
 
 
 BROKEN = [
-    (lambda s: s["averages"][0].update(nowhere=s["averages"][0]["0.weight"]), r"'nowhere', which .* does not charge"),
+    (lambda s: s["averages"][0].update(nowhere=s["averages"][0]["0.weight"]), r"'nowhere', which .* does not penalize"),
     (
         lambda s: s["averages"][0].update({"0.weight": s["averages"][0]["2.weight"]}),
         r"'0\.weight' .*\(3, 8\).*\(8, 6\)",
@@ -311,7 +311,7 @@ def test_a_state_may_be_loaded_twice():
 def test_each_of_several_optimizers_takes_its_own_part_along():
     def begin(model):
         optimizers = [SGD(model[0].parameters(), lr=0.1), Adam(model[2].parameters(), lr=0.01)]
-        regularizer = Regularizer(model, {"*.weight": Toward(L2(halving)), "*.bias": L1(halving)}, entry=0.9)
+        regularizer = Regularizer(model, {"*.weight": Toward(L2(halving)), "*.bias": L1(halving)}, hold_zeros=0.9)
         for optimizer in optimizers:
             regularizer.attach(optimizer)
         return optimizers, regularizer
@@ -389,7 +389,7 @@ def test_a_parameter_group_that_came_later_is_part_of_the_state():
     def begin():
         model = mlp()
         optimizer = SGD(model[0].parameters(), lr=0.1)
-        return model, optimizer, Regularizer(model, L1(halving), entry=0.9).attach(optimizer)
+        return model, optimizer, Regularizer(model, L1(halving), hold_zeros=0.9).attach(optimizer)
 
     straight, optimizer, _ = begin()
     train(straight, optimizer, 2)
@@ -520,7 +520,7 @@ class StopsHalfWay(dict):
 torch.set_num_threads(1)
 model = mlp()
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-regularizer = Regularizer(model, {"*.weight": L1(schedule)}, entry=0.9).attach(optimizer)
+regularizer = Regularizer(model, {"*.weight": L1(schedule)}, hold_zeros=0.9).attach(optimizer)
 done = 0
 if os.path.exists(path):
     saved = torch.load(path)

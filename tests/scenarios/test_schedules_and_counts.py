@@ -37,7 +37,7 @@ class Counted:
 @pytest.mark.parametrize("way", ["both live", "the first is gone", "detached", "detached and copied", "each epoch"])
 def test_another_optimizer_of_the_same_parameters_goes_on(way):
     schedule, model = Counted(), mlp()
-    regularizer = Regularizer(model, L1(schedule), entry=0.9)
+    regularizer = Regularizer(model, L1(schedule), hold_zeros=0.9)
     first = Adam(model.parameters())
     regularizer.attach(first)
     train(model, first, 3)
@@ -59,7 +59,7 @@ def test_another_optimizer_of_the_same_parameters_goes_on(way):
 
 def test_averaged_gradients_go_on_too():
     model = mlp()
-    regularizer = Regularizer(model, L1(0.1), entry=0.9)
+    regularizer = Regularizer(model, L1(0.1), hold_zeros=0.9)
     first, second = SGD(model.parameters(), lr=0.0), SGD(model.parameters(), lr=0.0)
     expected = torch.zeros(8, 6)
     for index, optimizer in enumerate((first, first, second)):
@@ -157,10 +157,10 @@ def rules_for(model, schedule, kind):
     return {"0.weight": GroupLasso(schedule, Rows()), "2.weight": Toward(L1(schedule)), "4.weight": L1(0.0)}
 
 
-def trained(kind, entry=0.9):
+def trained(kind, hold_zeros=0.9):
     schedule, model = Counted(), dense()
     optimizer = Adam(model.parameters(), lr=1e-4)
-    regularizer = Regularizer(model, rules_for(model, schedule, kind), entry=entry).attach(optimizer)
+    regularizer = Regularizer(model, rules_for(model, schedule, kind), hold_zeros=hold_zeros).attach(optimizer)
     for _ in range(5):
         step(model, optimizer)
     return schedule, model, optimizer, regularizer
@@ -190,7 +190,7 @@ def test_a_smaller_model_goes_on_in_the_same_optimizer(kind, detach, times):
         saved = torch.load(written(optimizer.state_dict()), weights_only=True)
         optimizer.load_state_dict(saved)
         model = small.model
-        regularizer = Regularizer(model, rules_for(model, schedule, kind), entry=0.9).attach(optimizer)
+        regularizer = Regularizer(model, rules_for(model, schedule, kind), hold_zeros=0.9).attach(optimizer)
         now = regularizer.state_dict()
         assert now["updates"] == [reached]
         for name, average in now["averages"][0].items():
@@ -219,7 +219,7 @@ def test_a_state_from_before_the_shrink_is_loaded_with_the_plan(kind, attach_fir
     state = torch.load(written(regularizer.state_dict()), weights_only=True)
     small = shrink(model, X)
     optimizer = Adam(small.model.parameters())
-    other = Regularizer(small.model, rules_for(small.model, schedule, kind), entry=0.9)
+    other = Regularizer(small.model, rules_for(small.model, schedule, kind), hold_zeros=0.9)
     if attach_first:
         other.attach(optimizer)
         untouched = copy.deepcopy(other.state_dict())
@@ -257,7 +257,7 @@ def older_state(way):
     """A state of when a bare penalty left recurrent layers alone: that of rules which name the other weights."""
     model = recurrent()
     optimizer = SGD(model.parameters(), lr=0.1)
-    regularizer = Regularizer(model, {"head.weight": L1(0.1)}, entry=0.9).attach(optimizer)
+    regularizer = Regularizer(model, {"head.weight": L1(0.1)}, hold_zeros=0.9).attach(optimizer)
     for _ in range(3):
         model["head"](model["lstm"](torch.ones(2, 4))[0]).sum().backward()
         optimizer.step()
@@ -266,16 +266,16 @@ def older_state(way):
 
 @pytest.mark.parametrize("way", ["regularizer", "optimizer"])
 @pytest.mark.parametrize("attach_first", [True, False])
-@pytest.mark.parametrize("entry", [0.9, None])
-def test_a_state_of_the_earlier_default_loads_with_one_warning(way, attach_first, entry):
+@pytest.mark.parametrize("hold_zeros", [0.9, None])
+def test_a_state_of_the_earlier_default_loads_with_one_warning(way, attach_first, hold_zeros):
     state, model = older_state(way), recurrent()
-    if entry is None:
+    if hold_zeros is None:
         (state if way == "regularizer" else state["param_groups"][0]["shrinkage"][0]).pop("averages")
     optimizer = SGD(model.parameters(), lr=0.1)
-    regularizer = Regularizer(model, L1(0.1), entry=entry)
+    regularizer = Regularizer(model, L1(0.1), hold_zeros=hold_zeros)
     with (
         pytest.warns(UserWarning, match=r"weight_hh_l0', 'lstm\.weight_ih_l0'")
-        if entry or way == "optimizer"
+        if hold_zeros or way == "optimizer"
         else quiet() as told
     ):
         if attach_first:
@@ -299,7 +299,7 @@ def test_training_goes_on_as_if_there_were_one_optimizer():
     ends = []
     for exchange in (False, True):
         model = mlp()
-        regularizer = Regularizer(model, L1(lambda update: 0.05 * 0.9**update), entry=0.9)
+        regularizer = Regularizer(model, L1(lambda update: 0.05 * 0.9**update), hold_zeros=0.9)
         optimizer = SGD(model.parameters(), lr=0.1)
         regularizer.attach(optimizer)
         for index, batch in enumerate(batches(8)):

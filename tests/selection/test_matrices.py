@@ -110,10 +110,10 @@ def test_a_pair_with_the_output_of_attention():
 def test_the_output_of_attention_is_a_linear_layer_too_and_the_first_match_wins(first):
     rules = {nn.Linear: L1(0.1), nn.MultiheadAttention: L1(0.2)}
     ordered = {first: rules.pop(first), **rules}
-    charged = {entry.name: entry.penalty for entry in resolve(nn.TransformerEncoderLayer(4, 2, 8), ordered)}
-    assert charged["self_attn.out_proj.weight"] == ordered[first]
-    assert charged["self_attn.in_proj_weight"] == L1(0.2)
-    assert charged["linear1.weight"] == L1(0.1)
+    penalized = {entry.name: entry.penalty for entry in resolve(nn.TransformerEncoderLayer(4, 2, 8), ordered)}
+    assert penalized["self_attn.out_proj.weight"] == ordered[first]
+    assert penalized["self_attn.in_proj_weight"] == L1(0.2)
+    assert penalized["linear1.weight"] == L1(0.1)
 
 
 def test_all_matrices_of_a_transformer_are_taken():
@@ -241,7 +241,7 @@ def test_a_layer_means_its_weights(make):
     assert str(Regularizer(model, {model[0]: L1(0.1)})).count("0.weight") == 1
 
 
-def test_a_layer_that_occurs_twice_is_charged_once():
+def test_a_layer_that_occurs_twice_is_penalized_once():
     shared = nn.Linear(3, 3)
     model = nn.Sequential(shared, nn.ModuleDict({"again": shared}), nn.Linear(3, 3))
     (entry,) = resolve(model, {shared: L1(0.1)})

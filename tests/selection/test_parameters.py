@@ -1,4 +1,4 @@
-"""Parameters of every kind: charged as a loop written by hand does, or refused by name before anything changes."""
+"""Parameters of every kind: penalized as a loop written by hand does, or refused by name before anything changes."""
 
 import copy
 import gc
@@ -79,7 +79,7 @@ class Autoencoder(nn.Module):
 
 @pytest.mark.parametrize("rule", ["encoder.weight", "decoder.weight", "*coder.weight"])
 @pytest.mark.parametrize("declared", [False, True])
-def test_a_tied_weight_is_charged_once_under_each_of_its_names(rule, declared):
+def test_a_tied_weight_is_penalized_once_under_each_of_its_names(rule, declared):
     model, plain = Autoencoder(), Autoencoder()
     optimizer = sgd(model)
     if declared:
@@ -102,12 +102,12 @@ def test_weights_tied_later_are_charged_once():
     train(model, optimizer)
     train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.encoder.weight, LR * STRENGTH))
     assert equal(model, plain)
-    assert "not charged" not in repr(regularizer)
+    assert "not penalized" not in repr(regularizer)
     torch.testing.assert_close(regularizer.value(), STRENGTH * plain.encoder.weight.detach().abs().sum())
 
 
 @pytest.mark.parametrize("declared", [False, True])
-def test_a_weight_of_another_optimizer_is_charged_once_it_is_tied_to_one_of_this(declared):
+def test_a_weight_of_another_optimizer_is_penalized_once_it_is_tied_to_one_of_this(declared):
     model, plain = Autoencoder(), Autoencoder()
     for each in (model, plain):
         each.decoder.weight = nn.Parameter(each.encoder.weight.detach().clone())
@@ -163,13 +163,13 @@ def test_weights_that_come_apart_are_both_charged():
 # Frozen and unused
 
 
-def test_a_parameter_unfrozen_in_the_middle_is_charged_from_then_on():
+def test_a_parameter_unfrozen_in_the_middle_is_penalized_from_then_on():
     model, plain = mlp(), mlp()
     optimizers = sgd(model), sgd(plain)
     regularizer = Regularizer(model, L1(STRENGTH)).attach(optimizers[0])
     for each in (model, plain):
         each[0].requires_grad_(False)
-    assert repr(regularizer).endswith("\nfrozen, so not charged: '0.weight'")
+    assert repr(regularizer).endswith("\nfrozen, so not penalized: '0.weight'")
     train(model, optimizers[0], 2)
     train_by_hand(plain, optimizers[1], after=lambda: soft_(plain[2].weight, LR * STRENGTH), count=2)
     for each in (model, plain):
@@ -253,7 +253,7 @@ def test_a_lazy_parameter_of_a_shape_that_does_not_fit_is_refused(penalty, decla
         Regularizer(model, {"0.weight": penalty}).attach(optimizer)
     optimizer.step()  # of other layers, as it were
     model(torch.ones(2, 5))
-    assert_refused_and_unchanged(model, optimizer, GroupError, r"weight'? .*of shape \(4, 5\) can not be charged")
+    assert_refused_and_unchanged(model, optimizer, GroupError, r"weight'? .*of shape \(4, 5\) cannot be penalized")
 
 
 # Shapes and strides
@@ -277,14 +277,14 @@ def refuses(penalty, shape):
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
 @pytest.mark.parametrize("case", [*PENALTIES, *CONSTRAINTS], ids=str)
-def test_an_empty_parameter_is_charged_nothing_or_refused_by_name(shape, case):
+def test_an_empty_parameter_is_penalized_nothing_or_refused_by_name(shape, case):
     penalty = case.make(0.1, shape) if case in PENALTIES else case.make()
     model = Alone(torch.ones(shape))
     model.other = nn.Parameter(torch.tensor([1.0, 0.01]))
     optimizer = sgd(model)
     rules = {"w": penalty, "other": L1(STRENGTH)}
     if refuses(penalty, shape):
-        with pytest.raises(GroupError, match=rf"'w' of shape {re.escape(str(shape))} can not be charged by"):
+        with pytest.raises(GroupError, match=rf"'w' of shape {re.escape(str(shape))} cannot be penalized by"):
             Regularizer(model, rules)
         return
     regularizer = Regularizer(model, rules).attach(optimizer)
@@ -316,7 +316,7 @@ def test_a_number_is_a_parameter_too(how):
 
 
 def test_a_number_has_no_rows():
-    with pytest.raises(GroupError, match=r"'w' of shape \(\) can not be charged by .*Rows"):
+    with pytest.raises(GroupError, match=r"'w' of shape \(\) cannot be penalized by .*Rows"):
         Regularizer(Alone(torch.tensor(1.0)), {"w": GroupLasso(0.1, Rows())})
 
 
@@ -378,7 +378,7 @@ def test_a_type_that_can_not_be_charged_is_refused_by_name(dtype, declared):
         regularize(model, L1(0.1), parameter="w") if declared else Regularizer(model, {"w": L1(0.1)})
 
 
-def test_a_complex_weight_is_charged_as_pairs_of_real_ones():
+def test_a_complex_weight_is_penalized_as_pairs_of_real_ones():
     with pytest.raises(ParameterError, match=r"view_as_real\(\.\.\.\).*GroupLasso\(strength, Kernels\(\), weigh_by"):
         Regularizer(Alone(torch.ones(3, 4, dtype=torch.complex64)), {"w": L1(0.1)})
     z = torch.randn(3, 4, dtype=torch.complex128)
@@ -460,7 +460,7 @@ def test_parameters_replaced_behind_the_optimizers_back_are_refused(replace, dec
     replace(model)
     for parameter in optimizer.param_groups[0]["params"]:
         parameter.grad = torch.ones_like(parameter)
-    with pytest.raises(AttachmentError, match=r"holds none of the 1 charged|'?weight.* was replaced in the model"):
+    with pytest.raises(AttachmentError, match=r"holds none of the 1 penalized|'?weight.* was replaced in the model"):
         optimizer.step()
     assert all(map(torch.equal, old, optimizer.param_groups[0]["params"]))
 
@@ -488,9 +488,9 @@ def test_an_optimizer_that_was_replaced_with_its_parameters_is_passed_over(whole
     regularizer.attach(optimizer)
     train(model, optimizer, 1)
     assert repr(regularizer).startswith("Regularizer: 2 parameters, attached to SGD, SGD\n")
-    assert "not charged" not in repr(regularizer)
+    assert "not penalized" not in repr(regularizer)
     residuals = regularizer.residuals(lambda: loss_of(model, batches(1)[0]))
-    assert {each.strength for each in residuals.charged} == {f"{STRENGTH + 3:g}"}
+    assert {each.strength for each in residuals.penalized} == {f"{STRENGTH + 3:g}"}
     with pytest.raises(AttachmentError):
         old.step()
 
@@ -598,8 +598,8 @@ def test_what_a_weight_is_computed_from_can_be_charged(compute, source, _):
         optimizers.append(SGD(each.parameters(), lr=LR))
     Regularizer(model, {f"0.{source}": L1(STRENGTH)}).attach(optimizers[0])
     train(model, optimizers[0])
-    charged = dict(plain.named_parameters())[f"0.{source}"]
-    train_by_hand(plain, optimizers[1], after=lambda: soft_(charged, LR * STRENGTH))
+    penalized = dict(plain.named_parameters())[f"0.{source}"]
+    train_by_hand(plain, optimizers[1], after=lambda: soft_(penalized, LR * STRENGTH))
     assert equal(model, plain)
 
 
@@ -704,7 +704,7 @@ def test_rules_made_before_wrapping_and_after_charge_the_same(wrapper, inside, f
     assert equal(model, plain)
 
 
-def test_what_fabric_wraps_is_charged_once():
+def test_what_fabric_wraps_is_penalized_once():
     fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
     model, plain = mlp(), mlp()
     wrapped, optimizer = fabric.setup(model, sgd(model))
@@ -736,7 +736,7 @@ def evaluate(model, inputs):
 
 @pytest.mark.parametrize("when", ["attached before", "attached after an evaluation", "declared"])
 @pytest.mark.usefixtures("one_process")
-def test_a_model_that_fsdp_left_gathered_is_charged_as_before(when):
+def test_a_model_that_fsdp_left_gathered_is_penalized_as_before(when):
     """After an evaluation FSDP's modules hold gathered parameters, which are not the optimizer's."""
     model, plain = mlp(), mlp()
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
@@ -757,7 +757,7 @@ def test_a_model_that_fsdp_left_gathered_is_charged_as_before(when):
                 evaluate(each, inputs)
                 assert model[0].weight is not shards
         if when != "declared":
-            assert "not charged" not in repr(regularizer.attach(optimizer))
+            assert "not penalized" not in repr(regularizer.attach(optimizer))
         optimizer.step()
         model.reshard()
         plain_optimizer.step()
@@ -835,7 +835,7 @@ def test_a_rule_for_a_weight_that_peft_froze_warns_and_says_so():
     model = adapted()
     with pytest.warns(UserWarning, match=r"'query\.weight' matches frozen parameters only"):
         regularizer = Regularizer(model, {"query.weight": L1(0.1), "head.weight": L1(0.1)})
-    assert repr(regularizer).endswith("frozen, so not charged: 'query.weight'")
+    assert repr(regularizer).endswith("frozen, so not penalized: 'query.weight'")
 
 
 def test_two_adapters_keep_their_names_apart():
@@ -875,7 +875,7 @@ def shallow_copy(model):
     return copied
 
 
-def test_a_shallow_copy_is_charged_once_with_its_original():
+def test_a_shallow_copy_is_penalized_once_with_its_original():
     torch.manual_seed(1)
     layer = regularize(nn.Linear(6, 3), L1(STRENGTH))
     copied, plain = shallow_copy(layer), copy.deepcopy(regularize(layer, None))
@@ -886,7 +886,7 @@ def test_a_shallow_copy_is_charged_once_with_its_original():
 
 
 @pytest.mark.parametrize("make", [lambda layer: layer, copy.deepcopy], ids=["made", "deep copy"])
-def test_a_shallow_copy_without_its_original_is_charged_and_can_be_declared_anew(make):
+def test_a_shallow_copy_without_its_original_is_penalized_and_can_be_declared_anew(make):
     layer = make(regularize(nn.Linear(6, 3), L1(STRENGTH)))
     copied, plain = shallow_copy(layer), nn.Linear(6, 3)
     plain.load_state_dict(layer.state_dict())

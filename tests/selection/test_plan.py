@@ -41,7 +41,7 @@ def test_a_plan_never_changes():
 
 def test_groups_that_do_not_fit_name_the_parameter_and_its_shape():
     model = nn.Sequential(nn.Linear(4, 12))
-    with pytest.raises(GroupError, match=r"'0\.weight' of shape \(12, 4\) can not be charged .*multiple of 5, got 12"):
+    with pytest.raises(GroupError, match=r"'0\.weight' of shape \(12, 4\) cannot be penalized .*multiple of 5, got 12"):
         resolve(model, GroupLasso(0.1, Heads(5)))
     with pytest.raises(GroupError, match=r"'0\.bias' of shape \(12,\) .*at least 2 dimensions"):
         resolve(model, {"*": GroupLasso(0.1, Columns())})

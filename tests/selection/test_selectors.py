@@ -141,7 +141,7 @@ def test_two_rules_that_clash_on_a_tied_parameter_are_refused(other):
         resolve(Tied(), {"head.weight": other, "*.weight": L1(0.1)})
 
 
-def test_a_module_used_twice_is_charged_once():
+def test_a_module_used_twice_is_penalized_once():
     shared = nn.Linear(3, 3)
     (entry,) = resolve(nn.Sequential(shared, nn.ReLU(), shared), L1(0.1))
     assert (entry.name, entry.aliases) == ("0.weight", ("2.weight",))

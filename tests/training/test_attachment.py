@@ -395,8 +395,8 @@ def test_a_step_that_calls_its_parents_is_one_step(monkeypatch, how, make, decla
 
 @pytest.mark.parametrize("how", ["gradient", "decoupled", "proximal"])
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
-def test_a_parameter_that_an_optimizer_lists_twice_is_charged_once(how):
-    """Which plain SGD then steps twice: on gradients of zero that shows the charge alone."""
+def test_a_parameter_that_an_optimizer_lists_twice_is_penalized_once(how):
+    """Which plain SGD then steps twice: on gradients of zero that shows the penalty alone."""
     model = mlp()
     w = model[0].weight
     optimizer = SGD([w, w], lr=0.1)
@@ -657,7 +657,7 @@ def test_a_parameter_that_two_regularizers_come_to_share_is_refused():
     Regularizer(model, {"*.weight": L1(STRENGTH)}).attach(optimizer)
     Regularizer(model, {"0.bias": L1(STRENGTH), "2.*": L1(STRENGTH)}).attach(optimizer)
     optimizer.add_param_group({"params": model[2].parameters()})
-    with pytest.raises(AttachmentError, match=r"'2\.weight' of shape \(3, 8\) is charged by another Regularizer"):
+    with pytest.raises(AttachmentError, match=r"'2\.weight' of shape \(3, 8\) is penalized by another Regularizer"):
         optimizer.step()
 
 
@@ -720,7 +720,7 @@ def test_a_schedule_that_many_parameters_share_is_asked_once():
 
 
 def test_penalties_that_hold_tensors_are_not_compared(monkeypatch):
-    """Tensors that are spread over machines are compared by a message, which not all of them would send."""
+    """Tensors that are spread over processes are compared by a message, which not all of them would send."""
     model = mlp()
     optimizer = SGD(model.parameters(), lr=0.1)
     regularizer = Regularizer(model, {"*.weight": Toward(L1(0.01))}).attach(optimizer)

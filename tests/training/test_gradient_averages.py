@@ -49,7 +49,7 @@ def by_hand(optimizer_of, after, count: int = 60) -> nn.Module:
 def test_sgd_with_entry_is_the_loop_written_by_hand():
     model = mlp()
     optimizer = sgd(model.parameters())
-    Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+    Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY).attach(optimizer)
     noisy(model, optimizer)
     expected = by_hand(sgd, lambda w, optimizer: soft_(w, 0.1 * STRENGTH))
     for found, by_loop in zip(model.parameters(), expected.parameters(), strict=True):
@@ -65,7 +65,7 @@ def test_adam_with_entry_is_the_loop_written_by_hand():
 
     model = mlp()
     optimizer = Adam(model.parameters(), lr=0.01)
-    Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+    Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY).attach(optimizer)
     noisy(model, optimizer)
     expected = by_hand(lambda p: Adam(p, lr=0.01), soft_in_metric)
     for found, by_loop in zip(weights(model), weights(expected), strict=True):
@@ -76,10 +76,10 @@ def test_adam_with_entry_is_the_loop_written_by_hand():
 @pytest.mark.parametrize("penalty", [L1(0.02), ElasticNet(0.02, 0.1), GroupLasso(0.01, Rows()), NonNegative(L1(0.01))])
 def test_more_zeros_stay_than_without(penalty):
     zeros = []
-    for entry in (None, 0.99):
+    for hold_zeros in (None, 0.99):
         model = mlp()
         optimizer = sgd(model.parameters())
-        Regularizer(model, {"*.weight": penalty}, entry=entry).attach(optimizer)
+        Regularizer(model, {"*.weight": penalty}, hold_zeros=hold_zeros).attach(optimizer)
         noisy(model, optimizer, 200)
         zeros.append(sum(int((w == 0).sum()) for w in weights(model)))
     assert zeros[1] > zeros[0]
@@ -89,7 +89,7 @@ def test_weights_held_at_a_reference():
     model = mlp()
     reference = copy.deepcopy(model.state_dict())
     optimizer = sgd(model.parameters())
-    Regularizer(model, {"*.weight": Toward(L1(0.05))}, entry=0.99).attach(optimizer)
+    Regularizer(model, {"*.weight": Toward(L1(0.05))}, hold_zeros=0.99).attach(optimizer)
     noisy(model, optimizer, 200)
     moved = [w != reference[name] for name, w in model.named_parameters() if name.endswith("weight")]
     assert 0 < sum(int(m.sum()) for m in moved) < sum(m.numel() for m in moved)
@@ -98,10 +98,10 @@ def test_weights_held_at_a_reference():
 @pytest.mark.parametrize(("penalty", "how"), [(L2(0.1), "proximal"), (L0(1e-3), "proximal"), (TopK(0.5), "proximal")])
 def test_penalties_whose_zeros_are_not_in_question_are_left_as_they_are(penalty, how):
     models = []
-    for entry in (None, 0.9):
+    for hold_zeros in (None, 0.9):
         model = mlp()
         optimizer = sgd(model.parameters())
-        regularizer = Regularizer(model, {"*.weight": penalty}, how=how, entry=entry).attach(optimizer)
+        regularizer = Regularizer(model, {"*.weight": penalty}, how=how, hold_zeros=hold_zeros).attach(optimizer)
         noisy(model, optimizer)
         assert "averages" not in regularizer.state_dict()
         models.append(model)
@@ -112,7 +112,7 @@ def test_penalties_whose_zeros_are_not_in_question_are_left_as_they_are(penalty,
 def test_only_proximal_rules_are_concerned(how):
     model = mlp()
     optimizer = sgd(model.parameters())
-    regularizer = Regularizer(model, {"*.weight": L1(0.02)}, how=how, entry=0.9).attach(optimizer)
+    regularizer = Regularizer(model, {"*.weight": L1(0.02)}, how=how, hold_zeros=0.9).attach(optimizer)
     noisy(model, optimizer)
     assert "averages" not in regularizer.state_dict()
 
@@ -121,7 +121,7 @@ def test_a_run_that_is_interrupted_goes_on_bit_for_bit():
     def start():
         model = mlp()
         optimizer = Adam(model.parameters(), lr=0.01)
-        return model, optimizer, Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+        return model, optimizer, Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY).attach(optimizer)
 
     whole, optimizer, _ = start()
     noisy(whole, optimizer, 40)
@@ -150,7 +150,7 @@ def test_a_run_that_is_interrupted_goes_on_bit_for_bit():
 def test_detaching_and_copying_keep_the_averages():
     model = mlp()
     optimizer = sgd(model.parameters())
-    regularizer = Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+    regularizer = Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY).attach(optimizer)
     noisy(model, optimizer, 5)
     before = regularizer.state_dict()["averages"][0]["0.weight"]["total"].clone()
     for kept in (copy.deepcopy(regularizer), regularizer):
@@ -164,7 +164,7 @@ def test_a_closure_and_loss_scaling_change_nothing(closure):
     plain, other = mlp(), mlp()
     for model, scaled in ((plain, False), (other, True)):
         optimizer = sgd(model.parameters(), fused=True)
-        Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+        Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY).attach(optimizer)
         for batch in batches(30):
 
             def compute(model=model, optimizer=optimizer, batch=batch, scaled=scaled):
@@ -203,7 +203,7 @@ def test_maximize_turns_the_gradient_around():
     for sign in (1.0, -1.0):
         model = mlp()
         optimizer = sgd(model.parameters(), maximize=sign < 0)
-        Regularizer(model, {"*.weight": NonNegative(L1(STRENGTH))}, entry=DECAY).attach(optimizer)
+        Regularizer(model, {"*.weight": NonNegative(L1(STRENGTH))}, hold_zeros=DECAY).attach(optimizer)
         for batch in batches(40):
             optimizer.zero_grad()
             (sign * loss_of(model, batch)).backward()
@@ -214,12 +214,12 @@ def test_maximize_turns_the_gradient_around():
 
 @pytest.mark.parametrize("bad", [0.0, 1.0, -0.5, 1, "0.9", True])
 def test_bad_decays_are_refused(bad):
-    with pytest.raises(ValueError, match=r"entry must be a decay between 0 and 1 such as 0\.99, or None, got"):
-        Regularizer(mlp(), L1(0.1), entry=bad)
+    with pytest.raises(ValueError, match=r"hold_zeros must be a decay between 0 and 1 such as 0\.99, or None, got"):
+        Regularizer(mlp(), L1(0.1), hold_zeros=bad)
 
 
 def test_the_printed_regularizer_says_so():
-    assert "zeros held by gradients averaged with decay 0.9" in repr(Regularizer(mlp(), L1(0.1), entry=0.9))
+    assert "zeros held by gradients averaged with decay 0.9" in repr(Regularizer(mlp(), L1(0.1), hold_zeros=0.9))
     assert "zeros held" not in repr(Regularizer(mlp(), L1(0.1)))
 
 
@@ -235,7 +235,9 @@ def narrowed(model, optimizer):
 def test_a_parameter_that_is_replaced_by_one_of_another_shape_is_averaged_anew():
     model = mlp()
     optimizer = sgd(model.parameters())
-    regularizer = Regularizer(model, {"*.weight": L1(STRENGTH), "2.bias": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+    regularizer = Regularizer(model, {"*.weight": L1(STRENGTH), "2.bias": L1(STRENGTH)}, hold_zeros=DECAY).attach(
+        optimizer
+    )
     noisy(model, optimizer, 5)
     narrowed(model, optimizer)
     optimizer.zero_grad()
@@ -254,7 +256,7 @@ def test_a_state_that_was_saved_after_a_replacement_can_be_loaded(way):
     def start(attached):
         model = mlp()
         optimizer = sgd(model.parameters())
-        regularizer = Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY)
+        regularizer = Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY)
         if attached:
             regularizer.attach(optimizer)
         narrowed(model, optimizer)
@@ -280,7 +282,7 @@ def test_averages_of_other_shapes_that_are_loaded_first_are_refused_when_attache
     def start():
         model = mlp()
         optimizer = sgd(model.parameters())
-        return model, optimizer, Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY)
+        return model, optimizer, Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY)
 
     model, optimizer, saved = start()
     saved.attach(optimizer)
@@ -300,7 +302,7 @@ def test_weights_that_come_apart_are_averaged_each_and_saved():
     def start():
         model = nn.ModuleDict({"one": nn.Linear(3, 3), "other": nn.Linear(3, 3)})
         model["other"].weight = model["one"].weight
-        return model, Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY)
+        return model, Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY)
 
     model, regularizer = start()
     model["other"].weight = nn.Parameter(torch.ones(3, 3))
@@ -314,7 +316,7 @@ def test_weights_that_come_apart_are_averaged_each_and_saved():
 def test_averages_follow_the_type_of_the_model():
     model = mlp()
     optimizer = sgd(model.parameters())
-    Regularizer(model, {"*.weight": L1(STRENGTH)}, entry=DECAY).attach(optimizer)
+    Regularizer(model, {"*.weight": L1(STRENGTH)}, hold_zeros=DECAY).attach(optimizer)
     train(model, optimizer, 2)
     model.double()
     train(model, optimizer, 2)

@@ -166,7 +166,7 @@ def test_what_is_printed_and_what_is_refused():
 
 
 def test_what_waits_for_other_rules_is_dropped():
-    """A rule that charged a parameter that is gone from the optimizer leaves nothing behind in what is saved."""
+    """A rule that penalized a parameter that is gone from the optimizer leaves nothing behind in what is saved."""
     model = mlp()
     optimizer = SGD(model.parameters(), lr=0.1)
     regularizer = Regularizer(model, Rule(L1(0.1), "*.weight", every=5)).attach(optimizer)

@@ -42,7 +42,7 @@ def declared():
 
 
 def explicit():
-    """The same charges through a `Regularizer`, and the optimizer they are attached to."""
+    """The same penalizes through a `Regularizer`, and the optimizer they are attached to."""
     model = mlp()
     optimizer = SGD(model.parameters(), lr=0.1)
     Regularizer(model, [Rule(L1(STRENGTH), "0.weight"), Rule(L2(STRENGTH), "2.bias", "gradient")]).attach(optimizer)
@@ -109,7 +109,7 @@ def test_torch_save_of_the_whole_model():
     assert equal(model, trained_explicitly())
 
 
-def test_a_pickle_is_charged_in_a_process_that_never_calls_regularize(tmp_path):
+def test_a_pickle_is_penalized_in_a_process_that_never_calls_regularize(tmp_path):
     path = tmp_path / "model.pickle"
     model = nn.Sequential(regularize(nn.Linear(6, 8), L1(10.0)))
     path.write_bytes(pickle.dumps(model))
@@ -268,7 +268,7 @@ def test_tied_layers_declare_once_or_clash():
 def test_a_declaration_can_be_taken_back_and_made_again():
     model = mlp()
     layer = regularize(model[0], L1(STRENGTH))
-    with pytest.raises(SelectionError, match=r"'weight' of this Linear is charged L1.*regularize\(layer, None"):
+    with pytest.raises(SelectionError, match=r"'weight' of this Linear is penalized L1.*regularize\(layer, None"):
         regularize(layer, L1(2.0))
     regularize(layer, None)
     train(model, SGD(model.parameters(), lr=0.1))
@@ -308,7 +308,7 @@ def test_bad_declarations_are_refused_at_once():
 
 def test_a_block_around_a_layer_that_declares_is_refused_at_once():
     model = nn.Sequential(regularize(nn.Linear(3, 2), L1(0.1)), nn.Linear(2, 2))
-    with pytest.raises(SelectionError, match=r"'0\.weight' of this Sequential is charged L1.*already"):
+    with pytest.raises(SelectionError, match=r"'0\.weight' of this Sequential is penalized L1.*already"):
         regularize(model, L2(0.1), parameter="*.weight")
 
 
@@ -412,7 +412,7 @@ def test_parameters_that_outlive_their_layer_are_charged_on(hold, make, trained)
 
 
 def test_what_a_layer_that_is_gone_declared_may_be_declared_anew_or_ruled_otherwise():
-    for charge in (
+    for penalized_one in (
         lambda layer, optimizer: regularize(layer, L2(STRENGTH), how="gradient"),
         lambda layer, optimizer: Regularizer(layer, L2(STRENGTH), how="gradient").attach(optimizer),
     ):
@@ -422,7 +422,7 @@ def test_what_a_layer_that_is_gone_declared_may_be_declared_anew_or_ruled_otherw
         del layer
         for model in (other, plain):
             optimizer = SGD(model.parameters(), lr=0.1)
-            charge(model, optimizer)
+            penalized_one(model, optimizer)
             model(torch.ones(6)).sum().backward()
             optimizer.step()
         assert equal(other, plain)
@@ -480,7 +480,7 @@ def test_a_compiled_layer_declares_for_the_layer_inside():
     regularize(compiled, None, parameter="bias")
     model[0] = compiled
     assert regularize(compiled, L1(STRENGTH)) is compiled
-    with pytest.raises(SelectionError, match="charged L1"):
+    with pytest.raises(SelectionError, match="penalized L1"):
         regularize(compiled, L1(2.0))
     train(model, SGD(model.parameters(), lr=0.1))
     assert equal(model, trained_explicitly())

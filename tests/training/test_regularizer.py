@@ -134,7 +134,7 @@ def test_two_regularizers_may_share_an_optimizer_but_not_a_parameter():
     first = Regularizer(model, {"0.weight": L1(STRENGTH)}).attach(optimizer)
     Regularizer(model, {"2.weight": L1(STRENGTH)}).attach(optimizer)
     clashing = Regularizer(model, {"*.weight": L2(STRENGTH)})
-    with pytest.raises(AttachmentError, match=r"'0\.weight' of shape \(8, 6\) is charged by another .*detach\(\)"):
+    with pytest.raises(AttachmentError, match=r"'0\.weight' of shape \(8, 6\) is penalized by another .*detach\(\)"):
         clashing.attach(optimizer)
     assert hooks(optimizer) == 4
     first.detach()
@@ -162,18 +162,18 @@ def test_parameters_that_no_attached_optimizer_holds_are_named():
     model = mlp()
     first, second = SGD(model[2].parameters(), lr=0.1), SGD(model[0].parameters(), lr=0.1)
     regularizer = Regularizer(model, L1(0.1))
-    assert "not charged" not in repr(regularizer)
+    assert "not penalized" not in repr(regularizer)
     regularizer.attach(first)
-    assert repr(regularizer).endswith("\nnot in an attached optimizer, so not charged: '0.weight'")
+    assert repr(regularizer).endswith("\nnot in an attached optimizer, so not penalized: '0.weight'")
     regularizer.attach(second)
-    assert "not charged" not in repr(regularizer)
+    assert "not penalized" not in repr(regularizer)
 
 
 def test_an_optimizer_that_holds_no_charged_parameter_is_refused():
     model = mlp()
-    with pytest.raises(AttachmentError, match=r"SGD holds none of the 2 charged parameters \('0\.weight' \(8, 6\)"):
+    with pytest.raises(AttachmentError, match=r"SGD holds none of the 2 penalized parameters \('0\.weight' \(8, 6\)"):
         Regularizer(model, L1(0.1)).attach(SGD(mlp().parameters(), lr=0.1))
-    with pytest.raises(AttachmentError, match="holds none of the 1 charged"):
+    with pytest.raises(AttachmentError, match="holds none of the 1 penalized"):
         Regularizer(model, {"0.weight": L1(0.1)}).attach(SGD(model[2].parameters(), lr=0.1))
 
 

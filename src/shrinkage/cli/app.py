@@ -106,7 +106,7 @@ def content_of(file: Path) -> object:
     try:
         found = format_of(file)
     except OSError as error:
-        fail(f"{str(file)!r} can not be read: {error.strerror}")
+        fail(f"{str(file)!r} cannot be read: {error.strerror}")
     if found is Format.SAFETENSORS:
         return read_safetensors(file)
     if found is Format.TORCH:

@@ -1,4 +1,4 @@
-"""The channels of a model as groups to be charged: what makes a channel goes to zero as a whole."""
+"""The channels of a model as groups to be penalized: what makes a channel goes to zero as a whole."""
 
 import warnings
 from collections.abc import Mapping, Sequence, Set
@@ -36,17 +36,17 @@ def CoupledChannels(
         model: its operators are followed as in `shrink`.
         example_inputs: a tuple of the positional arguments of a call of `model`, or the only one.
         example_kwargs: the keyword arguments of that call.
-        pin: dotted names of modules or parameters that are not charged.
+        pin: dotted names of modules or parameters that are not penalized.
 
     A group that is zero makes its channel zero, so that `shrink` takes it out exactly. Heads of attention are groups
-    too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that can not go (inputs,
+    too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that cannot go (inputs,
     outputs, the width of a residual stream under a norm; what a frozen weight makes) are in none. A copy of the model
     with one channel less of each kind is called once; what makes it fail is in no group, and a warning says so. Another
     one tells where the exporter does not take the model as a whole.
 
     Raises:
         GroupError: no channel of the model can go.
-        ShrinkError: the model can not be called with the example inputs, or `pin` names nothing.
+        ShrinkError: the model cannot be called with the example inputs, or `pin` names nothing.
 
     >>> import torch
     >>> from torch import nn
@@ -59,7 +59,7 @@ def CoupledChannels(
     coupling = couple(model, example_inputs, example_kwargs=example_kwargs, pin=pin)
     for path, error in coupling.unexported.items():
         warnings.warn(
-            f"{f'`{path}`' if path else 'the model'} can not be exported as a whole, so that its children are, and "
+            f"{f'`{path}`' if path else 'the model'} cannot be exported as a whole, so that its children are, and "
             f"channels that pass between them are in no group: {error}",
             stacklevel=2,
         )

@@ -54,7 +54,7 @@ def shrink(
     verify: bool = True,
     pin: Sequence[str] = (),
 ) -> Shrunk:
-    """Return a smaller model with the outputs of `model`: channels that are zero, or that nobody reads, are taken out.
+    """Return a smaller model with the outputs of `model`: channels that are zero, or that nobody reads, are removed.
 
     Args:
         model: stays as it is. Its outputs in evaluation mode are kept.
@@ -69,7 +69,7 @@ def shrink(
         pin: dotted names of modules or parameters that are not cut.
 
     Which channels are one and the same follows from the operators of `torch.export`; what an operator without a rule
-    touches stays. A channel whose weights are zero but that puts out a constant is taken out where the biases behind it
+    touches stays. A channel whose weights are zero but that puts out a constant is removed where the biases behind it
     can take the constant up. What depends on an input is no constant, whatever numbers the example has there. A branch
     that is multiplied by an exact zero goes, although the zero could still learn.
 
@@ -77,7 +77,7 @@ def shrink(
     and so does the first line of the report: that is no smaller model but one that has collapsed.
 
     Raises:
-        ShrinkError: the parameters hold no numbers (the meta device), the model can not be called with the example
+        ShrinkError: the parameters hold no numbers (the meta device), the model cannot be called with the example
             inputs or not be copied, a copy would compute with layers of the model itself (global variables), it puts
             out nothing that could be compared, or `round_to` or `pin` make no sense. Without `verify`: the smaller
             model fails.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.diagnostics.report import Model, distinct, named_tensors, readable
-from shrinkage.distributed.dtensor import local, piece_like, whole
+from shrinkage.distributed.dtensor import local, shard_like, whole
 from shrinkage.errors import ParameterError, SelectionError, shown
 from shrinkage.penalties.convex import L1
 from shrinkage.proximal.precision import at_least_float32
@@ -60,10 +60,10 @@ def threshold_tensor_(name: str, w: Tensor, magnitude: float, relative: bool) ->
         raise ParameterError(
             f"{name!r} of shape {tuple(w.shape)} is stored as {w.layout}, {w.dtype}: make it dense, of 16 bits or more"
         )
-    wide = readable(name, whole(w)).to(at_least_float32(w.dtype))
-    limit = magnitude * wide.std(correction=0) if relative else magnitude
-    small = (wide.abs() < limit) & (wide != 0)
-    local(w).masked_fill_(piece_like(small, w), 0.0)
+    upcast = readable(name, whole(w)).to(at_least_float32(w.dtype))
+    limit = magnitude * upcast.std(correction=0) if relative else magnitude
+    small = (upcast.abs() < limit) & (upcast != 0)
+    local(w).masked_fill_(shard_like(small, w), 0.0)
     return int(small.sum())
 
 

@@ -1,4 +1,4 @@
-"""What to do about weights that are not stationary yet: nothing that is done already, and nothing that can not help."""
+"""What to do about weights that are not stationary yet: nothing that is done already, and nothing that cannot help."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ class Training(NamedTuple):
     Args:
         updates: how many were made.
         rates: the learning rate of each parameter that an attached optimizer steps, by name; None if none is attached.
-        entry: the decay of the averages that keep zeros, None if there are none.
+        hold_zeros: the decay of the averages that keep zeros, None if there are none.
         kept: the parameters whose zeros such averages keep, or would.
         derived: the parameters whose penalty has kinks and acts through its derivative.
         decoupled: the parameters whose strength is in units of weight decay.
@@ -29,14 +29,14 @@ class Training(NamedTuple):
 
     updates: int = 0
     rates: Mapping[str, float] | None = None
-    entry: float | None = None
+    hold_zeros: float | None = None
     kept: frozenset[str] = frozenset()
     derived: frozenset[str] = frozenset()
     decoupled: frozenset[str] = frozenset()
 
 
 def training_of(
-    model: nn.Module, plan: Plan, entry: float | None, optimizers: Iterable[Optimizer], updates: int
+    model: nn.Module, plan: Plan, hold_zeros: float | None, optimizers: Iterable[Optimizer], updates: int
 ) -> Training:
     """Return what is known of the training of `model` by optimizers that a plan's rules are attached to."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -45,7 +45,7 @@ def training_of(
     return Training(
         updates,
         {name: float(of[own]) for name, own in held.items() if own in of} if groups else None,
-        entry,
+        hold_zeros,
         frozenset(each.name for each in plan if decides(each.penalty, each.how)),
         frozenset(each.name for each in plan if each.how == "gradient" and not each.penalty.smooth),
         frozenset(each.name for each in plan if each.how == "decoupled"),
@@ -92,10 +92,10 @@ def about_minibatches(name: str, training: Training) -> str:
     )
     if name not in training.kept:
         return levels
-    if training.entry is None:
-        return f"On minibatches keep zeros at zero with entry=0.99. {levels}"
-    if longer := longer_decay(training.entry, training.updates):
-        return f"Averages that are longer, with entry={longer:g}, keep more zeros at zero. {levels}"
+    if training.hold_zeros is None:
+        return f"On minibatches keep zeros at zero with hold_zeros=0.99. {levels}"
+    if longer := longer_decay(training.hold_zeros, training.updates):
+        return f"Averages that are longer, with hold_zeros={longer:g}, keep more zeros at zero. {levels}"
     return f"Averaged gradients keep zeros at zero already. {levels}"
 
 

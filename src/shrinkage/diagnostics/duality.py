@@ -79,7 +79,7 @@ def elastic_net_gap(x: Tensor, y: Tensor, w: Tensor, l1: float, l2: float) -> Te
     correlations = correlated(x, residual) - l2 * w
     scale = feasible_scale(correlations.abs(), l1)
     energy = residual.square().sum() / len(x) + l2 * w.square().sum()
-    return squares_gap(energy, scale) + charge_gap(l1 * w.abs(), scale * correlations * w)
+    return squares_gap(energy, scale) + norm_gap(l1 * w.abs(), scale * correlations * w)
 
 
 def group_lasso_gap(
@@ -102,7 +102,7 @@ def group_lasso_gap(
 
     Raises:
         ValueError: the shapes do not fit, or the strength is not a finite number > 0.
-        GroupError: `w` can not be divided into these groups.
+        GroupError: `w` cannot be divided into these groups.
 
     Computed in the widest type of the arguments: a gap below about 1e-7 of the objective says nothing in float32.
 
@@ -117,12 +117,14 @@ def group_lasso_gap(
     """
     check_positive("group_lasso_gap", "strength", strength)
     x, y, w = checked("group_lasso_gap", x, y, w)
-    charge = strength * (max(groups.layout(w.shape).size, 1) ** 0.5 if weigh_by_size else 1.0)
+    strength_of_norm = strength * (max(groups.layout(w.shape).size, 1) ** 0.5 if weigh_by_size else 1.0)
     residual = y - predictions(x, w)
     correlations = correlated(x, residual)
-    scale = feasible_scale(groups.norms(correlations), charge)
+    scale = feasible_scale(groups.norms(correlations), strength_of_norm)
     inner = groups.view(correlations * w).sum(1)
-    return squares_gap(residual.square().sum() / len(x), scale) + charge_gap(charge * groups.norms(w), scale * inner)
+    return squares_gap(residual.square().sum() / len(x), scale) + norm_gap(
+        strength_of_norm * groups.norms(w), scale * inner
+    )
 
 
 def logistic_lasso_gap(
@@ -139,7 +141,7 @@ def logistic_lasso_gap(
         labels: -1 or 1, `(n,)`.
         w: weights, `(features,)`.
         strength: > 0, the strength of `L1`.
-        intercept: the bias, which is not charged; None for a model without.
+        intercept: the bias, which is not penalized; None for a model without.
 
     Raises:
         ValueError: the shapes do not fit, a label is not -1 or 1, the strength is not a finite number > 0, or the
@@ -169,7 +171,7 @@ def logistic_lasso_gap(
     # The divergence of scale * wrong from wrong, which is all that the loss contributes: 0 where scale is 1.
     kept = scale * wrong
     divergence = kept * scale.log() + (1 - kept) * torch.logaddexp(torch.zeros_like(wrong), (-scale).log1p() - margins)
-    return divergence.mean().clamp_min(0) + charge_gap(strength * w.abs(), scale * correlations * w)
+    return divergence.mean().clamp_min(0) + norm_gap(strength * w.abs(), scale * correlations * w)
 
 
 def checked(owner: str, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,6 +233,6 @@ def squares_gap(energy: Tensor, scale: Tensor) -> Tensor:
     return 0.5 * (1 - scale).square() * energy
 
 
-def charge_gap(charges: Tensor, inner: Tensor) -> Tensor:
-    """Return the sum of charges less inner products; less than 0 is rounding, by the inequality of Hoelder."""
-    return (charges - inner).clamp_min(0).sum()
+def norm_gap(penalties: Tensor, inner: Tensor) -> Tensor:
+    """Return the sum of penalizes less inner products; less than 0 is rounding, by the inequality of Hoelder."""
+    return (penalties - inner).clamp_min(0).sum()

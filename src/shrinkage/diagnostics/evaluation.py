@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from shrinkage.distributed.all_reduce import whole_penalty
+from shrinkage.distributed.all_reduce import full_penalty
 from shrinkage.distributed.dtensor import whole
 from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.penalties import coupled_norms
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.grouped import Grouped
-from shrinkage.penalties.membership import Charged, Part, charged_by, coupled_of, part_of, weights_of
-from shrinkage.proximal.precision import wide
+from shrinkage.penalties.membership import (
+    GroupPenalty,
+    Membership,
+    coupled_of,
+    group_penalty_of,
+    membership_of,
+    weights_of,
+)
+from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import alone
 
 
@@ -25,12 +32,12 @@ def sum_of(values: Sequence[Tensor]) -> Tensor:
 def value_of(penalty: Penalty, parameters: Mapping[str, Tensor]) -> Tensor:
     """Return the value of `penalty` at one parameter, or at all that share its groups, given by name.
 
-    This machine may hold pieces of them only.
+    This process may hold pieces of them only.
     """
-    tensors = {name: wide(whole(parameter.detach())) for name, parameter in parameters.items()}
+    tensors = {name: upcast(whole(parameter.detach())) for name, parameter in parameters.items()}
     if coupled_of(penalty) is None:
         (w,) = tensors.values()
-        value: Tensor = whole_penalty(penalty).value(w)
+        value: Tensor = full_penalty(penalty).value(w)
         return value
     return alone(coupled_norms.value(*all_of(penalty, tensors), list(tensors.values())))
 
@@ -44,8 +51,8 @@ def residual_of(
     if slope_of(penalty, points[0].shape) < math.inf:
         if coupled_of(penalty) is None:
             return "KKT", penalty.residual(points[0], slopes[0])
-        charged, parts = all_of(penalty, ws)
-        values = alone(coupled_norms.residual(charged, parts, points, slopes))
+        penalized, parts = all_of(penalty, ws)
+        values = alone(coupled_norms.residual(penalized, parts, points, slopes))
         own = {number for part in parts for number in part.groups.tolist() if number < part.count}
         return "KKT", values[sorted(own)]
     moved = [w - step * grad for w, step, grad in zip(points, sizes, slopes, strict=True)]
@@ -73,11 +80,11 @@ def slope_of(penalty: Penalty, shape: Sequence[int]) -> float:
     return float(weights_of(penalty, torch.device("cpu")).max()) * penalty.penalty.slope((groups.count,))
 
 
-def all_of(penalty: Penalty, tensors: Mapping[str, Tensor]) -> tuple[Charged, list[Part]]:
-    """Return what the groups that span whole `tensors` are charged, and which of them each has."""
+def all_of(penalty: Penalty, tensors: Mapping[str, Tensor]) -> tuple[GroupPenalty, list[Membership]]:
+    """Return what the groups that span whole `tensors` are penalized, and which of them each has."""
     device = next(iter(tensors.values())).device
-    parts = [part_of(penalty, name, w.device) for name, w in tensors.items()]
-    return charged_by(penalty, weights_of(penalty, device)), [part for part in parts if part is not None]
+    parts = [membership_of(penalty, name, w.device) for name, w in tensors.items()]
+    return group_penalty_of(penalty, weights_of(penalty, device)), [part for part in parts if part is not None]
 
 
 def positive(step: Number, w: Tensor) -> Tensor:

@@ -141,10 +141,10 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
         TypeError: `model` is neither a module nor a mapping.
 
     The first line names the layers whose weights are zero as a whole; what starts at zero in adapters is left out.
-    Of a model that is spread over machines, all of them have to ask.
+    Of a model that is spread over processes, all of them have to ask.
 
     Once optimizers made ten steps since a layer of the model declared a penalty, was copied or loaded, the report names
-    what no step reached. Before that, and where no optimizer makes a step, it can not tell.
+    what no step reached. Before that, and where no optimizer makes a step, it cannot tell.
 
     >>> layer = torch.nn.Linear(3, 2, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 1e-4]]))
@@ -207,7 +207,7 @@ def readable(name: str, tensor: Tensor) -> Tensor:
 
 
 def memory_of(tensor: Tensor) -> tuple[int, int]:
-    """Return where a tensor lies: two that share their elements agree, even if this machine's piece is empty."""
+    """Return where a tensor lies: two that share their elements agree, even if this process's piece is empty."""
     piece = local(tensor)
     return piece.untyped_storage()._cdata, piece.storage_offset()
 

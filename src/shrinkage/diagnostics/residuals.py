@@ -14,10 +14,10 @@ class ParameterResidual(NamedTuple):
 
     Args:
         name: the parameter.
-        penalty: what it is charged, in words; "none" if it is not.
+        penalty: what it is penalized, in words; "none" if it is not.
         strength: of the penalty, in words.
         measure: "KKT", the distance of the negative gradient to the subdifferential; "fixed point", how far a step and
-            a prox move, per unit of step; "gradient", where nothing is charged.
+            a prox move, per unit of step; "gradient", where nothing is penalized.
         max: largest residual of an element or group.
         mean: mean over elements or groups.
         relative: the largest relative to the strength, as a gradient: to the least that moves a zero weight or group.
@@ -45,18 +45,18 @@ class ParameterResidual(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
-    """The residuals of all charged parameters, and of the others. Prints as a table, and in words.
+    """The residuals of all penalized parameters, and of the others. Prints as a table, and in words.
 
     Args:
-        charged: parameters that a rule charges, in the order of the plan.
+        penalized: parameters that a rule penalizes, in the order of the plan.
         others: the other parameters that take a gradient.
         tolerance: largest residual that counts as solved, relative to the strength.
-        decoupled: names of those that are charged with `how="decoupled"`, whose strength has another unit.
+        decoupled: names of those that are penalized with `how="decoupled"`, whose strength has another unit.
         training: how the weights were trained, on which the advice depends.
         dead: names of the layers' weights that are zero as a whole: solved, but of no use.
     """
 
-    charged: tuple[ParameterResidual, ...]
+    penalized: tuple[ParameterResidual, ...]
     others: tuple[ParameterResidual, ...]
     tolerance: float
     decoupled: tuple[str, ...] = ()
@@ -65,8 +65,8 @@ class Residuals:
 
     @property
     def worst(self) -> ParameterResidual:
-        """The parameter with the largest residual relative to the strength, charged or not."""
-        return max((*self.charged, *self.others), key=lambda each: (math.isnan(each.relative), each.relative))
+        """The parameter with the largest residual relative to the strength, penalized or not."""
+        return max((*self.penalized, *self.others), key=lambda each: (math.isnan(each.relative), each.relative))
 
     @property
     def solved(self) -> bool:
@@ -75,7 +75,7 @@ class Residuals:
 
     def __str__(self) -> str:
         header = ["parameter", "penalty", "strength", "measure", "max", "mean", "of the strength", "zeros"]
-        rows = [residual_cells(each) for each in (*self.charged, *self.others)]
+        rows = [residual_cells(each) for each in (*self.penalized, *self.others)]
         return "\n".join([*told_first(self.dead), table(header, rows, right=range(4, 8)), self.verdict()])
 
     def after(self, training: Training) -> "Residuals":

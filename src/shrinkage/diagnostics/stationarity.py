@@ -15,7 +15,7 @@ from shrinkage.diagnostics.evaluation import residual_of, slope_of, strength_max
 from shrinkage.diagnostics.residuals import ParameterResidual, Residuals
 from shrinkage.diagnostics.side_effects import restored
 from shrinkage.diagnostics.zero_layers import dead_layers
-from shrinkage.distributed.dtensor import is_spread
+from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.distributed.flattened import check_has_value
 from shrinkage.errors import ParameterError, shown
 from shrinkage.execution.single_tensor import Number, at_origin
@@ -31,7 +31,7 @@ from shrinkage.penalties.ridged import Ridged
 from shrinkage.penalties.sparse_group import SparseGroupLasso
 from shrinkage.penalties.toward import Toward
 from shrinkage.penalties.weighted import Weighted
-from shrinkage.proximal.precision import wide
+from shrinkage.proximal.precision import upcast
 from shrinkage.selection.coupled_rules import block_text
 from shrinkage.selection.plan import Entry, Plan, resolve
 from shrinkage.selection.rules import Rules
@@ -53,8 +53,8 @@ def residuals(
     """Return the residuals of `model`; see `Regularizer.residuals`.
 
     Args:
-        model: whose parameters are charged.
-        plan: what they are charged.
+        model: whose parameters are penalized.
+        plan: what they are penalized.
         iteration: the update at which strengths are taken.
         steps: the optimizer's step of each parameter, for penalties that need one; 1 where it is missing.
         maximized: parameters whose optimizer climbs instead of descending.
@@ -62,25 +62,25 @@ def residuals(
         data: batches.
         tolerance: see `Residuals`.
     """
-    found = charged_parameters(model, plan)
+    found = penalized_parameters(model, plan)
     check_on_one_machine(found)
     planned = {id(parameter): entry.name for entry, parameter in found}
     held = {planned.get(id(parameter), name): parameter for name, parameter in trained(model)}
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
     gradients = dict(zip(held, mean_gradients(model, list(held.values()), closure, data), strict=True))
-    points = {name: wide(parameter.detach()) for name, parameter in held.items()}
+    points = {name: upcast(parameter.detach()) for name, parameter in held.items()}
     descents = {name: -grad if name in maximized else grad for name, grad in gradients.items()}
     blocks = [(names, penalty.at(iteration)) for names, penalty in plan.blocks(held)]
     slopes = [slope_of(penalty, points[first].shape) for (first, *_), penalty in blocks]
     unit = min((slope for slope in slopes if 0 < slope < math.inf), default=1.0)
-    charged = []
+    penalized = []
     with torch.no_grad():
         for names, penalty in blocks:
             ws, grads = ({name: each[name] for name in names} for each in (points, descents))
             measure, values = residual_of(penalty, ws, grads, steps)
             each = summary(block_text(names), penalty, measure, list(ws.values()), values, unit)
-            charged.append(each._replace(members=tuple(names)))
+            penalized.append(each._replace(members=tuple(names)))
     known = {name for names, _ in blocks for name in names}
     others = [
         summary(name, None, "gradient", [w], gradients[name].abs(), unit)
@@ -88,7 +88,7 @@ def residuals(
         if name not in known
     ]
     decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
-    return Residuals(tuple(charged), tuple(others), tolerance, decoupled, dead=_dead(model, points))
+    return Residuals(tuple(penalized), tuple(others), tolerance, decoupled, dead=_dead(model, points))
 
 
 def _dead(model: nn.Module, points: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -142,11 +142,11 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     1.0
     """
     plan = resolve(model, rules)
-    found = charged_parameters(model, plan)
+    found = penalized_parameters(model, plan)
     check_on_one_machine(found)
     trained = {entry.name: parameter for entry, parameter in found if parameter.requires_grad}
     if not trained:
-        raise ValueError("the rules charge no parameter that takes a gradient")
+        raise ValueError("the rules penalize no parameter that takes a gradient")
     with at_origin([(entry.penalty.at(0), parameter) for entry, parameter in found if parameter.requires_grad]):
         gradients = dict(zip(trained, mean_gradients(model, list(trained.values()), closure, data), strict=True))
     strengths = []
@@ -186,7 +186,7 @@ def cause(penalty: Penalty) -> str:
 
 def value(model: nn.Module, plan: Plan, iteration: int) -> Tensor:
     """Return the sum of all penalties of `plan` at the parameters of `model`, at one update."""
-    held = {entry.name: parameter for entry, parameter in charged_parameters(model, plan)}
+    held = {entry.name: parameter for entry, parameter in penalized_parameters(model, plan)}
     with torch.no_grad():
         values = [
             value_of(penalty.at(iteration), {name: held[name] for name in names})
@@ -195,7 +195,7 @@ def value(model: nn.Module, plan: Plan, iteration: int) -> Tensor:
     return sum_of(values) if values else torch.zeros(())
 
 
-def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Parameter]]:
+def penalized_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Parameter]]:
     """Return the entries of `plan` with their parameters in `model`; raise `ParameterError` if one has no value yet.
 
     Two that were tied since the plan was made are one.
@@ -212,13 +212,13 @@ def charged_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Par
     return list(found.values())
 
 
-def check_on_one_machine(charged: Iterable[tuple[Entry, nn.Parameter]]) -> None:
-    """Raise `ParameterError` if a parameter is spread over machines: then its gradient is there after backward only."""
-    for entry, parameter in charged:
-        if is_spread(parameter):
+def check_on_one_machine(penalized: Iterable[tuple[Entry, nn.Parameter]]) -> None:
+    """Raise `ParameterError` if a parameter is sharded: its gradient exists only after backward."""
+    for entry, parameter in penalized:
+        if is_dtensor(parameter):
             raise ParameterError(
-                f"{entry.name!r} of shape {entry.shape} is spread over machines, and no gradient can be asked for; "
-                "gather a full state_dict, load it into a model on one machine, and ask there"
+                f"{entry.name!r} of shape {entry.shape} is spread over processes, and no gradient can be asked for; "
+                "gather a full state_dict, load it into a model on one process, and ask there"
             )
 
 
@@ -236,7 +236,7 @@ def mean_gradients(
     model: nn.Module, parameters: list[nn.Parameter], closure: Closure, data: Iterable[Any] | None
 ) -> list[Tensor]:
     """Return the gradient of the mean loss for each parameter, and leave `model` as it was, `.grad` included."""
-    totals, count = [torch.zeros_like(wide(parameter.detach())) for parameter in parameters], 0
+    totals, count = [torch.zeros_like(upcast(parameter.detach())) for parameter in parameters], 0
     with restored(model, closure, data):  # a loader draws random numbers as soon as it begins
         batches: Iterable[tuple[Any, ...]] = [()] if data is None else ((batch,) for batch in data)
         for arguments in batches:
@@ -245,7 +245,7 @@ def mean_gradients(
                 loss = closure(*arguments)
             for total, grad in zip(totals, gradients_of(loss, parameters), strict=True):
                 if grad is not None:
-                    total.add_(wide(grad), alpha=size)
+                    total.add_(upcast(grad), alpha=size)
             count += size
     if not count:
         raise ValueError("there are no batches in the data; an iterator can be used once only")

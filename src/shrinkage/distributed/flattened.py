@@ -1,7 +1,7 @@
 """Parameters that another system flattens: FullyShardedDataParallel (FSDP1) and DeepSpeed's ZeRO.
 
-Both lay parameters end to end and cut the line between machines, across rows and wherever it falls. Of FSDP1 with
-`use_orig_params=True` a machine steps pieces of the model's own parameters, so that penalties of single elements are
+Both lay parameters end to end and cut the line between processes, across rows and wherever it falls. Of FSDP1 with
+`use_orig_params=True` a process steps pieces of the model's own parameters, so that penalties of single elements are
 right; everything else is refused by name. The marks that these systems leave on parameters tell them, so that nothing
 has to be imported.
 """
@@ -21,7 +21,7 @@ def is_flat(parameter: Tensor | None) -> bool:
 
 
 def is_piece(parameter: Tensor | None) -> bool:
-    """Return whether FSDP1 leaves a flat piece of this parameter to each machine (`use_orig_params=True`)."""
+    """Return whether FSDP1 leaves a flat piece of this parameter to each process (`use_orig_params=True`)."""
     return getattr(parameter, FLATTENED, False) and not is_flat(parameter)
 
 
@@ -40,27 +40,27 @@ def check_stepped(name: str, parameter: Tensor | None) -> None:
 
 
 def check_piece(name: str, parameter: Tensor, penalty: Penalty) -> None:
-    """Raise `ParameterError` if a machine holds a flat piece of `parameter`, and `penalty` can not charge that."""
-    if is_piece(parameter) and not charges_any_piece(penalty):
+    """Raise `ParameterError` if a process holds a flat piece of `parameter`, and `penalty` cannot penalize that."""
+    if is_piece(parameter) and not penalizes_any_shard(penalty):
         raise ParameterError(
-            f"{name!r} can not be charged by {penalty}: FullyShardedDataParallel leaves a flat piece of shape "
-            f"{tuple(parameter.shape)} of it to this machine, and only penalties of single elements, without weights "
-            "or a reference for each, can charge that; use fully_shard, which keeps the shape"
+            f"{name!r} cannot be penalized by {penalty}: FullyShardedDataParallel leaves a flat piece of shape "
+            f"{tuple(parameter.shape)} of it to this process, and only penalties of single elements, without weights "
+            "or a reference for each, can penalize that; use fully_shard, which keeps the shape"
         )
 
 
 def check_has_value(name: str, parameter: Tensor) -> None:
-    """Raise `ParameterError` if this machine holds a flat piece of `parameter` only."""
+    """Raise `ParameterError` if this process holds a flat piece of `parameter` only."""
     if is_piece(parameter):
         raise ParameterError(
-            f"this machine holds a flat piece of {name!r}, of shape {tuple(parameter.shape)}, so that it knows neither "
+            f"this process holds a flat piece of {name!r}, of shape {tuple(parameter.shape)}, so that it knows neither "
             "the penalty's value nor its residual; load the full state_dict into a model that is not wrapped and ask "
             "a Regularizer of that one"
         )
 
 
-def charges_any_piece(penalty: Penalty) -> bool:
-    """Return whether `penalty` charges each element by itself, all of them alike."""
+def penalizes_any_shard(penalty: Penalty) -> bool:
+    """Return whether `penalty` penalizes each element by itself, all of them alike."""
     tensors: list[Tensor] = []
 
     def take(tensor: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ Kernel = Callable[..., Any]
 StepT = TypeVar("StepT", bound=Step)
 Compile = bool | Literal["auto"]
 
-MANY = 1 << 21  # weights charged in one step, from which the seconds of compilation are saved in a thousand steps
+MANY = 1 << 21  # weights penalized in one step, from which the seconds of compilation are saved in a thousand steps
 LEAST = 1 << 14  # weights in one tensor, below which calling a kernel costs more than it saves
-LEAST_IN_GROUPS = 1 << 8  # of those in groups that are charged in a metric
-SLOW = 8  # times as much is saved where weights are in groups that are charged in a metric
+LEAST_IN_GROUPS = 1 << 8  # of those in groups that are penalized in a metric
+SLOW = 8  # times as much is saved where weights are in groups that are penalized in a metric
 READ_TWICE = 1 / 16  # of it is saved where groups are scaled in place, but a second pass comes from memory again
 LARGE = 1 << 22  # weights in one tensor, which no cache holds from one pass over all of it to the next
 CACHED = 1 << 16  # weights in one group, which a cache holds
@@ -69,7 +69,7 @@ def pays(shrinks: Sequence[Shrink]) -> bool:
 
 
 def gain(penalty: Penalty, w: Tensor, step: Step) -> float:
-    """Return what a kernel saves per weight, in units of what it saves where elements are charged in a metric.
+    """Return what a kernel saves per weight, in units of what it saves where elements are penalized in a metric.
 
     What torch does in place as fast saves nothing.
     """

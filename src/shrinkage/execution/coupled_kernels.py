@@ -11,7 +11,7 @@ from shrinkage.execution.buckets import Shrink
 from shrinkage.execution.kernels import added_up, last_pass_, left_for_norms
 from shrinkage.execution.memory_layout import folded_by, memory_order
 from shrinkage.optimizers.adaptive_step import AdaptiveStep
-from shrinkage.penalties.membership import Part
+from shrinkage.penalties.membership import Membership
 from shrinkage.penalties.per_group import PerGroup
 from shrinkage.proximal import secular
 from shrinkage.proximal.precision import at_least_float32
@@ -20,12 +20,12 @@ from shrinkage.proximal.precision import at_least_float32
 class CompiledSlab:
     """A parameter whose slices belong to groups; `of` returns None where there is no kernel."""
 
-    def __init__(self, part: Part, kind: str, kept: Sequence[int], given: tuple[Any, ...]) -> None:
+    def __init__(self, part: Membership, kind: str, kept: Sequence[int], given: tuple[Any, ...]) -> None:
         self.part, self._kind, self._kept, self._given = part, kind, kept, given
 
     @staticmethod
-    def of(part: Part, shrink: Shrink, slopes: Tensor, curves: Tensor) -> "CompiledSlab | None":
-        """Return the slab, with its share of the charges of all groups, linear and quadratic."""
+    def of(part: Membership, shrink: Shrink, slopes: Tensor, curves: Tensor) -> "CompiledSlab | None":
+        """Return the slab, with its share of the penalizes of all groups, linear and quadratic."""
         penalty, w, step = shrink
         least = compiled.LEAST // compiled.SLOW
         if not isinstance(step, AdaptiveStep) or not isinstance(penalty, PerGroup) or w.numel() < least:
@@ -64,7 +64,7 @@ class CompiledSlab:
 
 
 def all_passes_(within: tuple[int, ...], kind: str, w: Tensor, step: AdaptiveStep) -> None:
-    """Run each kernel once, with charges of 1."""
+    """Run each kernel once, with penalizes of 1."""
     shape = [1 if dim in within else size for dim, size in enumerate(w.shape)]
     ones = w.new_ones(shape, dtype=at_least_float32(w.dtype))
     given = (w, *compiled.given_to_groups(step, w, 0.0, ones, ones.clone()), within)

@@ -21,16 +21,16 @@ from shrinkage.penalties.convex import L1
 from shrinkage.penalties.coupled_groups import Slices
 from shrinkage.penalties.coupled_norms import as_tensor, factors_of, one_number, widest
 from shrinkage.penalties.grouped import Grouped
-from shrinkage.penalties.membership import Charged, Part, padded
+from shrinkage.penalties.membership import GroupPenalty, Membership, padded
 from shrinkage.proximal import secular
-from shrinkage.proximal.precision import wide
+from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import alone
 
 
 class Slab(NamedTuple):
     """A tensor, the groups of its slices, and the step of its proximal operator."""
 
-    part: Part
+    part: Membership
     w: Tensor
     step: Step
 
@@ -46,20 +46,20 @@ def by_slices(dim: int) -> Grouped:
     return Grouped(L1(1.0), Slices(dim))
 
 
-def shrink_together_(charged: Charged, slabs: Sequence[Slab], *, compile: bool) -> None:
+def shrink_together_(group_penalty: GroupPenalty, slabs: Sequence[Slab], *, compile: bool) -> None:
     """Move all slabs to the proximal point of all of them together."""
     steps = [slab.step for slab in slabs]
     plain = None if any(isinstance(step, AdaptiveStep) for step in steps) else one_number(list(map(number, steps)))
-    radials = charged.charge.radial()
+    radials = group_penalty.penalty.radial()
     if plain is None and radials is None:
-        search_(charged, slabs)
+        search_(group_penalty, slabs)
         return
     batches = list(joined(slabs, LARGEST_COMPILED if compile else LARGEST))
     whole = [slab for slab, _ in batches]
     if plain is not None:
-        scale_(charged, whole, plain)
+        scale_(group_penalty, whole, plain)
     elif radials is not None:
-        linear, quadratic = (part * charged.weights for part in radials)
+        linear, quadratic = (part * group_penalty.weights for part in radials)
         shrink_in_metric_(linear, quadratic, whole, compile=compile)
     for _, batch in batches:
         if batch is not None:
@@ -77,24 +77,24 @@ def joined(slabs: Sequence[Slab], largest: int) -> Iterator[tuple[Slab, Joined |
         own = [parts[id(each.w)] for each in batch]
         one = Joined(batch)
         groups = torch.cat([part.groups for part in own])
-        yield Slab(Part(own[0].dim, groups, own[0].count), one.shrink.w, one.shrink.step), one
+        yield Slab(Membership(own[0].dim, groups, own[0].count), one.shrink.w, one.shrink.step), one
 
 
-def search_(charged: Charged, slabs: Sequence[Slab]) -> None:
-    """Move slabs in a diagonal metric where the charge may have several minima."""
+def search_(group_penalty: GroupPenalty, slabs: Sequence[Slab]) -> None:
+    """Move slabs in a diagonal metric where the penalty may have several minima."""
     parts, ws = [slab.part for slab in slabs], [slab.w for slab in slabs]
-    moved = alone(coupled_norms.prox(charged, parts, ws, [number(slab.step) for slab in slabs], to_rest=True))
+    moved = alone(coupled_norms.prox(group_penalty, parts, ws, [number(slab.step) for slab in slabs], to_rest=True))
     for w, to in zip(ws, moved, strict=True):
         w.copy_(to)
 
 
-def scale_(charged: Charged, slabs: Sequence[Slab], step: float | Tensor) -> None:
+def scale_(group_penalty: GroupPenalty, slabs: Sequence[Slab], step: float | Tensor) -> None:
     """Scale groups in a plain metric: norms are read once, and weights scaled where they are."""
     split = [(part, part.split(w)) for part, w, _ in slabs]
     total = zeros(slabs, 1)
     for part, w in split:
         part.add_(total, norms_in_blocks(w, part.within(w)).square()[None])
-    factors = padded(factors_of(charged, total[0, :-1].sqrt(), step), 1.0)
+    factors = padded(factors_of(group_penalty, total[0, :-1].sqrt(), step), 1.0)
     for part, w in split:
         w.mul_(part.column(factors, w))
 
@@ -103,7 +103,7 @@ def shrink_in_metric_(linear: Tensor, quadratic: Tensor, slabs: Sequence[Slab], 
     """Scale groups in a diagonal metric, by one secular equation for all slabs of a group.
 
     Args:
-        linear: the part of each group's charge in proportion to its norm, shape `(count,)`.
+        linear: the part of each group's penalize in proportion to its norm, shape `(count,)`.
         quadratic: the part in proportion to half of its square.
         slabs: what is moved.
         compile: whether large slabs are moved by kernels.
@@ -180,7 +180,7 @@ class CutSlab:
 
     def _left(self) -> tuple[Tensor, Tensor]:
         """Return what is left for norms once the quadratic part is taken in: elements, and steps times strength."""
-        inner = self.part.split(wide(self._w))
+        inner = self.part.split(upcast(self._w))
         steps = self.part.split(as_tensor(number(self._step), self._w))
         divisor = 1 + steps * self._curve
         return inner / divisor, steps / divisor * self._slope

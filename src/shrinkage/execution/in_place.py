@@ -20,7 +20,7 @@ from shrinkage.penalties.groups import norms_within
 from shrinkage.penalties.schedules import fixed
 from shrinkage.penalties.sparse_group import SparseGroupLasso
 from shrinkage.private import private
-from shrinkage.proximal.precision import at_least_float32, wide
+from shrinkage.proximal.precision import at_least_float32, upcast
 
 BLOCK = 1 << 16  # elements whose squares are added up at a time
 
@@ -29,7 +29,7 @@ def touches_once(penalty: Penalty, w: Tensor, step: Step) -> bool:
     """Return whether `shrink_` needs no scratch memory of the size of `w`."""
     if type(penalty) is Grouped:
         return in_plain_metric(w, step)
-    plain = isinstance(step, float) and wide(w) is w
+    plain = isinstance(step, float) and upcast(w) is w
     return plain and (type(penalty) is L1 or (type(penalty) is SparseGroupLasso and w.is_contiguous()))
 
 
@@ -45,7 +45,7 @@ def shrink_(penalty: Penalty, w: Tensor, step: Step) -> None:
 
 def shrink_plainly_(penalty: Penalty, w: Tensor, step: Step) -> None:
     """w <- prox(w)."""
-    w.copy_(penalty.prox(wide(w), number(step)))
+    w.copy_(penalty.prox(upcast(w), number(step)))
 
 
 def shrink_elements_(penalty: L1, w: Tensor, step: Step) -> None:
@@ -53,7 +53,7 @@ def shrink_elements_(penalty: L1, w: Tensor, step: Step) -> None:
 
     It takes a number only, and rounds it to a narrow type.
     """
-    if wide(w) is not w:
+    if upcast(w) is not w:
         shrink_plainly_(penalty, w, step)
     elif isinstance(step, AdaptiveStep):
         threshold = step.tensor().mul_(fixed(penalty.strength))

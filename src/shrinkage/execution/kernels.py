@@ -10,7 +10,7 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.group_norms import scales
 from shrinkage.proximal import secular
-from shrinkage.proximal.precision import wide
+from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.thresholds import soft_threshold
 
 # Elements
@@ -18,29 +18,29 @@ from shrinkage.proximal.thresholds import soft_threshold
 
 def in_plain_metric(penalty: Penalty, w: Tensor, step: Tensor) -> None:
     """w <- prox(w)."""
-    w.copy_(penalty.prox(wide(w), step))
+    w.copy_(penalty.prox(upcast(w), step))
 
 
 def in_metric(penalty: Penalty, w: Tensor, moment: Tensor, lr: Tensor, eps: Tensor, scale: Tensor) -> None:
     """w <- prox(w) in the metric of an `AdaptiveStep`."""
-    w.copy_(penalty.prox(wide(w), lr / denominator(moment, eps, scale)))
+    w.copy_(penalty.prox(upcast(w), lr / denominator(moment, eps, scale)))
 
 
 def denominator(moment: Tensor, eps: Tensor, scale: Tensor) -> Tensor:
     """Return sqrt(moment) * scale + eps, and 1 where the moment is exactly 0: one square root serves an element."""
-    return torch.where(moment == 0, 1.0, wide(moment).sqrt() * scale + eps)
+    return torch.where(moment == 0, 1.0, upcast(moment).sqrt() * scale + eps)
 
 
 # Groups in a plain metric
 
 
 def scale_groups_(
-    charge: Elementwise, weight: Tensor, l1: Tensor | None, within: tuple[int, ...], w: Tensor, step: Tensor
+    function: Elementwise, weight: Tensor, l1: Tensor | None, within: tuple[int, ...], w: Tensor, step: Tensor
 ) -> None:
-    """Scale each group by what `charge`, times `weight`, leaves of its norm, after the soft threshold of `l1`."""
-    inner = wide(w) if l1 is None else soft_threshold(wide(w), step * l1)
+    """Scale each group by what `function`, times `weight`, leaves of its norm, after the soft threshold of `l1`."""
+    inner = upcast(w) if l1 is None else soft_threshold(upcast(w), step * l1)
     squares = added_up(inner.square().sum(within[-1:], keepdim=True)[None], within[:-1])[0]
-    w.copy_(inner * scales(squares.sqrt(), step, charge, weight))
+    w.copy_(inner * scales(squares.sqrt(), step, function, weight))
 
 
 # Groups in a metric
@@ -90,7 +90,7 @@ def left_for_norms(
     The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `by_sums`. All strengths are
     times lr, and `unit` is 1 / that of norms.
     """
-    inner, divisor = wide(w), denominator(moment, eps, scale)
+    inner, divisor = upcast(w), denominator(moment, eps, scale)
     if l1 is not None:
         inner = soft_threshold(inner, l1 / divisor)
     if quadratic is not None:

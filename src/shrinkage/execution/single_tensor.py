@@ -4,9 +4,9 @@ Everything is computed in float32 at least and written back in the type of the p
 or, with a generator, stochastically. The plain form takes any penalty; a penalty that torch's own optimizers know is
 registered beside it with the very operation that they use, so that results agree with theirs bit for bit.
 
-Large tensors are charged piece by piece, each small enough that its temporaries stay in a processor's cache. `prox_` is
-the plain form of what `shrink_all_` does faster: small tensors joined (`buckets.py`), in place where torch touches each
-weight once (`in_place.py`), and compiled (`compiled.py`).
+Large tensors are penalized piece by piece, each small enough that its temporaries stay in a processor's cache. `prox_`
+is the plain form of what `shrink_all_` does faster: small tensors joined (`buckets.py`), in place where torch touches
+each weight once (`in_place.py`), and compiled (`compiled.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shrinkage.distributed.all_reduce import piece_penalty
+from shrinkage.distributed.all_reduce import shard_penalty
 from shrinkage.distributed.dtensor import local, local_gradient, local_state
 from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, Shrink, batched
 from shrinkage.execution.compiled import compiled_shrink_
@@ -26,7 +26,7 @@ from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step, number
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1, L2
 from shrinkage.penalties.schedules import fixed
-from shrinkage.proximal.precision import stochastic_round, stuck, wide
+from shrinkage.proximal.precision import stochastic_round, stuck, upcast
 
 Number = float | Tensor
 State = Mapping[str, Any]
@@ -34,7 +34,7 @@ PIECE = 1 << 16  # elements: four temporaries of that size are 1 MiB
 
 
 def pieces(penalty: Penalty, *tensors: Tensor, share: int = 1) -> Iterator[tuple[Penalty, tuple[Tensor, ...]]]:
-    """Yield views of `tensors`, which have one shape, cut alike where `penalty` charges each piece by itself.
+    """Yield views of `tensors`, which have one shape, cut alike where `penalty` penalizes each piece by itself.
 
     Each comes with the penalty of the piece. A piece has at most a `share` of PIECE elements.
     """
@@ -64,15 +64,15 @@ def add_gradient_(penalty: Penalty, parameter: nn.Parameter, factor: Number) -> 
     gradient = local_gradient(parameter)
     if gradient is None:
         return
-    for charge, (grad, w) in pieces(piece_penalty(penalty, parameter), gradient, local(parameter.detach())):
-        add_derivative_(charge, grad, w, factor)
+    for target, (grad, w) in pieces(shard_penalty(penalty, parameter), gradient, local(parameter.detach())):
+        add_derivative_(target, grad, w, factor)
 
 
 @singledispatch
 def add_derivative_(penalty: Penalty, grad: Tensor, w: Tensor, factor: Number) -> None:
     """grad <- grad + factor * R'(w), rounded once."""
-    widened = wide(grad)
-    widened.add_(penalty.gradient(wide(w).to(widened.dtype)) * factor)
+    widened = upcast(grad)
+    widened.add_(penalty.gradient(upcast(w).to(widened.dtype)) * factor)
     if widened is not grad:
         grad.copy_(widened)
 
@@ -90,9 +90,9 @@ add_plainly_ = add_derivative_.dispatch(Penalty)
 
 def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number, generator: torch.Generator | None = None) -> None:
     """Move `parameter` by -step * R'(w): the decoupled form of a smooth penalty."""
-    for charge, (w,) in pieces(piece_penalty(penalty, parameter), local(parameter.detach())):
-        widened = wide(w)
-        decay_by_derivative_(charge, widened, step)
+    for target, (w,) in pieces(shard_penalty(penalty, parameter), local(parameter.detach())):
+        widened = upcast(w)
+        decay_by_derivative_(target, widened, step)
         if widened is not w:
             write_(w, widened, generator)
 
@@ -120,7 +120,7 @@ def prox_(
     """Move `parameter` to the penalty's proximal point.
 
     Args:
-        penalty: what is charged.
+        penalty: what is penalized.
         parameter: what is moved.
         state: what the optimizer keeps of the parameter.
         step: the step of the proximal operator, a number or shaped like its second argument, which is a piece of the
@@ -128,17 +128,17 @@ def prox_(
         generator: rounds stochastically to bfloat16 and float16; None rounds to the nearest number.
         elementwise: whether `step` of an element follows from the state of that element, so that pieces can be cut.
     """
-    w, state, penalty = local(parameter.detach()), local_state(state), piece_penalty(penalty, parameter)
+    w, state, penalty = local(parameter.detach()), local_state(state), shard_penalty(penalty, parameter)
     if w.numel() == 0:
         return
     if w.numel() <= PIECE or not (elementwise and cuts(state, w)):
-        write_(w, penalty.prox(wide(w), number(step(state, w))), generator)
+        write_(w, penalty.prox(upcast(w), number(step(state, w))), generator)
         return
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_sparse}
     shaped = {name: value for name, value in tensors.items() if value.shape == w.shape}
-    for charge, (piece, *cut) in pieces(penalty, w, *shaped.values()):
+    for target, (piece, *cut) in pieces(penalty, w, *shaped.values()):
         size = number(step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
-        write_(piece, charge.prox(wide(piece), size), generator)
+        write_(piece, target.prox(upcast(piece), size), generator)
 
 
 def shrink_all_(shrinks: Sequence[Shrink], *, compile: bool) -> None:
@@ -161,11 +161,11 @@ def shrink_by_pieces_(penalty: Penalty, w: Tensor, step: Step) -> None:
         [step.moment] if isinstance(step, AdaptiveStep) else [step] if isinstance(step, Tensor) and step.dim() else []
     )
     share = 1 if isinstance(penalty, L1) else 2  # others need up to eight temporaries
-    for charge, (piece, *cut) in pieces(penalty, w, *shaped, share=share):
+    for target, (piece, *cut) in pieces(penalty, w, *shaped, share=share):
         if isinstance(step, AdaptiveStep):
-            shrink_(charge, piece, step._replace(moment=cut[0]))
+            shrink_(target, piece, step._replace(moment=cut[0]))
         else:
-            shrink_(charge, piece, cut[0] if cut else step)
+            shrink_(target, piece, cut[0] if cut else step)
 
 
 def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
@@ -178,7 +178,7 @@ def stuck_share(
 ) -> float:
     """Return the share of the elements that a prox, or decay, is to move which rounding brings back; waits for it."""
     w = parameter.detach()
-    widened, size = wide(w), number(step(state, w))
+    widened, size = upcast(w), number(step(state, w))
     return float(stuck(w, penalty.prox(widened, size) if prox else widened - size * penalty.gradient(widened)))
 
 
@@ -190,19 +190,19 @@ def follow_(parameter: nn.Parameter, moved: Tensor, share: Number) -> None:
 def restore_(parameter: Tensor, mask: Tensor, penalty: Penalty) -> None:
     """Set `parameter` to the penalty's origin where `mask` is true."""
     w = local(parameter.detach())
-    w.copy_(torch.where(mask, piece_penalty(penalty, parameter).origin(w), w))
+    w.copy_(torch.where(mask, shard_penalty(penalty, parameter).origin(w), w))
 
 
 @contextmanager
-def at_origin(charged: Sequence[tuple[Penalty, nn.Parameter]]) -> Iterator[None]:
+def at_origin(penalized: Sequence[tuple[Penalty, nn.Parameter]]) -> Iterator[None]:
     """Hold parameters where their penalties draw them to, and give them their values back afterwards."""
-    kept = [parameter.detach().clone() for _, parameter in charged]
+    kept = [parameter.detach().clone() for _, parameter in penalized]
     try:
-        for penalty, parameter in charged:
+        for penalty, parameter in penalized:
             parameter.detach().copy_(penalty.origin(parameter.detach()))
         yield
     finally:
-        for value, (_, parameter) in zip(kept, charged, strict=True):
+        for value, (_, parameter) in zip(kept, penalized, strict=True):
             parameter.detach().copy_(value)
 
 

@@ -1,4 +1,4 @@
-"""A Lightning `Callback` that charges penalties around the steps of the optimizers that the trainer makes."""
+"""A Lightning `Callback` that applies penalties around the steps of the optimizers that the trainer makes."""
 
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ except ImportError as error:
 
 
 class RegularizerCallback(Callback):
-    """Charges parameters of a LightningModule that rules select, in every optimizer of the trainer that holds them.
+    """Penalizes parameters of a LightningModule that rules select, in every optimizer of the trainer that holds them.
 
     minimizes  training loss + sum over rules of  R(parameters); a penalty comes after the trainer's gradient clipping,
     and once per optimizer step, however many batches it accumulates.
@@ -28,13 +28,14 @@ class RegularizerCallback(Callback):
         rules: as in `Regularizer`, with the names that parameters have in the LightningModule ("model.0.weight"); left
             out, what its layers declare with `regularize`.
         how: as in `Regularizer`.
-        entry: as in `Regularizer`.
+        hold_zeros: as in `Regularizer`.
         stochastic_rounding: as in `Regularizer`.
         compile: as in `Regularizer`.
 
     Raises:
         SelectionError: when fit starts, if a rule matches nothing or never wins.
-        AttachmentError: when fit starts, if no optimizer holds a charged parameter, or another regularizer charges one.
+        AttachmentError: when fit starts, if no optimizer holds a penalized parameter, or another regularizer penalizes
+        one.
         MetricError: when fit starts, if a rule is proximal, and the metric of an optimizer is not known.
 
     Attributes:
@@ -56,15 +57,20 @@ class RegularizerCallback(Callback):
         rules: Rules | None = None,
         *,
         how: How = "proximal",
-        entry: float | None = None,
+        hold_zeros: float | None = None,
         stochastic_rounding: bool = False,
         compile: Compile = "auto",
     ) -> None:
-        check_decay(entry)
+        check_decay(hold_zeros)
         check_compile(compile)
-        self._charged = None if rules is None else [charged_text(rule) for rule in as_rules(rules, how)]
+        self._penalized = None if rules is None else [penalized_text(rule) for rule in as_rules(rules, how)]
         self._make = partial(
-            Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding, compile=compile
+            Regularizer,
+            rules=rules,
+            how=how,
+            hold_zeros=hold_zeros,
+            stochastic_rounding=stochastic_rounding,
+            compile=compile,
         )
         self._module: LightningModule | None = None
         self._saved: dict[str, Any] | None = None
@@ -81,14 +87,14 @@ class RegularizerCallback(Callback):
         if self._saved is not None:
             regularizer.load_state_dict(self._saved)
         names = {entry.name for entry in regularizer.plan}
-        charged = {id(each.parameter) for each in named_parameters(pl_module) if each.name in names}
+        penalized = {id(each.parameter) for each in named_parameters(pl_module) if each.name in names}
         holding = [
-            optimizer for optimizer in trainer.optimizers if not charged.isdisjoint(stepped(unwrapped(optimizer)))
+            optimizer for optimizer in trainer.optimizers if not penalized.isdisjoint(stepped(unwrapped(optimizer)))
         ]
         if not holding:
             made = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "none at all"
             raise AttachmentError(
-                f"no optimizer of the trainer (it has {made}) holds any of the charged parameters "
+                f"no optimizer of the trainer (it has {made}) holds any of the penalized parameters "
                 f"{sorted(names)[:3]}; return one from configure_optimizers() that does"
             )
         self.regularizer, self._module = regularizer, pl_module
@@ -96,7 +102,7 @@ class RegularizerCallback(Callback):
             regularizer.attach(optimizer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take all hooks off, so that nothing is charged twice by another fit."""
+        """Take all hooks off, so that nothing is penalized twice by another fit."""
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -105,11 +111,11 @@ class RegularizerCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Tell this callback's state from that of another in a checkpoint: they charge different parameters.
+        """Tell this callback's state from that of another in a checkpoint: they penalize different parameters.
 
         Strengths are left out: a run that resumes with another one finds the state.
         """
-        key: str = self._generate_state_key(rules=self._charged)
+        key: str = self._generate_state_key(rules=self._penalized)
         return key
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,7 +131,7 @@ class RegularizerCallback(Callback):
             self.regularizer.detach()
 
 
-def charged_text(rule: Rule) -> str:
-    """Return which parameters a rule selects, and what kind of penalty charges them, if one does."""
+def penalized_text(rule: Rule) -> str:
+    """Return which parameters a rule selects, and what kind of penalty penalizes them, if one does."""
     selected = "every weight" if rule.parameters is None else selector_text(rule.parameters)
     return f"{selected}: {rule.penalty and type(rule.penalty).__name__} ({rule.how})"

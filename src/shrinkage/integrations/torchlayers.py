@@ -23,7 +23,7 @@ def L1(module: ModuleType, weight_decay: float, name: str | None = None) -> Modu
     Args:
         module: any module, with all its submodules.
         weight_decay: >= 0, loss units per unit of |w|.
-        name: part of the parameters' dotted names; None charges all of them.
+        name: part of the parameters' dotted names; None penalizes all of them.
 
     Raises:
         SelectionError: no parameter has such a name.
@@ -41,7 +41,7 @@ def L2(module: ModuleType, weight_decay: float, name: str | None = None) -> Modu
     Args:
         module: any module, with all its submodules.
         weight_decay: >= 0, loss units per unit of w^2 / 2.
-        name: part of the parameters' dotted names; None charges all of them.
+        name: part of the parameters' dotted names; None penalizes all of them.
 
     Raises:
         SelectionError: no parameter has such a name.

@@ -1,4 +1,4 @@
-"""A Hugging Face `TrainerCallback` that charges penalties around the steps of the optimizer that the trainer makes."""
+"""A Hugging Face `TrainerCallback` that applies penalties around the steps of the optimizer that the trainer makes."""
 
 import warnings
 from functools import partial
@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 class RegularizerCallback(TrainerCallback):
-    """Charges parameters of the trainer's model that rules select, around the steps of its optimizer.
+    """Penalizes parameters of the trainer's model that rules select, around the steps of its optimizer.
 
     minimizes  training loss + sum over rules of  R(parameters); a penalty comes after the trainer's gradient clipping,
     and once per optimizer step, however many batches it accumulates.
@@ -29,14 +29,14 @@ class RegularizerCallback(TrainerCallback):
         rules: as in `Regularizer`, with the names of the model that the trainer was given; left out, what its layers
             declare with `regularize`.
         how: as in `Regularizer`.
-        entry: as in `Regularizer`.
+        hold_zeros: as in `Regularizer`.
         stochastic_rounding: as in `Regularizer`.
         compile: as in `Regularizer`.
 
     Raises:
         SelectionError: when training begins, if a rule matches nothing or never wins.
-        AttachmentError: when training begins, if the optimizer holds no charged parameter, or another regularizer
-            charges one.
+        AttachmentError: when training begins, if the optimizer holds no penalized parameter, or another regularizer
+            penalizes one.
         MetricError: when training begins, if a rule is proximal, and the optimizer's metric is not known.
 
     Attributes:
@@ -57,16 +57,21 @@ class RegularizerCallback(TrainerCallback):
         rules: Rules | None = None,
         *,
         how: How = "proximal",
-        entry: float | None = None,
+        hold_zeros: float | None = None,
         stochastic_rounding: bool = False,
         compile: Compile = "auto",
     ) -> None:
-        check_decay(entry)
+        check_decay(hold_zeros)
         check_compile(compile)
         if rules is not None:
             as_rules(rules, how)
         self._make = partial(
-            Regularizer, rules=rules, how=how, entry=entry, stochastic_rounding=stochastic_rounding, compile=compile
+            Regularizer,
+            rules=rules,
+            how=how,
+            hold_zeros=hold_zeros,
+            stochastic_rounding=stochastic_rounding,
+            compile=compile,
         )
 
     def on_train_begin(
@@ -94,7 +99,7 @@ class RegularizerCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take all hooks off, so that nothing is charged twice by another run."""
+        """Take all hooks off, so that nothing is penalized twice by another run."""
         self._detach()
 
     def _detach(self) -> None:

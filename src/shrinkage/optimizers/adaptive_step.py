@@ -48,6 +48,6 @@ def number(step: Step) -> Number:
     return step.tensor() if isinstance(step, AdaptiveStep) else step
 
 
-def at_hand(number: Number) -> Number:
+def item_if_on_cpu(number: Number) -> Number:
     """Return a tensor's number where reading it does not wait for a device, as optimizers read it; else the tensor."""
     return number.item() if isinstance(number, Tensor) and number.device.type == "cpu" else number

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.optimizers.introspection import HookType
-from shrinkage.optimizers.per_optimizer import Beside
+from shrinkage.optimizers.per_optimizer import PerOptimizer
 
 
 def hook_around(
@@ -62,7 +62,7 @@ def move(handle: RemovableHandle, *, last: bool) -> bool:
 
 
 first_steps: list[Callable[[Optimizer], None]] = []
-_last: Beside[list[RemovableHandle] | None] = Beside("last_hooks")
+_last: PerOptimizer[list[RemovableHandle] | None] = PerOptimizer("last_hooks")
 
 
 def uncompiled(hook: HookType) -> HookType:

@@ -169,5 +169,5 @@ def calls_under_way(code: CodeType) -> Iterator[FrameType]:
 
 
 def is_captured(parameter: Tensor) -> bool:
-    """Return whether a CUDA graph is being recorded, which can not wait for a number."""
+    """Return whether a CUDA graph is being recorded, which cannot wait for a number."""
     return parameter.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,6 +1,6 @@
 """The metrics of torch's optimizers: one function per class, of (parameter group, state, parameter).
 
-Where the loss has gradient g and the iteration has come to rest, an update moves a weight by -eta * g. That eta, a
+Where the loss has gradient g and the iteration has converge, an update moves a weight by -eta * g. That eta, a
 number or one per element, is the optimizer's metric: the step that a proximal operator has to use for the optimizer to
 rest where loss + penalty is stationary, and nowhere else.
 
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number, Step, at_hand
-from shrinkage.proximal.precision import at_least_float32, wide
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number, Step, item_if_on_cpu
+from shrinkage.proximal.precision import at_least_float32, upcast
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
@@ -31,7 +31,7 @@ State = Mapping[str, Any]
 
 def sgd_metric(group: Group, state: State, w: Tensor) -> Number:
     """lr (1 - dampening) / (1 - momentum); Nesterov's momentum rests at the same point."""
-    lr = at_hand(group["lr"])
+    lr = item_if_on_cpu(group["lr"])
     if group["momentum"] == 0:
         return lr
     rest: float = (1 - group["dampening"]) / (1 - group["momentum"])
@@ -43,13 +43,13 @@ def adam_metric(group: Group, state: State, w: Tensor) -> Step:
     second_moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     beta2 = group["betas"][1]
     correction = 1 - beta2 ** updates(state["step"], second_moment)
-    return AdaptiveStep(at_hand(group["lr"]), second_moment, group["eps"], correction)
+    return AdaptiveStep(item_if_on_cpu(group["lr"]), second_moment, group["eps"], correction)
 
 
 def rmsprop_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr / (1 - momentum) / (sqrt(v) + eps), v the second moment, or the variance (centered)."""
     second_moment = state["square_avg"]
-    lr = at_hand(group["lr"]) / (1 - max(group["momentum"], 0))
+    lr = item_if_on_cpu(group["lr"]) / (1 - max(group["momentum"], 0))
     step = AdaptiveStep(lr, second_moment, group["eps"])
     if not group["centered"]:
         return step
@@ -60,7 +60,7 @@ def rmsprop_metric(group: Group, state: State, w: Tensor) -> Step:
 
 def adagrad_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr / (1 + (t - 1) lr_decay) / (sqrt(sum of squared gradients) + eps)."""
-    lr = at_hand(group["lr"])
+    lr = item_if_on_cpu(group["lr"])
     if group["lr_decay"]:
         lr = lr / (1 + (updates(state["step"], state["sum"]) - 1) * group["lr_decay"])
     return AdaptiveStep(lr, state["sum"], group["eps"])
@@ -71,13 +71,13 @@ def nadam_metric(group: Group, state: State, w: Tensor) -> Step:
     beta1, beta2 = group["betas"]
     count = updates(state["step"], state["exp_avg_sq"])
     now, later = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (count, count + 1))
-    lr = at_hand(group["lr"]) * (1 - now + later)
+    lr = item_if_on_cpu(group["lr"]) * (1 - now + later)
     return AdaptiveStep(lr, state["exp_avg_sq"], group["eps"], 1 - beta2**count)
 
 
 def radam_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr r_t / (sqrt(v_hat) + eps / sqrt(1 - beta2^t)), r_t the rectification; lr while there is none: rho_t <= 5."""
-    lr, beta2 = at_hand(group["lr"]), group["betas"][1]
+    lr, beta2 = item_if_on_cpu(group["lr"]), group["betas"][1]
     count = updates(state["step"], state["exp_avg_sq"])
     correction = 1 - beta2**count
     longest = 2 / (1 - beta2) - 1
@@ -92,17 +92,17 @@ def radam_metric(group: Group, state: State, w: Tensor) -> Step:
 def sparse_adam_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr / (sqrt(v_hat) + eps / sqrt(1 - beta2^t)): Adam's, with eps added before the correction.
 
-    A row moves, by this metric, in the share of the steps that touch it, and its gradient is 0 in the others: charged
+    A row moves, by this metric, in the share of the steps that touch it, and its gradient is 0 in the others: penalized
     at every step, it rests in expectation where loss + penalty does.
     """
     correction = 1 - group["betas"][1] ** updates(state["step"], state["exp_avg_sq"])
-    return AdaptiveStep(at_hand(group["lr"]), state["exp_avg_sq"], group["eps"] / correction**0.5, correction)
+    return AdaptiveStep(item_if_on_cpu(group["lr"]), state["exp_avg_sq"], group["eps"] / correction**0.5, correction)
 
 
 def adamax_metric(group: Group, state: State, w: Tensor) -> Number:
     """lr / u, u the decaying maximum of |g| + eps: exactly eps where there never was a gradient."""
     largest = state["exp_inf"]
-    denominator = wide(largest).masked_fill(largest <= group["eps"], 1.0)
+    denominator = upcast(largest).masked_fill(largest <= group["eps"], 1.0)
     return denominator.reciprocal_().mul_(group["lr"])
 
 
@@ -114,8 +114,8 @@ def adadelta_before(group: Group, state: State, w: Tensor) -> State:
 def adadelta_metric(group: Group, state: State, w: Tensor) -> Number:
     """lr sqrt(mean square of the moves before + eps) / sqrt(v + eps); the former is 0 at the first step."""
     eps: float = group["eps"]
-    second_moment = wide(state["square_avg"])
-    moves = wide(state.get("acc_delta_before", torch.zeros_like(second_moment)))
+    second_moment = upcast(state["square_avg"])
+    moves = upcast(state.get("acc_delta_before", torch.zeros_like(second_moment)))
     return moves.add(eps).div_(second_moment + eps).sqrt_().mul_(group["lr"])
 
 
@@ -127,21 +127,21 @@ def asgd_before(group: Group, state: State, w: Tensor) -> State:
 def asgd_metric(group: Group, state: State, w: Tensor) -> Number:
     """The decaying step size that this step was made with; lr at the first. `lambd` is an L2 penalty of its own."""
     first = torch.as_tensor(group["lr"]).to(state["step"])  # rounded as the optimizer rounds it
-    return at_hand(state.get("eta_before", first))
+    return item_if_on_cpu(state.get("eta_before", first))
 
 
 def rprop_metric(group: Group, state: State, w: Tensor) -> Number:
     """step size / |g|; 0 where g changed its sign, since the weight then stays where it is; lr where g is 0."""
-    moving = wide(state["prev"]).abs()  # |g|, and 0 where the sign changed
+    moving = upcast(state["prev"]).abs()  # |g|, and 0 where the sign changed
     grad = state.get("grad", moving)
     largest = torch.finfo(moving.dtype).max
-    step = torch.where(moving > 0, (wide(state["step_size"]) / moving).clamp_(max=largest), 0.0)
+    step = torch.where(moving > 0, (upcast(state["step_size"]) / moving).clamp_(max=largest), 0.0)
     return torch.where(grad == 0, group["lr"], step)
 
 
 def adafactor_before(group: Group, state: State, w: Tensor) -> State:
     """Note the root mean square of the parameter, in which its learning rate is measured."""
-    return {"rms": wide(w.norm(2)) / w.numel() ** 0.5}
+    return {"rms": upcast(w.norm(2)) / w.numel() ** 0.5}
 
 
 def adafactor_metric(group: Group, state: State, w: Tensor) -> Number:
@@ -152,14 +152,14 @@ def adafactor_metric(group: Group, state: State, w: Tensor) -> Number:
     eps1, eps2 = group["eps"]
     floor = torch.finfo(w.dtype).eps if eps1 is None else eps1
     if "variance" in state:
-        second_moment = wide(state["variance"])
+        second_moment = upcast(state["variance"])
     else:
-        rows, columns = wide(state["row_var"]), wide(state["col_var"])
+        rows, columns = upcast(state["row_var"]), upcast(state["col_var"])
         second_moment = rows @ columns / rows.mean(dim=-2, keepdim=True).clamp_(min=floor)
     root = second_moment.sqrt().clamp_(min=floor)
     lr: Tensor = state["rms"].clamp_min(eps2) * min(float(group["lr"]), float(state["step"]) ** -0.5)
     if "grad" in state:
-        lr = lr / ((wide(state["grad"]) / root).norm(2) / w.numel() ** 0.5 / group["d"]).clamp_(min=1)
+        lr = lr / ((upcast(state["grad"]) / root).norm(2) / w.numel() ** 0.5 / group["d"]).clamp_(min=1)
     return lr / torch.where(second_moment == 0, 1.0, root)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shrinkage.optimizers.per_optimizer import Beside
+from shrinkage.optimizers.per_optimizer import PerOptimizer
 
 KEY = "shrinkage"  # in the first parameter group of an optimizer, for who is attached next
 Dims = Mapping[int, Sequence[int]]
@@ -32,7 +32,7 @@ class Plan(Protocol):
     biases: tuple[str, ...]
 
 
-passengers: Beside[list[Passenger]] = Beside("passengers")
+passengers: PerOptimizer[list[Passenger]] = PerOptimizer("passengers")
 
 
 def states_beside(optimizer: Optimizer) -> list[State]:

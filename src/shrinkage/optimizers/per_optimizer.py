@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 Value = TypeVar("Value")
 
 
-class Beside(Generic[Value]):
+class PerOptimizer(Generic[Value]):
     """One value per optimizer, which lives as long as the optimizer does.
 
     It stands in the optimizer's `__dict__`, which neither copies nor pickles take along. A `WeakKeyDictionary` would

@@ -28,7 +28,7 @@ from torch.optim import (
     SparseAdam,
 )
 
-from shrinkage.distributed.dtensor import is_spread
+from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import MetricError, shown
 from shrinkage.optimizers.adaptive_step import Number, Step
 from shrinkage.optimizers.metrics import (
@@ -222,7 +222,7 @@ def learning_rate(metric: Metric | None, group: Group) -> Number:
 
 
 def check_decoupled(name: str, smooth: bool, optimizer: Optimizer, group: Group) -> None:
-    """Raise `MetricError` if the learning rate of `optimizer` can not decay the parameter `name`."""
+    """Raise `MetricError` if the learning rate of `optimizer` cannot decay the parameter `name`."""
     own, metric = type(optimizer).__name__, known_metric(optimizer)
     if metric is None or metric.lr is None:
         check_learning_rate(name, optimizer, group)
@@ -253,24 +253,24 @@ def check_learning_rate(name: str, optimizer: Optimizer, group: Group) -> None:
         )
 
 
-def check_spread(name: str, parameter: Tensor, how: str, optimizer: Optimizer, *, crossing: bool) -> None:
-    """Raise `MetricError` if the metric of `optimizer` needs more of a parameter than the piece on this machine.
+def check_spread(name: str, parameter: Tensor, how: str, optimizer: Optimizer, *, group_sharding: bool) -> None:
+    """Raise `MetricError` if the metric of `optimizer` needs more of a parameter than the piece on this process.
 
     Args:
         name: the parameter's.
-        parameter: what is charged, perhaps spread over machines.
+        parameter: what is penalized, perhaps spread over processes.
         how: "proximal", or "decoupled", which asks for the learning rate only.
         optimizer: what moves it.
-        crossing: whether its groups cross machines.
+        crossing: whether its groups cross processes.
     """
     metric = known_metric(optimizer)
-    if metric is None or not is_spread(parameter):
+    if metric is None or not is_dtensor(parameter):
         return
-    if (how == "proximal" and not metric.elementwise) or (crossing and metric.iterate is not None):
+    if (how == "proximal" and not metric.elementwise) or (group_sharding and metric.iterate is not None):
         raise MetricError(
-            f"{name!r} of shape {tuple(parameter.shape)} is spread over machines, and the step of "
+            f"{name!r} of shape {tuple(parameter.shape)} is spread over processes, and the step of "
             f"{type(optimizer).__name__} at one element depends on others, or on a tensor that the parameter follows: "
-            'choose how="gradient", or keep the parameter whole on each machine (DistributedDataParallel)'
+            'choose how="gradient", or keep the parameter whole on each process (DistributedDataParallel)'
         )
 
 

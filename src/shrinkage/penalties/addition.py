@@ -1,4 +1,4 @@
-"""What the sum of two penalties is, if one penalty charges both with an exact prox.
+"""What the sum of two penalties is, if one penalty penalizes both with an exact prox.
 
 Each function is asked for both orders of a pair, in the order in which they are listed at the end.
 """
@@ -31,11 +31,11 @@ def register_sum(rule: Sum) -> Sum:
     """Tell what the sum of two penalties is, so that `one + other` gives it.
 
     Args:
-        rule: a function of two penalties that returns the one penalty which charges both with an exact prox, or None
+        rule: a function of two penalties that returns the one penalty which penalizes both with an exact prox, or None
             if it knows of none. It is asked for both orders of a pair, before all that are known here.
 
     Raises:
-        TypeError: `rule` can not be called.
+        TypeError: `rule` cannot be called.
 
     Returns:
         The rule, so that this is a decorator too.
@@ -121,11 +121,11 @@ def of_groups(one: Penalty, other: Penalty) -> Penalty | None:
 
 
 def check_same_groups(one: Grouped | SparseGroupLasso, other: Grouped) -> None:
-    """Raise `GroupError` unless both charge the same groups, with the same weights."""
+    """Raise `GroupError` unless both penalize the same groups, with the same weights."""
     if (other.groups, other.weigh_by_size) != (one.groups, one.weigh_by_size):
         raise GroupError(
             f"{one.groups} and {other.groups} overlap: an element would stand in two groups, and no exact prox is "
-            "known then; charge one of them, or a group per block with Blocks(rows, columns)"
+            "known then; penalize one of them, or a group per block with Blocks(rows, columns)"
         )
 
 
@@ -148,7 +148,7 @@ def in_a_box(one: Penalty, other: Penalty) -> Penalty | None:
 
 
 def in_non_negative(one: Penalty, other: Penalty) -> Penalty | None:
-    """Return the sum with a sign constraint: what does not look at signs is charged inside."""
+    """Return the sum with a sign constraint: what does not look at signs is penalized inside."""
     match one, other:
         case NonNegative(), NonNegative(None):
             return one
@@ -191,7 +191,7 @@ def of_sets(one: Penalty, other: Penalty) -> Penalty | None:
 
 
 def of_one_reference(one: Penalty, other: Penalty) -> Penalty | None:
-    """Return the sum of what two penalties charge of the distance to the same reference."""
+    """Return the sum of what two penalties penalize of the distance to the same reference."""
     match one, other:
         case Toward(penalty), Toward(another) if replace(other, penalty=penalty) == one:
             both = sum_of(penalty, another)

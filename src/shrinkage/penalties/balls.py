@@ -62,7 +62,7 @@ class MaxNorm(ConstraintOnGroups):
 
     Raises:
         ValueError: `limit` is not a finite number > 0.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Srivastava et al. (2014), "Dropout", section 5.1.
 
@@ -105,7 +105,7 @@ class MinMaxNorm(ConstraintOnGroups):
 
     Raises:
         ValueError: a limit is not such a number, or `low` is greater than `high`.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Keras, `MinMaxNorm`.
 
@@ -146,7 +146,7 @@ class UnitNorm(ConstraintOnGroups):
 
     Raises:
         ValueError: `length` is not a finite number > 0.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Salimans and Kingma (2016), "Weight normalization", eq. 2, with a fixed scale.
     In a diagonal metric a group that is too short and whose element with the largest step is exactly 0 is scaled
@@ -181,7 +181,7 @@ class L1Ball(ConstraintOnGroups):
 
     Raises:
         ValueError: `radius` is not a finite number > 0.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", eq. 2.
 
@@ -219,7 +219,7 @@ class Simplex(ConstraintOnGroups):
 
     Raises:
         ValueError: `total` is not a finite number > 0.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", eq. 3.
 

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from shrinkage.penalties.pickling import Saved
 from shrinkage.penalties.schedules import Strength, as_factor, check_strength, multiple
-from shrinkage.proximal.reductions import Sums
+from shrinkage.proximal.reductions import Reduction
 
 
 class Description(NamedTuple):
-    """A penalty in words: its name, its strength, and the groups it charges."""
+    """A penalty in words: its name, its strength, and the groups it penalizes."""
 
     penalty: str
     strength: str
@@ -79,13 +79,14 @@ class Penalty(Saved, ABC):
 
     @abstractmethod
     def check_shape(self, shape: Sequence[int]) -> None:
-        """Raise `GroupError` if a tensor of `shape` can not be charged."""
+        """Raise `GroupError` if a tensor of `shape` cannot be penalized."""
 
     @abstractmethod
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the dimensions along which a tensor of `shape` may be cut into pieces that are charged by themselves.
+        """Return the dimensions along which a tensor of `shape` may be cut into pieces that are penalized by
+        themselves.
 
-        None if it has to be charged as a whole.
+        None if it has to be penalized as a whole.
         """
 
     @abstractmethod
@@ -109,7 +110,7 @@ class Penalty(Saved, ABC):
 
     @property
     def strengthless(self) -> bool:
-        """Whether this is a set and charges nothing inside of it, so that it can not be multiplied."""
+        """Whether this is a set and penalizes nothing inside of it, so that it cannot be multiplied."""
         return False
 
     @property
@@ -134,7 +135,7 @@ class Penalty(Saved, ABC):
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
-    ) -> Sums[Tensor] | None:
+    ) -> Reduction[Tensor] | None:
         """Return a computation of the prox of a piece that needs sums over the whole tensor; None if sums do not do.
 
         Which it is depends on nothing but the class of `step`, `shape` and `cut`, and so does how often it asks.
@@ -147,7 +148,7 @@ class Penalty(Saved, ABC):
         """
         return None
 
-    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
+    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Reduction[Tensor] | None:
         """Return a computation of the gradient of a piece, as `prox_by_sums` does of the prox."""
         return None
 
@@ -159,7 +160,7 @@ class Penalty(Saved, ABC):
         return self
 
     def bound(self, name: str, parameter: Tensor) -> "Penalty":
-        """Return the penalty as it charges `parameter`, which the model calls `name`."""
+        """Return the penalty as it penalizes `parameter`, which the model calls `name`."""
         return self
 
     def refusal(self, other: "Penalty") -> str | None:
@@ -167,7 +168,7 @@ class Penalty(Saved, ABC):
         return None
 
     def __add__(self, other: object) -> "Penalty":
-        """Return the one penalty that charges both.
+        """Return the one penalty that penalizes both.
 
         >>> from shrinkage import L1, L2
         >>> L1(0.1) + L2(0.2)
@@ -179,7 +180,7 @@ class Penalty(Saved, ABC):
         if both is None:
             reason = self.refusal(other) or other.refusal(self) or "no exact prox of their sum is known here"
             raise TypeError(
-                f"{self} and {other} can not be charged together: {reason}, and one prox after the other solves "
+                f"{self} and {other} cannot be penalized together: {reason}, and one prox after the other solves "
                 "another problem. L2 can be added to everything, L0 to penalties of elements, a sign constraint to "
                 "what does not look at signs, L1 to GroupLasso"
             )
@@ -195,7 +196,7 @@ class Penalty(Saved, ABC):
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __mul__(self, factor: float) -> "Penalty":
-        """Return the penalty that charges `factor` times as much.
+        """Return the penalty that penalizes `factor` times as much.
 
         >>> from shrinkage import ElasticNet
         >>> 2 * ElasticNet(0.25, 0.5)
@@ -206,7 +207,7 @@ class Penalty(Saved, ABC):
     __rmul__ = __mul__
 
     def scaled(self, factor: float) -> "Penalty":
-        """Return the penalty that charges `factor` >= 0 times as much: all strengths in it are multiplied."""
+        """Return the penalty that penalizes `factor` >= 0 times as much: all strengths in it are multiplied."""
         changes = {
             name: value.scaled(factor) if isinstance(value, Penalty) else multiple(factor, value)
             for name, value in self.arguments().items()
@@ -254,7 +255,7 @@ SUMS: list[Sum] = []  # filled by `addition.py`, which knows all penalties
 
 
 def sum_of(one: Penalty, other: Penalty) -> Penalty | None:
-    """Return the one penalty that charges both with an exact prox, None if none is known."""
+    """Return the one penalty that penalizes both with an exact prox, None if none is known."""
     for rule in SUMS:
         both = rule(one, other) or rule(other, one)
         if both is not None:

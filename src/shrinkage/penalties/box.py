@@ -23,15 +23,15 @@ Bound = float | Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box(Constraint):
-    """Keep every weight between two bounds, and charge it besides if a penalty is given.
+    """Keep every weight between two bounds, and penalize it besides if a penalty is given.
 
     R(w) = penalty(w) if low <= w <= high, else infinity
 
     Args:
         low: smallest weight allowed, -infinity for none; a number, or a tensor that spreads over the parameter.
         high: largest weight allowed, infinity for none; likewise.
-        penalty: what weights between the bounds are charged: a convex penalty of elements, `L1`, `L2`, `ElasticNet`,
-            `Huber`, or one of them `Weighted`; None charges nothing.
+        penalty: what weights between the bounds are penalized: a convex penalty of elements, `L1`, `L2`, `ElasticNet`,
+            `Huber`, or one of them `Weighted`; None penalizes nothing.
 
     Raises:
         TypeError: a bound is neither a number nor a floating point tensor, or `penalty` is not convex.
@@ -76,7 +76,7 @@ class Box(Constraint):
 
     @property
     def strengthless(self) -> bool:
-        """Whether nothing is charged."""
+        """Whether nothing is penalized."""
         return self.penalty is None
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ class Box(Constraint):
 
     def value(self, w: Tensor) -> Tensor:
         """Return the penalty's value if nothing is outside of the bounds."""
-        charged = w.new_zeros(()) if self.penalty is None else self.penalty.value(w)
-        return torch.where((self._clamped(w) == w).all(), charged, torch.inf)
+        penalized = w.new_zeros(()) if self.penalty is None else self.penalty.value(w)
+        return torch.where((self._clamped(w) == w).all(), penalized, torch.inf)
 
     def gradient(self, w: Tensor) -> Tensor:
         """Return the penalty's."""

@@ -51,9 +51,9 @@ class Constraint(Penalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the nearest point of the set."""
-        wide = w.to(at_least_float32(w.dtype))
-        steps = precision.as_tensor(step, wide)
-        return torch.where(steps > 0, self.project(wide, steps), wide).to(w.dtype)
+        upcast = w.to(at_least_float32(w.dtype))
+        steps = precision.as_tensor(step, upcast)
+        return torch.where(steps > 0, self.project(upcast, steps), upcast).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the length of the projected gradient, per element: how far a short step along -grad leads in the set.
@@ -61,12 +61,12 @@ class Constraint(Penalty):
         |w - projection of (w - t grad)| / t  for a small t: the distance of -grad to the normal cone of a convex set,
         and 0 where `w` is stationary on a set that is not convex.
         """
-        wide, grad = w.double(), grad.double()
+        upcast, grad = w.double(), grad.double()
         if not grad.numel() or not bool((grad != 0).any()):
             return torch.zeros_like(w)
-        size = torch.where(wide.abs().sum() > 0, wide.abs().sum() / max(w.numel(), 1), 1.0)
+        size = torch.where(upcast.abs().sum() > 0, upcast.abs().sum() / max(w.numel(), 1), 1.0)
         t = SHORT * size / grad.abs().amax()
-        return ((wide - self.prox(wide - t * grad, 1.0)).abs() / t).to(w.dtype)
+        return ((upcast - self.prox(upcast - t * grad, 1.0)).abs() / t).to(w.dtype)
 
     @property
     def strengthless(self) -> bool:
@@ -78,7 +78,7 @@ class Constraint(Penalty):
         if self.strengthless:
             raise TypeError(
                 f"{factor:g} * {self}: a constraint has no strength that could be multiplied; it is 0 on its set and "
-                "infinite outside. Multiply what is charged inside of it, or change the bound"
+                "infinite outside. Multiply what is penalized inside of it, or change the bound"
             )
         return Penalty.scaled(self, factor)
 
@@ -114,7 +114,7 @@ class TopK(Constraint):
 
     Raises:
         ValueError: the density is not between 0 and 1.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Blumensath and Davies (2009), "Iterative hard thresholding for compressed sensing", eq. 8.
 

@@ -11,7 +11,7 @@ from shrinkage.proximal import precision, thresholds
 
 @dataclass(frozen=True, slots=True)
 class L1(Elementwise):
-    """Charge the sum of absolute values, which makes weights exactly zero.
+    """Penalize the sum of absolute values, which makes weights exactly zero.
 
     R(w) = strength * sum |w|
 
@@ -54,7 +54,7 @@ class L1(Elementwise):
 
 @dataclass(frozen=True, slots=True)
 class L2(Elementwise):
-    """Charge half the sum of squares: weight decay. It makes weights small, never zero.
+    """Penalize half the sum of squares: weight decay. It makes weights small, never zero.
 
     R(w) = strength / 2 * sum w^2
 
@@ -106,7 +106,7 @@ class L2(Elementwise):
 
 @dataclass(frozen=True, slots=True)
 class ElasticNet(Elementwise):
-    """Charge absolute values and half squares together: exact zeros, and correlated weights are kept together.
+    """Penalize absolute values and half squares together: exact zeros, and correlated weights are kept together.
 
     R(w) = l1 * sum |w| + l2 / 2 * sum w^2
 
@@ -143,7 +143,7 @@ class ElasticNet(Elementwise):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold at step * l1, then division by 1 + step * l2."""
-        shrunk = thresholds.soft_threshold(precision.wide(w), step * fixed(self.l1))
+        shrunk = thresholds.soft_threshold(precision.upcast(w), step * fixed(self.l1))
         return thresholds.scale_down(shrunk, step * fixed(self.l2)).to(w.dtype)
 
     def radial(self) -> Radial:
@@ -153,7 +153,7 @@ class ElasticNet(Elementwise):
 
 @dataclass(frozen=True, slots=True)
 class Huber(Elementwise):
-    """Charge squares of small weights and absolute values of large ones: robust decay, with no zeros.
+    """Penalize squares of small weights and absolute values of large ones: robust decay, with no zeros.
 
     R(w) = strength * sum of  w^2 / (2 delta) if |w| <= delta, else |w| - delta / 2
 

@@ -41,7 +41,7 @@ class Counting(Elementwise):
 
 @dataclass(frozen=True, slots=True)
 class L0(Counting):
-    """Charge the number of weights that are not zero.
+    """Penalize the number of weights that are not zero.
 
     R(w) = strength * #{w != 0}
 
@@ -77,7 +77,7 @@ class L0(Counting):
 
 @dataclass(frozen=True, slots=True)
 class Counted(Counting):
-    """Charge the number of weights that are not zero on top of another penalty of elements.
+    """Penalize the number of weights that are not zero on top of another penalty of elements.
 
     R(w) = penalty(w) + l0 * #{w != 0}
 
@@ -121,12 +121,12 @@ class Counted(Counting):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the penalty's where it lowers the objective by more than step * l0 below that of 0."""
-        wide = precision.wide(w)
-        y = self.penalty.prox(wide, step)
+        upcast = precision.upcast(w)
+        y = self.penalty.prox(upcast, step)
         # In units of the loss, so that no square overflows beside a large step.
-        steps = precision.as_tensor(step, wide)
-        gain = (0.5 * y / steps) * (2 * wide - y) - self.penalty.cost(y)
-        return torch.where((gain < fixed(self.l0)) & (steps > 0) & wide.isfinite(), 0.0, y).to(w.dtype)
+        steps = precision.as_tensor(step, upcast)
+        gain = (0.5 * y / steps) * (2 * upcast - y) - self.penalty.cost(y)
+        return torch.where((gain < fixed(self.l0)) & (steps > 0) & upcast.isfinite(), 0.0, y).to(w.dtype)
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
         """Return the same with the penalty's tensors taken."""
@@ -151,7 +151,7 @@ class Counted(Counting):
 
 @dataclass(frozen=True, slots=True)
 class Lp(Counting):
-    """Charge a root of each weight: between counting weights and summing their sizes.
+    """Penalize a root of each weight: between counting weights and summing their sizes.
 
     R(w) = strength * sum |w|^p
 

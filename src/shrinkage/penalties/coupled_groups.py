@@ -73,8 +73,8 @@ class Slices(Groups):
 class Coupled(Groups):
     """Groups that span parameters: slices of each member that have the same number are one group.
 
-    Charged by `Grouped` or `GroupLasso`, in a `Rule` without a selector: the members name what is charged. A group is
-    then zero in all of its members, or in none.
+    Penalized by `Grouped` or `GroupLasso`, in a `Rule` without a selector: the members name what is penalized. A group
+    is then zero in all of its members, or in none.
 
     Args:
         members: `Member` instances. A parameter can be several of them, along one dimension, with different indices.
@@ -130,7 +130,7 @@ class Coupled(Groups):
     def layout(self, shape: Sequence[int]) -> Layout:
         """Always raises `GroupError`: one tensor is not all of a group."""
         raise GroupError(
-            f"{self!r} spans several parameters, so that no penalty of one tensor charges it: give it to Grouped or "
+            f"{self!r} spans several parameters, so that no penalty of one tensor penalizes it: give it to Grouped or "
             "GroupLasso in a Rule of a Regularizer, without a selector"
         )
 

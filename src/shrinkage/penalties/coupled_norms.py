@@ -1,8 +1,9 @@
-"""Charges of the norms of groups that span several tensors: prox, gradient, value and residual by sums over each group.
+"""Penalizes of the norms of groups that span several tensors: prox, gradient, value and residual by sums over each
+group.
 
-Each tensor is a part of what is charged. Its slices along one dimension are added up, and then those of all parts that
-have the same number of a group; on other machines too, where the parts are pieces. What follows from the sums, a scale
-per group, goes back to the slices: so nothing is joined to one tensor.
+Each tensor is a part of what is penalized. Its slices along one dimension are added up, and then those of all parts
+that have the same number of a group; on other processes too, where the parts are pieces. What follows from the sums, a
+scale per group, goes back to the slices: so nothing is joined to one tensor.
 
 All functions have one value per group, shape `(count,)`, where those of `group_norms.py` have one that broadcasts.
 """
@@ -14,104 +15,106 @@ from torch import Tensor
 
 from shrinkage.penalties import group_norms
 from shrinkage.penalties.groups import norms_within
-from shrinkage.penalties.membership import Charged, Part, padded
+from shrinkage.penalties.membership import GroupPenalty, Membership, padded
 from shrinkage.proximal import secular, secular_search
-from shrinkage.proximal.precision import at_least_float32, wide
-from shrinkage.proximal.reductions import Sums
+from shrinkage.proximal.precision import at_least_float32, upcast
+from shrinkage.proximal.reductions import Reduction
 
-Parts = Sequence[Part]
+Parts = Sequence[Membership]
 Tensors = Sequence[Tensor]
 
 
 def prox(
-    charged: Charged, parts: Parts, ws: Tensors, steps: Sequence[float | Tensor], *, to_rest: bool
-) -> Sums[list[Tensor]]:
+    group_penalty: GroupPenalty, parts: Parts, ws: Tensors, steps: Sequence[float | Tensor], *, to_rest: bool
+) -> Reduction[list[Tensor]]:
     """Return each tensor at the proximal point of all of them together.
 
     Args:
-        charged: what groups are charged.
+        penalized: what groups are penalized.
         parts: which groups the tensors' slices belong to.
         ws: the tensors.
         steps: of each tensor, a number, or a tensor of its shape.
         to_rest: end as soon as no group moves, which takes a look at all of them.
     """
     number = one_number(steps)
-    split = [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)]
+    split = [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)]
     if number is None:
         spread = [part.split(as_tensor(step, w)) for part, step, w in zip(parts, steps, ws, strict=True)]
-        moved = yield from in_metric(charged, parts, split, spread, to_rest=to_rest)
+        moved = yield from in_metric(group_penalty, parts, split, spread, to_rest=to_rest)
     else:
         norms = yield from norms_of(parts, split)
-        factors = padded(factors_of(charged, norms, number), 1.0)
+        factors = padded(factors_of(group_penalty, norms, number), 1.0)
         moved = [w * part.column(factors, w) for part, w in zip(parts, split, strict=True)]
     return shaped(moved, ws)
 
 
-def gradient(charged: Charged, parts: Parts, ws: Tensors) -> Sums[list[Tensor]]:
+def gradient(group_penalty: GroupPenalty, parts: Parts, ws: Tensors) -> Reduction[list[Tensor]]:
     """Return weight * phi'(||w_g||) * w_g / ||w_g|| for each tensor."""
-    split = [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)]
+    split = [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)]
     norms = yield from norms_of(parts, split)
-    slopes = padded(group_norms.slopes(norms, charged.charge, 1.0) * charged.weights, 0.0)
+    slopes = padded(group_norms.slopes(norms, group_penalty.penalty, 1.0) * group_penalty.weights, 0.0)
     return shaped([w * part.column(slopes, w) for part, w in zip(parts, split, strict=True)], ws)
 
 
-def value(charged: Charged, parts: Parts, ws: Tensors) -> Sums[Tensor]:
+def value(group_penalty: GroupPenalty, parts: Parts, ws: Tensors) -> Reduction[Tensor]:
     """Return the sum of weight * phi(||w_g||)."""
-    norms = yield from norms_of(parts, [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)])
-    return (charged.weights * charged.charge.cost(norms)).sum().to(norms.dtype)
+    norms = yield from norms_of(parts, [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)])
+    return (group_penalty.weights * group_penalty.penalty.cost(norms)).sum().to(norms.dtype)
 
 
-def residual(charged: Charged, parts: Parts, ws: Tensors, grads: Tensors) -> Sums[Tensor]:
+def residual(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, grads: Tensors) -> Reduction[Tensor]:
     """Return the distance per group: to the ball of radius weight * slope where w_g is 0."""
-    split = [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)]
-    slopes = [part.split(wide(grad)) for part, grad in zip(parts, grads, strict=True)]
+    split = [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)]
+    slopes = [part.split(upcast(grad)) for part, grad in zip(parts, grads, strict=True)]
     norms = yield from norms_of(parts, split)
-    at_zero = yield from residual_at_zero(charged, parts, grads)
-    penalty = yield from gradient(charged, parts, split)
+    at_zero = yield from residual_at_zero(group_penalty, parts, grads)
+    penalty = yield from gradient(group_penalty, parts, split)
     elsewhere = yield from norms_of(parts, [slope + own for slope, own in zip(slopes, penalty, strict=True)])
     return torch.where(norms == 0, at_zero, elsewhere)
 
 
-def residual_at_zero(charged: Charged, parts: Parts, grads: Tensors) -> Sums[Tensor]:
+def residual_at_zero(group_penalty: GroupPenalty, parts: Parts, grads: Tensors) -> Reduction[Tensor]:
     """Return the residual that each group would have if it were zero."""
-    norms = yield from norms_of(parts, [part.split(wide(grad)) for part, grad in zip(parts, grads, strict=True)])
-    weights = charged.weights.to(norms.dtype)
-    return weights * charged.charge.residual(torch.zeros_like(norms), norms / weights)
+    norms = yield from norms_of(parts, [part.split(upcast(grad)) for part, grad in zip(parts, grads, strict=True)])
+    weights = group_penalty.weights.to(norms.dtype)
+    return weights * group_penalty.penalty.residual(torch.zeros_like(norms), norms / weights)
 
 
-def stays(charged: Charged, parts: Parts, ws: Tensors, averages: Tensors) -> Sums[list[Tensor]]:
+def stays(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, averages: Tensors) -> Reduction[list[Tensor]]:
     """Return where each tensor is in a group that is zero and stationary for the gradients `averages`."""
-    norms = yield from norms_of(parts, [part.split(wide(w)) for part, w in zip(parts, ws, strict=True)])
-    at_zero = yield from residual_at_zero(charged, parts, averages)
+    norms = yield from norms_of(parts, [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)])
+    at_zero = yield from residual_at_zero(group_penalty, parts, averages)
     still = padded(((norms == 0) & (at_zero == 0)).to(norms.dtype), 0.0)
     split = [part.split(w) for part, w in zip(parts, ws, strict=True)]
     held = [part.column(still, w).expand_as(w) > 0 for part, w in zip(parts, split, strict=True)]
     return [mask.reshape(w.shape) for mask, w in zip(held, ws, strict=True)]
 
 
-def strength_max(charged: Charged, parts: Parts, grads: Tensors) -> Sums[Tensor]:
-    """Return the strength that the largest ||grad_g|| / weight asks of the charge."""
-    norms = yield from norms_of(parts, [part.split(wide(grad)) for part, grad in zip(parts, grads, strict=True)])
-    return charged.charge.strength_max(norms / charged.weights.to(norms.dtype))
+def strength_max(group_penalty: GroupPenalty, parts: Parts, grads: Tensors) -> Reduction[Tensor]:
+    """Return the strength that the largest ||grad_g|| / weight asks of the penalty."""
+    norms = yield from norms_of(parts, [part.split(upcast(grad)) for part, grad in zip(parts, grads, strict=True)])
+    return group_penalty.penalty.strength_max(norms / group_penalty.weights.to(norms.dtype))
 
 
-def in_metric(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors, *, to_rest: bool) -> Sums[list[Tensor]]:
+def in_metric(
+    group_penalty: GroupPenalty, parts: Parts, ws: Tensors, steps: Tensors, *, to_rest: bool
+) -> Reduction[list[Tensor]]:
     """Return the proximal point in a diagonal metric, by one secular equation for all parts of a group.
 
     The quadratic part is taken in first, as in `by_sums`.
     """
-    found = charged.charge.radial()
+    found = group_penalty.penalty.radial()
     if found is None:
-        return (yield from searched(charged, parts, ws, steps))
+        return (yield from searched(group_penalty, parts, ws, steps))
     linear, quadratic = found
     if isinstance(quadratic, Tensor) or quadratic:
-        curve = padded(charged.weights * quadratic, 0.0)
+        curve = padded(group_penalty.weights * quadratic, 0.0)
         divisors = [1 + step * part.column(curve, w) for part, w, step in zip(parts, ws, steps, strict=True)]
         ws = [w / divisor for w, divisor in zip(ws, divisors, strict=True)]
         steps = [step / divisor for step, divisor in zip(steps, divisors, strict=True)]
     if not isinstance(linear, Tensor) and not linear:
         return list(ws)
-    slope = padded(charged.weights * linear, 0.0)
+    slope = padded(group_penalty.weights * linear, 0.0)
     thresholds = [step * part.column(slope, w) for part, w, step in zip(parts, ws, steps, strict=True)]
     metrics = [each.clamp_min(1 / secular.largest(each.dtype)).reciprocal() for each in thresholds]
     pieces = list(zip(parts, ws, metrics, strict=True))
@@ -129,12 +132,14 @@ def in_metric(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors, *, to
     return [w * scale.masked_fill(threshold == 0, 1.0) for w, scale, threshold in pairs]
 
 
-def searched(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors) -> Sums[list[Tensor]]:
-    """Return the proximal point of a charge that may have several minima, the best of them for each group."""
+def searched(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, steps: Tensors) -> Reduction[list[Tensor]]:
+    """Return the proximal point of a penalty that may have several minima, the best of them for each group."""
     pieces = [
         (part, secular_search.Curve(w, step, part.within(w))) for part, w, step in zip(parts, ws, steps, strict=True)
     ]
-    charge = group_norms.charge_of(charged.charge, charged.weights.to(widest(ws)), tuple(charged.weights.shape))
+    penalty = group_norms.target_of(
+        group_penalty.penalty, group_penalty.weights.to(widest(ws)), tuple(group_penalty.weights.shape)
+    )
 
     def sums() -> Tensor:
         return added(parts, [curve.sums() for _, curve in pieces])
@@ -143,16 +148,16 @@ def searched(charged: Charged, parts: Parts, ws: Tensors, steps: Tensors) -> Sum
         columns = [(part.column(padded(multiplier, 0.0), curve.w), curve) for part, curve in pieces]
         return added(parts, [curve.at(column, distance=distance) for column, curve in columns])
 
-    multiplier = yield from secular_search.radial_multiplier(sums, at, charge)
+    multiplier = yield from secular_search.radial_multiplier(sums, at, penalty)
     return [curve.w * curve.scale(part.column(padded(multiplier, 0.0), curve.w)) for part, curve in pieces]
 
 
-def factors_of(charged: Charged, norms: Tensor, step: float | Tensor) -> Tensor:
+def factors_of(group_penalty: GroupPenalty, norms: Tensor, step: float | Tensor) -> Tensor:
     """Return prox_phi(norm) / norm of each group, in the metric of one step for all."""
-    return group_norms.scales(norms, (step * charged.weights).to(norms.dtype), charged.charge, 1.0)
+    return group_norms.scales(norms, (step * group_penalty.weights).to(norms.dtype), group_penalty.penalty, 1.0)
 
 
-def norms_of(parts: Parts, ws: Tensors) -> Sums[Tensor]:
+def norms_of(parts: Parts, ws: Tensors) -> Reduction[Tensor]:
     """Return the norm of each group of `split` tensors."""
     squares = yield added(
         parts, [norms_within(w, part.within(w)).square()[None] for part, w in zip(parts, ws, strict=True)]

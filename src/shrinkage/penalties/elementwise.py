@@ -18,7 +18,7 @@ class Radial(NamedTuple):
 
 
 class Elementwise(Penalty):
-    """A sum over elements. `Grouped` charges the norms of groups with it instead."""
+    """A sum over elements. `Grouped` penalizes the norms of groups with it instead."""
 
     __slots__ = ()
 

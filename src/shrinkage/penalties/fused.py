@@ -16,11 +16,11 @@ from shrinkage.proximal.total_variation import total_variation
 
 @dataclass(frozen=True, slots=True)
 class FusedLasso(Penalty):
-    """Charge differences between neighbours along one dimension, which makes weights piecewise constant.
+    """Penalize differences between neighbours along one dimension, which makes weights piecewise constant.
 
     R(w) = strength * sum |w_{i+1} - w_i|
 
-    Exact in every diagonal metric, by dynamic programming along the dimension. `L1` can not be charged on top.
+    Exact in every diagonal metric, by dynamic programming along the dimension. `L1` cannot be penalized on top.
 
     Args:
         strength: >= 0, loss units per unit of difference; or a schedule of the update count.
@@ -86,7 +86,7 @@ class FusedLasso(Penalty):
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return the largest |partial sum| of the gradient; infinity if a row of it does not sum to 0.
 
-        A constant is charged nothing, so that 0 is stationary only where no constant is better.
+        A constant is penalized nothing, so that 0 is stationary only where no constant is better.
         """
         self.check_shape(grad.shape)
         if not grad.numel():

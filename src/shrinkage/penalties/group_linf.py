@@ -16,7 +16,7 @@ from shrinkage.proximal.precision import at_least_float32
 
 @dataclass(frozen=True, slots=True)
 class GroupLInf(PerGroup):
-    """Charge the largest weight of each group: whole groups become zero, others are clipped to one size.
+    """Penalize the largest weight of each group: whole groups become zero, others are clipped to one size.
 
     R(w) = strength * sum over groups g of  sqrt(size of g) * max |w_g|,  without the root if `weigh_by_size` is False
 
@@ -30,7 +30,7 @@ class GroupLInf(PerGroup):
     Raises:
         ValueError: the strength is negative or not finite.
         TypeError: `groups` is not a group view.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Quattoni et al. (2009), "An efficient projection for l1,infinity regularization", eq. 1.
 
@@ -54,7 +54,7 @@ class GroupLInf(PerGroup):
         """Return the sum of sizes of gradient that a zero group withstands."""
         return fixed(self.strength) * self.weight(shape)
 
-    def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
+    def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
         """Return the strength."""
         return "GroupLInf", "schedule" if callable(self.strength) else f"{self.strength:g}"
 

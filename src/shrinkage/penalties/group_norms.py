@@ -1,4 +1,4 @@
-"""Prox and gradient of a charge of the norms of groups, by sums over each group: the tensor may be a piece of a whole.
+"""Prox and gradient of a penalty of the norms of groups, by sums over each group: the tensor may be a piece of a whole.
 
 Only the sums need the rest of a group. What follows from them, a scale per group and a write, is done on the piece.
 """
@@ -9,35 +9,37 @@ from torch import Tensor
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.groups import Layout, norms_within
 from shrinkage.proximal import secular, secular_search
-from shrinkage.proximal.reductions import Sums
+from shrinkage.proximal.reductions import Reduction
 from shrinkage.proximal.secular import largest
 
 
-def norms_by_sums(w: Tensor, layout: Layout) -> Sums[Tensor]:
+def norms_by_sums(w: Tensor, layout: Layout) -> Reduction[Tensor]:
     """Return the norm of each group, in the shape that broadcasts against the groups."""
     squares = yield norms_within(w, layout.within).square()
     return squares.sqrt()
 
 
-def scales(norms: Tensor, step: float | Tensor, charge: Elementwise, weight: float | Tensor) -> Tensor:
+def scales(norms: Tensor, step: float | Tensor, function: Elementwise, weight: float | Tensor) -> Tensor:
     """Return prox_phi(norm) / norm of each group, in the metric of one step for all.
 
     Norms whose squares overflow, or vanish, are taken to be as large as those whose squares just do not.
     """
     bound = largest(norms.dtype)
     norms = norms.clamp(1 / bound, bound)
-    return charge.prox(norms.reshape(-1), step * weight).reshape(norms.shape) / norms
+    return function.prox(norms.reshape(-1), step * weight).reshape(norms.shape) / norms
 
 
-def scaled_by_sums(w: Tensor, step: float | Tensor, layout: Layout, charge: Elementwise, weight: float) -> Sums[Tensor]:
+def scaled_by_sums(
+    w: Tensor, step: float | Tensor, layout: Layout, function: Elementwise, weight: float
+) -> Reduction[Tensor]:
     """Return `scaled` with the norms of whole groups."""
     norms = yield from norms_by_sums(w, layout)
-    return w * scales(norms, step, charge, weight)
+    return w * scales(norms, step, function, weight)
 
 
 def scaled_in_metric_by_sums(
     w: Tensor, steps: Tensor, layout: Layout, parts: tuple[float | Tensor, float | Tensor], *, to_rest: bool
-) -> Sums[Tensor]:
+) -> Reduction[Tensor]:
     """Return the prox of  linear * ||w_g|| + quadratic / 2 * ||w_g||^2  in a diagonal metric.
 
     The quadratic part is taken in first: the prox of R + q/2 ||.||^2 with step s at w is that of R with step
@@ -52,34 +54,36 @@ def scaled_in_metric_by_sums(
     return w * scale
 
 
-def searched_by_sums(w: Tensor, steps: Tensor, layout: Layout, charge: secular_search.Charge) -> Sums[Tensor]:
-    """Return the prox of `charge` in a diagonal metric, the best of its minima."""
-    scale = yield from secular_search.radial_scale_by_sums(w, steps, layout.within, charge)
+def searched_by_sums(
+    w: Tensor, steps: Tensor, layout: Layout, function: secular_search.RadialFunction
+) -> Reduction[Tensor]:
+    """Return the prox of `function` in a diagonal metric, the best of its minima."""
+    scale = yield from secular_search.radial_scale_by_sums(w, steps, layout.within, function)
     return w * scale
 
 
-def charge_of(charge: Elementwise, weight: float | Tensor, shape: tuple[int, ...]) -> secular_search.Charge:
-    """Return what norms in a tensor of `shape` are charged: `weight` times what `charge` charges an element."""
-    return secular_search.Charge(
-        cost=lambda norms: weight * charge.cost(norms.reshape(-1)).reshape(shape),
-        slope=lambda norms: weight * charge.gradient(norms.reshape(-1)).reshape(shape),
-        slope_at_zero=weight * as_column(charge.slope_at_zero, shape),
+def target_of(function: Elementwise, weight: float | Tensor, shape: tuple[int, ...]) -> secular_search.RadialFunction:
+    """Return what norms in a tensor of `shape` are penalized: `weight` times what `function` penalizes an element."""
+    return secular_search.RadialFunction(
+        cost=lambda norms: weight * function.cost(norms.reshape(-1)).reshape(shape),
+        slope=lambda norms: weight * function.gradient(norms.reshape(-1)).reshape(shape),
+        slope_at_zero=weight * as_column(function.slope_at_zero, shape),
     )
 
 
-def slopes(norms: Tensor, charge: Elementwise, weight: float) -> Tensor:
+def slopes(norms: Tensor, function: Elementwise, weight: float) -> Tensor:
     """Return weight * phi'(norm) / norm, and 0 where a group is zero."""
-    slope = weight * charge.gradient(norms.reshape(-1)).reshape(norms.shape)
+    slope = weight * function.gradient(norms.reshape(-1)).reshape(norms.shape)
     return slope / norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
-def gradient_by_sums(w: Tensor, layout: Layout, charge: Elementwise, weight: float) -> Sums[Tensor]:
+def gradient_by_sums(w: Tensor, layout: Layout, function: Elementwise, weight: float) -> Reduction[Tensor]:
     """Return weight * phi'(||w_g||) * w_g / ||w_g||."""
     norms = yield from norms_by_sums(w, layout)
-    return w * slopes(norms, charge, weight).to(w.dtype)
+    return w * slopes(norms, function, weight).to(w.dtype)
 
 
-def reshaped(computation: Sums[Tensor], like: Tensor) -> Sums[Tensor]:
+def reshaped(computation: Reduction[Tensor], like: Tensor) -> Reduction[Tensor]:
     """Return the result of `computation` in the shape and type of `like`."""
     result = yield from computation
     return result.reshape(like.shape).to(like.dtype)

@@ -15,12 +15,12 @@ from shrinkage.penalties.groups import Groups, norms_within
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
 from shrinkage.penalties.schedules import Strength
 from shrinkage.proximal.precision import at_least_float32
-from shrinkage.proximal.reductions import Sums, alone
+from shrinkage.proximal.reductions import Reduction, alone
 
 
 @dataclass(frozen=True, slots=True)
 class Grouped(PerGroup):
-    """Charge the Euclidean norm of each group as `penalty` charges the size of one weight.
+    """Penalize the Euclidean norm of each group as `penalty` penalizes the size of one weight.
 
     R(w) = sum over groups g of  weight_g * phi(||w_g||),  where phi is `penalty` of one element and weight_g is the
     square root of the group's size.
@@ -36,7 +36,7 @@ class Grouped(PerGroup):
 
     Raises:
         TypeError: `penalty` is not an elementwise penalty, or `groups` is not a group view.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Yuan and Lin (2006), "Model selection and estimation in regression with grouped variables", eq. 2.1;
     Huang, Breheny and Ma (2012), "A selective review of group selection in high-dimensional models", eq. 2.3, for
@@ -63,17 +63,17 @@ class Grouped(PerGroup):
 
     @property
     def smooth(self) -> bool:
-        """Whether the charge of a norm is smooth at 0."""
+        """Whether the penalty of a norm is smooth at 0."""
         return self.penalty.smooth
 
     @property
     def explicit(self) -> bool:
-        """Whether the charge of a norm can act through its derivative."""
+        """Whether the penalty of a norm can act through its derivative."""
         return self.penalty.explicit
 
     @property
     def holds_zeros(self) -> bool:
-        """Whether the charge of a norm has a kink at 0."""
+        """Whether the penalty of a norm has a kink at 0."""
         return self.penalty.holds_zeros
 
     def slope(self, shape: Sequence[int]) -> float:
@@ -85,16 +85,16 @@ class Grouped(PerGroup):
         self.penalty.check_shape((self.groups.layout(shape).count,))
 
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Cut between groups, unless the charge is another in each group."""
+        """Cut between groups, unless the penalty is another in each group."""
         return () if self._differs else PerGroup.cuts(self, shape)
 
     @property
     def _differs(self) -> bool:
-        """Whether the charge of a norm is another in each group."""
+        """Whether the penalty of a norm is another in each group."""
         return self.penalty.with_tensors(Tensor.detach) is not self.penalty
 
     def bound(self, name: str, parameter: Tensor) -> "Grouped":
-        """Return the same with the charge of a norm on the parameter's device."""
+        """Return the same with the penalty of a norm on the parameter's device."""
         if is_lazy(parameter) or not self._differs:
             return self
         try:
@@ -107,14 +107,14 @@ class Grouped(PerGroup):
         return replace(self, penalty=bound)
 
     def parts(self, shape: Sequence[int]) -> Parts | None:
-        """Return the charge of a norm if it is linear plus quadratic, times the weight."""
+        """Return the penalty of a norm if it is linear plus quadratic, times the weight."""
         radial, weight = self.penalty.radial(), self.weight(shape)
         if radial is None or isinstance(radial.linear, Tensor) or isinstance(radial.quadratic, Tensor):
             return None
         return Parts(0.0, weight * radial.linear, weight * radial.quadratic)
 
-    def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        """Return what a norm is charged."""
+    def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
+        """Return what a norm is penalized."""
         penalty, strength, _ = self.penalty.describe(None)
         return "GroupLasso" if isinstance(self.penalty, L1) else f"Grouped {penalty}", strength
 
@@ -127,7 +127,7 @@ class Grouped(PerGroup):
         slopes = group_norms.slopes(self.groups.norms(w), self.penalty, self.weight(w.shape))
         return w * self.groups.spread(slopes.to(w.dtype), w.shape)
 
-    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
+    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Reduction[Tensor] | None:
         """Sum squares over each group."""
         if not self._add_up(shape, cut):
             return None
@@ -146,12 +146,12 @@ class Grouped(PerGroup):
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
-    ) -> Sums[Tensor] | None:
+    ) -> Reduction[Tensor] | None:
         """Sum squares over each group, or what is asked of them in a diagonal metric."""
         if not self._add_up(shape, cut):
             return None
         if isinstance(step, Tensor) and step.dim():
-            # A look at whether the iteration has come to rest would wait for other machines.
+            # A look at whether the iteration has converge would wait for other processes.
             return self._in_metric(w, step, shape, to_rest=not cut and w.device.type == "cpu")
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
@@ -159,15 +159,15 @@ class Grouped(PerGroup):
             group_norms.scaled_by_sums(split, step, layout, self.penalty, self.weight(shape)), w
         )
 
-    def _in_metric(self, w: Tensor, step: Tensor, shape: Sequence[int], *, to_rest: bool) -> Sums[Tensor]:
+    def _in_metric(self, w: Tensor, step: Tensor, shape: Sequence[int], *, to_rest: bool) -> Reduction[Tensor]:
         """Solve the secular equation of each group, or search for the best of its minima."""
         layout, weight = self.groups.layout(w.shape), self.weight(shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
         steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
         parts = self.penalty.radial()
         if parts is None:
-            charge = group_norms.charge_of(self.penalty, weight, layout.kept)
-            return group_norms.reshaped(group_norms.searched_by_sums(split, steps, layout, charge), w)
+            function = group_norms.target_of(self.penalty, weight, layout.kept)
+            return group_norms.reshaped(group_norms.searched_by_sums(split, steps, layout, function), w)
         linear, quadratic = (weight * group_norms.as_column(part, layout.kept) for part in parts)
         computation = group_norms.scaled_in_metric_by_sums(split, steps, layout, (linear, quadratic), to_rest=to_rest)
         return group_norms.reshaped(computation, w)
@@ -192,7 +192,7 @@ class Grouped(PerGroup):
 
 
 def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True) -> Grouped:
-    """Charge the norm of each group, which makes whole groups exactly zero: `Grouped(L1(strength), groups)`.
+    """Penalize the norm of each group, which makes whole groups exactly zero: `Grouped(L1(strength), groups)`.
 
     R(w) = strength * sum over groups g of  sqrt(size of g) * ||w_g||,  without the root if `weigh_by_size` is False
 
@@ -204,7 +204,7 @@ def GroupLasso(strength: Strength, groups: Groups, *, weigh_by_size: bool = True
     Raises:
         ValueError: the strength is negative or not finite.
         TypeError: the strength is not a number, or `groups` is not a group view.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Yuan and Lin (2006), "Model selection and estimation in regression with grouped variables", eq. 2.1.
 

@@ -14,7 +14,7 @@ from shrinkage.penalties.elementwise import infinite_unless_zero, largest
 from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision
 from shrinkage.proximal.fista import is_metric, prox_in_metric
-from shrinkage.proximal.precision import wide, widest_float
+from shrinkage.proximal.precision import upcast, widest_float
 
 
 class OfMatrix(Penalty):
@@ -29,7 +29,7 @@ class OfMatrix(Penalty):
         matrix_shape(self, shape)
 
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return none: a matrix is charged as a whole."""
+        """Return none: a matrix is penalized as a whole."""
         return ()
 
     def describe(self, shape: Sequence[int] | None) -> Description:
@@ -39,7 +39,7 @@ class OfMatrix(Penalty):
 
 @dataclass(frozen=True, slots=True)
 class Nuclear(OfMatrix):
-    """Charge the sum of singular values, which makes the matrix low-rank.
+    """Penalize the sum of singular values, which makes the matrix low-rank.
 
     R(W) = strength * sum sigma_i(W),  W of shape (out, rest): a convolution is flattened
 
@@ -69,16 +69,16 @@ class Nuclear(OfMatrix):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of singular values."""
-        return fixed(self.strength) * singular_values(as_matrix(self, wide(w))).sum()
+        return fixed(self.strength) * singular_values(as_matrix(self, upcast(w))).sum()
 
     def gradient(self, w: Tensor) -> Tensor:
         """strength * U V^T over the singular values that are not zero."""
-        left, _, right = decomposed(as_matrix(self, wide(w)))
+        left, _, right = decomposed(as_matrix(self, upcast(w)))
         return (fixed(self.strength) * left @ right).reshape(w.shape).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold of the singular values at step * strength."""
-        matrix, step = as_matrix(self, wide(w)), precision.as_tensor(step, wide(w))
+        matrix, step = as_matrix(self, upcast(w)), precision.as_tensor(step, upcast(w))
         if not matrix.numel() or not fixed(self.strength) or not matrix.isfinite().all():
             return w.clone()  # decompositions of matrices that are not finite raise
         if is_metric(step):
@@ -98,8 +98,8 @@ class Nuclear(OfMatrix):
 
         That is the set of strength * (U V^T + M) with M orthogonal to U and V, and no singular value of M beyond 1.
         """
-        left, _, right = decomposed(as_matrix(self, wide(w)))
-        steepest = -as_matrix(self, wide(grad))
+        left, _, right = decomposed(as_matrix(self, upcast(w)))
+        steepest = -as_matrix(self, upcast(grad))
         outside = steepest - left @ (left.T @ steepest)
         outside = outside - (outside @ right.T) @ right
         along = steepest - outside - fixed(self.strength) * left @ right
@@ -108,12 +108,12 @@ class Nuclear(OfMatrix):
 
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return the largest singular value of the gradient."""
-        return largest(singular_values(as_matrix(self, wide(grad))))
+        return largest(singular_values(as_matrix(self, upcast(grad))))
 
 
 @dataclass(frozen=True, slots=True)
 class Orthogonal(OfMatrix):
-    """Charge rows that are not orthogonal to each other, or singular values that are not 1.
+    """Penalize rows that are not orthogonal to each other, or singular values that are not 1.
 
     "cosines":   R(W) = strength * mean over pairs of rows of |cos(w_i, w_j)|
     "spectral":  R(W) = strength * max_i |sigma_i(W)^2 - 1|
@@ -154,7 +154,7 @@ class Orthogonal(OfMatrix):
 
     def value(self, w: Tensor) -> Tensor:
         """Return strength times the mean cosine, or the largest deviation."""
-        matrix = as_matrix(self, wide(w))
+        matrix = as_matrix(self, upcast(w))
         if not matrix.numel():
             return matrix.new_zeros(())
         if self.form == "spectral":
@@ -164,7 +164,7 @@ class Orthogonal(OfMatrix):
 
     def gradient(self, w: Tensor) -> Tensor:
         """Return the derivative; a row of zeros has none, and gets 0."""
-        matrix = as_matrix(self, wide(w))
+        matrix = as_matrix(self, upcast(w))
         if not matrix.numel() or not matrix.isfinite().all():
             return torch.zeros_like(w)  # decompositions of matrices that are not finite raise
         if self.form == "spectral":
@@ -183,7 +183,7 @@ class Orthogonal(OfMatrix):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return w - step * gradient: one explicit step in place of the prox."""
-        return (wide(w) - precision.as_tensor(step, wide(w)) * self.gradient(wide(w))).to(w.dtype)
+        return (upcast(w) - precision.as_tensor(step, upcast(w)) * self.gradient(upcast(w))).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """|grad + gradient|, per element."""

@@ -16,7 +16,7 @@ from shrinkage.proximal.precision import at_least_float32, widest_float
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Part:
+class Membership:
     """Which groups the slices of one tensor belong to.
 
     Args:
@@ -24,7 +24,7 @@ class Part:
         groups: the number of each slice's group, shape `(size of dim,)`; `count` for a slice in none.
         count: of all groups.
         first: the number of the first slice's group if all follow each other; None if they do not.
-        counts: whether its sums are added up here; False for a copy of what another machine adds up.
+        counts: whether its sums are added up here; False for a copy of what another process adds up.
     """
 
     dim: int
@@ -41,7 +41,7 @@ class Part:
         """Return the dimensions of a `split` tensor that run within a slice."""
         return tuple(dim for dim in range(w.dim()) if dim != self.dim)
 
-    def cut(self, start: int, length: int) -> "Part":
+    def cut(self, start: int, length: int) -> "Membership":
         """Return the part of a piece, `length` slices long."""
         first = None if self.first is None else self.first + start
         return replace(self, groups=self.groups[start : start + length], first=first)
@@ -67,22 +67,22 @@ class Part:
         return self.values(padded).to(at_least_float32(like.dtype)).view(shape)
 
 
-class Charged(NamedTuple):
-    """What groups are charged: the `charge` of each one's norm, times its weight, shape `(count,)`."""
+class GroupPenalty(NamedTuple):
+    """What groups are penalized: the `penalty` of each one's norm, times its weight, shape `(count,)`."""
 
-    charge: Elementwise
+    penalty: Elementwise
     weights: Tensor
 
 
-def charged_by(penalty: Penalty, weights: Tensor) -> Charged:
-    """Return what `penalty` charges groups that have these weights."""
+def group_penalty_of(penalty: Penalty, weights: Tensor) -> GroupPenalty:
+    """Return what `penalty` penalizes groups that have these weights."""
     if not isinstance(penalty, Grouped):
-        raise TypeError(f"groups that span parameters are charged by Grouped or GroupLasso, got {shown(penalty)}")
-    return Charged(penalty.penalty, weights)
+        raise TypeError(f"groups that span parameters are penalized by Grouped or GroupLasso, got {shown(penalty)}")
+    return GroupPenalty(penalty.penalty, weights)
 
 
 def weights_of(penalty: Penalty, device: torch.device) -> Tensor:
-    """Return what the charge of each group is multiplied by: the square root of its size, or 1."""
+    """Return what the penalty of each group is multiplied by: the square root of its size, or 1."""
     groups = coupled_of(penalty)
     if groups is None or not isinstance(penalty, Grouped):
         raise TypeError(f"expected a penalty of groups that span parameters, got {shown(penalty)}")
@@ -90,8 +90,8 @@ def weights_of(penalty: Penalty, device: torch.device) -> Tensor:
     return torch.tensor(weights, dtype=widest_float(device), device=device)
 
 
-def part_of(penalty: Penalty, name: str, device: torch.device) -> Part | None:
-    """Return which groups the slices of the parameter `name` belong to, if `penalty` charges groups that span it."""
+def membership_of(penalty: Penalty, name: str, device: torch.device) -> Membership | None:
+    """Return which groups the slices of the parameter `name` belong to, if `penalty` penalizes groups that span it."""
     groups = coupled_of(penalty)
     if groups is None:
         return None
@@ -99,11 +99,13 @@ def part_of(penalty: Penalty, name: str, device: torch.device) -> Part | None:
     numbers = torch.tensor(member.groups, dtype=torch.long, device=device)
     first = next(iter(member.groups), NONE)
     in_order = first != NONE and member.groups == tuple(range(first, first + len(member.groups)))
-    return Part(member.dim, torch.where(numbers < 0, groups.count, numbers), groups.count, first if in_order else None)
+    return Membership(
+        member.dim, torch.where(numbers < 0, groups.count, numbers), groups.count, first if in_order else None
+    )
 
 
 def coupled_of(penalty: Penalty | None) -> Coupled | None:
-    """Return the groups that `penalty` charges if they span several parameters."""
+    """Return the groups that `penalty` penalizes if they span several parameters."""
     groups = penalty.groups if isinstance(penalty, Grouped) else None
     return groups if isinstance(groups, Coupled) else None
 

@@ -18,7 +18,7 @@ from shrinkage.proximal import thresholds
 
 @dataclass(frozen=True, slots=True)
 class MCP(Elementwise):
-    """Charge like L1 beside zero, less and less further out, and nothing more beyond gamma * strength.
+    """Penalize like L1 beside zero, less and less further out, and nothing more beyond gamma * strength.
 
     R(w) = sum of  strength |w| - w^2 / (2 gamma)  if |w| <= gamma * strength,  else gamma * strength^2 / 2
 
@@ -33,7 +33,7 @@ class MCP(Elementwise):
         ValueError: the strength is negative or not finite, or `gamma` is not a finite number > 0.
 
     Reference: Zhang (2010), "Nearly unbiased variable selection under minimax concave penalty", eq. 2.1.
-    With momentum m, training comes to rest on the concave part only where step < gamma * (1 - m), that is for SGD at
+    With momentum m, training converges on the concave part only where step < gamma * (1 - m), that is for SGD at
     lr < gamma * (1 - m)^2; beyond, weights there go round for ever. `Regularizer.residuals` shows it.
 
     >>> MCP(1.0, gamma=3.0).prox(torch.tensor([-4.0, 2.0, 0.5]), step=1.0)
@@ -73,7 +73,7 @@ class MCP(Elementwise):
 
 @dataclass(frozen=True, slots=True)
 class SCAD(Elementwise):
-    """Charge like L1 up to the strength, less and less beyond, and nothing more beyond a * strength.
+    """Penalize like L1 up to the strength, less and less beyond, and nothing more beyond a * strength.
 
     R(w) = sum of  strength |w|  if |w| <= strength,
                    (2 a strength |w| - w^2 - strength^2) / (2 (a - 1))  up to a * strength,
@@ -90,7 +90,7 @@ class SCAD(Elementwise):
         ValueError: the strength is negative or not finite, or `a` is not a finite number > 2.
 
     Reference: Fan and Li (2001), "Variable selection via nonconcave penalized likelihood", eq. 2.7.
-    With momentum m, training comes to rest on the concave part only where step < (a - 1) * (1 - m), that is for SGD at
+    With momentum m, training converges on the concave part only where step < (a - 1) * (1 - m), that is for SGD at
     lr < (a - 1) * (1 - m)^2; beyond, weights there go round for ever. `Regularizer.residuals` shows it.
 
     >>> SCAD(1.0, a=3.7).prox(torch.tensor([-4.0, 3.0, 1.5]), step=1.0)
@@ -134,7 +134,7 @@ class SCAD(Elementwise):
 
 @dataclass(frozen=True, slots=True)
 class LogSum(Elementwise):
-    """Charge logarithms: close to counting weights, with a slope at zero that keeps small ones there.
+    """Penalize logarithms: close to counting weights, with a slope at zero that keeps small ones there.
 
     R(w) = strength * sum log(1 + |w| / epsilon)
 

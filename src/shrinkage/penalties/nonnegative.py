@@ -10,19 +10,19 @@ from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.elementwise import infinite_unless_zero
-from shrinkage.proximal.reductions import Sums
+from shrinkage.proximal.reductions import Reduction
 
 
 @dataclass(frozen=True, slots=True)
 class NonNegative(Constraint):
-    """Keep weights from becoming negative, and charge them besides if a penalty is given.
+    """Keep weights from becoming negative, and penalize them besides if a penalty is given.
 
     R(w) = penalty(w) if w >= 0, else infinity
 
     Args:
-        penalty: what non-negative weights are charged, or another constraint on them: whatever does not look at signs
+        penalty: what non-negative weights are penalized, or another constraint on them: whatever does not look at signs
             and allows weights that are smaller, such as penalties of elements and groups, `MaxNorm`, `L1Ball`, `TopK`
-            and `NofM`; None charges nothing.
+            and `NofM`; None penalizes nothing.
 
     Raises:
         TypeError: `penalty` looks at signs, so that the prox is not known exactly.
@@ -47,7 +47,7 @@ class NonNegative(Constraint):
 
     @property
     def strengthless(self) -> bool:
-        """Whether nothing is charged."""
+        """Whether nothing is penalized."""
         return self.penalty is None or self.penalty.strengthless
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class NonNegative(Constraint):
 
     def value(self, w: Tensor) -> Tensor:
         """Return the penalty's value if nothing is negative."""
-        charged = w.new_zeros(()) if self.penalty is None else self.penalty.value(w)
-        return torch.where((w < 0).any(), torch.inf, charged)
+        penalized = w.new_zeros(()) if self.penalty is None else self.penalty.value(w)
+        return torch.where((w < 0).any(), torch.inf, penalized)
 
     def gradient(self, w: Tensor) -> Tensor:
         """Return the penalty's."""
@@ -103,7 +103,7 @@ class NonNegative(Constraint):
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
-    ) -> Sums[Tensor] | None:
+    ) -> Reduction[Tensor] | None:
         """max(w, 0), then the penalty's."""
         return None if self.penalty is None else self.penalty.prox_by_sums(w.clamp_min(0), step, shape, cut)
 

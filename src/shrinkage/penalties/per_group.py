@@ -14,7 +14,7 @@ from shrinkage.penalties.groups import Groups
 
 
 class Parts(NamedTuple):
-    """A charge of a group:  l1 * sum |w|  +  linear * ||w||  +  quadratic / 2 * ||w||^2."""
+    """A penalty of a group:  l1 * sum |w|  +  linear * ||w||  +  quadratic / 2 * ||w||^2."""
 
     l1: float
     linear: float
@@ -40,11 +40,11 @@ class PerGroup(Penalty):
         return True
 
     def parts(self, shape: Sequence[int]) -> Parts | None:
-        """Return what a group of a tensor of `shape` is charged, if it is such a sum and the same for all groups."""
+        """Return what a group of a tensor of `shape` is penalized, if it is such a sum and the same for all groups."""
         return None
 
     @abstractmethod
-    def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
+    def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
         """Return the name and the strength that a printed plan shows."""
 
     def check_shape(self, shape: Sequence[int]) -> None:
@@ -56,9 +56,9 @@ class PerGroup(Penalty):
         return self.groups.cuts(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the charge of a group, and how many groups there are."""
+        """Return the penalty of a group, and how many groups there are."""
         count = "" if shape is None else f"{self.groups.layout(shape).count} x "
-        return Description(*self.charge_text(shape), f"{count}{self.groups}")
+        return Description(*self.penalty_text(shape), f"{count}{self.groups}")
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         """Return the elements of groups that are zero and stationary for the gradient `average`."""
@@ -66,7 +66,7 @@ class PerGroup(Penalty):
         return self.groups.spread(still, w.shape)
 
     def weight(self, shape: Sequence[int]) -> float:
-        """Return what a group's charge is multiplied by: the square root of its size, or 1."""
+        """Return what a group's penalize is multiplied by: the square root of its size, or 1."""
         return math.sqrt(max(self.groups.layout(shape).size, 1)) if self.weigh_by_size else 1.0
 
 

@@ -10,12 +10,12 @@ from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.convex import L2
 from shrinkage.penalties.schedules import Strength, fixed, multiple
 from shrinkage.proximal import precision
-from shrinkage.proximal.reductions import Sums
+from shrinkage.proximal.reductions import Reduction
 
 
 @dataclass(frozen=True, slots=True)
 class Ridged(Penalty):
-    """Charge half the sum of squares on top of another penalty, or inside of a constraint.
+    """Penalize half the sum of squares on top of another penalty, or inside of a constraint.
 
     R(w) = penalty(w) + l2 / 2 * sum w^2
 
@@ -68,7 +68,7 @@ class Ridged(Penalty):
 
     @property
     def squares(self) -> L2:
-        """The part that charges squares."""
+        """The part that penalizes squares."""
         return L2(self.l2)
 
     def slope(self, shape: Sequence[int]) -> float:
@@ -93,23 +93,23 @@ class Ridged(Penalty):
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
-    ) -> Sums[Tensor] | None:
+    ) -> Reduction[Tensor] | None:
         """Return the penalty's, likewise."""
         return self.penalty.prox_by_sums(*self._inside(w, step), shape, cut)
 
-    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
+    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Reduction[Tensor] | None:
         """Return the sum of both."""
         computation = self.penalty.gradient_by_sums(w, shape, cut)
         return None if computation is None else self._with_squares(w, computation)
 
-    def _with_squares(self, w: Tensor, computation: Sums[Tensor]) -> Sums[Tensor]:
+    def _with_squares(self, w: Tensor, computation: Reduction[Tensor]) -> Reduction[Tensor]:
         return (yield from computation) + self.squares.gradient(w)
 
     def _inside(self, w: Tensor, step: float | Tensor) -> tuple[Tensor, float | Tensor]:
         """Return the point and the step that are left for the penalty."""
-        wide = precision.wide(w)
-        shrunk = 1 + (precision.as_tensor(step, wide) if isinstance(step, Tensor) else step) * fixed(self.l2)
-        return wide / shrunk, step / shrunk
+        upcast = precision.upcast(w)
+        shrunk = 1 + (precision.as_tensor(step, upcast) if isinstance(step, Tensor) else step) * fixed(self.l2)
+        return upcast / shrunk, step / shrunk
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the penalty's, for a loss that has the squares in it."""

@@ -13,14 +13,14 @@ from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
 from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision, thresholds
-from shrinkage.proximal.reductions import Sums
+from shrinkage.proximal.reductions import Reduction
 
 BISECTIONS = 70
 
 
 @dataclass(frozen=True, slots=True)
 class SparseGroupLasso(PerGroup):
-    """Charge weights and norms of groups together: zero groups, and zeros inside the others.
+    """Penalize weights and norms of groups together: zero groups, and zeros inside the others.
 
     R(w) = l1 * sum |w| + group * sum over groups g of  sqrt(size of g) * ||w_g||
 
@@ -35,7 +35,7 @@ class SparseGroupLasso(PerGroup):
     Raises:
         ValueError: a strength is negative or not finite.
         TypeError: `groups` is not a group view.
-        GroupError: from any method, if the tensor can not be divided into these groups.
+        GroupError: from any method, if the tensor cannot be divided into these groups.
 
     Reference: Simon et al. (2013), "A sparse-group lasso", eq. 3.
 
@@ -58,7 +58,7 @@ class SparseGroupLasso(PerGroup):
 
     @property
     def of_groups(self) -> Grouped:
-        """The part that charges norms."""
+        """The part that penalizes norms."""
         return GroupLasso(self.group, self.groups, weigh_by_size=self.weigh_by_size)
 
     def slope(self, shape: Sequence[int]) -> float:
@@ -69,7 +69,7 @@ class SparseGroupLasso(PerGroup):
         """Return both parts."""
         return Parts(fixed(self.l1), self.of_groups.weight(shape) * fixed(self.group), 0.0)
 
-    def charge_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
+    def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
         """Return both strengths."""
         texts = ["schedule" if callable(strength) else f"{strength:g}" for strength in (self.l1, self.group)]
         return "SparseGroupLasso", ", ".join(texts)
@@ -84,15 +84,15 @@ class SparseGroupLasso(PerGroup):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold, then the group lasso's prox."""
-        return self.of_groups.prox(L1(self.l1).prox(precision.wide(w), step), step).to(w.dtype)
+        return self.of_groups.prox(L1(self.l1).prox(precision.upcast(w), step), step).to(w.dtype)
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
-    ) -> Sums[Tensor] | None:
+    ) -> Reduction[Tensor] | None:
         """Soft threshold, then the group lasso's."""
-        return self.of_groups.prox_by_sums(L1(self.l1).prox(precision.wide(w), step), step, shape, cut)
+        return self.of_groups.prox_by_sums(L1(self.l1).prox(precision.upcast(w), step), step, shape, cut)
 
-    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
+    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Reduction[Tensor] | None:
         """l1 * sign(w) plus the group lasso's."""
         of_groups = self.of_groups.gradient_by_sums(w, shape, cut)
         return None if of_groups is None else plus(L1(self.l1).gradient(w), of_groups)
@@ -124,7 +124,7 @@ class SparseGroupLasso(PerGroup):
         return grad.new_tensor(high)
 
 
-def plus(constant: Tensor, computation: Sums[Tensor]) -> Sums[Tensor]:
+def plus(constant: Tensor, computation: Reduction[Tensor]) -> Reduction[Tensor]:
     """Return the result of `computation` plus `constant`."""
     result = yield from computation
     return constant + result

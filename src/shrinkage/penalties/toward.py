@@ -10,14 +10,14 @@ from torch.nn.parameter import is_lazy
 from shrinkage.errors import GroupError, ParameterError, SelectionError, shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.proximal import precision
-from shrinkage.proximal.reductions import Sums
+from shrinkage.proximal.reductions import Reduction
 
 Reference = Tensor | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Toward(Penalty):
-    """Charge the distance to a reference: fine-tuning that stays near the pretrained weights, or returns to them.
+    """Penalize the distance to a reference: fine-tuning that stays near the pretrained weights, or returns to them.
 
     R(w) = penalty(w - reference)
 
@@ -25,7 +25,7 @@ class Toward(Penalty):
     others are exactly the reference.
 
     Args:
-        penalty: what the difference is charged.
+        penalty: what the difference is penalized.
         reference: a tensor of the parameter's shape; a state_dict, in which the parameter is found by its name; None
             for the parameters as they are when the `Regularizer` is made.
         saved: keep the reference in `Regularizer.state_dict()`, as is done with one that was taken from the model.
@@ -91,27 +91,27 @@ class Toward(Penalty):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Return the reference plus the penalty's prox of the difference; what does not move comes back bit for bit."""
-        difference = precision.wide(w) - self._reference(precision.wide(w))
+        difference = precision.upcast(w) - self._reference(precision.upcast(w))
         return self._moved(w, difference, self.penalty.prox(difference, step))
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
-    ) -> Sums[Tensor] | None:
+    ) -> Reduction[Tensor] | None:
         """Return the reference plus the penalty's."""
-        difference = precision.wide(w) - self._reference(precision.wide(w))
+        difference = precision.upcast(w) - self._reference(precision.upcast(w))
         computation = self.penalty.prox_by_sums(difference, step, shape, cut)
         return None if computation is None else self._moved_by_sums(w, difference, computation)
 
-    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Sums[Tensor] | None:
+    def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Reduction[Tensor] | None:
         """Return the penalty's at the difference."""
         return self.penalty.gradient_by_sums(w - self._reference(w), shape, cut)
 
-    def _moved_by_sums(self, w: Tensor, difference: Tensor, computation: Sums[Tensor]) -> Sums[Tensor]:
+    def _moved_by_sums(self, w: Tensor, difference: Tensor, computation: Reduction[Tensor]) -> Reduction[Tensor]:
         return self._moved(w, difference, (yield from computation))
 
     def _moved(self, w: Tensor, difference: Tensor, moved: Tensor) -> Tensor:
-        wide = precision.wide(w)
-        return torch.where(moved == difference, wide, self._reference(wide) + moved).to(w.dtype)
+        upcast = precision.upcast(w)
+        return torch.where(moved == difference, upcast, self._reference(upcast) + moved).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the penalty's at the difference."""

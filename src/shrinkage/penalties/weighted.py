@@ -16,7 +16,7 @@ from shrinkage.tables import shape_text
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weighted(Elementwise):
-    """Charge each element its own multiple of a penalty: the adaptive lasso, or elements that are left free.
+    """Penalize each element its own multiple of a penalty: the adaptive lasso, or elements that are left free.
 
     R(w) = sum over elements j of  weights_j * phi(w_j),  where phi is `penalty` of one element
 
@@ -82,8 +82,8 @@ class Weighted(Elementwise):
 
     def slope(self, shape: Sequence[int]) -> float:
         """Return the penalty's own times the least weight that is neither 0 nor infinite."""
-        charged = self.weights[(self.weights > 0) & self.weights.isfinite()]
-        return self.penalty.slope(shape) * (float(charged.min()) if charged.numel() else 1.0)
+        penalized = self.weights[(self.weights > 0) & self.weights.isfinite()]
+        return self.penalty.slope(shape) * (float(penalized.min()) if penalized.numel() else 1.0)
 
     def cost(self, w: Tensor) -> Tensor:
         """weights * phi(w)."""

@@ -96,7 +96,7 @@ def draw_curves(
         third: title of the last panel.
 
     Raises:
-        GroupError: the penalty can not charge a weight of this shape.
+        GroupError: the penalty cannot penalize a weight of this shape.
 
     >>> from shrinkage import MCP
     >>> figure = draw_curves(MCP(1.0, gamma=3.0), steps=(1.0, 4.0))

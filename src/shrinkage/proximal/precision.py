@@ -63,7 +63,7 @@ def computed_in_float32(operator: Operator[Arguments]) -> Operator[Arguments]:
 
     @functools.wraps(operator)
     def widened(w: Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
-        return operator(wide(w), *args, **kwargs).to(w.dtype)
+        return operator(upcast(w), *args, **kwargs).to(w.dtype)
 
     return widened
 
@@ -73,7 +73,7 @@ def as_tensor(number: float | Tensor, like: Tensor) -> Tensor:
     return number.to(like.dtype) if isinstance(number, Tensor) else like.new_full((), number)
 
 
-def wide(w: Tensor) -> Tensor:
+def upcast(w: Tensor) -> Tensor:
     """Return `w` itself, or a copy in float32 if it is narrower."""
     return w.to(at_least_float32(w.dtype))
 

@@ -71,11 +71,11 @@ def l1_ball(w: Tensor, steps: Tensor | None, radius: float) -> Tensor:
     """
     if w.shape[1] == 0:
         return w
-    wide, steps = widened(w, steps)
-    size = wide.abs()
+    upcast, steps = widened(w, steps)
+    size = upcast.abs()
     within = size.sum(1, keepdim=True) <= radius * (1 + rounding(w))
     # sum max(|w| - level * t, 0) = radius
-    y = above_level(size, steps, wide.new_full((len(w), 1), radius))
+    y = above_level(size, steps, upcast.new_full((len(w), 1), radius))
     y = (y * (radius / y.sum(1, keepdim=True))).to(w.dtype).copysign(w) + 0.0
     return torch.where(within | ~w.isfinite().all(1, keepdim=True), w, y)
 
@@ -90,10 +90,10 @@ def simplex(w: Tensor, steps: Tensor | None, total: float) -> Tensor:
     """
     if w.shape[1] == 0:
         return w
-    wide, steps = widened(w, steps)
-    y = above_level(wide, steps, wide.new_full((len(w), 1), total))
+    upcast, steps = widened(w, steps)
+    y = above_level(upcast, steps, upcast.new_full((len(w), 1), total))
     y = (y * (total / y.sum(1, keepdim=True))).to(w.dtype)
-    on = (wide.clamp_min(0).sum(1, keepdim=True) - total).abs() <= rounding(w) * total
+    on = (upcast.clamp_min(0).sum(1, keepdim=True) - total).abs() <= rounding(w) * total
     y = torch.where(on, w.clamp_min(0), y)
     return torch.where(w.isfinite().all(1, keepdim=True), y, w)
 
@@ -130,9 +130,9 @@ def l2_sphere(w: Tensor, steps: Tensor | None, radius: float) -> Tensor:
     """
     if w.shape[1] == 0:
         return w
-    wide = w.to(widest_float(w.device))
-    largest = wide.abs().amax(1, keepdim=True)
-    y = wide / largest
+    upcast = w.to(widest_float(w.device))
+    largest = upcast.abs().amax(1, keepdim=True)
+    y = upcast / largest
     norms = torch.linalg.vector_norm(y, dim=1, keepdim=True) * largest
     if steps is not None:
         y = scaled_to(y, widened(w, steps)[1], (radius / largest).clamp(LEAST_SHARE, 1 / LEAST_SHARE))
@@ -196,8 +196,8 @@ def keep_largest(w: Tensor, steps: Tensor | None, count: int) -> Tensor:
         return w
     scores = w.abs()
     if steps is not None:  # an element that may not move, whose step is 0, is not zero unless it is now
-        wide, steps = scores.to(widest_float(w.device)), steps.to(widest_float(w.device))
-        scores = torch.where(w == 0, 0.0, wide / steps.sqrt())
+        upcast, steps = scores.to(widest_float(w.device)), steps.to(widest_float(w.device))
+        scores = torch.where(w == 0, 0.0, upcast / steps.sqrt())
     kept = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.where(torch.zeros_like(w, dtype=torch.bool).scatter_(1, kept, True), w, 0.0)
 
@@ -216,11 +216,11 @@ def spectral_ball(w: Tensor, limit: float) -> Tensor:
 
 def widened(w: Tensor, steps: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return rows in the type that they are computed in, and steps in units of the largest of each row."""
-    wide = w.to(widest_float(w.device))
+    upcast = w.to(widest_float(w.device))
     if steps is None:
-        return wide, torch.ones_like(wide)
-    steps = positive(steps.to(wide.dtype))
-    return wide, steps / steps.amax(1, keepdim=True)
+        return upcast, torch.ones_like(upcast)
+    steps = positive(steps.to(upcast.dtype))
+    return upcast, steps / steps.amax(1, keepdim=True)
 
 
 def positive(steps: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Computations that need sums over a whole tensor, of which they may hold a piece.
 
 Such a computation is a generator: it yields the sums over its piece, is sent the sums over the whole, and returns its
-result. Where the tensor is not spread over machines its own sums are those of the whole. Where it is, whoever runs many
-of them in step adds up what all of them yield with one message.
+result. Where the tensor is not spread over processes its own sums are those of the whole. Where it is, whoever runs
+many of them in step adds up what all of them yield with one message.
 """
 
 from collections.abc import Generator
@@ -11,10 +11,10 @@ from typing import TypeVar
 from torch import Tensor
 
 Result = TypeVar("Result")
-Sums = Generator[Tensor, Tensor, Result]
+Reduction = Generator[Tensor, Tensor, Result]
 
 
-def alone(computation: Sums[Result]) -> Result:
+def alone(computation: Reduction[Result]) -> Result:
     """Return the result of a computation whose piece is the whole.
 
     >>> import torch

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from shrinkage.proximal.reductions import Sums, alone
+from shrinkage.proximal.reductions import Reduction, alone
 
 # Newton's steps are at rest after 4 where the steps of a group differ by e^1, after 11 where they differ by e^30.
 NEWTON_ITERATIONS = 12
@@ -39,13 +39,13 @@ def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]
     """
     if w.numel() == 0:
         return torch.ones_like(w)
-    # Elsewhere reading whether the iteration has come to rest would wait for the device.
+    # Elsewhere reading whether the iteration has converge would wait for the device.
     return alone(block_scale_by_sums(w, thresholds, within, to_rest=w.device.type == "cpu"))
 
 
 def block_scale_by_sums(
     w: Tensor, thresholds: Tensor, within: tuple[int, ...], *, to_rest: bool = False
-) -> Sums[Tensor]:
+) -> Reduction[Tensor]:
     """Return what `block_scale_in_metric` does, for groups that `w` may hold only a piece of.
 
     Args:
@@ -65,7 +65,7 @@ def block_scale_by_sums(
 
 def secular_root(
     sums: Callable[[], Tensor], terms: Callable[[Tensor, Tensor], Tensor], *, to_rest: bool
-) -> Sums[Tensor]:
+) -> Reduction[Tensor]:
     """Return the root of each group's secular equation, 0 for a group that is zero.
 
     Newton's method on  S(theta)^(-1/2) - 1, which increases and is concave, rises to the root from any point below it

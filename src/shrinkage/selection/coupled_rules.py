@@ -30,9 +30,9 @@ def check_won(coupled: Coupled, winners: Mapping[str, object]) -> None:
         winner = winners[name]
         if winner != Named(coupled.names):
             raise SelectionError(
-                f"two rules charge {name!r}: {coupled!r} and, before it, the rule {selector_text(winner)}; the first "
+                f"two rules penalize {name!r}: {coupled!r} and, before it, the rule {selector_text(winner)}; the first "
                 "match wins and would leave groups without this member: put the rule of the coupled groups first, or "
-                "charge both in one Coupled"
+                "penalize both in one Coupled"
             )
 
 

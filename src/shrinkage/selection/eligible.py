@@ -8,7 +8,7 @@ from shrinkage.selection.selectors import NamedParameter
 
 COMPLEX = (
     "keep it as torch.view_as_real(...) in a parameter of its own with one dimension more, in which "
-    "GroupLasso(strength, Kernels(), weigh_by_size=False) charges the modulus of each number of a matrix, or "
+    "GroupLasso(strength, Kernels(), weigh_by_size=False) penalizes the modulus of each number of a matrix, or "
 )
 REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
@@ -20,12 +20,12 @@ def check_parameter(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in REAL:
         ways = "" if not tensor.is_complex() else COMPLEX
         raise ParameterError(
-            f"{what} has type {tensor.dtype}; only real floating-point parameters of 16 bits or more can be charged: "
+            f"{what} has type {tensor.dtype}; only real floating-point parameters of 16 bits or more can be penalized: "
             f"{ways}put {{{name!r}: None}} before the rule that selects it"
         )
     if not lazy and tensor.layout == torch.strided and 0 in strides_of_several(tensor):
         raise ParameterError(
-            f"{what} is expanded: several of its places share one element, which can not be written one by one; "
+            f"{what} is expanded: several of its places share one element, which cannot be written one by one; "
             f"keep the tensor from before expand() as the parameter, or put {{{name!r}: None}} before the rule"
         )
 
@@ -48,6 +48,6 @@ def check_not_computed(candidate: NamedParameter) -> None:
         own = [prefix + source for source in computed.sources]
         raise ParameterError(
             f"{candidate.name!r} is not a parameter: {computed.by} computes it from {' and '.join(map(repr, own))}, so "
-            f"writing zeros into it would be lost; charge that instead ({computed.meaning.format(*own)}), or put "
+            f"writing zeros into it would be lost; penalize that instead ({computed.meaning.format(*own)}), or put "
             f"{{{candidate.name!r}: None}} before the rule that selects it"
         )

@@ -12,7 +12,7 @@ def check_explicit(penalty: Penalty | None, how: str) -> None:
     """Raise `ValueError` if `penalty` is to act through a derivative that it does not have."""
     if penalty is not None and how == "gradient" and not penalty.explicit:
         raise ValueError(
-            f'{penalty} can not be applied with how="gradient": it has no derivative that leads where its prox leads; '
+            f'{penalty} cannot be applied with how="gradient": it has no derivative that leads where its prox leads; '
             'choose how="proximal" or how="decoupled"'
         )
 

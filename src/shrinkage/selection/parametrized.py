@@ -1,4 +1,4 @@
-"""Weights that a module computes from other parameters: what computes them, and what can be charged instead."""
+"""Weights that a module computes from other parameters: what computes them, and what can be penalized instead."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 NORMS = "a zero in {0!r}, the norms, makes its row of the weight zero, and the scale of {1!r} plays no part"
 SCALE_FREE = "its zeros are zeros of the weight, but its scale is divided out again"
-ORTHOGONAL = "its zeros are not zeros of the weight, which stays orthogonal whatever is charged"
+ORTHOGONAL = "its zeros are not zeros of the weight, which stays orthogonal whatever is penalized"
 MASKED = "the mask stays in force, and torch.nn.utils.prune.remove leaves the zeros of both in the weight"
 UNKNOWN = "whether its zeros are zeros of the weight is up to what computes that"
 
@@ -22,7 +22,7 @@ class Computed(NamedTuple):
         attribute: its name in the module.
         by: what computes it.
         sources: names in the module of the parameters that it is computed from.
-        meaning: what it means to charge them; {0!r} and {1!r} stand for their names.
+        meaning: what it means to penalize them; {0!r} and {1!r} stand for their names.
     """
 
     attribute: str
@@ -49,7 +49,7 @@ def computed_weights(module: nn.Module) -> Iterator[Computed]:
 
 
 def meaning_of(link: nn.Module) -> str:
-    """Return what it means to charge the parameters behind a parametrization."""
+    """Return what it means to penalize the parameters behind a parametrization."""
     if isinstance(link, parametrizations._WeightNorm):
         return NORMS
     if isinstance(link, parametrizations._SpectralNorm):

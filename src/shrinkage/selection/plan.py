@@ -1,4 +1,4 @@
-"""Rules, and the plan they resolve to: which parameter is charged what."""
+"""Rules, and the plan they resolve to: which parameter is penalized what."""
 
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from shrinkage.tables import listed, shape_text, table
 
 
 class Entry(NamedTuple):
-    """One charged parameter: its name, its other names if it is tied, its shape (None while lazy), and its charge.
+    """One penalized parameter: its name, its other names if it is tied, its shape (None while lazy), and its penalty.
 
     The penalty is bound to the parameter: what it keeps for each element is on the parameter's device.
     """
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The charged parameters of a model, in the model's order. Prints as a table.
+    """The penalized parameters of a model, in the model's order. Prints as a table.
 
     `unnamed` are the trainable matrices that no rule names, None included, each with its number of elements.
     """
@@ -71,7 +71,7 @@ class Plan:
         return list(found.values())
 
     def blocks(self, held: Mapping[str, Tensor]) -> list[tuple[list[str], Penalty]]:
-        """Return what is charged together of the parameters in `held`, by name; of coupled ones, what is trained."""
+        """Return what is penalized together of the parameters in `held`, by name; of coupled ones, what is trained."""
         found = []
         for entries in self.families():
             alone = coupled_of(entries[0].penalty) is None
@@ -94,7 +94,7 @@ def entry_cells(entries: Sequence[Entry]) -> list[str]:
 
 
 def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
-    """Return which parameters of `model` the rules charge; the first rule that matches a name wins.
+    """Return which parameters of `model` the rules penalize; the first rule that matches a name wins.
 
     Raises:
         SelectionError: a rule matches nothing or is never the first to match; a tied parameter meets two rules.
@@ -141,7 +141,7 @@ def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParamet
     return [(each, rules[winner]) for each, winner in zip(candidates, winners, strict=True) if winner is not None]
 
 
-def warn_of_uncharged(model: nn.Module, rules: Rules, how: How) -> None:
+def warn_of_unpenalized(model: nn.Module, rules: Rules, how: How) -> None:
     """Warn of layers that a model hides, and of every rule that selects frozen parameters only, as PEFT leaves them."""
     warn_of_unregistered(model, stacklevel=3)
     by_rule: dict[int, list[NamedParameter]] = {}
@@ -153,8 +153,8 @@ def warn_of_uncharged(model: nn.Module, rules: Rules, how: How) -> None:
         if rule.penalty is not None and all(is_frozen(candidate.parameter) for candidate in found):
             selector = selector_text(rule.selector(model))
             warnings.warn(
-                f"the rule {selector} matches frozen parameters only ({found[0].name!r} ...): nothing is charged until "
-                "they require a gradient; their trained stand-ins, such as 'lora_A' of PEFT, have names of their own",
+                f"the rule {selector} matches frozen parameters only ({found[0].name!r} ...): nothing is penalized "
+                "until they require a gradient; their trained stand-ins, such as 'lora_A' of PEFT, have names of their own",
                 stacklevel=3,
             )
 
@@ -185,7 +185,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
 
 
 def check_shape(name: str, shape: Sequence[int], penalty: Penalty) -> None:
-    """Raise `GroupError` with the parameter's name if `penalty` can not charge a tensor of `shape`."""
+    """Raise `GroupError` with the parameter's name if `penalty` cannot penalize a tensor of `shape`."""
     coupled = coupled_of(penalty)
     if coupled is not None:
         coupled.check(name, shape)
@@ -193,4 +193,4 @@ def check_shape(name: str, shape: Sequence[int], penalty: Penalty) -> None:
     try:
         penalty.check_shape(shape)
     except GroupError as error:
-        raise GroupError(f"{name!r} of shape {tuple(shape)} can not be charged by {penalty}: {error}") from None
+        raise GroupError(f"{name!r} of shape {tuple(shape)} cannot be penalized by {penalty}: {error}") from None

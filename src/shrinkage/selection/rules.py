@@ -24,10 +24,10 @@ from shrinkage.selection.selectors import (
 
 @dataclass(frozen=True, slots=True)
 class Rule(Saved):
-    """One penalty, the parameters it charges, and how it enters the optimizer's step.
+    """One penalty, the parameters it penalizes, and how it enters the optimizer's step.
 
     Args:
-        penalty: what is charged; None leaves the parameters alone.
+        penalty: what is penalized; None leaves the parameters alone.
         parameters: a selector: a glob on the dotted name ("blocks.*.weight", which takes norms and embeddings too), a
             module class or a layer of the model (its weights: `weight`; the matrices of recurrent layers; those of
             `MultiheadAttention` and its `out_proj.weight`), a pair of one of these and a glob on the parameter's own
@@ -85,7 +85,7 @@ def check_penalty(penalty: object, where: str = "") -> None:
     """Raise `TypeError` unless `penalty` is a penalty or None; `where` begins the message."""
     if isinstance(penalty, list | tuple) and penalty and all(isinstance(each, Penalty) for each in penalty):
         both = reduce(add, penalty)  # raises, and says why, if there is no such penalty
-        raise TypeError(f"{where}several penalties on one parameter are charged as their sum: write {both}")
+        raise TypeError(f"{where}several penalties on one parameter are penalized as their sum: write {both}")
     if not (penalty is None or isinstance(penalty, Penalty)):
         raise TypeError(f"{where}expected a penalty such as L1(1e-4), or None to leave alone, got {shown(penalty)}")
 

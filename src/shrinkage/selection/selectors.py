@@ -81,7 +81,7 @@ class Weights:
             return False
         if is_piece(parameter):
             raise ParameterError(
-                f"FullyShardedDataParallel has flattened {candidate.name!r}, so that matrices can not be told from "
+                f"FullyShardedDataParallel has flattened {candidate.name!r}, so that matrices cannot be told from "
                 "vectors any more; make the Regularizer before it wraps the model, or name parameters with a glob such "
                 'as "*.weight"'
             )

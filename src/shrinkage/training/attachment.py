@@ -1,4 +1,4 @@
-"""One optimizer and the parameters charged in it: when something happens around each of its steps.
+"""One optimizer and the parameters penalized in it: when something happens around each of its steps.
 
 What happens is in `update.py`. What the hooks take care of:
 
@@ -7,7 +7,7 @@ What happens is in `update.py`. What the hooks take care of:
 * an optimizer whose `step` calls its parent's `step` runs the hooks twice: the inner pair does nothing;
 * a step that raised never reached its second hook: the next first hook starts afresh;
 * a distributed checkpoint steps an optimizer that has no state: that is no update;
-* a penalty is in `.grad` during the step only, so that stepping twice on the same gradients charges as torch's
+* a penalty is in `.grad` during the step only, so that stepping twice on the same gradients penalizes as torch's
   `weight_decay` does;
 * trainers replace parameters and parameter groups: both are looked up again when they changed, in the optimizer or in
   the model.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shrinkage.distributed.dtensor import is_spread, local, local_state
+from shrinkage.distributed.dtensor import is_dtensor, local, local_state
 from shrinkage.distributed.flattened import is_piece
 from shrinkage.errors import AttachmentError
 from shrinkage.execution.compiled import Compile
@@ -37,7 +37,7 @@ from shrinkage.optimizers.introspection import (
     sign_of,
     steps_for_a_checkpoint,
 )
-from shrinkage.optimizers.per_optimizer import Beside
+from shrinkage.optimizers.per_optimizer import PerOptimizer
 from shrinkage.optimizers.registry import Metric, check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.penalties.base import Penalty
 from shrinkage.selection.how import decides
@@ -46,7 +46,7 @@ from shrinkage.training.gradient_averages import Averages
 from shrinkage.training.gradients import Gradients
 from shrinkage.training.half_precision import Rounding
 from shrinkage.training.intervals import Intervals
-from shrinkage.training.penalized import Charge, Found, Place, at_update
+from shrinkage.training.penalized import Found, PenalizedParameter, Place, at_update
 from shrinkage.training.preconditions import check_added_once, check_captured, check_gradients, check_kept, check_moved
 from shrinkage.training.step_sizes import noted_of, state_of, step_of
 from shrinkage.training.update import Lasting, Update
@@ -60,7 +60,7 @@ class Attachment:
     """Applies penalties around the steps of one optimizer.
 
     Args:
-        resolve: returns what is charged in an optimizer; called again whenever the optimizer's parameters changed.
+        resolve: returns what is penalized in an optimizer; called again whenever the optimizer's parameters changed.
         averages: the averaged gradients that hold zeros; None lets every gradient move them.
         rounding: how bfloat16 and float16 parameters are written; None rounds to the nearest number.
         whole: returns the optimizer of whose work this is a part; an update of that is counted.
@@ -76,7 +76,7 @@ class Attachment:
         compile: Compile = "auto",
     ) -> None:
         self.updates = Updates()
-        self.lookups = 0  # how often what is charged was found anew
+        self.lookups = 0  # how often what is penalized was found anew
         self.averages = averages
         self.intervals = Intervals()
         self._rounding = rounding or Rounding()
@@ -84,7 +84,7 @@ class Attachment:
         self._resolve = resolve
         self._whole = whole
         self._compile = compile
-        self._charges: Sequence[Charge] = ()
+        self._targets: Sequence[PenalizedParameter] = ()
         self._scheduled = self._changes = False  # whether strengths change, or what a step does at all
         self._elsewhere: Sequence[Place] = ()
         self._held: Container[int] = ()
@@ -93,67 +93,67 @@ class Attachment:
         self._update: Update | None = None  # the one that is under way
         self._depth = 0
 
-    def charges(self, optimizer: Optimizer) -> Sequence[Charge]:
-        """Return what is charged in `optimizer` now."""
+    def targets(self, optimizer: Optimizer) -> Sequence[PenalizedParameter]:
+        """Return what is penalized in `optimizer` now."""
         current = [group["params"] for group in optimizer.param_groups]
         if self._stale() or self._seen is None or not same_objects(current, self._seen):
             found = self._resolve(optimizer)
-            charges = with_shared_penalties(located(found.charges))
-            check_kept(self._charges, charges, optimizer)
-            self._check(charges, optimizer)
-            proximal = any(charge.how == "proximal" for charge in charges)
+            targets = with_shared_penalties(located(found.targets))
+            check_kept(self._targets, targets, optimizer)
+            self._check(targets, optimizer)
+            proximal = any(target.how == "proximal" for target in targets)
             self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
-            self._charges, self._elsewhere, self._held = charges, found.elsewhere, group_indices(optimizer)
-            self._scheduled = any(charge.penalty.scheduled for charge in charges)
-            seldom = any(charge.every > 1 for charge in charges)
+            self._targets, self._elsewhere, self._held = targets, found.elsewhere, group_indices(optimizer)
+            self._scheduled = any(target.penalty.scheduled for target in targets)
+            seldom = any(target.every > 1 for target in targets)
             self._changes = self._scheduled or seldom or self.averages is not None
             self._seen = [list(parameters) for parameters in current]
             self.lookups += 1
-            self.intervals.keep(charges)
+            self.intervals.keep(targets)
             if self.averages is not None:
-                self.averages.keep(averaged(charges))
-        return self._charges
+                self.averages.keep(averaged(targets))
+        return self._targets
 
-    def charges_left(self, optimizer: Optimizer) -> Sequence[Charge]:
-        """Return what is charged in `optimizer` now; nothing if its next step is refused, as after a replacement."""
+    def targets_left(self, optimizer: Optimizer) -> Sequence[PenalizedParameter]:
+        """Return what is penalized in `optimizer` now; nothing if its next step is refused, as after a replacement."""
         with suppress(AttachmentError):
-            return self.charges(optimizer)
+            return self.targets(optimizer)
         return ()
 
     def names(self, optimizer: Optimizer) -> list[str]:
-        """Return the names of what is charged in `optimizer`; none if its next step is refused."""
-        return [charge.name for charge in self.charges_left(optimizer)]
+        """Return the names of what is penalized in `optimizer`; none if its next step is refused."""
+        return [target.name for target in self.targets_left(optimizer)]
 
     def go_on_from(self, others: Iterable["Attachment"]) -> None:
-        """Count on with others that charge some of the same parameters in other optimizers, from their averages."""
+        """Count on with others that penalize some of the same parameters in other optimizers, from their averages."""
         for other in sorted(others, key=lambda each: each.updates.steps):  # the one that is furthest comes last
             self.updates = other.updates
             if self.averages is not None and other.averages is not None:
                 self.averages.go_on_from(other.averages)
 
     def _stale(self) -> bool:
-        """Return whether the model changed where rules charge it."""
+        """Return whether the model changed where rules penalize it."""
         for place in self._elsewhere:  # a plain loop: this is asked before every step
             if place.holds_any(self._held):
                 return True
-        return any(charge.stale for charge in self._charges)
+        return any(target.stale for target in self._targets)
 
-    def _check(self, charges: Sequence[Charge], optimizer: Optimizer) -> None:
-        """Raise if another attachment charges one of the parameters, or a learning rate is needed and there is none."""
+    def _check(self, targets: Sequence[PenalizedParameter], optimizer: Optimizer) -> None:
+        """Raise if another attachment penalizes one of the parameters, or a learning rate is needed and missing."""
         others = [other for other in explicit_attachments.get(optimizer, []) if other is not self]
-        taken = {id(charge.parameter) for other in others for charge in other._charges}
-        for charge in charges:
-            if id(charge.parameter) in taken:
+        taken = {id(target.parameter) for other in others for target in other._targets}
+        for target in targets:
+            if id(target.parameter) in taken:
                 raise AttachmentError(
-                    f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged by another Regularizer "
+                    f"{target.name!r} of shape {tuple(target.parameter.shape)} is penalized by another Regularizer "
                     f"that is attached to this {type(optimizer).__name__}; detach() that one first"
                 )
-            if charge.how == "decoupled":
-                check_decoupled(charge.name, charge.penalty.smooth, optimizer, optimizer.param_groups[charge.group])
-            check_moved(charge, known_metric(optimizer), optimizer)
-            if charge.how != "gradient":
-                crossing = charge.crossing is not None
-                check_spread(charge.name, charge.parameter, charge.how, optimizer, crossing=crossing)
+            if target.how == "decoupled":
+                check_decoupled(target.name, target.penalty.smooth, optimizer, optimizer.param_groups[target.group])
+            check_moved(target, known_metric(optimizer), optimizer)
+            if target.how != "gradient":
+                group_sharding = target.group_sharding is not None
+                check_spread(target.name, target.parameter, target.how, optimizer, group_sharding=group_sharding)
 
     @property
     def under_way(self) -> bool:
@@ -162,7 +162,7 @@ class Attachment:
 
     def forget(self) -> None:
         """Look everything up again before the next step."""
-        self._charges, self._seen = (), None
+        self._targets, self._seen = (), None
 
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
         """Add gradients and decay, now or after the closure; the first hook of a step."""
@@ -173,21 +173,23 @@ class Attachment:
         self._end_step()  # the last one may have raised
         if steps_for_a_checkpoint(optimizer):
             return None
-        charges = self.charges(optimizer)
+        targets = self.targets(optimizer)
         if self._changes:
-            check_captured(charges, averaged=self.averages is not None)
-        update = self._update = self._started(optimizer)  # it counts, even if only other processes step what is charged
-        if not charges:
+            check_captured(targets, averaged=self.averages is not None)
+        update = self._update = self._started(
+            optimizer
+        )  # it counts, even if only other processes step what is penalized
+        if not targets:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
-            check_gradients(charges)
+            check_gradients(targets)
             update.before()
             return None
-        charged = self._charged_closure(update, closure)
+        penalized = self._penalized_closure(update, closure)
         if len(args) > 1:
-            return (args[0], charged, *args[2:]), kwargs
-        return args, {**kwargs, "closure": charged}
+            return (args[0], penalized, *args[2:]), kwargs
+        return args, {**kwargs, "closure": penalized}
 
     def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
         """Apply proximal operators and count the update; the last hook of a step."""
@@ -195,7 +197,7 @@ class Attachment:
         if self._depth or self._update is None:
             return
         self._update.after()
-        # Without any gradient nothing was updated; of a model that is spread over machines, others may have had one.
+        # Without any gradient nothing was updated; of a model that is spread over processes, others may have had one.
         if self._update.moves or any(map(may_move, parameters_of(self._whole() or optimizer))):
             self.updates.record(overflow_of(optimizer))
         if self.averages is not None:
@@ -211,76 +213,76 @@ class Attachment:
 
     def _started(self, optimizer: Optimizer) -> Update:
         """Return the update of the next step, its schedules evaluated, before anything is changed."""
-        charged = [(charge, charge.penalty) for charge in self._charges]
+        penalized = [(target, target.penalty) for target in self._targets]
         if self._scheduled:
-            charged = list(zip(self._charges, at_update(self._charges, self.updates.count()), strict=True))
+            penalized = list(zip(self._targets, at_update(self._targets, self.updates.count()), strict=True))
         steps = self.updates.steps
         lasting = Lasting(self._gradients, self.averages, self._rounding, self.intervals, self._compile)
-        return Update(optimizer, charged, self._metric, lasting, steps)
+        return Update(optimizer, penalized, self._metric, lasting, steps)
 
-    def _charged_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _penalized_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
         first = True
 
         @functools.wraps(closure)
-        def charged() -> Any:
+        def penalized() -> Any:
             nonlocal first
             self._gradients.restore()  # those of the last call, to which a closure may add
             loss = closure()
-            check_gradients(self._charges)
+            check_gradients(self._targets)
             update.before(first=first)
             first = False
             value = None if loss is None else update.value()
             return loss if value is None else loss + value
 
-        return charged
+        return penalized
 
     def add_gradients(self, optimizer: Optimizer) -> None:
         """Add the gradients of the penalties now, and let the next step leave them as they are then."""
         self._started(optimizer).add_early()
 
     def check_addition(self, optimizer: Optimizer) -> None:
-        """Raise if the gradients can not take the penalties now."""
-        charges = self.charges(optimizer)
-        check_gradients(charges)
-        check_added_once(charge for charge in charges if self._gradients.holds(charge.name, charge.parameter))
+        """Raise if the gradients cannot take the penalties now."""
+        targets = self.targets(optimizer)
+        check_gradients(targets)
+        check_added_once(target for target in targets if self._gradients.holds(target.name, target.parameter))
 
     def steps(self, optimizer: Optimizer) -> dict[str, Number]:
-        """Return the step of each charged parameter's proximal operator now, as far as it has made one."""
+        """Return the step of each penalized parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
-        for charge in self.charges_left(optimizer) if self.updates.steps else ():
-            state = local_state(state_of(charge, optimizer, noted_of(charge, self._metric, optimizer)))
-            step = step_of(charge, self._metric, optimizer, None)
+        for target in self.targets_left(optimizer) if self.updates.steps else ():
+            state = local_state(state_of(target, optimizer, noted_of(target, self._metric, optimizer)))
+            step = step_of(target, self._metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
-                found[charge.name] = number(step(state, local(charge.parameter.detach())))
+                found[target.name] = number(step(state, local(target.parameter.detach())))
         return found
 
     def maximized(self, optimizer: Optimizer) -> set[str]:
-        """Return the names of the charged parameters for which `optimizer` climbs."""
-        return {charge.name for charge in self.charges_left(optimizer) if sign_of(optimizer, charge.group) < 0}
+        """Return the names of the penalized parameters for which `optimizer` climbs."""
+        return {target.name for target in self.targets_left(optimizer) if sign_of(optimizer, target.group) < 0}
 
 
-def averaged(charges: Sequence[Charge]) -> dict[str, Tensor]:
+def averaged(targets: Sequence[PenalizedParameter]) -> dict[str, Tensor]:
     """Return the parameters whose averaged gradients decide about their zeros, by name."""
-    return {charge.name: charge.parameter for charge in charges if decides(charge.penalty, charge.how)}
+    return {target.name: target.parameter for target in targets if decides(target.penalty, target.how)}
 
 
 def may_move(parameter: Tensor) -> bool:
-    """Return whether a step moves `parameter`, here or on another machine that holds a piece of it."""
-    return parameter.grad is not None or is_spread(parameter) or is_piece(parameter)
+    """Return whether a step moves `parameter`, here or on another process that holds a piece of it."""
+    return parameter.grad is not None or is_dtensor(parameter) or is_piece(parameter)
 
 
-def with_shared_penalties(charges: Iterable[Charge]) -> list[Charge]:
-    """Return `charges` in which equal penalties are one object, by which small parameters are charged together.
+def with_shared_penalties(targets: Iterable[PenalizedParameter]) -> list[PenalizedParameter]:
+    """Return `targets` in which equal penalties are one object, by which small parameters are penalized together.
 
-    Those that hold tensors are left alone: machines would have to talk to compare tensors that are spread over them.
+    Those that hold tensors are left alone: processes would have to talk to compare tensors that are spread over them.
     """
     known: dict[Penalty, Penalty] = {}
 
     def shared(penalty: Penalty) -> Penalty:
         return known.setdefault(penalty, penalty) if penalty.with_tensors(Tensor.detach) is penalty else penalty
 
-    return [charge._replace(penalty=shared(charge.penalty)) for charge in charges]
+    return [target._replace(penalty=shared(target.penalty)) for target in targets]
 
 
 def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
@@ -289,5 +291,5 @@ def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tenso
     return lengths and all(all(map(is_, a, b)) for a, b in zip(one, other, strict=True))
 
 
-# The attachments that a `Regularizer` made, so that a declaration on a layer never charges a parameter a second time.
-explicit_attachments: Beside[list[Attachment]] = Beside("attachments")
+# The attachments that a `Regularizer` made, so that a declaration on a layer never penalizes a parameter a second time.
+explicit_attachments: PerOptimizer[list[Attachment]] = PerOptimizer("attachments")

@@ -1,53 +1,55 @@
-"""Parameters whose groups cross machines or other parameters: found in an optimizer, and measured together."""
+"""Parameters whose groups cross processes or other parameters: found in an optimizer, and measured together."""
 
 from collections.abc import Sequence
 
 from torch.nn.parameter import is_lazy
 
-from shrinkage.distributed.all_reduce import Crossing, Family, crossing_of, part_here
+from shrinkage.distributed.all_reduce import Family, GroupSharding, group_sharding_of, membership_here
 from shrinkage.distributed.dtensor import machines_of
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.coupled_groups import Coupled
-from shrinkage.penalties.membership import coupled_of, part_of, weights_of
-from shrinkage.training.penalized import Charge
+from shrinkage.penalties.membership import coupled_of, membership_of, weights_of
+from shrinkage.training.penalized import PenalizedParameter
 
 
-def located(charges: Sequence[Charge]) -> list[Charge]:
-    """Return `charges` with how their groups cross machines and other parameters."""
-    families: dict[Coupled, list[Charge]] = {}
-    for charge in charges:
-        groups = coupled_of(charge.penalty)
+def located(targets: Sequence[PenalizedParameter]) -> list[PenalizedParameter]:
+    """Return `targets` with how their groups cross processes and other parameters."""
+    families: dict[Coupled, list[PenalizedParameter]] = {}
+    for target in targets:
+        groups = coupled_of(target.penalty)
         if groups is not None:
-            families.setdefault(groups, []).append(charge)
+            families.setdefault(groups, []).append(target)
     found = {groups: family_of(members) for groups, members in families.items()}
     return [
-        located_in(found.get(groups) if (groups := coupled_of(charge.penalty)) else None, charge) for charge in charges
+        located_in(found.get(groups) if (groups := coupled_of(target.penalty)) else None, target) for target in targets
     ]
 
 
-def family_of(charges: Sequence[Charge]) -> Family:
-    """Return the groups that `charges` share: their weights, and all machines that hold pieces of them."""
-    first, *_ = charges
-    machines = {each.group_name: each for charge in charges for each in machines_of(charge.parameter)}
+def family_of(targets: Sequence[PenalizedParameter]) -> Family:
+    """Return the groups that `targets` share: their weights, and all processes that hold pieces of them."""
+    first, *_ = targets
+    machines = {each.group_name: each for target in targets for each in machines_of(target.parameter)}
     return Family(weights_of(first.penalty, first.parameter.device), tuple(machines.values()))
 
 
-def located_in(family: Family | None, charge: Charge) -> Charge:
-    """Return `charge` with how its groups cross machines, and other parameters of `family`."""
-    parameter = charge.parameter
+def located_in(family: Family | None, target: PenalizedParameter) -> PenalizedParameter:
+    """Return `target` with how its groups cross processes, and other parameters of `family`."""
+    parameter = target.parameter
     if is_lazy(parameter):
-        return charge
-    part = part_of(charge.penalty, charge.name, parameter.device)
+        return target
+    part = membership_of(target.penalty, target.name, parameter.device)
     if family is None or part is None:
-        return charge._replace(crossing=crossing_of(charge.penalty, parameter))
-    own = part_here(part, parameter, family.machines)
-    return charge._replace(crossing=Crossing(tuple(parameter.shape), (), family.machines, family, own))
+        return target._replace(group_sharding=group_sharding_of(target.penalty, parameter))
+    own = membership_here(part, parameter, family.machines)
+    return target._replace(group_sharding=GroupSharding(tuple(parameter.shape), (), family.machines, family, own))
 
 
-def blocks_of(charged: Sequence[tuple[Charge, Penalty]]) -> list[list[tuple[Charge, Penalty]]]:
-    """Return what shares groups together, and every other charge by itself."""
-    found: dict[object, list[tuple[Charge, Penalty]]] = {}
-    for charge, penalty in charged:
-        family = None if charge.crossing is None else charge.crossing.family
-        found.setdefault(family or charge.name, []).append((charge, penalty))
+def blocks_of(
+    penalized: Sequence[tuple[PenalizedParameter, Penalty]],
+) -> list[list[tuple[PenalizedParameter, Penalty]]]:
+    """Return what shares groups together, and every other penalize by itself."""
+    found: dict[object, list[tuple[PenalizedParameter, Penalty]]] = {}
+    for target, penalty in penalized:
+        family = None if target.group_sharding is None else target.group_sharding.family
+        found.setdefault(family or target.name, []).append((target, penalty))
     return list(found.values())

@@ -1,8 +1,8 @@
 """Who looks for what layers declare: a hook before the steps of every optimizer.
 
-An optimizer asks all layers that declare something when it steps first, and again when its own parameters, its charges
-or its regularizers have changed. In between it asks those that were declared or copied since, and whether one of its
-parameters was put into some module or left behind by a layer; so a step costs what its own layers cost.
+An optimizer asks all layers that declare something when it steps first, and again when its own parameters, its
+penalizes or its regularizers have changed. In between it asks those that were declared or copied since, and whether one
+of its parameters was put into some module or left behind by a layer; so a step costs what its own layers cost.
 
 A layer that goes leaves its declarations to its parameters, which live on where another module holds them: a stage of a
 pipeline, a traced copy, a new container.
@@ -26,7 +26,7 @@ from shrinkage.distributed.flattened import is_flat
 from shrinkage.errors import SelectionError, ShrinkageError
 from shrinkage.optimizers.hooks import hook_around, meet, uncompiled
 from shrinkage.optimizers.introspection import group_indices, parameters_of
-from shrinkage.optimizers.per_optimizer import Beside
+from shrinkage.optimizers.per_optimizer import PerOptimizer
 from shrinkage.penalties.base import Penalty
 from shrinkage.selection.declaration import Declaration, living
 from shrinkage.selection.eligible import check_parameter
@@ -35,14 +35,14 @@ from shrinkage.selection.plan import Plan, check_shape, resolve
 from shrinkage.selection.rules import Rule
 from shrinkage.selection.selectors import named_parameters
 from shrinkage.training.attachment import Arguments, Attachment, Keywords, explicit_attachments
-from shrinkage.training.penalized import Charge, Found, Place, is_sharded_parameter, places_of
+from shrinkage.training.penalized import Found, PenalizedParameter, Place, is_sharded_parameter, places_of
 from shrinkage.training.preconditions import check_gradients
 
 RECENT = 1000  # so many registrations are told apart; after more of them between two steps, all layers are asked
 
 
 class Declared(NamedTuple):
-    """A parameter that is charged, with its rule, its name in messages, and the places where it has to stay."""
+    """A parameter that is penalized, with its rule, its name in messages, and the places where it has to stay."""
 
     parameter: nn.Parameter
     rule: Rule
@@ -67,9 +67,9 @@ class Registry:
     """The attachments that apply what layers declare."""
 
     def __init__(self) -> None:
-        self.known: Beside[Known | None] = Beside("declared")
+        self.known: PerOptimizer[Known | None] = PerOptimizer("declared")
         self.registered = 0
-        self.recent: deque[int] = deque(maxlen=RECENT)  # ids: what is referred to weakly can not be swapped
+        self.recent: deque[int] = deque(maxlen=RECENT)  # ids: what is referred to weakly cannot be swapped
 
     def install(self) -> None:
         """Hook in before the steps of all optimizers, and where modules take in parameters."""
@@ -92,13 +92,13 @@ class Registry:
             meet(optimizer)
             known = self.known[optimizer] = Known(Attachment(self.resolve))
         explicit = explicit_attachments.get(optimizer, [])
-        taken = [each.charges(optimizer) for each in explicit]
+        taken = [each.targets(optimizer) for each in explicit]
         lookups = [(each, each.lookups) for each in explicit]
         if known.explicit != lookups or self.changed(known, optimizer):
             known.attachment.forget()
-        charges = known.attachment.charges(optimizer)
-        if charges:
-            for each in (charges, *taken):  # nothing is changed if one refuses this step
+        targets = known.attachment.targets(optimizer)
+        if targets:
+            for each in (targets, *taken):  # nothing is changed if one refuses this step
                 check_gradients(each)
             if not known.attached:
                 hook_around(optimizer, known.attachment.before_step, known.attachment.after_step)
@@ -118,7 +118,7 @@ class Registry:
         return count > RECENT or not known.held.isdisjoint(islice(reversed(self.recent), count))
 
     def resolve(self, optimizer: Optimizer) -> Found:
-        """Return what declarations charge in `optimizer`, less what a `Regularizer` charges there already."""
+        """Return what declarations penalize in `optimizer`, less what a `Regularizer` penalizes there already."""
         groups = group_indices(optimizer)
         known = self.known[optimizer]
         if known is not None:
@@ -129,29 +129,31 @@ class Registry:
             declaration.check_stepped(flat)
         concerned = [each for each in declarations if each.concerns(groups.keys())]
         declared: dict[int, Declared] = {}
-        for each in (each for declaration in concerned for each in charges_of(declaration, groups)):
+        for each in (each for declaration in concerned for each in targets_of(declaration, groups)):
             other = declared.get(id(each.parameter), each._replace(places=()))
-            check_same_charge(each.name, other.rule, each.rule.penalty, each.rule.how)
+            check_same_rule(each.name, other.rule, each.rule.penalty, each.rule.how)
             declared[id(each.parameter)] = each._replace(places=(*other.places, *each.places))
         inherited = inheritance(optimizer)
         for attachment in explicit_attachments.get(optimizer, []):
-            for charge in attachment.charges(optimizer):
-                inherited.pop(id(charge.parameter), None)
-                replaced = declared.pop(id(charge.parameter), None)
+            for target in attachment.targets(optimizer):
+                inherited.pop(id(target.parameter), None)
+                replaced = declared.pop(id(target.parameter), None)
                 if replaced is not None:
-                    check_same_charge(charge.name, replaced.rule, charge.penalty, charge.how)
+                    check_same_rule(target.name, replaced.rule, target.penalty, target.how)
         found = {**inherited, **declared}
         held = dict.fromkeys(map(id, parameters_of(optimizer)))
-        charged = [found[identity] for identity in held if identity in found]
-        charges = [
-            Charge(name, rule.penalty, rule.how, parameter, groups[id(parameter)], places, is_lazy(parameter))
-            for parameter, rule, name, places in charged
+        penalized = [found[identity] for identity in held if identity in found]
+        targets = [
+            PenalizedParameter(
+                name, rule.penalty, rule.how, parameter, groups[id(parameter)], places, is_lazy(parameter)
+            )
+            for parameter, rule, name, places in penalized
             if rule.penalty is not None and id(parameter) in groups
         ]
-        # What is spread over machines comes and goes without a word: there, all layers are asked before each step.
+        # What is spread over processes comes and goes without a word: there, all layers are asked before each step.
         spread = any(map(is_sharded_parameter, parameters_of(optimizer)))
         near = [place for declaration in (declarations if spread else concerned) for place in places_in(declaration)]
-        return Found(charges, [place for place in near if not place.holds_any(groups)])
+        return Found(targets, [place for place in near if not place.holds_any(groups)])
 
 
 def declared_attachments(optimizer: Optimizer) -> list[Attachment]:
@@ -160,8 +162,8 @@ def declared_attachments(optimizer: Optimizer) -> list[Attachment]:
     return [] if known is None else [known.attachment]
 
 
-def charges_of(declaration: Declaration, groups: Mapping[int, int]) -> list[Declared]:
-    """Return what `declaration` charges, as it is now, and note what an optimizer with these `groups` reaches of it."""
+def targets_of(declaration: Declaration, groups: Mapping[int, int]) -> list[Declared]:
+    """Return what `declaration` penalizes now, and note what an optimizer with these `groups` reaches of it."""
     found = []
     module = declaration.module()
     held = {candidate.name: candidate for candidate in named_parameters(module)}
@@ -202,18 +204,18 @@ def inheritance(optimizer: Optimizer) -> dict[int, Declared]:
 
 
 def check_declared(declared: Mapping[str, Rule], plan: Plan) -> None:
-    """Raise `SelectionError` unless `plan` charges what layers declared, by name, in the same way."""
+    """Raise `SelectionError` unless `plan` penalizes what layers declared, by name, in the same way."""
     for entry in plan:
         for name in {entry.name, *entry.aliases} & declared.keys():
-            check_same_charge(name, declared[name], entry.penalty, entry.how)
+            check_same_rule(name, declared[name], entry.penalty, entry.how)
 
 
-def check_same_charge(name: str, declared: Rule, penalty: Penalty | None, how: How) -> None:
-    """Raise `SelectionError` unless a parameter that is charged in two places is charged the same in both."""
+def check_same_rule(name: str, declared: Rule, penalty: Penalty | None, how: How) -> None:
+    """Raise `SelectionError` unless a parameter that is penalized in two places is penalized the same in both."""
     if (declared.penalty, declared.how) != (penalty, how):
         raise SelectionError(
             f"two rules clash on {name!r}: its layer declares {declared.penalty} ({declared.how}) with regularize(), "
-            f"another rule charges {penalty} ({how}); keep one of them"
+            f"another rule penalizes {penalty} ({how}); keep one of them"
         )
 
 

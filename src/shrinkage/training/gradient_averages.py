@@ -30,7 +30,7 @@ class Average(NamedTuple):
 
 
 class Averages:
-    """The averaged gradient of each charged parameter, by name.
+    """The averaged gradient of each penalized parameter, by name.
 
     Args:
         decay: how much of the average stays at each update, 0 to 1: 0.99 averages over about 100 updates.
@@ -123,7 +123,7 @@ def nothing_averaged(like: Tensor) -> Average:
     return Average(spread(zeros, like.detach()), zeros.new_zeros(()))
 
 
-def check_decay(entry: float | None) -> None:
-    """Raise `ValueError` unless `entry` is None or a number between 0 and 1."""
-    if entry is not None and not (isinstance(entry, float) and 0 < entry < 1):
-        raise ValueError(f"entry must be a decay between 0 and 1 such as 0.99, or None, got {shown(entry)}")
+def check_decay(hold_zeros: float | None) -> None:
+    """Raise `ValueError` unless `hold_zeros` is None or a number between 0 and 1."""
+    if hold_zeros is not None and not (isinstance(hold_zeros, float) and 0 < hold_zeros < 1):
+        raise ValueError(f"hold_zeros must be a decay between 0 and 1 such as 0.99, or None, got {shown(hold_zeros)}")

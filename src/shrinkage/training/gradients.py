@@ -23,7 +23,7 @@ class Aside(NamedTuple):
 
 
 class Gradients:
-    """The gradients of one optimizer's charged parameters."""
+    """The gradients of one optimizer's penalized parameters."""
 
     def __init__(self) -> None:
         self._aside: list[Aside] = []
@@ -53,7 +53,7 @@ class Gradients:
         self._aside = []
 
     def note_early(self, name: str, parameter: nn.Parameter) -> None:
-        """Note that the loop had the penalty added to this gradient, if there is one on this machine."""
+        """Note that the loop had the penalty added to this gradient, if there is one on this process."""
         if parameter.grad is not None:
             self._early[name] = TensorWeakRef(parameter.grad)
 

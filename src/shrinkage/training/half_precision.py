@@ -1,4 +1,4 @@
-"""Charged parameters in bfloat16 and float16: rounding that is said aloud once, or stochastic for those who ask."""
+"""Penalized parameters in bfloat16 and float16: rounding that is said aloud once, or stochastic for those who ask."""
 
 import warnings
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from shrinkage.distributed.all_reduce import piece_penalty
+from shrinkage.distributed.all_reduce import shard_penalty
 from shrinkage.distributed.dtensor import local, local_state, place_of
 from shrinkage.execution.single_tensor import State, stuck_share
 from shrinkage.optimizers.adaptive_step import Step
 from shrinkage.optimizers.introspection import is_captured
 from shrinkage.penalties.base import Penalty
 from shrinkage.proximal.precision import NARROW
-from shrinkage.training.penalized import Charge
+from shrinkage.training.penalized import PenalizedParameter
 
 
 @dataclass
 class Rounding:
-    """How what is charged in one optimizer is rounded.
+    """How what is penalized in one optimizer is rounded.
 
     Args:
         stochastic: round up or down at random, so that the mean is right; False rounds to the nearest number, and warns
@@ -31,37 +31,42 @@ class Rounding:
     told: set[str] = field(default_factory=set)
 
     def generator(
-        self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Step], steps: int
+        self,
+        target: PenalizedParameter,
+        penalty: Penalty,
+        state: State,
+        step: Callable[[State, Tensor], Step],
+        steps: int,
     ) -> torch.Generator | None:
-        """Return what draws the rounding of `charge` in step number `steps`; None to round to the nearest number.
+        """Return what draws the rounding of `target` in step number `steps`; None to round to the nearest number.
 
-        The numbers depend on the name of the parameter, the step, and the place of this machine's piece alone: they are
+        The numbers depend on the name of the parameter, the step, and the place of this process's piece alone: they are
         the same in all replicas and after a restart, and leave torch's own generators where they are.
         """
-        if charge.parameter.dtype not in NARROW:
+        if target.parameter.dtype not in NARROW:
             return None
         if self.stochastic:
-            seed = crc32(" ".join(map(str, (charge.name, steps, *place_of(charge.parameter)))).encode())
-            return torch.Generator(charge.parameter.device).manual_seed(seed)
+            seed = crc32(" ".join(map(str, (target.name, steps, *place_of(target.parameter)))).encode())
+            return torch.Generator(target.parameter.device).manual_seed(seed)
         # In steps 1, 2, 4, 8 ... only: an accelerator is waited for, and the learning rate may warm up from 0.
-        # A group that crosses machines can not be judged by a piece of it, nor may one machine ask the others here.
-        known = charge.name in self.told or is_captured(charge.parameter) or charge.crossing is not None
+        # A group that crosses processes cannot be judged by a piece of it, nor may one process ask the others here.
+        known = target.name in self.told or is_captured(target.parameter) or target.group_sharding is not None
         if steps & (steps + 1) == 0 and not known:
-            self._warn_of_stuck(charge, penalty, state, step)
+            self._warn_of_stuck(target, penalty, state, step)
         return None
 
     def _warn_of_stuck(
-        self, charge: Charge, penalty: Penalty, state: State, step: Callable[[State, Tensor], Step]
+        self, target: PenalizedParameter, penalty: Penalty, state: State, step: Callable[[State, Tensor], Step]
     ) -> None:
-        piece = local(charge.parameter.detach())
-        own = piece_penalty(penalty, charge.parameter)
-        share = stuck_share(own, piece, local_state(state), step, prox=not charge.before)
+        piece = local(target.parameter.detach())
+        own = shard_penalty(penalty, target.parameter)
+        share = stuck_share(own, piece, local_state(state), step, prox=not target.before)
         if share > 0.5:
-            self.told.add(charge.name)
-            cut = "this machine's piece of " if place_of(charge.parameter) else ""
+            self.told.add(target.name)
+            cut = "this process's piece of " if place_of(target.parameter) else ""
             warnings.warn(
-                f"{penalty} is too small to move {100 * share:.0f}% of the weights of {cut}{charge.name!r}, of shape "
-                f"{tuple(piece.shape)}, in a step: {charge.parameter.dtype} rounds them back to where they were; keep "
+                f"{penalty} is too small to move {100 * share:.0f}% of the weights of {cut}{target.name!r}, of shape "
+                f"{tuple(piece.shape)}, in a step: {target.parameter.dtype} rounds them back to where they were; keep "
                 "the parameters in float32 (autocast computes in half precision), or choose "
                 "Regularizer(..., stochastic_rounding=True)",
                 stacklevel=2,

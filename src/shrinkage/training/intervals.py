@@ -10,7 +10,7 @@ from shrinkage.distributed.dtensor import local, spread
 from shrinkage.errors import shown
 from shrinkage.execution.single_tensor import Number, State
 from shrinkage.optimizers.adaptive_step import AdaptiveStep
-from shrinkage.training.penalized import Charge
+from shrinkage.training.penalized import PenalizedParameter
 from shrinkage.training.step_sizes import StepOf
 
 TOTAL = "total of steps that wait"  # under which the state of a parameter has it
@@ -33,41 +33,43 @@ class Intervals:
     def __init__(self) -> None:
         self._pending: dict[str, Pending] = {}
 
-    def keep(self, charges: Iterable[Charge]) -> None:
+    def keep(self, targets: Iterable[PenalizedParameter]) -> None:
         """Keep what waits for these parameters, and for no others."""
-        names = {charge.name for charge in charges if charge.every > 1}
+        names = {target.name for target in targets if target.every > 1}
         self._pending = {name: pending for name, pending in self._pending.items() if name in names}
 
-    def align(self, charges: Sequence[Charge]) -> None:
+    def align(self, targets: Sequence[PenalizedParameter]) -> None:
         """Let parameters that share groups act in one step, though some of them may take part later than others."""
         families: dict[Family, list[str]] = {}
-        for charge in charges:
-            if charge.every > 1 and charge.crossing is not None and charge.crossing.family is not None:
-                families.setdefault(charge.crossing.family, []).append(charge.name)
+        for target in targets:
+            if target.every > 1 and target.group_sharding is not None and target.group_sharding.family is not None:
+                families.setdefault(target.group_sharding.family, []).append(target.name)
         for names in families.values():
             pending = {name: self._pending.get(name, Pending(0.0, 0)) for name in names}
             steps = max(each.steps for each in pending.values())
             self._pending |= {name: each._replace(steps=steps) for name, each in pending.items()}
 
-    def gathered(self, charge: Charge, step: StepOf, state: State, lr: Number) -> tuple[StepOf, State] | None:
+    def gathered(
+        self, target: PenalizedParameter, step: StepOf, state: State, lr: Number
+    ) -> tuple[StepOf, State] | None:
         """Return the step of all steps since the last, and the state that it reads; None if more are to come.
 
         Args:
-            charge: what is charged, at every k-th step.
+            penalize: what is penalized, at every k-th step.
             step: of this update.
             state: which it reads.
-            lr: its value where there is no state, on a machine that never had a gradient.
+            lr: its value where there is no state, on a process that never had a gradient.
         """
-        w = local(charge.parameter.detach())
+        w = local(target.parameter.detach())
         try:
             now = step(state, w)
         except KeyError:
             now = lr
         amount = now.lr if isinstance(now, AdaptiveStep) else now
-        before = self._pending.pop(charge.name, Pending(0.0, 0))
+        before = self._pending.pop(target.name, Pending(0.0, 0))
         pending = Pending(local(before.total) + amount, before.steps + 1)
-        if pending.steps < charge.every:
-            self._pending[charge.name] = pending._replace(total=spread_if_shaped(pending.total, charge.parameter))
+        if pending.steps < target.every:
+            self._pending[target.name] = pending._replace(total=spread_if_shaped(pending.total, target.parameter))
             return None
         total = local(pending.total)
         if isinstance(total, Tensor) and total.dim():  # it is cut with the state where the parameter is
@@ -96,7 +98,7 @@ def now_of(step: StepOf, state: State, w: Tensor) -> AdaptiveStep:
 
 
 def spread_if_shaped(total: Number, parameter: Tensor) -> Number:
-    """Return `total` cut over machines as `parameter` is, if it has one number per element."""
+    """Return `total` cut over processes as `parameter` is, if it has one number per element."""
     if not isinstance(total, Tensor) or not total.dim():
         return total
     found: Tensor = spread(total, parameter.detach())

@@ -3,7 +3,7 @@
 An optimizer is looked at around its first step. A warning comes, once for each regularizer, if the step moves a
 parameter that a regularizer penalizes through another optimizer, which is gone or has not stepped since it was attached
 to. Optimizers inside of that one, around it, or in turn with it are left alone, and so is a method of another kind in
-which the rules can not act, such as LBFGS after Adam. A copy of an optimizer knows that it is one.
+which the rules cannot act, such as LBFGS after Adam. A copy of an optimizer knows that it is one.
 """
 
 import gc
@@ -28,7 +28,7 @@ from shrinkage.penalties.pickling import Saved
 from shrinkage.selection.selectors import named_parameters
 from shrinkage.training.attachment import Attachment, explicit_attachments
 from shrinkage.training.global_hook import declared_attachments
-from shrinkage.training.penalized import Charge
+from shrinkage.training.penalized import PenalizedParameter
 from shrinkage.training.regularize import declared_rules
 
 PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__) if file)
@@ -68,7 +68,7 @@ class Link:
     def __init__(self, regularizer: object, model: nn.Module, optimizer: Optimizer, attachment: Attachment) -> None:
         self.regularizer, self.model, self.told = ref(regularizer), ref(model), Told()
         self.optimizer, self.attachment, self.kind = ref(optimizer), ref(attachment), type(optimizer)
-        self.names = frozenset(charge.name for charge in attachment.charges(optimizer))
+        self.names = frozenset(target.name for target in attachment.targets(optimizer))
         self.began = attachment.updates.steps
 
     def remove(self) -> None:
@@ -87,14 +87,14 @@ class Link:
         stepped = attachment.under_way or attachment.updates.steps != self.began
         return stepped or own in parts_of(optimizer) or optimizer in parts_of(own)
 
-    def charged(self) -> set[int]:
+    def penalized(self) -> set[int]:
         """Return the ids of what is penalized through the regularizer's own optimizer."""
         own, attachment = self.optimizer(), self.attachment()
         if own is None or attachment is None:
             return set()
         try:
-            return {id(charge.parameter) for charge in attachment.charges_left(own)}
-        except ShrinkageError:  # Its own step tells why it can not be asked.
+            return {id(target.parameter) for target in attachment.targets_left(own)}
+        except ShrinkageError:  # Its own step tells why it cannot be asked.
             return set()
 
     def shared_with(self, optimizer: Optimizer) -> dict[int, str]:
@@ -156,7 +156,7 @@ def look_at(optimizer: Optimizer) -> None:
     looks = iter((False, True))
 
     def look(optimizer: Optimizer, args: object, kwargs: object) -> None:
-        last = next(looks, None)  # a hook can not take itself off while it runs
+        last = next(looks, None)  # a hook cannot take itself off while it runs
         if last is not None:
             judge(optimizer, last=last)
 
@@ -170,10 +170,10 @@ def judge(optimizer: Optimizer, *, last: bool) -> None:
         if not last:
             warn(f"this {kind_of(optimizer)} is a copy of one that a Regularizer was attached to")
         return
-    own = {id(charge.parameter) for charge in charges_in(optimizer)}
+    own = {id(target.parameter) for target in targets_in(optimizer)}
     if not last and any(link.shared_with(optimizer).keys() - own for link in _links):
         gc.collect()  # an optimizer may be in a cycle; the first one is, with torch's import of its compiler
-    in_turn = {identity for link in _links if link.works_beside(optimizer) for identity in link.charged()}
+    in_turn = {identity for link in _links if link.works_beside(optimizer) for identity in link.penalized()}
     for link in list(_links):
         if attached and link.regularizer() is None:  # others took its place
             continue
@@ -185,10 +185,10 @@ def judge(optimizer: Optimizer, *, last: bool) -> None:
             warn(f"this {kind_of(optimizer)} steps {listed(lost, most=3)}, which a Regularizer penalizes in {other}")
 
 
-def charges_in(optimizer: Optimizer) -> Iterator[Charge]:
+def targets_in(optimizer: Optimizer) -> Iterator[PenalizedParameter]:
     """Yield what regularizers and layers penalize when `optimizer` steps."""
     for attachment in [*explicit_attachments.get(optimizer, []), *declared_attachments(optimizer)]:
-        yield from attachment.charges_left(optimizer)
+        yield from attachment.targets_left(optimizer)
 
 
 def kind_of(optimizer: Optimizer) -> str:

@@ -1,4 +1,4 @@
-"""What is charged in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
+"""What is penalized in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
 
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.optim import Optimizer
 
-from shrinkage.distributed.all_reduce import Crossing
+from shrinkage.distributed.all_reduce import GroupSharding
 from shrinkage.distributed.dtensor import put_shards_back
 from shrinkage.distributed.flattened import check_piece, check_stepped, is_piece
 from shrinkage.errors import AttachmentError, SelectionError
@@ -37,11 +37,12 @@ class Place(NamedTuple):
         return module is not None and id(module._parameters.get(self.attribute)) in identities
 
 
-class Charge(NamedTuple):
-    """One parameter of an optimizer that is charged: its name, its rule, and the index of its parameter group.
+class PenalizedParameter(NamedTuple):
+    """One parameter of an optimizer that is penalized: its name, its rule, and the index of its parameter group.
 
-    `places` are where it was found, `lazy` whether it had no shape yet then. `crossing` tells how its groups cross
-    machines; None if each machine can charge its piece by itself. Its proximal operator acts at `every`-th step.
+    `places` are where it was found, `lazy` whether it had no shape yet then. `group_sharding` tells how its groups
+    cross processes; None if each process can penalize its piece by itself. Its proximal operator acts at `every`-th
+    step.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Charge(NamedTuple):
     group: int
     places: tuple[Place, ...] = ()
     lazy: bool = False
-    crossing: Crossing | None = None
+    group_sharding: GroupSharding | None = None
     every: int = 1
 
     @property
@@ -69,9 +70,9 @@ class Charge(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is charged in one optimizer, and the places that rules charge too but that hold nothing it steps."""
+    """What is penalized in one optimizer, and the places that rules penalize too but that hold nothing it steps."""
 
-    charges: list[Charge]
+    targets: list[PenalizedParameter]
     elsewhere: list[Place]
 
 
@@ -85,12 +86,12 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
 
 
 def is_sharded_parameter(parameter: Tensor) -> bool:
-    """Return whether a machine holds a piece of `parameter`, in whose place a module may hold something else."""
+    """Return whether a process holds a piece of `parameter`, in whose place a module may hold something else."""
     return type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
 
 
-def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> Found:
-    """Return what `plan` charges in `optimizer`, found by names in the model as it is now.
+def targets_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> Found:
+    """Return what `plan` penalizes in `optimizer`, found by names in the model as it is now.
 
     Names that were tied when the plan was made may have come apart, and others may have been tied since. The optimizer
     is one of those that do the work of the `given` one: it may step none of them, but together they have to.
@@ -100,7 +101,7 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
     for name, candidate in held.items():
         check_stepped(name, candidate.parameter)
     groups = group_indices(optimizer)
-    charges: dict[int, Charge] = {}
+    targets: dict[int, PenalizedParameter] = {}
     elsewhere: list[Place] = []
     ids: set[int] = set()
     for entry in plan:
@@ -115,39 +116,39 @@ def charges_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
             parameter = candidate.parameter
             ids.add(id(parameter))
             if parameter is not None and id(parameter) in groups:
-                charge = charge_of(entry, candidate, parameter, groups[id(parameter)])
-                charges[id(parameter)] = merged(charges.get(id(parameter), charge), charge)
+                target = target_of(entry, candidate, parameter, groups[id(parameter)])
+                targets[id(parameter)] = merged(targets.get(id(parameter), target), target)
             else:
                 elsewhere.append(Place(ref(candidate.module), candidate.attribute))
-    if not charges and stepped(given).isdisjoint(ids):
+    if not targets and stepped(given).isdisjoint(ids):
         names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in plan.entries[:3])
         raise AttachmentError(
-            f"this {type(given).__name__} holds none of the {len(plan)} charged parameters ({names} ...); "
+            f"this {type(given).__name__} holds none of the {len(plan)} penalized parameters ({names} ...); "
             "make it from the parameters of the same model, after whatever replaced them"
         )
-    return Found(list(charges.values()), elsewhere)
+    return Found(list(targets.values()), elsewhere)
 
 
-def names_of(model: nn.Module, charges: Iterable[Charge]) -> set[str]:
-    """Return all names in `model` of parameters that are charged."""
-    found = {id(charge.parameter): charge.name for charge in charges}
+def names_of(model: nn.Module, targets: Iterable[PenalizedParameter]) -> set[str]:
+    """Return all names in `model` of parameters that are penalized."""
+    found = {id(target.parameter): target.name for target in targets}
     tied = {name.name for name in named_parameters(model) if id(name.parameter) in found}
     return tied | set(found.values())
 
 
-def charge_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> Charge:
-    """Return the charge of one parameter, found under one name, in one group of an optimizer."""
+def target_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> PenalizedParameter:
+    """Return the penalty of one parameter, found under one name, in one group of an optimizer."""
     check_piece(candidate.name, parameter, entry.penalty)
     lazy = is_lazy(parameter)
     if not lazy:
         check_shape(candidate.name, parameter.shape, entry.penalty)
     penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
     places = places_of([candidate], parameter)
-    return Charge(candidate.name, penalty, entry.how, parameter, group, places, lazy, every=entry.every)
+    return PenalizedParameter(candidate.name, penalty, entry.how, parameter, group, places, lazy, every=entry.every)
 
 
-def merged(one: Charge, other: Charge) -> Charge:
-    """Return the charge of a parameter that is found under two names; raise if it is charged differently."""
+def merged(one: PenalizedParameter, other: PenalizedParameter) -> PenalizedParameter:
+    """Return the penalty of a parameter that is found under two names; raise if it is penalized differently."""
     if (one.penalty, one.how, one.every) != (other.penalty, other.how, other.every):
         raise SelectionError(
             f"{one.name!r} and {other.name!r} are one tied parameter by now, but two rules clash on it: "
@@ -156,17 +157,17 @@ def merged(one: Charge, other: Charge) -> Charge:
     return one._replace(places=tuple(dict.fromkeys((*one.places, *other.places))))
 
 
-def at_update(charges: Sequence[Charge], update: int) -> list[Penalty]:
-    """Return the penalties of `charges` at an update; an error of a schedule gets the parameter's name.
+def at_update(targets: Sequence[PenalizedParameter], update: int) -> list[Penalty]:
+    """Return the penalties of `targets` at an update; an error of a schedule gets the parameter's name.
 
     A penalty that several parameters share is asked once, and stays one for all of them.
     """
     found: dict[int, Penalty] = {}
-    for charge in charges:
-        if id(charge.penalty) in found:
+    for target in targets:
+        if id(target.penalty) in found:
             continue
         try:
-            found[id(charge.penalty)] = charge.penalty.at(update)
+            found[id(target.penalty)] = target.penalty.at(update)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"the schedule of {charge.name!r} at update {update}: {error}") from error
-    return [found[id(charge.penalty)] for charge in charges]
+            raise type(error)(f"the schedule of {target.name!r} at update {update}: {error}") from error
+    return [found[id(target.penalty)] for target in targets]

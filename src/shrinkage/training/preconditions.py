@@ -13,67 +13,67 @@ from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.selection.plan import Plan
 from shrinkage.selection.selectors import named_parameters
-from shrinkage.training.penalized import Charge
+from shrinkage.training.penalized import PenalizedParameter
 
 
-def check_kept(before: Sequence[Charge], now: Sequence[Charge], optimizer: Optimizer) -> None:
-    """Raise `AttachmentError` if `optimizer` holds a parameter that was charged and is not in the model any more."""
-    covered = {place for charge in now for place in charge.places}
+def check_kept(before: Sequence[PenalizedParameter], now: Sequence[PenalizedParameter], optimizer: Optimizer) -> None:
+    """Raise `AttachmentError` if `optimizer` holds a parameter that was penalized and is not in the model any more."""
+    covered = {place for target in now for place in target.places}
     held = group_indices(optimizer)
-    for charge in before:
-        if charge.stale and id(charge.parameter) in held and covered.isdisjoint(charge.places):
+    for target in before:
+        if target.stale and id(target.parameter) in held and covered.isdisjoint(target.places):
             raise AttachmentError(
-                f"{charge.name!r} of shape {tuple(charge.parameter.shape)} was replaced in the model, but this "
+                f"{target.name!r} of shape {tuple(target.parameter.shape)} was replaced in the model, but this "
                 f"{type(optimizer).__name__} still updates the parameter that was there; make the optimizer from the "
                 "parameters of the model as it is now, and attach to that"
             )
 
 
-def check_captured(charges: Iterable[Charge], *, averaged: bool) -> None:
+def check_captured(targets: Iterable[PenalizedParameter], *, averaged: bool) -> None:
     """Raise `AttachmentError` if a CUDA graph is recorded whose replays would repeat what should change."""
-    for charge in charges:
-        scheduled = charge.penalty.scheduled
-        frozen = "a scheduled strength" if scheduled else "entry=" if averaged else f"every={charge.every}"
-        if (scheduled or averaged or charge.every > 1) and is_captured(charge.parameter):
+    for target in targets:
+        scheduled = target.penalty.scheduled
+        frozen = "a scheduled strength" if scheduled else "hold_zeros=" if averaged else f"every={target.every}"
+        if (scheduled or averaged or target.every > 1) and is_captured(target.parameter):
             raise AttachmentError(
-                f"{charge.name!r} of shape {tuple(charge.parameter.shape)} is charged with {frozen}, and a CUDA graph "
-                "that is recorded now would repeat this step as it is, without Python: use a strength that is a "
+                f"{target.name!r} of shape {tuple(target.parameter.shape)} is penalized with {frozen}, and a CUDA "
+                "graph that is recorded now would repeat this step as it is, without Python: use a strength that is a "
                 "number, or leave optimizer.step() out of the graph"
             )
 
 
-def check_gradients(charges: Sequence[Charge]) -> None:
+def check_gradients(targets: Sequence[PenalizedParameter]) -> None:
     """Raise `ParameterError` if a penalty is to be added to a sparse gradient, or a parameter was flattened."""
-    for charge in charges:
-        name, parameter = charge.name, charge.parameter
-        check_piece(name, parameter, charge.penalty)
-        if charge.how != "gradient":
+    for target in targets:
+        name, parameter = target.name, target.parameter
+        check_piece(name, parameter, target.penalty)
+        if target.how != "gradient":
             continue
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             raise ParameterError(
                 f"the gradient of {name!r} of shape {tuple(parameter.shape)} is sparse: its optimizer updates only the "
-                "rows that a batch touched, and a penalty in the gradient charges all of them; choose "
-                'how="proximal" or how="decoupled", which charge all rows after the step, or build the layer with '
+                "rows that a batch touched, and a penalty in the gradient penalizes all of them; choose "
+                'how="proximal" or how="decoupled", which penalize all rows after the step, or build the layer with '
                 "sparse=False"
             )
 
 
-def check_added_once(added: Iterable[Charge]) -> None:
+def check_added_once(added: Iterable[PenalizedParameter]) -> None:
     """Raise `AttachmentError` if there is a gradient to which its penalty was added already."""
-    for charge in added:
+    for target in added:
         raise AttachmentError(
-            f"add_gradients_() has been called on this gradient of {charge.name!r} of shape "
-            f"{tuple(charge.parameter.shape)} already; call it once per update, after the last backward(). After a "
+            f"add_gradients_() has been called on this gradient of {target.name!r} of shape "
+            f"{tuple(target.parameter.shape)} already; call it once per update, after the last backward(). After a "
             "step that was left out, optimizer.zero_grad(set_to_none=True) makes new gradients"
         )
 
 
-def check_unscaled(added: Iterable[Charge]) -> None:
+def check_unscaled(added: Iterable[PenalizedParameter]) -> None:
     """Raise `AttachmentError` if there is a gradient that still carries the loss scale, but its penalty does not."""
-    for charge in added:
+    for target in added:
         raise AttachmentError(
-            f"add_gradients_() has been called on the gradient of {charge.name!r} of shape "
-            f"{tuple(charge.parameter.shape)} while it was multiplied by the loss scale; call "
+            f"add_gradients_() has been called on the gradient of {target.name!r} of shape "
+            f"{tuple(target.parameter.shape)} while it was multiplied by the loss scale; call "
             "scaler.unscale_(optimizer) before it"
         )
 
@@ -90,16 +90,16 @@ def check_together(model: nn.Module, plan: Plan, optimizer: Optimizer) -> None:
         if inside and outside:
             raise AttachmentError(
                 f"{inside[0]!r} and {outside[0]!r} share groups, and this optimizer steps the first only; groups that "
-                "span parameters are charged in one step, so give them to one optimizer, or leave one out of the groups"
+                "span parameters are penalized in one step: give them to one optimizer, or leave one out of the groups"
             )
 
 
-def check_moved(charge: Charge, metric: Metric | None, optimizer: Optimizer) -> None:
+def check_moved(target: PenalizedParameter, metric: Metric | None, optimizer: Optimizer) -> None:
     """Raise `MetricError` if `optimizer` moves another tensor than a parameter whose groups span others."""
     iterates = metric is not None and metric.iterate is not None
-    if charge.how != "gradient" and coupled_of(charge.penalty) is not None and iterates:
+    if target.how != "gradient" and coupled_of(target.penalty) is not None and iterates:
         raise MetricError(
-            f"{charge.name!r} of shape {tuple(charge.parameter.shape)} shares groups with other parameters, and "
+            f"{target.name!r} of shape {tuple(target.parameter.shape)} shares groups with other parameters, and "
             f'{type(optimizer).__name__} moves other tensors, which parameters follow; choose how="gradient"'
         )
 

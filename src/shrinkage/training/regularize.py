@@ -22,7 +22,7 @@ from shrinkage.selection.matrices import weights_of
 from shrinkage.selection.plan import resolve
 from shrinkage.selection.rules import Rule
 from shrinkage.selection.selectors import named_parameters, nearest
-from shrinkage.training.global_hook import charges_of, check_same_charge
+from shrinkage.training.global_hook import check_same_rule, targets_of
 
 LayerType = TypeVar("LayerType", bound=nn.Module)
 
@@ -30,7 +30,7 @@ LayerType = TypeVar("LayerType", bound=nn.Module)
 def regularize(
     layer: LayerType, penalty: Penalty | None, *, parameter: str | None = None, how: How = "proximal"
 ) -> LayerType:
-    """Charge a layer's weights from now on, in whichever optimizer steps it, and return the layer.
+    """Penalize a layer's weights from now on, in whichever optimizer steps it, and return the layer.
 
     minimizes loss + penalty(layer.weight), with nothing to add to the training loop. The layer stays what it was: its
     type, its `state_dict` keys, and its behaviour under `deepcopy`, `pickle`, `to` and `torch.compile`.
@@ -43,21 +43,21 @@ def regularize(
 
     Args:
         layer: any module.
-        penalty: what is charged; None takes the declaration for `parameter` back.
+        penalty: what is penalized; None takes the declaration for `parameter` back.
         parameter: name of the parameter in the layer; a glob such as "weight_hh*" or, for a whole block, "*.weight".
             Left out, the layer's weights: `weight`, or the matrices of a recurrent or an attention layer.
         how: "proximal" (exact zeros), "gradient" or "decoupled"; see `Rule`.
 
     Raises:
-        SelectionError: the layer has no such parameter, or charges it already.
+        SelectionError: the layer has no such parameter, or penalizes it already.
         GroupError: the parameter does not fall into the groups of the penalty.
         ParameterError: the parameter is not floating point, or is computed by a parametrization.
         ValueError: the strength is a schedule, which needs an update count that is saved, or a reference is to be
             taken from the model, which has to be saved too: use `Regularizer`.
         MetricError: at the first step, if `how="proximal"` and the optimizer's metric is not known.
 
-    A `Regularizer` that charges the same parameter takes the declaration's place while it is attached; one that leaves
-    the parameter alone leaves the declaration in force.
+    A `Regularizer` that penalizes the same parameter takes the declaration's place while it is attached; one that
+    leaves the parameter alone leaves the declaration in force.
 
     >>> import shrinkage, torch
     >>> layer = regularize(torch.nn.Linear(4, 2), shrinkage.L1(0.1))
@@ -129,22 +129,22 @@ def check_matches(layer: nn.Module, rule: Rule) -> None:
 
 
 def check_declarations(layer: nn.Module, rule: Rule) -> None:
-    """Raise if `rule` can not be applied, or charges what `layer` or a layer inside of it charges already."""
+    """Raise if `rule` cannot be applied, or penalizes what `layer` or a layer inside of it penalizes already."""
     declared = declared_rules(layer)
     for entry in resolve(layer, rule):
         other = declared.get(entry.name)
         if other is not None:
             raise SelectionError(
-                f"{entry.name!r} of this {type(layer).__name__} is charged {other.penalty} ({other.how}) already; take "
-                f"that back with regularize(layer, None, parameter={other.parameters!r}) first"
+                f"{entry.name!r} of this {type(layer).__name__} is penalized with {other.penalty} ({other.how}) already; "
+                f"remove that with regularize(layer, None, parameter={other.parameters!r}) first"
                 f"{together(other.penalty, rule.penalty)}"
             )
 
 
 def together(one: Penalty | None, other: Penalty | None) -> str:
-    """Return the end of a message about two penalties on one parameter: how to charge both, if that can be done."""
+    """Return the end of a message about two penalties on one parameter: how to penalize both, if that can be done."""
     try:
-        return f", or charge both at once with {one + other}" if one and other else ""
+        return f", or penalize both at once with {one + other}" if one and other else ""
     except (TypeError, GroupError) as reason:
         return f". {reason}"
 
@@ -155,9 +155,9 @@ def declared_rules(model: nn.Module) -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for module in model.modules():
         declaration = vars(module).get(ATTRIBUTE)
-        for parameter, rule, _, _ in () if declaration is None else charges_of(declaration, {}):
+        for parameter, rule, _, _ in () if declaration is None else targets_of(declaration, {}):
             name = names[id(parameter)]
-            check_same_charge(name, found.setdefault(name, rule), rule.penalty, rule.how)
+            check_same_rule(name, found.setdefault(name, rule), rule.penalty, rule.how)
     return found
 
 

@@ -19,7 +19,7 @@ from shrinkage.optimizers.parameter_state import Plan as ShrinkPlan
 from shrinkage.optimizers.parameter_state import before_shrink
 from shrinkage.selection.eligible import is_frozen
 from shrinkage.selection.how import How
-from shrinkage.selection.plan import Plan, resolve, warn_of_uncharged
+from shrinkage.selection.plan import Plan, resolve, warn_of_unpenalized
 from shrinkage.selection.rules import Rules
 from shrinkage.selection.selectors import named_parameters
 from shrinkage.tables import listed
@@ -28,7 +28,7 @@ from shrinkage.training.global_hook import check_declared
 from shrinkage.training.gradient_averages import Averages, check_decay
 from shrinkage.training.half_precision import Rounding
 from shrinkage.training.orphaned import Removable, follow
-from shrinkage.training.penalized import Found, charges_of, names_of
+from shrinkage.training.penalized import Found, names_of, targets_of
 from shrinkage.training.preconditions import check_together
 from shrinkage.training.regularize import declared_rules, rules_of
 from shrinkage.training.saved_state import Progress, state_of
@@ -36,17 +36,17 @@ from shrinkage.training.state_hooks import Kept, go_on, go_on_all, leave, ride
 
 
 class Regularizer:
-    """Charges parameters of a model that rules select, around the steps of the optimizers it is attached to.
+    """Penalizes parameters of a model that rules select, around the steps of the optimizers it is attached to.
 
     minimizes  loss + sum over rules of  R(parameters)  in the optimizer's own steps, with no term in the loss.
 
     Args:
-        model: the model whose parameters are charged.
-        rules: a penalty (charges the weights of two dimensions or more outside of norm and embedding layers), a
+        model: the model whose parameters are penalized.
+        rules: a penalty (penalizes the weights of two dimensions or more outside of norm and embedding layers), a
             mapping from selectors to penalties (the first match wins, None leaves alone; see `Rule` for selectors), a
             `Rule` or a sequence of them; left out, what the layers of the model declare with `regularize`.
         how: "proximal", "gradient" or "decoupled" for the penalties that come without a `Rule`.
-        entry: keep exact zeros from leaving with the noise of minibatches: a weight or group that is zero stays so
+        hold_zeros: keep exact zeros from leaving with the noise of minibatches: a weight or group that is zero stays so
             while the running average of its gradient, with this decay, is too small to move it. 0.99 averages over
             about 100 updates and suits most; 0.999 finds zeros more sharply in runs of 10000 updates and more. It has
             to be more than the optimizer's own momentum: 0.9 adds nothing to Adam or to momentum 0.9. Keeps one tensor
@@ -59,16 +59,16 @@ class Regularizer:
             so where it saves those in a thousand steps, and on accelerators. Without a compiler nothing else changes.
 
     Raises:
-        ValueError: `entry` is not between 0 and 1, or `compile` is not one of its three values.
+        ValueError: `hold_zeros` is not between 0 and 1, or `compile` is not one of its three values.
         SelectionError: a rule matches nothing or never wins, or two rules clash on a parameter.
         GroupError: a parameter does not fall into the groups of its penalty.
         ParameterError: a selected parameter is not floating point, or is computed by a parametrization.
 
     Attributes:
-        plan: the charged parameters, with shape, groups, penalty, strength and how; prints as a table.
+        plan: the penalized parameters, with shape, groups, penalty, strength and how; prints as a table.
 
-    Without `attach` nothing is charged. A new optimizer, and a copy or a pickle of one, has to be attached to: one that
-    steps without gives a warning.
+    Without `attach` nothing is penalized. A new optimizer, and a copy or a pickle of one, has to be attached to: one
+    that steps without gives a warning.
 
     >>> import shrinkage, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -86,23 +86,28 @@ class Regularizer:
         rules: Rules | None = None,
         *,
         how: How = "proximal",
-        entry: float | None = None,
+        hold_zeros: float | None = None,
         stochastic_rounding: bool = False,
         compile: Compile = "auto",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
-        check_decay(entry)
+        check_decay(hold_zeros)
         check_compile(compile)
-        self._model, self._entry, self._stochastic_rounding, self._compile = model, entry, stochastic_rounding, compile
+        self._model, self._hold_zeros, self._stochastic_rounding, self._compile = (
+            model,
+            hold_zeros,
+            stochastic_rounding,
+            compile,
+        )
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
         if rules is not None:
-            warn_of_uncharged(model, rules, how)
+            warn_of_unpenalized(model, rules, how)
         check_declared(declared, self.plan)
         self._attachments: list[tuple[ref[Optimizer], Attachment, list[Removable]]] = []
         self._kept: list[Kept] = []  # for what is attached to next
-        self._last: dict[str, Attachment] = {}  # by name of a parameter, what charged it last
+        self._last: dict[str, Attachment] = {}  # by name of a parameter, what penalized it last
         self._iteration = 0  # reached by an optimizer that may be gone
 
     def attach(self, optimizer: Optimizer) -> "Regularizer":
@@ -118,7 +123,8 @@ class Regularizer:
 
         Raises:
             TypeError: there is no optimizer in `optimizer`.
-            AttachmentError: the optimizer holds none of the charged parameters, or another regularizer charges one of
+            AttachmentError: the optimizer holds none of the penalized parameters, or another regularizer penalizes one
+            of
                 them there, or its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`).
             MetricError: a rule is proximal, and the optimizer's metric is not known.
             ValueError: what was loaded has averages or references of other shapes.
@@ -126,16 +132,16 @@ class Regularizer:
         whole = unwrapped(optimizer)
         attachments = {each: self._attachment(whole) for each in working(whole) if each not in self._optimizers()}
         for each, attachment in attachments.items():
-            attachment.charges(each)
+            attachment.targets(each)
         for each, attachment in attachments.items():
             self._hook(each, attachment)
         return self
 
     def _attachment(self, whole: Optimizer) -> Attachment:
         """Return what applies the rules in one of the optimizers that do the work of `whole`."""
-        averages = None if self._entry is None else Averages(self._entry)
+        averages = None if self._hold_zeros is None else Averages(self._hold_zeros)
         rounding = Rounding(self._stochastic_rounding)
-        return Attachment(partial(self._charges, ref(whole)), averages, rounding, ref(whole), self._compile)
+        return Attachment(partial(self._targets, ref(whole)), averages, rounding, ref(whole), self._compile)
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
@@ -167,7 +173,7 @@ class Regularizer:
         `backward()` and `scaler.unscale_(optimizer)`, before the clipping. The next step does not add them again.
         Without it they come after the clipping, as torch's `weight_decay` does. Other rules act as ever. What is added
         to a gradient that still carries the loss scale is divided by that later: the step of a fused optimizer sees it
-        and raises, others can not know.
+        and raises, others cannot know.
 
         Args:
             optimizer: the one that steps next, where several are attached; left out, all of them.
@@ -234,12 +240,12 @@ class Regularizer:
         steps = {name: step for own, each in pairs for name, step in each.steps(own).items()}
         maximized = {name for own, each in pairs for name in each.maximized(own)}
         found = residuals(self._model, self.plan, reached, steps, maximized, closure, data, tolerance)
-        return found.after(training_of(self._model, self.plan, self._entry, (own for own, _ in pairs), reached))
+        return found.after(training_of(self._model, self.plan, self._hold_zeros, (own for own, _ in pairs), reached))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the updates made through each attached optimizer, in the order of attachment, and what they need.
 
-        That is averaged gradients if `entry` is on, and references that `Toward` took from the model.
+        That is averaged gradients if `hold_zeros` is on, and references that `Toward` took from the model.
         """
         return state_of(self._progress(), self.plan)
 
@@ -266,13 +272,17 @@ class Regularizer:
         count = len(self.plan)
         optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
         state = f"attached to {optimizers}" if optimizers else "not attached"
-        held = names_of(self._model, (c for own, attached in self._pairs() for c in attached.charges_left(own)))
+        held = names_of(self._model, (c for own, attached in self._pairs() for c in attached.targets_left(own)))
         now = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
         frozen = [entry.name for entry in self.plan if is_frozen(now.get(entry.name))]
         missed = [entry.name for entry in self.plan if optimizers and entry.name not in {*held, *frozen}]
-        note = listed("frozen, so not charged", frozen) + listed("not in an attached optimizer, so not charged", missed)
-        entry = "" if self._entry is None else f", zeros held by gradients averaged with decay {self._entry:g}"
-        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{entry}\n{self.plan}{note}"
+        note = listed("frozen, so not penalized", frozen) + listed(
+            "not in an attached optimizer, so not penalized", missed
+        )
+        zeros = (
+            "" if self._hold_zeros is None else f", zeros held by gradients averaged with decay {self._hold_zeros:g}"
+        )
+        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{zeros}\n{self.plan}{note}"
 
     def _progress(self) -> list[Progress]:
         made = [Progress.of(attachment) for _, attachment in self._pairs()]
@@ -280,7 +290,7 @@ class Regularizer:
 
     def _reached(self) -> int:
         """Return the number of updates at which strengths are taken outside of a step."""
-        made = [each.updates.count() for optimizer, each in self._pairs() if each.charges_left(optimizer)]
+        made = [each.updates.count() for optimizer, each in self._pairs() if each.targets_left(optimizer)]
         return [*made, *(each.progress.updates for each in self._kept), self._iteration][0]
 
     def _optimizers(self) -> list[Optimizer]:
@@ -293,7 +303,7 @@ class Regularizer:
     def _pairs(self) -> list[tuple[Optimizer, Attachment]]:
         return list(zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True))
 
-    def _charges(self, whole: ref[Optimizer], optimizer: Optimizer) -> Found:
-        """Return the charged parameters that `optimizer` steps, found by their names in the model as it is now."""
+    def _targets(self, whole: ref[Optimizer], optimizer: Optimizer) -> Found:
+        """Return the penalized parameters that `optimizer` steps, found by their names in the model as it is now."""
         check_together(self._model, self.plan, optimizer)
-        return charges_of(self._model, self.plan, optimizer, whole() or optimizer)
+        return targets_of(self._model, self.plan, optimizer, whole() or optimizer)

@@ -50,7 +50,7 @@ class Progress(NamedTuple):
         return self._replace(averages={**{name: own[name] for name in missing}, **self.averages})
 
     def check(self, attachment: Attachment) -> None:
-        """Raise `ValueError` if `attachment` can not go on from here."""
+        """Raise `ValueError` if `attachment` cannot go on from here."""
         if attachment.averages is not None:
             attachment.averages.check(self.averages)
 
@@ -87,18 +87,18 @@ def checked_progress(state: object, plan: Plan) -> list[Progress]:
         if len(each_of) != len(updates):
             raise ValueError(f"the state has {part} of {len(each_of)} optimizers and updates of {len(updates)}")
         for each in each_of:
-            check_charged(each, plan, part)
+            check_penalized(each, plan, part)
         parts.append(each_of)
     return [Progress(count, dict(own), dict(other)) for count, own, other in zip(updates, *parts, strict=True)]
 
 
-def check_charged(found: Mapping[str, Any], plan: Plan, part: str) -> None:
+def check_penalized(found: Mapping[str, Any], plan: Plan, part: str) -> None:
     """Raise `ValueError` unless what was `found` under `part` of a state is that of parameters in `plan`."""
     names = [name for entry in plan for name in (entry.name, *entry.aliases)]
     for name in found:
         if name not in names:
             raise ValueError(
-                f"the state holds {part} of {name!r}, which this regularizer does not charge (it charges "
+                f"the state holds {part} of {name!r}, which this regularizer does not penalize (it penalizes "
                 f"{listed(names)}); use the rules that it was saved with"
             )
 
@@ -133,7 +133,7 @@ def with_references(plan: Plan, references: Mapping[str, Tensor]) -> Plan:
     return replace(plan, entries=tuple(entries))
 
 
-def part_of(plan: Plan, names: Sequence[str]) -> Plan:
+def membership_of(plan: Plan, names: Sequence[str]) -> Plan:
     """Return the entries of `plan` that have these names."""
     return replace(plan, entries=tuple(entry for entry in plan if entry.name in names))
 

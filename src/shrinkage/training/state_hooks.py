@@ -25,7 +25,7 @@ from shrinkage.training.saved_state import (
     State,
     checked_progress,
     is_newer,
-    part_of,
+    membership_of,
     references_of,
     replaced,
     state_of,
@@ -92,7 +92,7 @@ def go_on_all(
             "attach to the same optimizers in the same order"
         )
     for index, (optimizer, attachment) in enumerate(pairs):
-        attachment.charges_left(optimizer)  # the model may have changed since the last step
+        attachment.targets_left(optimizer)  # the model may have changed since the last step
         progress[index] = progress[index].completed(attachment, added)
         progress[index].check(attachment)
     newer = with_references(plan, state.get("references", {}))
@@ -134,7 +134,7 @@ def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> 
 def riding_state(regularizer: Planned, attachment: Attachment, optimizer: Optimizer) -> dict[str, Any]:
     """Return the state of `attachment` as it rides in that of `optimizer`."""
     names = attachment.names(optimizer)
-    state = state_of([Progress.of(attachment)], part_of(regularizer.plan, names))
+    state = state_of([Progress.of(attachment)], membership_of(regularizer.plan, names))
     return state | {"parameters": names, "positions": positions_in(optimizer, attachment) if names else []}
 
 
@@ -142,7 +142,7 @@ def leave(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) ->
     """Return what `attachment` has come to, and leave it beside `optimizer` for parameters that replace these."""
     try:
         state = riding_state(regularizer, attachment, optimizer)
-    except ShrinkageError:  # The parameters have become such as can not be penalized: nothing is left for others.
+    except ShrinkageError:  # The parameters have become such as cannot be penalized: nothing is left for others.
         state = {"parameters": []}
     others = [each for each in passengers.get(optimizer, []) if each.attachment is not attachment]
     passengers[optimizer] = [*others, Passenger(None, lambda optimizer: state)] if state["parameters"] else others
@@ -150,7 +150,7 @@ def leave(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) ->
 
 
 def is_of_same(passenger: Passenger, optimizer: Optimizer, names: Set[str]) -> bool:
-    """Return whether `passenger` was left by an attachment that charged one of the parameters called `names`."""
+    """Return whether `passenger` was left by an attachment that penalized one of the parameters called `names`."""
     state = passenger.state(optimizer) if passenger.attachment is None else None
     return state is not None and not names.isdisjoint(state["parameters"])
 
@@ -158,16 +158,16 @@ def is_of_same(passenger: Passenger, optimizer: Optimizer, names: Set[str]) -> b
 def take(
     group: dict[str, Any], optimizer: Optimizer, attachment: Attachment, checked: Callable[[Optimizer, State], Restore]
 ) -> Restore:
-    """Take the state of what charges the same in `optimizer` out of `group`, and return what goes on from it."""
+    """Take the state of what penalizes the same in `optimizer` out of `group`, and return what goes on from it."""
     states, names, positions = group.get(KEY, []), names_in(optimizer, attachment), positions_in(optimizer, attachment)
     alike = [state for state in states if state.get("parameters") == names]
     alike = alike or [state for state in states if is_for(state, names)]
     mine = next((state for state in alike if state.get("positions") == positions), alike[0] if alike else None)
     if mine is None:
         if states:
-            saved = " and ".join(charging(state.get("parameters", [])) for state in states)
+            saved = " and ".join(penalizing(state.get("parameters", [])) for state in states)
             warnings.warn(
-                f"the optimizer's state comes from {saved}; {charging(names)} finds nothing there and keeps its own "
+                f"the optimizer's state comes from {saved}; {penalizing(names)} finds nothing there and keeps its own "
                 "update count: attach it with the rules that were saved, or give it a state with load_state_dict()",
                 stacklevel=2,
             )
@@ -202,7 +202,7 @@ def with_others(state: State, part: Plan) -> State:
 def checked_restore(regularizer: Planned, attachment: Attachment, optimizer: Optimizer, state: State) -> Restore:
     """Return what lets `attachment` go on from a state that rode in its optimizer's; raise if it does not fit."""
     names = attachment.names(optimizer)
-    part = part_of(regularizer.plan, names)
+    part = membership_of(regularizer.plan, names)
     if state["parameters"] != names:
         state = with_others(state, part)
     (progress,) = checked_progress(state, regularizer.plan)
@@ -218,18 +218,18 @@ def checked_restore(regularizer: Planned, attachment: Attachment, optimizer: Opt
 
 
 def names_in(optimizer: Optimizer, attachment: Attachment) -> list[str]:
-    """Return the names of what `attachment` charges in `optimizer`."""
-    return [charge.name for charge in attachment.charges(optimizer)]
+    """Return the names of what `attachment` penalizes in `optimizer`."""
+    return [target.name for target in attachment.targets(optimizer)]
 
 
 def positions_in(optimizer: Optimizer, attachment: Attachment) -> list[int]:
     """Return where `optimizer` holds them, which tells two models apart whose parameters have the same names."""
     positions = {id(parameter): index for index, parameter in enumerate(parameters_of(optimizer))}
-    return [positions[id(charge.parameter)] for charge in attachment.charges(optimizer)]
+    return [positions[id(target.parameter)] for target in attachment.targets(optimizer)]
 
 
-def charging(names: Sequence[str]) -> str:
-    """Return the regularizer that charges `names` in words."""
+def penalizing(names: Sequence[str]) -> str:
+    """Return the regularizer that penalizes `names` in words."""
     return f"a regularizer of {len(names)} parameters ({listed(names, most=3)})"
 
 

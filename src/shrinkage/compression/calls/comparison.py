@@ -18,7 +18,7 @@ from shrinkage.compression.copying.copies import copy_of, with_own_state
 from shrinkage.errors import ShrinkError
 
 HALF = (torch.float16, torch.bfloat16)
-ROUNDINGS = 8  # of a number of half precision by which outputs may differ, where they can not be computed in single
+ROUNDINGS = 8  # of a number of half precision by which outputs may differ, where they cannot be computed in single
 Known = tuple[Call, list[Tensor]]
 
 
@@ -121,7 +121,7 @@ class Trials:
             )
         self.unvaried = {place for place, leaf in enumerate(self.leaves) if _has_numbers(leaf)}
         for number in range(1, VARIANTS):
-            if not self._takes(varied(self.leaves, number, wide=True)):
+            if not self._takes(varied(self.leaves, number, upcast=True)):
                 self._takes(varied(self.leaves, number))
         for place in sorted(self.unvaried):
             others = _candidates(self.leaves[place]) if isinstance(self.leaves[place], Tensor) else ()
@@ -177,8 +177,8 @@ def _has_numbers(leaf: Any) -> bool:
 def _candidates(leaf: Tensor) -> Iterator[Tensor]:
     """Yield other numbers for one input: all drawn, then single ones a step away, as lengths and offsets need them."""
     for number in range(1, VARIANTS):
-        for wide in (True, False):
-            yield varied([leaf], number, wide=wide)[0]
+        for upcast in (True, False):
+            yield varied([leaf], number, upcast=upcast)[0]
     if leaf.layout != torch.strided or leaf.is_complex() or leaf.dtype == torch.bool:
         return
     for step in (-1, 1):

@@ -81,47 +81,47 @@ def _shortened(leaf: Any, size: int, shorter: int) -> Any:
     return leaf
 
 
-def varied(leaves: Sequence[Any], number: int, *, wide: bool = False) -> list[Any]:
+def varied(leaves: Sequence[Any], number: int, *, upcast: bool = False) -> list[Any]:
     """Return the inputs of a call with other numbers of the same kind, in the range of those that are given.
 
     0 leaves them as they are. Otherwise floating-point numbers are drawn anew; whole numbers and truth values are put
     into another order by 1, and drawn anew by what is larger: no larger index than the example has is drawn. What is
-    the same in all places would then stay as it is: `wide` draws it from more, 0 and 1 first.
+    the same in all places would then stay as it is: `upcast` draws it from more, 0 and 1 first.
     """
     generator = torch.Generator().manual_seed(number)
-    return [_other(leaf, number, generator, wide) if number else _detached(leaf) for leaf in leaves]
+    return [_other(leaf, number, generator, upcast) if number else _detached(leaf) for leaf in leaves]
 
 
 def _detached(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
-def _other(leaf: Any, number: int, generator: torch.Generator, wide: bool) -> Any:
+def _other(leaf: Any, number: int, generator: torch.Generator, upcast: bool) -> Any:
     """Return other numbers than those of `leaf`, if it is a tensor that has any."""
     if not isinstance(leaf, Tensor) or not leaf.numel():
         return leaf
     known = leaf.detach()
     if known.layout != torch.strided:
-        return _with_other_values(known, number, generator, wide)
+        return _with_other_values(known, number, generator, upcast)
     if known.is_complex():
         parts = torch.view_as_real(known.resolve_conj())
-        return torch.view_as_complex(_other(parts, number, generator, wide).contiguous())
+        return torch.view_as_complex(_other(parts, number, generator, upcast).contiguous())
     if known.is_floating_point():
-        return _drawn(known, number, generator, wide)
+        return _drawn(known, number, generator, upcast)
     single = bool((known == known.reshape(-1)[0]).all())
     if number == 1 and not single:
         order = torch.randperm(known.numel(), generator=generator).to(known.device)
         return known.reshape(-1)[order].reshape(known.shape).clone()
     if known.dtype == torch.bool:
         return truths(known, number)
-    return _whole(known, number, generator, wide and single)
+    return _whole(known, number, generator, upcast and single)
 
 
-def _with_other_values(known: Tensor, number: int, generator: torch.Generator, wide: bool) -> Tensor:
+def _with_other_values(known: Tensor, number: int, generator: torch.Generator, upcast: bool) -> Tensor:
     """Return a sparse tensor with other numbers at the same places."""
     if known.layout == torch.sparse_coo:
         known = known.coalesce()
-        values = _other(known.values(), number, generator, wide)
+        values = _other(known.values(), number, generator, upcast)
         return torch.sparse_coo_tensor(known.indices(), values, known.shape, is_coalesced=True, check_invariants=False)
     if known.layout in (torch.sparse_csr, torch.sparse_bsr):
         places = known.crow_indices(), known.col_indices()
@@ -129,11 +129,11 @@ def _with_other_values(known: Tensor, number: int, generator: torch.Generator, w
         places = known.ccol_indices(), known.row_indices()
     else:
         return known
-    values = _other(known.values(), number, generator, wide)
+    values = _other(known.values(), number, generator, upcast)
     return torch.sparse_compressed_tensor(*places, values, known.shape, layout=known.layout, check_invariants=False)
 
 
-def _drawn(known: Tensor, number: int, generator: torch.Generator, wide: bool) -> Tensor:
+def _drawn(known: Tensor, number: int, generator: torch.Generator, upcast: bool) -> Tensor:
     """Return numbers between the least and the largest of `known`; where these are the same, between 0 and it.
 
     What is not finite, as in masks that are added, comes to other places, but never to all of a row.
@@ -145,10 +145,10 @@ def _drawn(known: Tensor, number: int, generator: torch.Generator, wide: bool) -
         drawn = _between(low, high, known, generator)
         return torch.where(truths(known, number), drawn, known[~finite][0])
     if low == high:
-        if wide and number == 1:  # which code may take for indices
+        if upcast and number == 1:  # which code may take for indices
             return torch.randint(2, known.shape, generator=generator).to(known)
         low, high = (min(low, 0.0), max(high, 0.0)) if low else (-1.0, 1.0)
-        high = max(high, float(_widest(number))) if wide else high
+        high = max(high, float(_widest(number))) if upcast else high
     return _between(low, high, known, generator)
 
 
@@ -161,10 +161,10 @@ def _widest(number: int) -> int:
     return WIDE[min(number, len(WIDE)) - 1]
 
 
-def _whole(known: Tensor, number: int, generator: torch.Generator, wide: bool) -> Tensor:
+def _whole(known: Tensor, number: int, generator: torch.Generator, upcast: bool) -> Tensor:
     """Return whole numbers from 0, or the least, to the largest of `known`, and others than these if there are any."""
     low, high = min(int(known.min()), 0), int(known.max())
-    if wide:
+    if upcast:
         high = max(high, min(_widest(number), torch.iinfo(known.dtype).max))
     drawn = torch.randint(low, max(high, low) + 1, known.shape, generator=generator).to(known)
     return low + high - known if torch.equal(drawn, known) else drawn

@@ -16,7 +16,7 @@ from shrinkage.private import compiled_from
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Return the module behind one that is compiled, averaged, or trained on several machines.
+    """Return the module behind one that is compiled, averaged, or trained on several processes.
 
     Raises TypeError if `model` is no module.
     """
@@ -51,7 +51,7 @@ def copy_with(memo: Memo, model: nn.Module) -> nn.Module:
 
 
 def _where(model: nn.Module) -> str:
-    """Return which attribute of `model` can not be copied, in words; empty if each of them can."""
+    """Return which attribute of `model` cannot be copied, in words; empty if each of them can."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             try:

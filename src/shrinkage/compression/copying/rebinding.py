@@ -66,7 +66,7 @@ class Memo(dict[int, Any]):
     def copied(self, held: Any) -> Any:
         """Return a copy of what a function holds.
 
-        An object that only leads to the model, such as a trainer with its files, is shared where it can not be copied.
+        An object that only leads to the model, such as a trainer with its files, is shared where it cannot be copied.
         """
         before = dict(self)
         try:

@@ -126,7 +126,7 @@ def check_reads_own(model: nn.Module, call: Call) -> None:
     """Raise `ShrinkError` if a copy of `model` computes with tensors of the model itself, or with what is out of date.
 
     Functions that an attribute holds are bound to the layers of the copy; global variables, and what the methods of a
-    class close over, can not be. What was computed from parameters once, and kept, does not follow those of a copy.
+    class close over, cannot be. What was computed from parameters once, and kept, does not follow those of a copy.
     """
     memo = Memo(model, {})
     probe = emptied(evaluated(copy_with(memo, model)))

@@ -62,7 +62,7 @@ def dependent(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
 
     What is multiplied by a zero that does not depend on them does not either. The result broadcasts to the output: it
     is None if nothing depends on them, a sequence where there are several outputs, and True, for all, where the truth
-    values can not be treated as the numbers are.
+    values cannot be treated as the numbers are.
     """
     try:
         return _dependent(node, operands)

@@ -233,7 +233,7 @@ def _is_rounded(value: Any, operands: Iterable[Value]) -> bool:
 
 
 def _sees_too_few(node: fx.Node, operands: Iterable[Value]) -> bool:
-    """Return whether the runs can not tell what depends on the inputs.
+    """Return whether the runs cannot tell what depends on the inputs.
 
     An operator may see too few of all whole numbers that could be put in. What is no operator of torch may do anything.
     """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from shrinkage.compression.plans.layers import outputs_of
 from shrinkage.compression.plans.tensors import Shape, joined, own_tensors, saved_shapes
-from shrinkage.distributed.dtensor import is_spread
+from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import PlanError, ShrinkError
 from shrinkage.selection.parametrized import computed_weights
 from shrinkage.selection.selectors import nearest
@@ -82,7 +82,7 @@ def check_tied(keep: Keep, under_all_names: Keep) -> None:
 
 
 def check_can_be_cut(model: nn.Module, tensors: Mapping[str, Tensor], keep: Keep) -> None:
-    """Raise `PlanError` if a tensor that is to be cut is computed, spread over machines, or no dense tensor."""
+    """Raise `PlanError` if a tensor that is to be cut is computed, spread over processes, or no dense tensor."""
     for path, module in model.named_modules(remove_duplicate=False):
         for computed in computed_weights(module):
             names = [joined(path, name) for name in (*own_tensors(module), *computed.sources)]
@@ -92,8 +92,8 @@ def check_can_be_cut(model: nn.Module, tensors: Mapping[str, Tensor], keep: Keep
                     "with torch.nn.utils.parametrize.remove_parametrizations or its own function for that"
                 )
     for name in keep:
-        if is_spread(tensors[name]):
-            raise PlanError(f"{name!r} is spread over machines: apply the plan to the model before it is distributed")
+        if is_dtensor(tensors[name]):
+            raise PlanError(f"{name!r} is spread over processes: apply the plan to the model before it is distributed")
         if tensors[name].layout != torch.strided or tensors[name].is_quantized:
             raise PlanError(f"{name!r} is stored as {tensors[name].layout}, {tensors[name].dtype}: make it dense first")
 

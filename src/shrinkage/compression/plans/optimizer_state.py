@@ -45,7 +45,7 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
 
     Regularizers hold the dense model: detach them before, and attach new ones, made for `small`, after. These go on
     with the update counts, averaged gradients and references of the parameters that the smaller ones replace. Layers
-    that were declared with `regularize` are charged on.
+    that were declared with `regularize` are penalized on.
 
     Raises:
         TypeError: `optimizer` is no torch optimizer.
@@ -103,7 +103,7 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
 
 
 def check_can_go_on(optimizer: Optimizer) -> None:
-    """Raise an error if the parameters of `optimizer` can not be swapped."""
+    """Raise an error if the parameters of `optimizer` cannot be swapped."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}; pass the one that it wraps")
     if isinstance(optimizer, LBFGS):

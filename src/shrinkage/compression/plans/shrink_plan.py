@@ -98,7 +98,7 @@ class ShrinkPlan:
 
         Raises:
             PlanError: indices as above; a tensor that is cut in two ways, computed from others, lazy, sparse, or spread
-                over machines; a group of channels that is cut in two; a layer that has a bias or can have none.
+                over processes; a group of channels that is cut in two; a layer that has a bias or can have none.
         """
         model = plain(model)
         tensors = tensors_of(model)
@@ -195,7 +195,7 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     Args:
         model: stays as it is. On the meta device the result is there too, to be filled with
             `load_state_dict(state, assign=True)`. Of a `torch.optim.swa_utils.AveragedModel` the averaged model is cut;
-            of a compiled one, or one on several machines, the module inside is, and returned alone.
+            of a compiled one, or one on several processes, the module inside is, and returned alone.
         plan: what `shrink` returned, or `ShrinkPlan.from_json` read.
 
     Weights that go are never copied. Tied parameters stay tied; classes, modes, types, devices, `requires_grad`, the

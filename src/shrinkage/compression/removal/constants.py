@@ -95,7 +95,7 @@ class Target(NamedTuple):
 
 
 def target_of(reading: Reading, others: Sequence[Reading], model: nn.Module) -> Target | str:
-    """Return where the constants of a contraction can go, or in words why they can not."""
+    """Return where the constants of a contraction can go, or in words why they cannot."""
     contraction, owned = reading.contraction, reading.piece.owned
     if contraction.padded:
         return "where zeros at the border make it depend on the position"

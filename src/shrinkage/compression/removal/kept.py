@@ -19,7 +19,7 @@ from shrinkage.compression.tracing.coupling import Axis, Coupling, held_by_compu
 from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.selection.parametrized import computed_weights
 
-DIFFERENT = "outputs differ, or the model fails, when they are taken out"
+DIFFERENT = "outputs differ, or the model fails, when they are removed"
 UNTRIED = "outputs differ without channels that {} trials did not find, so that these stay as well"
 UNREAD = "read by zeros alone, but "
 SHARED = "belongs to channels that other weights make too"

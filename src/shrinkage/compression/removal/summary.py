@@ -19,12 +19,12 @@ Shape = tuple[int, ...]
 
 ADVICE = {
     "of an earlier call": "empty what it keeps before, or give a model that was not called",
-    "zeros at the border": "charge the bias, or the scale and shift of a norm, too: the constant is then zero",
+    "zeros at the border": "penalize the bias, or the scale and shift of a norm, too: the constant is then zero",
     "too few samples": "give an example of more samples",
-    "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or charge what makes the constant too",
-    "normalized over": "the width of a residual stream stays: charge neurons and heads instead",
-    "over channels": "what is computed over all channels needs each of them: charge other layers, neurons or heads",
-    "hang together": "what is computed over all channels needs each of them: charge other layers, neurons or heads",
+    "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or penalize the cause of the constant",
+    "normalized over": "the width of a residual stream stays: penalize neurons and heads instead",
+    "over channels": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
+    "hang together": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
     "by `einsum`": "give `einsum` one letter that is summed over, as after `flatten`",
     "of `einsum`": "write it as products of two operands, with one letter that is summed over",
     "slice of the channels": "cut channels into equal parts with `chunk`, or make a parameter of each part",
@@ -37,7 +37,7 @@ ADVICE = {
     "not used by any": "call the module by its forward method, with inputs that `torch.export` can follow",
     "did not find": "pin the layers that make a difference: `shrink(..., pin=[...])`",
     "differ": "where the code has a length as a number, give it as -1 or as an integer attribute of the module",
-    "size of a head": "charge heads as a whole",
+    "size of a head": "penalize heads as a whole",
     "MultiheadAttention": "write attention with nn.Linear layers and `view(..., -1, head_size)`",
 }
 NOTHING = "no channel is zero: nothing to remove"

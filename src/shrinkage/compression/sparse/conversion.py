@@ -85,7 +85,7 @@ def to_sparse(
     A layer is converted if it is an `nn.Linear`, not of a class derived from it, shares its parameters with nobody, has
     no hooks and no parametrization, at least `min_sparsity` of its weights are zero and, if `keep_if_faster`, the
     sparse layer takes less time than the dense one for the inputs that it gets when the model is called, in evaluation
-    mode and without gradients: medians of rounds in turns, on this machine, with the number of threads and the batch
+    mode and without gradients: medians of rounds in turns, on this process, with the number of threads and the batch
     size of now. With example inputs, the outputs of both models are compared.
 
     Args:
@@ -197,7 +197,7 @@ def shared_parameters(model: nn.Module) -> Set[int]:
 
 
 def obstacle(layer: nn.Linear, shared: Set[int]) -> str:
-    """Return why a sparse layer can not take the place of `layer`, if these parameters are shared; empty if it can."""
+    """Return why a sparse layer cannot take the place of `layer`, if these parameters are shared; empty if it can."""
     computed = next(computed_weights(layer), None)
     if computed is not None:
         return f"{computed.by} computes its {computed.attribute}"

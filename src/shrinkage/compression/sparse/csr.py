@@ -42,7 +42,7 @@ def multiplied_in(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in NARROW and x.device.type == "cpu" else x.dtype
 
 
-# Kinds of devices that have an autocast: asked here, since compilers up to that of torch 2.11 can not ask it.
+# Kinds of devices that have an autocast: asked here, since compilers up to that of torch 2.11 cannot ask it.
 DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "ipu", "xla", "privateuseone")
 AUTOCAST = frozenset(kind for kind in DEVICES if torch.amp.is_autocast_available(kind))
 

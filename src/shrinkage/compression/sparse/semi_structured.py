@@ -64,7 +64,7 @@ def _examined(name: str, layer: nn.Linear, shared: Set[int]) -> LayerChoice:
 
 
 def _weight_obstacle(weight: Tensor) -> str:
-    """Return why a weight can not be stored in the 2:4 format where it is; empty if it can."""
+    """Return why a weight cannot be stored in the 2:4 format where it is; empty if it can."""
     if weight.device.type != "cuda":
         return f"its weight is on {weight.device}, move the model to a CUDA device"
     capability = torch.cuda.get_device_capability(weight.device)
@@ -78,7 +78,7 @@ def _weight_obstacle(weight: Tensor) -> str:
 def semi_structured_obstacle(
     shape: Sequence[int], dtype: torch.dtype, capability: tuple[int, int], *, cusparselt: bool
 ) -> str:
-    """Return why torch can not store a weight in the 2:4 format on a device; empty if it can.
+    """Return why torch cannot store a weight in the 2:4 format on a device; empty if it can.
 
     >>> semi_structured_obstacle((48, 64), torch.float16, (8, 0), cusparselt=True)
     'its shape is 48x64, which has to be a multiple of 32x64'

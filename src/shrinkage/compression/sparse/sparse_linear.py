@@ -158,7 +158,7 @@ class SparseLinear(nn.Module):
             rest[-1].append(f"{prefix.removesuffix('.') or 'the layer'}: {obstacle}")
 
     def _obstacle(self, crow: Tensor, col: Tensor, values: Tensor) -> str | None:
-        """Return why tensors that were saved can not be loaded: a product reads memory where they point to."""
+        """Return why tensors that were saved cannot be loaded: a product reads memory where they point to."""
         if len(values) != len(self.values):
             return (
                 f"{len(values)} non-zero weights were saved, and this layer stores {len(self.values)}; load into "

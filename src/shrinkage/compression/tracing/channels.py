@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from shrinkage.compression.tracing.disjoint_sets import Labels
+from shrinkage.compression.tracing.disjoint_sets import DisjointSets
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ def axes_of(factor: Tensor) -> list[int]:
     return [axis for axis, size in enumerate(factor.shape) if size > 1]
 
 
-def reduced(labels: Labels, factor: Tensor) -> Tensor:
+def reduced(labels: DisjointSets, factor: Tensor) -> Tensor:
     """Return `factor` without the axes along which it is constant."""
     roots = labels.find(factor)
     for axis in axes_of(factor):
@@ -42,7 +42,7 @@ def reduced(labels: Labels, factor: Tensor) -> Tensor:
     return factor
 
 
-def made(labels: Labels, shape: Sequence[int], factors: Iterable[Tensor], place: str = "") -> Channels:
+def made(labels: DisjointSets, shape: Sequence[int], factors: Iterable[Tensor], place: str = "") -> Channels:
     """Return the channels with `factors`, made to extend along no axis twice and along none in vain.
 
     `place` tells in words where that is, for the reasons of what is held.
@@ -62,7 +62,7 @@ def made(labels: Labels, shape: Sequence[int], factors: Iterable[Tensor], place:
     return Channels(tuple(shape), tuple(kept))
 
 
-def fixed(labels: Labels, channels: Channels, axes: Iterable[int], reason: str) -> Channels:
+def fixed(labels: DisjointSets, channels: Channels, axes: Iterable[int], reason: str) -> Channels:
     """Return `channels` when none of `axes` may change its length.
 
     Channels that extend along other axes too can still go as a whole: heads, where the size of a head is fixed.
@@ -81,7 +81,7 @@ def fixed(labels: Labels, channels: Channels, axes: Iterable[int], reason: str) 
 
 
 def combined(
-    labels: Labels, operands: Sequence[Channels], shape: Sequence[int], reason: str, place: str = ""
+    labels: DisjointSets, operands: Sequence[Channels], shape: Sequence[int], reason: str, place: str = ""
 ) -> Channels:
     """Return the channels of a pointwise function of `operands`: what meets in one element is one channel."""
     operands = [raised(channels, len(shape)) for channels in operands]
@@ -102,7 +102,7 @@ def raised(channels: Channels, rank: int) -> Channels:
     return Channels(ones + channels.shape, factors)
 
 
-def _met(labels: Labels, operands: Sequence[Channels], number: int, reason: str) -> Channels:
+def _met(labels: DisjointSets, operands: Sequence[Channels], number: int, reason: str) -> Channels:
     """Return operand `number`, fixed along the axes that are fixed in another one."""
     mine, others = operands[number], [*operands[:number], *operands[number + 1 :]]
     axes = [
@@ -114,12 +114,12 @@ def _met(labels: Labels, operands: Sequence[Channels], number: int, reason: str)
     return fixed(labels, mine, axes, reason) if axes else mine
 
 
-def _extends(labels: Labels, factor: Tensor, axes: Sequence[int]) -> bool:
+def _extends(labels: DisjointSets, factor: Tensor, axes: Sequence[int]) -> bool:
     """Return whether channels differ along one of `axes`."""
     return bool(set(axes_of(reduced(labels, factor))) & set(axes))
 
 
-def _joined(labels: Labels, factors: list[Tensor], factor: Tensor, place: str) -> list[Tensor]:
+def _joined(labels: DisjointSets, factors: list[Tensor], factor: Tensor, place: str) -> list[Tensor]:
     """Return `factors` and `factor`, one with those that extend along an axis of it."""
     apart = [other for other in factors if not set(axes_of(other)) & set(axes_of(factor))]
     for other in (other for other in factors if set(axes_of(other)) & set(axes_of(factor))):
@@ -140,7 +140,7 @@ def _joined(labels: Labels, factors: list[Tensor], factor: Tensor, place: str) -
     return [*apart, factor]
 
 
-def reshaped(labels: Labels, channels: Channels, shape: Sequence[int], place: str = "") -> Channels:
+def reshaped(labels: DisjointSets, channels: Channels, shape: Sequence[int], place: str = "") -> Channels:
     """Return the channels of the same elements in another `shape`."""
     blocks = _blocks(channels.shape, shape)
     factors = []
@@ -156,7 +156,7 @@ def reshaped(labels: Labels, channels: Channels, shape: Sequence[int], place: st
     return made(labels, shape, _without_repeats(labels, factors), place)
 
 
-def _without_repeats(labels: Labels, factors: list[Tensor]) -> list[Tensor]:
+def _without_repeats(labels: DisjointSets, factors: list[Tensor]) -> list[Tensor]:
     """Return `factors`; one of no parameter's that has come to share an axis with another stays as it is."""
     kept = []
     for factor in factors:

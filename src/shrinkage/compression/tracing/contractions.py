@@ -161,8 +161,8 @@ def convolution(
         return _grouped(trace, x, weight, bias, groups, rows=0)
     labels = trace.contract(x, -rank + 1, weight, 1, "summed over")
     arguments = trace.node.args
-    wide = any(size > 1 for size in weight.shape[2:])
-    padded = wide and padding == "same" if isinstance(padding, str) else any(listed(padding))
+    upcast = any(size > 1 for size in weight.shape[2:])
+    padded = upcast and padding == "same" if isinstance(padding, str) else any(listed(padding))
     _used_up(
         trace, labels, (0, 1 - rank), (1, 1), rows=0, out=1 - rank,
         bias=arguments[2] if len(arguments) > 2 else None, padded=padded,

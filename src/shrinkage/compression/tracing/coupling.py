@@ -15,7 +15,7 @@ from shrinkage.compression.plans.tensors import joined, tensors_of
 from shrinkage.compression.removal.adapters import fixed_ranks
 from shrinkage.compression.tracing import contractions, shapes  # noqa: F401  they register their rules
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
-from shrinkage.compression.tracing.disjoint_sets import Labels, distinct
+from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
 from shrinkage.compression.tracing.export import Piece, pieces
 from shrinkage.compression.tracing.operators import RULES
 from shrinkage.compression.tracing.trace import Trace, follow
@@ -30,7 +30,7 @@ class Coupling(NamedTuple):
 
     `axes` gives, for each dimension of each parameter and buffer by name, the channel of each index along it: the least
     label of its set, the same wherever two indices can only go together. `pinned` gives the reason for each channel
-    that can not go. `consumed` are the axes along which weights are summed over and do nothing else: the columns that
+    that cannot go. `consumed` are the axes along which weights are summed over and do nothing else: the columns that
     read channels, where all others make them; along those that are `producing` lie the rows of weights. `biases` are
     the parameters that are only added; `uncalled` are the modules whose parameters no graph uses.
     """
@@ -40,7 +40,7 @@ class Coupling(NamedTuple):
     consumed: frozenset[Axis]
     producing: frozenset[Axis]
     biases: frozenset[str]
-    labels: Labels
+    labels: DisjointSets
     traces: tuple[tuple[Piece, Trace], ...]
     unknown: Mapping[str, int]
     unexported: Mapping[str, str]
@@ -66,10 +66,10 @@ def couple(
 ) -> Coupling:
     """Return the channels of `model` for the call `model(*example_inputs, **example_kwargs)`.
 
-    A copy of the model is called. Raises ShrinkError if that can not be, or `pin` names nothing.
+    A copy of the model is called. Raises ShrinkError if that cannot be, or `pin` names nothing.
     """
     found, unexported = _exported(model, positional(example_inputs), example_kwargs or {})
-    labels = Labels()
+    labels = DisjointSets()
     own = _labels_of(labels, model)
     for name, reason in _held(model, pin).items():
         for factor in own[name].factors:
@@ -110,7 +110,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def call_failed(model: nn.Module, error: Exception) -> ShrinkError:
-    """Return the error that tells that `model` can not be called."""
+    """Return the error that tells that `model` cannot be called."""
     return ShrinkError(
         f"calling the {type(model).__name__} with the example inputs failed: {first_line(error)}. Positional arguments"
         " are given as a tuple, or as the only one, and keyword arguments as example_kwargs"
@@ -121,7 +121,7 @@ def _own(path: str, module: nn.Module) -> set[str]:
     return {joined(path, name) for name, _ in module.named_parameters(recurse=False)}
 
 
-def _labels_of(labels: Labels, model: nn.Module) -> dict[str, Channels]:
+def _labels_of(labels: DisjointSets, model: nn.Module) -> dict[str, Channels]:
     """Return new labels for every dimension of the parameters and buffers of `model`; tied ones have the same."""
     known: dict[int, Channels] = {}
     result = {}
@@ -183,7 +183,7 @@ UNSHRINKABLE: dict[type[nn.Module], str] = {
 } | dict.fromkeys((nn.RNNBase, nn.RNNCellBase), "a recurrent layer's gates are not taken apart")
 
 
-def _traced(labels: Labels, piece: Piece, own: Mapping[str, Channels]) -> Trace:
+def _traced(labels: DisjointSets, piece: Piece, own: Mapping[str, Channels]) -> Trace:
     trace = Trace(labels, RULES)
     owned = piece.owned
     given = {
@@ -196,7 +196,7 @@ def _traced(labels: Labels, piece: Piece, own: Mapping[str, Channels]) -> Trace:
     return trace
 
 
-def _settle(labels: Labels, factor: Tensor, follows: Sequence[int]) -> None:
+def _settle(labels: DisjointSets, factor: Tensor, follows: Sequence[int]) -> None:
     """Make channels that lie in a grid go by whole lines of it, across the axis that leaves the most of them."""
     factor = reduced(labels, factor)
     axes = axes_of(factor)
@@ -208,17 +208,17 @@ def _settle(labels: Labels, factor: Tensor, follows: Sequence[int]) -> None:
             labels.unite(factor, factor.narrow(axis, 0, 1))
 
 
-def _lines(labels: Labels, factor: Tensor, axis: int) -> int:
+def _lines(labels: DisjointSets, factor: Tensor, axis: int) -> int:
     """Return how many channels are left where each index along `axis` is one."""
     roots, places = torch.unique(labels.find(factor), return_inverse=True)
-    trial = Labels()
+    trial = DisjointSets()
     trial.new(len(roots))
     lines = places.movedim(axis, 0).flatten(1)
     trial.unite(lines, lines[:, :1])
     return len(distinct(trial.find(torch.arange(len(roots)))))
 
 
-def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Piece]) -> set[str]:
+def _pin_unseen(labels: DisjointSets, own: Mapping[str, Channels], found: Sequence[Piece]) -> set[str]:
     """Hold what no graph shows, and all of it where a dimension has length 1; return the names of the former."""
     seen = {id(own[name]) for piece in found for node, name in piece.owned.items() if node.users}
     for channels in own.values():
@@ -230,7 +230,9 @@ def _pin_unseen(labels: Labels, own: Mapping[str, Channels], found: Sequence[Pie
     return {name for name, channels in own.items() if id(channels) not in seen}
 
 
-def _consumed(labels: Labels, traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
+def _consumed(
+    labels: DisjointSets, traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]
+) -> frozenset[Axis]:
     """Return the axes of parameters along which they are summed over with the values of channels."""
     consumed: set[Axis] = set()
     for piece, trace in traces:

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 
-class Labels:
+class DisjointSets:
     """Disjoint sets of the integers 0, 1, 2, ...; the least of a set stands for it.
 
     All operations take whole tensors, so that a model with millions of labels takes a few calls per operator.
 
-    >>> labels = Labels()
+    >>> labels = DisjointSets()
     >>> left, right = labels.new(3), labels.new(3)
     >>> labels.unite(left, right)
     >>> labels.find(right).tolist()
@@ -60,11 +60,11 @@ class Labels:
         return bool((self.find(labels) >= self.of_parameters).all())
 
     def pin(self, labels: Tensor, reason: str) -> None:
-        """Note that `labels` can not go, and why."""
+        """Note that `labels` cannot go, and why."""
         self._pins.append((labels.reshape(-1), reason))
 
     def reasons(self, *, last: bool = False) -> dict[int, str]:
-        """Return the first (or last) reason for which each set that can not go is held, by the set's least label."""
+        """Return the first (or last) reason for which each set that cannot go is held, by the set's least label."""
         found: dict[int, str] = {}
         for labels, reason in reversed(self._pins) if last else self._pins:
             for root in distinct(self.find(labels)).tolist():

@@ -88,7 +88,7 @@ def _pieces(
     try:
         calls = _calls_of_children(module, args, kwargs)
     except Exception:
-        if path:  # What is called inside of a transform of functions can not be called outside of it.
+        if path:  # What is called inside of a transform of functions cannot be called outside of it.
             return [], failed
         raise
     for name, call in calls.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from shrinkage.compression.tracing.channels import Channels, axes_of, combined, fixed, made, reshaped
-from shrinkage.compression.tracing.disjoint_sets import Labels
+from shrinkage.compression.tracing.disjoint_sets import DisjointSets
 
 Rule = Callable[..., Any]
 
@@ -52,7 +52,7 @@ class Trace:
     its `Channels`; it returns the `Channels` of the output, or a tuple of them.
     """
 
-    labels: Labels
+    labels: DisjointSets
     rules: dict[Any, Rule]
     node: fx.Node = field(init=False)
     values: dict[fx.Node, Any] = field(default_factory=dict)
