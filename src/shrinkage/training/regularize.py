@@ -135,7 +135,7 @@ def check_declarations(layer: nn.Module, rule: Rule) -> None:
         other = declared.get(entry.name)
         if other is not None:
             raise SelectionError(
-                f"{entry.name!r} of this {type(layer).__name__} is penalized with {other.penalty} ({other.how}) already; "
+                f"{entry.name!r} of this {type(layer).__name__} is penalized already: {other.penalty} ({other.how}); "
                 f"remove that with regularize(layer, None, parameter={other.parameters!r}) first"
                 f"{together(other.penalty, rule.penalty)}"
             )
