@@ -154,7 +154,7 @@ def warn_of_unpenalized(model: nn.Module, rules: Rules, how: How) -> None:
             selector = selector_text(rule.selector(model))
             warnings.warn(
                 f"the rule {selector} matches frozen parameters only ({found[0].name!r} ...): nothing is penalized "
-                "until they require a gradient; adapters that are trained instead, such as 'lora_A', have their own names",
+                "until they require a gradient; adapters trained instead, such as 'lora_A', have their own names",
                 stacklevel=3,
             )
 
