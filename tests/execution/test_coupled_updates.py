@@ -16,7 +16,7 @@ from shrinkage.penalties.membership import GroupPenalty, Membership
 from shrinkage.proximal.reductions import alone
 
 COUNT = 40
-CHARGES = [L1(0.5), ElasticNet(0.4, 0.5), L2(2.0), MCP(0.4)]
+TARGETS = [L1(0.5), ElasticNet(0.4, 0.5), L2(2.0), MCP(0.4)]
 
 
 def part(groups: list[int], dim: int = 0) -> Membership:
@@ -78,7 +78,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("adaptive", [False, True], ids=["plain", "metric"])
-@pytest.mark.parametrize("penalize", CHARGES, ids=lambda target: type(target).__name__)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: type(target).__name__)
 def test_in_place_is_the_plain_form(small, target, adaptive):
     found = with_steps(slabs(0.3), adaptive)
     expected = plainly(penalized(target), found)
@@ -88,7 +88,7 @@ def test_in_place_is_the_plain_form(small, target, adaptive):
         assert torch.equal(slab.w == 0, moved == 0)
 
 
-@pytest.mark.parametrize("penalize", CHARGES[:2], ids=lambda target: type(target).__name__)
+@pytest.mark.parametrize("target", TARGETS[:2], ids=lambda target: type(target).__name__)
 def test_kernels_are_the_plain_form(small, target):
     found = with_steps(slabs(0.3), adaptive=True)
     expected = plainly(penalized(target), found)

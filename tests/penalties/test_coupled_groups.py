@@ -41,7 +41,7 @@ from shrinkage import (
 
 CHANNELS = 6
 MEMBERS = ("0.weight", "0.bias", "1.weight", "1.bias")
-CHARGES = [
+PENALTIES = [
     L1(0.5),
     L2(2.0),
     ElasticNet(0.4, 0.5),
@@ -129,7 +129,7 @@ def train_both(penalty, how, make, *, hold_zeros=None, every=1, noise=0.3, zero=
 
 @pytest.mark.parametrize("make", OPTIMIZERS, ids=["SGD", "Adam", "RMSprop"])
 @pytest.mark.parametrize("how", ["proximal", "decoupled", "gradient"])
-@pytest.mark.parametrize("penalty", CHARGES, ids=lambda penalty: type(penalty).__name__)
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda penalty: type(penalty).__name__)
 def test_members_move_as_one_tensor_that_holds_them(penalty, how, make):
     if how == "gradient" and not penalty.explicit:
         with pytest.raises(ValueError, match="has no derivative"):

@@ -262,7 +262,7 @@ def test_roots_are_exact_to_rounding(penalty, dtype):
 
 @pytest.mark.parametrize("lr", [1e-6, 1e-9, 1e-12, 1e-20])
 @pytest.mark.parametrize(
-    "penalize", [LogSum(1e-4, 0.1), Huber(1e-4, 0.1), Lp(1e-4, 0.5), Weighted(L1(1e-4), torch.ones(4))], ids=str
+    "target", [LogSum(1e-4, 0.1), Huber(1e-4, 0.1), Lp(1e-4, 0.5), Weighted(L1(1e-4), torch.ones(4))], ids=str
 )
 def test_a_learning_rate_that_warms_up_from_nearly_0_moves_groups_by_nearly_0(target, lr):
     w = 1 + torch.rand(4, 6, dtype=torch.float64)

@@ -22,7 +22,7 @@ def test_every_number_of_the_type_stays_bit_for_bit(dtype):
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+@pytest.mark.parametrize("upcast", [torch.float32, torch.float64])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_upper_neighbour_is_drawn_as_often_as_the_value_is_near_it(dtype, upcast, share, sign):
