@@ -6,7 +6,7 @@ MUTANTS = [
     M("parameter=containing(name), how=\"gradient\"", "parameter=containing(name), how=\"proximal\"", "torchlayers"),
     M(" or not trainer.global_step", "", "lightning", "anew"),
     M("if not penalized.isdisjoint(stepped(unwrapped(optimizer)))", "if True", "lightning", "only_the_optimizers"),
-    M("(rules=self._penalized)", "()", "lightning", "two_callbacks"),
+    M("(rules=penalized)", "()", "lightning", "two_callbacks"),
     M("if self._saved is not None:", "if False:", "lightning", "own_checkpoint"),
     M("        self._detach()  # a run that raised never came to its end\n", "", "transformers", "raised"),
     M("if state.global_step and", "if False and", "transformers", "without_the_state"),

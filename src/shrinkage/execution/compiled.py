@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from shrinkage.errors import first_line, shown
+from shrinkage.errors import first_line
 from shrinkage.execution import kernels
 from shrinkage.execution.buckets import Shrink
 from shrinkage.execution.in_place import touches_once
@@ -53,12 +53,6 @@ EXAMPLES = {1: (1_000_003,), 2: (1009, 1013), 3: (101, 103, 107), 4: (29, 31, 37
 
 _log = logging.getLogger("shrinkage")
 _compiles: dict[tuple[object, ...], bool] = {}  # by kind of kernel: whether it could be compiled
-
-
-def check_compile(compile: object) -> None:
-    """Raise `ValueError` unless `compile` is True, False or "auto"."""
-    if compile is not True and compile is not False and compile != "auto":
-        raise ValueError(f'compile must be True, False or "auto", got {shown(compile)}')
 
 
 def pays(shrinks: Sequence[Shrink]) -> bool:

@@ -1,16 +1,12 @@
 """A Lightning `Callback` that applies penalties around the steps of the optimizers that the trainer makes."""
 
-from functools import partial
 from typing import Any
 
 from shrinkage.errors import AttachmentError
-from shrinkage.execution.compiled import Compile, check_compile
+from shrinkage.integrations.callback import MakesRegularizer
 from shrinkage.optimizers.introspection import stepped, unwrapped
-from shrinkage.selection.how import How
-from shrinkage.selection.rules import Rule, Rules, as_rules
+from shrinkage.selection.rules import Rule
 from shrinkage.selection.selectors import named_parameters, selector_text
-from shrinkage.training.gradient_averages import check_decay
-from shrinkage.training.regularizer import Regularizer
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,7 +14,7 @@ except ImportError as error:
     raise ImportError("this callback needs Lightning: pip install lightning") from error
 
 
-class RegularizerCallback(Callback):
+class RegularizerCallback(MakesRegularizer, Callback):
     """Penalizes parameters of a LightningModule that rules select, in every optimizer of the trainer that holds them.
 
     minimizes  training loss + sum over rules of  R(parameters); a penalty comes after the trainer's gradient clipping,
@@ -50,30 +46,8 @@ class RegularizerCallback(Callback):
     >>> trainer = Trainer(callbacks=[RegularizerCallback({"model.*.weight": L1(1e-3)})], logger=False)
     """
 
-    regularizer: Regularizer | None = None
-
-    def __init__(
-        self,
-        rules: Rules | None = None,
-        *,
-        how: How = "proximal",
-        hold_zeros: float | None = None,
-        stochastic_rounding: bool = False,
-        compile: Compile = "auto",
-    ) -> None:
-        check_decay(hold_zeros)
-        check_compile(compile)
-        self._penalized = None if rules is None else [penalized_text(rule) for rule in as_rules(rules, how)]
-        self._make = partial(
-            Regularizer,
-            rules=rules,
-            how=how,
-            hold_zeros=hold_zeros,
-            stochastic_rounding=stochastic_rounding,
-            compile=compile,
-        )
-        self._module: LightningModule | None = None
-        self._saved: dict[str, Any] | None = None
+    _module: LightningModule | None = None
+    _saved: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what a checkpoint of an earlier run brought: this one's is loaded after this."""
@@ -115,7 +89,8 @@ class RegularizerCallback(Callback):
 
         Strengths are left out: a run that resumes with another one finds the state.
         """
-        key: str = self._generate_state_key(rules=self._penalized)
+        penalized = None if self._rules is None else [penalized_text(rule) for rule in self._rules]
+        key: str = self._generate_state_key(rules=penalized)
         return key
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,10 +100,6 @@ class RegularizerCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until there are optimizers."""
         self._saved = state_dict
-
-    def _detach(self) -> None:
-        if self.regularizer is not None:
-            self.regularizer.detach()
 
 
 def penalized_text(rule: Rule) -> str:

@@ -1,17 +1,12 @@
 """A Hugging Face `TrainerCallback` that applies penalties around the steps of the optimizer that the trainer makes."""
 
 import warnings
-from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from shrinkage.execution.compiled import Compile, check_compile
-from shrinkage.selection.how import How
-from shrinkage.selection.rules import Rules, as_rules
-from shrinkage.training.gradient_averages import check_decay
-from shrinkage.training.regularizer import Regularizer
+from shrinkage.integrations.callback import MakesRegularizer
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,7 +14,7 @@ except ImportError as error:
     raise ImportError("this callback needs transformers: pip install accelerate transformers") from error
 
 
-class RegularizerCallback(TrainerCallback):
+class RegularizerCallback(MakesRegularizer, TrainerCallback):
     """Penalizes parameters of the trainer's model that rules select, around the steps of its optimizer.
 
     minimizes  training loss + sum over rules of  R(parameters); a penalty comes after the trainer's gradient clipping,
@@ -50,30 +45,6 @@ class RegularizerCallback(TrainerCallback):
     >>> callback = RegularizerCallback({"*.attention.*.weight": L1(1e-3)})  # Trainer(..., callbacks=[callback])
     """
 
-    regularizer: Regularizer | None = None
-
-    def __init__(
-        self,
-        rules: Rules | None = None,
-        *,
-        how: How = "proximal",
-        hold_zeros: float | None = None,
-        stochastic_rounding: bool = False,
-        compile: Compile = "auto",
-    ) -> None:
-        check_decay(hold_zeros)
-        check_compile(compile)
-        if rules is not None:
-            as_rules(rules, how)
-        self._make = partial(
-            Regularizer,
-            rules=rules,
-            how=how,
-            hold_zeros=hold_zeros,
-            stochastic_rounding=stochastic_rounding,
-            compile=compile,
-        )
-
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -101,7 +72,3 @@ class RegularizerCallback(TrainerCallback):
     ) -> None:
         """Take all hooks off, so that nothing is penalized twice by another run."""
         self._detach()
-
-    def _detach(self) -> None:
-        if self.regularizer is not None:
-            self.regularizer.detach()

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from shrinkage.distributed.flattened import check_piece, check_stepped
-from shrinkage.errors import GroupError, SelectionError
+from shrinkage.errors import GroupError
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.selection.coupled_rules import check_won, family_cells, sized
 from shrinkage.selection.eligible import check_not_computed, check_parameter, is_frozen
 from shrinkage.selection.how import How
-from shrinkage.selection.rules import Rule, Rules, as_rules
+from shrinkage.selection.rules import Rule, Rules, as_rules, check_same_rule
 from shrinkage.selection.selectors import (
     NamedParameter,
     first_matches,
@@ -163,11 +163,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     """Return the entry of one parameter from all its names and the rules they met; None if it is left alone."""
     (first, rule), *others = names
     for other, other_rule in others:
-        if (other_rule.penalty, other_rule.how, other_rule.every) != (rule.penalty, rule.how, rule.every):
-            raise SelectionError(
-                f"{first.name!r} and {other.name!r} are one tied parameter, but two rules clash on it: "
-                f"{rule.penalty} ({rule.how}) and {other_rule.penalty} ({other_rule.how}); give both names one rule"
-            )
+        check_same_rule(first.name, other.name, rule, other_rule)
     if rule.penalty is None or first.parameter is None:
         return None
     check_parameter(first.name, first.parameter)

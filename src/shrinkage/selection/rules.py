@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import reduce
 from operator import add
+from typing import Protocol
 
 from torch import nn
 
@@ -76,6 +77,31 @@ class Rule(Saved):
         if coupled is not None:
             return Named(coupled.names)
         return Weights.of(model) if self.parameters is None else self.parameters
+
+
+class Penalizes(Protocol):
+    """A rule, or what follows from one: a penalty, and how it enters the step at every so many steps."""
+
+    @property
+    def penalty(self) -> Penalty | None:
+        """What is penalized."""
+
+    @property
+    def how(self) -> How:
+        """How the penalty enters the step."""
+
+    @property
+    def every(self) -> int:
+        """The number of steps from one proximal operator to the next."""
+
+
+def check_same_rule(name: str, other_name: str, rule: Penalizes, other: Penalizes, now: str = "") -> None:
+    """Raise `SelectionError` if a tied parameter, which has two names, is penalized otherwise under each of them."""
+    if (rule.penalty, rule.how, rule.every) != (other.penalty, other.how, other.every):
+        raise SelectionError(
+            f"{name!r} and {other_name!r} are one tied parameter{now}, but two rules clash on it: "
+            f"{rule.penalty} ({rule.how}) and {other.penalty} ({other.how}); give both names one rule"
+        )
 
 
 Rules = Penalty | Rule | Mapping[Selector, Penalty | None] | Sequence[Rule]

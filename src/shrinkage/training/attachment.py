@@ -26,7 +26,6 @@ from torch.optim import Optimizer
 from shrinkage.distributed.dtensor import is_dtensor, local, local_state
 from shrinkage.distributed.flattened import is_piece
 from shrinkage.errors import AttachmentError
-from shrinkage.execution.compiled import Compile
 from shrinkage.execution.single_tensor import Number
 from shrinkage.optimizers.adaptive_step import number
 from shrinkage.optimizers.introspection import (
@@ -38,57 +37,43 @@ from shrinkage.optimizers.introspection import (
     steps_for_a_checkpoint,
 )
 from shrinkage.optimizers.per_optimizer import PerOptimizer
-from shrinkage.optimizers.registry import Metric, check_decoupled, check_spread, known_metric, metric_of
+from shrinkage.optimizers.registry import check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.penalties.base import Penalty
 from shrinkage.selection.how import decides
 from shrinkage.training.coupled_parameters import located
-from shrinkage.training.gradient_averages import Averages
-from shrinkage.training.gradients import Gradients
-from shrinkage.training.half_precision import Rounding
-from shrinkage.training.intervals import Intervals
+from shrinkage.training.options import Options
 from shrinkage.training.penalized import Found, PenalizedParameter, Place, at_update
 from shrinkage.training.preconditions import check_added_once, check_captured, check_gradients, check_kept, check_moved
 from shrinkage.training.step_sizes import noted_of, state_of, step_of
 from shrinkage.training.update import Lasting, Update
-from shrinkage.training.update_count import Updates
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
 
-class Attachment:
+class Attachment(Lasting):
     """Applies penalties around the steps of one optimizer.
 
     Args:
         resolve: returns what is penalized in an optimizer; called again whenever the optimizer's parameters changed.
-        averages: the averaged gradients that hold zeros; None lets every gradient move them.
-        rounding: how bfloat16 and float16 parameters are written; None rounds to the nearest number.
-        whole: returns the optimizer of whose work this is a part; an update of that is counted.
-        compile: whether large parameters are moved by compiled kernels; "auto" where that pays.
+        options: how they are applied.
+        whole: returns the optimizer whose work this one does in part; updates of that optimizer are counted.
     """
 
     def __init__(
         self,
         resolve: Callable[[Optimizer], Found],
-        averages: Averages | None = None,
-        rounding: Rounding | None = None,
+        options: Options,
         whole: Callable[[], Optimizer | None] = lambda: None,
-        compile: Compile = "auto",
     ) -> None:
-        self.updates = Updates()
+        super().__init__(options)
         self.lookups = 0  # how often what is penalized was found anew
-        self.averages = averages
-        self.intervals = Intervals()
-        self._rounding = rounding or Rounding()
-        self._gradients = Gradients()
         self._resolve = resolve
         self._whole = whole
-        self._compile = compile
         self._targets: Sequence[PenalizedParameter] = ()
         self._scheduled = self._changes = False  # whether strengths change, or what a step does at all
         self._elsewhere: Sequence[Place] = ()
         self._held: Container[int] = ()
-        self._metric: Metric | None = None
         self._seen: list[list[Tensor]] | None = None
         self._update: Update | None = None  # the one that is under way
         self._depth = 0
@@ -102,7 +87,7 @@ class Attachment:
             check_kept(self._targets, targets, optimizer)
             self._check(targets, optimizer)
             proximal = any(target.how == "proximal" for target in targets)
-            self._metric = metric_of(optimizer) if proximal else known_metric(optimizer)
+            self.metric = metric_of(optimizer) if proximal else known_metric(optimizer)
             self._targets, self._elsewhere, self._held = targets, found.elsewhere, group_indices(optimizer)
             self._scheduled = any(target.penalty.scheduled for target in targets)
             seldom = any(target.every > 1 for target in targets)
@@ -206,7 +191,7 @@ class Attachment:
 
     def _end_step(self) -> None:
         """Leave nothing behind that belongs to one step only."""
-        self._gradients.restore()
+        self.gradients.restore()
         self._update = None
         if self.averages is not None:
             self.averages.discard()
@@ -216,9 +201,7 @@ class Attachment:
         penalized = [(target, target.penalty) for target in self._targets]
         if self._scheduled:
             penalized = list(zip(self._targets, at_update(self._targets, self.updates.count()), strict=True))
-        steps = self.updates.steps
-        lasting = Lasting(self._gradients, self.averages, self._rounding, self.intervals, self._compile)
-        return Update(optimizer, penalized, self._metric, lasting, steps)
+        return Update(optimizer, penalized, self)
 
     def _penalized_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
@@ -227,7 +210,7 @@ class Attachment:
         @functools.wraps(closure)
         def penalized() -> Any:
             nonlocal first
-            self._gradients.restore()  # those of the last call, to which a closure may add
+            self.gradients.restore()  # those of the last call, to which a closure may add
             loss = closure()
             check_gradients(self._targets)
             update.before(first=first)
@@ -245,14 +228,14 @@ class Attachment:
         """Raise if the gradients cannot take the penalties now."""
         targets = self.targets(optimizer)
         check_gradients(targets)
-        check_added_once(target for target in targets if self._gradients.holds(target.name, target.parameter))
+        check_added_once(target for target in targets if self.gradients.holds(target.name, target.parameter))
 
     def steps(self, optimizer: Optimizer) -> dict[str, Number]:
         """Return the step of each penalized parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
         for target in self.targets_left(optimizer) if self.updates.steps else ():
-            state = local_state(state_of(target, optimizer, noted_of(target, self._metric, optimizer)))
-            step = step_of(target, self._metric, optimizer, None)
+            state = local_state(state_of(target, optimizer, noted_of(target, self.metric, optimizer)))
+            step = step_of(target, self.metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
                 found[target.name] = number(step(state, local(target.parameter.detach())))
         return found

@@ -12,9 +12,8 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Set
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -27,27 +26,17 @@ from shrinkage.errors import SelectionError, ShrinkageError
 from shrinkage.optimizers.hooks import hook_around, meet, uncompiled
 from shrinkage.optimizers.introspection import group_indices, parameters_of
 from shrinkage.optimizers.per_optimizer import PerOptimizer
-from shrinkage.penalties.base import Penalty
 from shrinkage.selection.declaration import Declaration, living
 from shrinkage.selection.eligible import check_parameter
-from shrinkage.selection.how import How
 from shrinkage.selection.plan import Plan, check_shape, resolve
-from shrinkage.selection.rules import Rule
+from shrinkage.selection.rules import Penalizes, Rule
 from shrinkage.selection.selectors import named_parameters
 from shrinkage.training.attachment import Arguments, Attachment, Keywords, explicit_attachments
-from shrinkage.training.penalized import Found, PenalizedParameter, Place, is_sharded_parameter, places_of
+from shrinkage.training.options import Options
+from shrinkage.training.penalized import NO_GROUP, Found, PenalizedParameter, Place, is_sharded_parameter, places_of
 from shrinkage.training.preconditions import check_gradients
 
 RECENT = 1000  # so many registrations are told apart; after more of them between two steps, all layers are asked
-
-
-class Declared(NamedTuple):
-    """A parameter that is penalized, with its rule, its name in messages, and the places where it has to stay."""
-
-    parameter: nn.Parameter
-    rule: Rule
-    name: str
-    places: tuple[Place, ...] = ()
 
 
 @dataclass(eq=False)
@@ -90,7 +79,7 @@ class Registry:
             if not (living.numbered or living.left):
                 return
             meet(optimizer)
-            known = self.known[optimizer] = Known(Attachment(self.resolve))
+            known = self.known[optimizer] = Known(Attachment(self.resolve, Options()))
         explicit = explicit_attachments.get(optimizer, [])
         taken = [each.targets(optimizer) for each in explicit]
         lookups = [(each, each.lookups) for each in explicit]
@@ -128,28 +117,21 @@ class Registry:
         for declaration in declarations:
             declaration.check_stepped(flat)
         concerned = [each for each in declarations if each.concerns(groups.keys())]
-        declared: dict[int, Declared] = {}
-        for each in (each for declaration in concerned for each in targets_of(declaration, groups)):
-            other = declared.get(id(each.parameter), each._replace(places=()))
-            check_same_rule(each.name, other.rule, each.rule.penalty, each.rule.how)
-            declared[id(each.parameter)] = each._replace(places=(*other.places, *each.places))
-        inherited = inheritance(optimizer)
+        declared: dict[int, PenalizedParameter] = {}
+        for _, each in (pair for declaration in concerned for pair in targets_of(declaration, groups)):
+            other = declared.get(id(each.parameter), each)
+            check_same_declaration(each.name, other, each)
+            declared[id(each.parameter)] = each.also_at(other.places)
+        inherited = inheritance(optimizer, groups)
         for attachment in explicit_attachments.get(optimizer, []):
             for target in attachment.targets(optimizer):
                 inherited.pop(id(target.parameter), None)
                 replaced = declared.pop(id(target.parameter), None)
                 if replaced is not None:
-                    check_same_rule(target.name, replaced.rule, target.penalty, target.how)
+                    check_same_declaration(target.name, replaced, target)
         found = {**inherited, **declared}
         held = dict.fromkeys(map(id, parameters_of(optimizer)))
-        penalized = [found[identity] for identity in held if identity in found]
-        targets = [
-            PenalizedParameter(
-                name, rule.penalty, rule.how, parameter, groups[id(parameter)], places, is_lazy(parameter)
-            )
-            for parameter, rule, name, places in penalized
-            if rule.penalty is not None and id(parameter) in groups
-        ]
+        targets = [found[identity] for identity in held if identity in found and identity in groups]
         # What is spread over processes comes and goes without a word: there, all layers are asked before each step.
         spread = any(map(is_sharded_parameter, parameters_of(optimizer)))
         near = [place for declaration in (declarations if spread else concerned) for place in places_in(declaration)]
@@ -162,8 +144,8 @@ def declared_attachments(optimizer: Optimizer) -> list[Attachment]:
     return [] if known is None else [known.attachment]
 
 
-def targets_of(declaration: Declaration, groups: Mapping[int, int]) -> list[Declared]:
-    """Return what `declaration` penalizes now, and note what an optimizer with these `groups` reaches of it."""
+def targets_of(declaration: Declaration, groups: Mapping[int, int]) -> list[tuple[Rule, PenalizedParameter]]:
+    """Return what `declaration` penalizes now, with its rules; note what an optimizer with these `groups` reaches."""
     found = []
     module = declaration.module()
     held = {candidate.name: candidate for candidate in named_parameters(module)}
@@ -174,9 +156,10 @@ def targets_of(declaration: Declaration, groups: Mapping[int, int]) -> list[Decl
                 continue
             if id(parameter) in groups:
                 declaration.reached.update((entry.name, *entry.aliases))
-            bound = replace(rule, penalty=entry.penalty)
+            name, group = f"{entry.name} of {declaration.kind}", groups.get(id(parameter), NO_GROUP)
             places = places_of([held[name] for name in (entry.name, *entry.aliases)], parameter)
-            found.append(Declared(parameter, bound, f"{entry.name} of {declaration.kind}", places))
+            target = PenalizedParameter(name, entry.penalty, rule.how, parameter, group, places, is_lazy(parameter))
+            found.append((rule, target))
     return found
 
 
@@ -186,7 +169,7 @@ def places_in(declaration: Declaration) -> list[Place]:
     return [Place(weakref.ref(module), attribute) for module in modules for attribute in module._parameters]
 
 
-def inheritance(optimizer: Optimizer) -> dict[int, Declared]:
+def inheritance(optimizer: Optimizer, groups: Mapping[int, int]) -> dict[int, PenalizedParameter]:
     """Return what layers that are gone declared, of the parameters of `optimizer`."""
     found = {}
     for parameter in parameters_of(optimizer) if living.left else ():
@@ -198,8 +181,9 @@ def inheritance(optimizer: Optimizer) -> dict[int, Declared]:
             penalty = left.rule.penalty.bound(left.name, parameter)
             if not is_lazy(parameter):
                 check_shape(left.name, parameter.shape, penalty)
-            bound = replace(left.rule, penalty=penalty)
-            found[id(parameter)] = Declared(parameter, bound, f"{left.name} of {left.kind}")
+            name, group = f"{left.name} of {left.kind}", groups.get(id(parameter), NO_GROUP)
+            how, lazy = left.rule.how, is_lazy(parameter)
+            found[id(parameter)] = PenalizedParameter(name, penalty, how, parameter, group, lazy=lazy)
     return found
 
 
@@ -207,15 +191,15 @@ def check_declared(declared: Mapping[str, Rule], plan: Plan) -> None:
     """Raise `SelectionError` unless `plan` penalizes what layers declared, by name, in the same way."""
     for entry in plan:
         for name in {entry.name, *entry.aliases} & declared.keys():
-            check_same_rule(name, declared[name], entry.penalty, entry.how)
+            check_same_declaration(name, declared[name], entry)
 
 
-def check_same_rule(name: str, declared: Rule, penalty: Penalty | None, how: How) -> None:
-    """Raise `SelectionError` unless a parameter that is penalized in two places is penalized the same in both."""
-    if (declared.penalty, declared.how) != (penalty, how):
+def check_same_declaration(name: str, declared: Penalizes, other: Penalizes) -> None:
+    """Raise `SelectionError` unless a layer declares for its parameter `name` what penalizes it elsewhere."""
+    if (declared.penalty, declared.how) != (other.penalty, other.how):
         raise SelectionError(
             f"two rules clash on {name!r}: its layer declares {declared.penalty} ({declared.how}) with regularize(), "
-            f"another rule penalizes {penalty} ({how}); keep one of them"
+            f"another rule penalizes {other.penalty} ({other.how}); keep one of them"
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from shrinkage.distributed.dtensor import local, spread
-from shrinkage.errors import listed, shown
+from shrinkage.errors import listed
 from shrinkage.proximal.precision import at_least_float32
 
 
@@ -121,9 +121,3 @@ def nothing_averaged(like: Tensor) -> Average:
     piece = local(like.detach())
     zeros = torch.zeros_like(piece, dtype=at_least_float32(piece.dtype), memory_format=torch.contiguous_format)
     return Average(spread(zeros, like.detach()), zeros.new_zeros(()))
-
-
-def check_decay(hold_zeros: float | None) -> None:
-    """Raise `ValueError` unless `hold_zeros` is None or a number between 0 and 1."""
-    if hold_zeros is not None and not (isinstance(hold_zeros, float) and 0 < hold_zeros < 1):
-        raise ValueError(f"hold_zeros must be a decay between 0 and 1 such as 0.99, or None, got {shown(hold_zeros)}")

@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 from shrinkage.distributed.all_reduce import GroupSharding
 from shrinkage.distributed.dtensor import put_shards_back
 from shrinkage.distributed.flattened import check_piece, check_stepped, is_piece
-from shrinkage.errors import AttachmentError, SelectionError
+from shrinkage.errors import AttachmentError
 from shrinkage.optimizers.introspection import group_indices, stepped
 from shrinkage.penalties.base import Penalty
 from shrinkage.selection.eligible import check_not_computed
 from shrinkage.selection.how import How
 from shrinkage.selection.plan import Entry, Plan, check_shape
+from shrinkage.selection.rules import check_same_rule
 from shrinkage.selection.selectors import NamedParameter, named_parameters
 
 
@@ -37,12 +38,22 @@ class Place(NamedTuple):
         return module is not None and id(module._parameters.get(self.attribute)) in identities
 
 
-class PenalizedParameter(NamedTuple):
-    """One parameter of an optimizer that is penalized: its name, its rule, and the index of its parameter group.
+NO_GROUP = -1  # of a parameter that is not in the optimizer
 
-    `places` are where it was found, `lazy` whether it had no shape yet then. `group_sharding` tells how its groups
-    cross processes; None if each process can penalize its piece by itself. Its proximal operator acts at `every`-th
-    step.
+
+class PenalizedParameter(NamedTuple):
+    """One parameter of an optimizer that is penalized.
+
+    Args:
+        name: of the parameter.
+        penalty: at every update; its strengths may be schedules.
+        how: the penalty enters the step.
+        parameter: what is penalized.
+        group: the index of its parameter group.
+        places: where it was found.
+        lazy: whether it had no shape yet then.
+        group_sharding: how its groups cross processes; None if each process can penalize its own shard.
+        every: its proximal operator acts at every so many steps.
     """
 
     name: str
@@ -67,6 +78,10 @@ class PenalizedParameter(NamedTuple):
     def before(self) -> bool:
         """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
         return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
+
+    def also_at(self, places: Sequence[Place]) -> "PenalizedParameter":
+        """Return the same, which has to stay at these places too."""
+        return self._replace(places=tuple(dict.fromkeys((*self.places, *places))))
 
 
 class Found(NamedTuple):
@@ -117,7 +132,9 @@ def targets_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
             ids.add(id(parameter))
             if parameter is not None and id(parameter) in groups:
                 target = target_of(entry, candidate, parameter, groups[id(parameter)])
-                targets[id(parameter)] = merged(targets.get(id(parameter), target), target)
+                first = targets.setdefault(id(parameter), target)
+                check_same_rule(first.name, candidate.name, first, target, " by now")
+                targets[id(parameter)] = first.also_at(target.places)
             else:
                 elsewhere.append(Place(ref(candidate.module), candidate.attribute))
     if not targets and stepped(given).isdisjoint(ids):
@@ -145,16 +162,6 @@ def target_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, 
     penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
     places = places_of([candidate], parameter)
     return PenalizedParameter(candidate.name, penalty, entry.how, parameter, group, places, lazy, every=entry.every)
-
-
-def merged(one: PenalizedParameter, other: PenalizedParameter) -> PenalizedParameter:
-    """Return the penalty of a parameter that is found under two names; raise if it is penalized differently."""
-    if (one.penalty, one.how, one.every) != (other.penalty, other.how, other.every):
-        raise SelectionError(
-            f"{one.name!r} and {other.name!r} are one tied parameter by now, but two rules clash on it: "
-            f"{one.penalty} ({one.how}) and {other.penalty} ({other.how}); give both names one rule"
-        )
-    return one._replace(places=tuple(dict.fromkeys((*one.places, *other.places))))
 
 
 def at_update(targets: Sequence[PenalizedParameter], update: int) -> list[Penalty]:

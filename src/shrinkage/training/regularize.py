@@ -22,7 +22,7 @@ from shrinkage.selection.matrices import weights_of
 from shrinkage.selection.plan import resolve
 from shrinkage.selection.rules import Rule
 from shrinkage.selection.selectors import named_parameters, nearest
-from shrinkage.training.global_hook import check_same_rule, targets_of
+from shrinkage.training.global_hook import check_same_declaration, targets_of
 
 LayerType = TypeVar("LayerType", bound=nn.Module)
 
@@ -155,9 +155,10 @@ def declared_rules(model: nn.Module) -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for module in model.modules():
         declaration = vars(module).get(ATTRIBUTE)
-        for parameter, rule, _, _ in () if declaration is None else targets_of(declaration, {}):
-            name = names[id(parameter)]
-            check_same_rule(name, found.setdefault(name, rule), rule.penalty, rule.how)
+        for rule, target in () if declaration is None else targets_of(declaration, {}):
+            name = names[id(target.parameter)]
+            bound = replace(rule, penalty=target.penalty)
+            check_same_declaration(name, found.setdefault(name, bound), bound)
     return found
 
 

@@ -12,7 +12,7 @@ from shrinkage.diagnostics.advice import training_of
 from shrinkage.diagnostics.residuals import Residuals
 from shrinkage.diagnostics.stationarity import Closure, residuals, value
 from shrinkage.errors import AttachmentError
-from shrinkage.execution.compiled import Compile, check_compile
+from shrinkage.execution.compiled import Compile
 from shrinkage.optimizers.hooks import hook_around, uncompiled
 from shrinkage.optimizers.introspection import unwrapped, working
 from shrinkage.optimizers.parameter_state import Plan as ShrinkPlan
@@ -25,8 +25,7 @@ from shrinkage.selection.selectors import named_parameters
 from shrinkage.tables import listed
 from shrinkage.training.attachment import Attachment, explicit_attachments
 from shrinkage.training.global_hook import check_declared
-from shrinkage.training.gradient_averages import Averages, check_decay
-from shrinkage.training.half_precision import Rounding
+from shrinkage.training.options import Options
 from shrinkage.training.orphaned import Removable, follow
 from shrinkage.training.penalized import Found, names_of, targets_of
 from shrinkage.training.preconditions import check_together
@@ -92,14 +91,7 @@ class Regularizer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
-        check_decay(hold_zeros)
-        check_compile(compile)
-        self._model, self._hold_zeros, self._stochastic_rounding, self._compile = (
-            model,
-            hold_zeros,
-            stochastic_rounding,
-            compile,
-        )
+        self._model, self._options = model, Options(hold_zeros, stochastic_rounding, compile)
         declared = declared_rules(model)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
         if rules is not None:
@@ -139,9 +131,7 @@ class Regularizer:
 
     def _attachment(self, whole: Optimizer) -> Attachment:
         """Return what applies the rules in one of the optimizers that do the work of `whole`."""
-        averages = None if self._hold_zeros is None else Averages(self._hold_zeros)
-        rounding = Rounding(self._stochastic_rounding)
-        return Attachment(partial(self._targets, ref(whole)), averages, rounding, ref(whole), self._compile)
+        return Attachment(partial(self._targets, ref(whole)), self._options, ref(whole))
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
@@ -240,7 +230,8 @@ class Regularizer:
         steps = {name: step for own, each in pairs for name, step in each.steps(own).items()}
         maximized = {name for own, each in pairs for name in each.maximized(own)}
         found = residuals(self._model, self.plan, reached, steps, maximized, closure, data, tolerance)
-        return found.after(training_of(self._model, self.plan, self._hold_zeros, (own for own, _ in pairs), reached))
+        decay = self._options.hold_zeros
+        return found.after(training_of(self._model, self.plan, decay, (own for own, _ in pairs), reached))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the updates made through each attached optimizer, in the order of attachment, and what they need.
@@ -279,9 +270,8 @@ class Regularizer:
         note = listed("frozen, so not penalized", frozen) + listed(
             "not in an attached optimizer, so not penalized", missed
         )
-        zeros = (
-            "" if self._hold_zeros is None else f", zeros held by gradients averaged with decay {self._hold_zeros:g}"
-        )
+        decay = self._options.hold_zeros
+        zeros = "" if decay is None else f", zeros held by gradients averaged with decay {decay:g}"
         return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{zeros}\n{self.plan}{note}"
 
     def _progress(self) -> list[Progress]:

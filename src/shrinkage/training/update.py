@@ -7,7 +7,6 @@ here, and it comes here on an overflow too: steps are then multiplied by 0, on t
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +39,7 @@ from shrinkage.training.gradient_averages import Averages
 from shrinkage.training.gradients import Gradients, dense
 from shrinkage.training.half_precision import Rounding
 from shrinkage.training.intervals import Intervals
+from shrinkage.training.options import Options
 from shrinkage.training.penalized import PenalizedParameter
 from shrinkage.training.preconditions import check_unscaled
 from shrinkage.training.step_sizes import (
@@ -52,26 +52,26 @@ from shrinkage.training.step_sizes import (
     step_here,
     step_of,
 )
+from shrinkage.training.update_count import Updates
 
 Pairs = Sequence[tuple[PenalizedParameter, Penalty]]
 
 
-class Lasting(NamedTuple):
+class Lasting:
     """What lasts from one update of an optimizer to the next.
 
     Args:
-        gradients: what stands in `.grad`.
-        averages: the averaged gradients that hold zeros; None lets every gradient move them.
-        rounding: how results are rounded to half precision.
-        intervals: the steps that wait for their proximal operator.
-        compile: whether large parameters are moved by compiled kernels; "auto" where that pays.
+        options: how penalties are applied.
     """
 
-    gradients: Gradients
-    averages: Averages | None
-    rounding: Rounding
-    intervals: Intervals
-    compile: Compile
+    def __init__(self, options: Options) -> None:
+        self.compile: Compile = options.compile
+        self.updates = Updates()
+        self.gradients = Gradients()
+        self.averages = None if options.hold_zeros is None else Averages(options.hold_zeros)
+        self.rounding = Rounding(options.stochastic_rounding)
+        self.intervals = Intervals()
+        self.metric: Metric | None = None  # how the optimizer steps; None if that is not known, and not asked
 
 
 class Update:
@@ -80,17 +80,12 @@ class Update:
     Args:
         optimizer: what steps.
         penalized: what is penalized in it, with the penalty at this update.
-        metric: how the optimizer steps; None if that is not known, and not asked.
         lasting: what lasts beyond this update.
-        steps: how many the optimizer made before this one.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, penalized: Pairs, metric: Metric | None, lasting: Lasting, steps: int
-    ) -> None:
-        self._optimizer, self._penalized, self._metric = optimizer, penalized, metric
-        self._gradients, self._averages, self._rounding, self._intervals, self._compile = lasting
-        self._steps = steps
+    def __init__(self, optimizer: Optimizer, penalized: Pairs, lasting: Lasting) -> None:
+        self._optimizer, self._penalized, self._lasting = optimizer, penalized, lasting
+        self._metric, self._steps = lasting.metric, lasting.updates.steps
         self._moved: set[str] = set()  # by name, what has a gradient
         self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
@@ -105,8 +100,8 @@ class Update:
         with without_autograd_or_autocast(target for target, _ in self._penalized):
             if first and self._metric is not None and self._metric.before is not None:
                 self._noted = {each.name: noted_of(each, self._metric, self._optimizer) for each, _ in self._penalized}
-            if first and self._averages is not None:
-                self._hold_zeros(self._averages, scale)
+            if first and self._lasting.averages is not None:
+                self._hold_zeros(self._lasting.averages, scale)
             self._add_gradients(in_gradient, scale)
             if first:
                 self._decay()
@@ -118,9 +113,9 @@ class Update:
 
     def after(self) -> None:
         """Apply the proximal operators, and hold zeros."""
-        self._gradients.end_step()
+        self._lasting.gradients.end_step()
         acting = self._acting(lambda target: not target.before)
-        self._intervals.align([target for target, _ in acting])
+        self._lasting.intervals.align([target for target, _ in acting])
         overflow = overflow_of(self._optimizer)
         across: list[Move] = []
         shrinks: list[Shrink] = []
@@ -134,11 +129,11 @@ class Update:
                     continue
                 state = state_of(target, self._optimizer, noted)
                 if target.every > 1:
-                    gathered = self._intervals.gathered(target, step, local_state(state), self._lr(target))
+                    gathered = self._lasting.intervals.gathered(target, step, local_state(state), self._lr(target))
                     if gathered is None:
                         continue
                     step, state = gathered
-                generator = self._rounding.generator(target, penalty, state, step, self._steps)
+                generator = self._lasting.rounding.generator(target, penalty, state, step, self._steps)
                 if plain and generator is None:
                     shrinks += shrink_of(target, penalty, step, self._optimizer, noted)
                 elif target.group_sharding is None:
@@ -147,8 +142,8 @@ class Update:
                     factor = step_here(target.group_sharding, step, state, target.parameter.detach(), self._lr(target))
                     moves = self._has_gradient(target)
                     across.append(Move(penalty, target.parameter, factor, target.group_sharding, generator, moves))
-            shrink_all_(shrinks, compile=pays(shrinks) if self._compile == "auto" else self._compile)
-            prox_across_(across, self._compile)
+            shrink_all_(shrinks, compile=pays(shrinks) if self._lasting.compile == "auto" else self._lasting.compile)
+            prox_across_(across, self._lasting.compile)
             for target, penalty in acting:
                 if target.name in self._held:
                     restore_(target.parameter, self._held[target.name], penalty)
@@ -188,7 +183,7 @@ class Update:
         with without_autograd_or_autocast(target for target, _ in in_gradient):
             self._add(in_gradient, None)
         for target, _ in in_gradient:
-            self._gradients.note_early(target.name, target.parameter)
+            self._lasting.gradients.note_early(target.name, target.parameter)
 
     def value(self) -> Tensor | None:
         """Return what the penalties in the gradient add to the loss that the optimizer works on; None if none does."""
@@ -217,7 +212,7 @@ class Update:
         return target.parameter.grad is not None or target.name in self._moved
 
     def _has_early(self, target: PenalizedParameter) -> bool:
-        return self._gradients.holds(target.name, target.parameter)
+        return self._lasting.gradients.holds(target.name, target.parameter)
 
     def _sign(self, target: PenalizedParameter) -> float:
         return sign_of(self._optimizer, target.group)
@@ -226,7 +221,7 @@ class Update:
         """Let sums stand in `.grad` until the step is over, except where the loop had the penalty added."""
         # A fused optimizer divides gradients by the loss scale in place, so they are not kept as they were anyway.
         parameters = [target.parameter for target, _ in pairs if scale is None and not self._has_early(target)]
-        with self._gradients.held_aside(parameters):
+        with self._lasting.gradients.held_aside(parameters):
             self._add(pairs, scale)
 
     def _add(self, pairs: Pairs, scale: Tensor | None) -> None:
@@ -246,7 +241,7 @@ class Update:
         across: list[Move] = []
         for target, penalty in self._acting(lambda target: target.before and target.how == "decoupled"):
             step = step_of(target, self._metric, self._optimizer, overflow)
-            generator = self._rounding.generator(target, penalty, {}, step, self._steps)
+            generator = self._lasting.rounding.generator(target, penalty, {}, step, self._steps)
             size = number(step({}, target.parameter))
             if target.group_sharding is None:
                 decay_(penalty, target.parameter, size, generator)

@@ -1,0 +1,46 @@
+"""What the callbacks of all trainers share: a regularizer that is made when training begins."""
+
+from dataclasses import asdict
+
+from torch import nn
+
+from shrinkage.execution.compiled import Compile
+from shrinkage.selection.how import How
+from shrinkage.selection.rules import Rules, as_rules
+from shrinkage.training.options import Options
+from shrinkage.training.regularizer import Regularizer
+
+
+class MakesRegularizer:
+    """Takes the arguments of a `Regularizer` but for the model, and checks them at once.
+
+    Args:
+        rules: as in `Regularizer`.
+        how: as in `Regularizer`.
+        hold_zeros: as in `Regularizer`.
+        stochastic_rounding: as in `Regularizer`.
+        compile: as in `Regularizer`.
+    """
+
+    regularizer: Regularizer | None = None
+
+    def __init__(
+        self,
+        rules: Rules | None = None,
+        *,
+        how: How = "proximal",
+        hold_zeros: float | None = None,
+        stochastic_rounding: bool = False,
+        compile: Compile = "auto",
+    ) -> None:
+        self._options = Options(hold_zeros, stochastic_rounding, compile)
+        self._rules = None if rules is None else as_rules(rules, how)
+
+    def _make(self, model: nn.Module) -> Regularizer:
+        """Return a regularizer of `model`, which is not attached yet."""
+        return Regularizer(model, self._rules, **asdict(self._options))
+
+    def _detach(self) -> None:
+        """Take all hooks off the optimizers, if there are any."""
+        if self.regularizer is not None:
+            self.regularizer.detach()
