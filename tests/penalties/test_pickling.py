@@ -248,7 +248,7 @@ def test_a_declared_model_of_version_0_1_0_is_penalized_on():
         train(each, SGD(each.parameters(), lr=0.1))
     assert zeros(model) > 0
     assert all(equal(each, model) for each in (before, again, copied))
-    with pytest.raises(ValueError, match="penalized L1"):
+    with pytest.raises(ValueError, match="penalized already: L1"):
         regularize(before[0], L1(0.1))
 
 

@@ -26,8 +26,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from shrinkage.penalties.pickling import Saved
 from shrinkage.penalties.schedules import Strength, as_factor, check_strength, multiple
+from shrinkage.penalties.value_objects import Value
 from shrinkage.proximal.reductions import Reduction
 
 
@@ -39,7 +39,7 @@ class Description(NamedTuple):
     groups: str
 
 
-class Penalty(Saved, ABC):
+class Penalty(Value, ABC):
     """A function of a tensor that is added to the loss. Concrete penalties are frozen dataclasses."""
 
     __slots__ = ()

@@ -21,7 +21,7 @@ from shrinkage.tables import shape_text
 Bound = float | Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Box(Constraint):
     """Keep every weight between two bounds, and penalize it besides if a penalty is given.
 

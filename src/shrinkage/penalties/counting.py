@@ -39,7 +39,7 @@ class Counting(Elementwise):
         return grad.new_zeros(())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class L0(Counting):
     """Penalize the number of weights that are not zero.
 
@@ -75,7 +75,7 @@ class L0(Counting):
         return thresholds.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Counted(Counting):
     """Penalize the number of weights that are not zero on top of another penalty of elements.
 
@@ -149,7 +149,7 @@ class Counted(Counting):
         return Description(f"{penalty} + L0", f"{strength}, {price}", groups)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Lp(Counting):
     """Penalize a root of each weight: between counting weights and summing their sizes.
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.groups import Groups, Layout, require_dimensions
-from shrinkage.penalties.pickling import Saved
+from shrinkage.penalties.value_objects import Value
 
 NONE = -1  # the group of an index that belongs to none
 
 
-@dataclass(frozen=True, slots=True)
-class Member(Saved):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Member(Value):
     """Which slices of one parameter belong to which group.
 
     Args:
@@ -52,7 +52,7 @@ class Member(Saved):
         object.__setattr__(self, "groups", tuple(self.groups))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Slices(Groups):
     """One group per index of dimension `dim`: what a member has before its slices are counted together.
 
@@ -69,7 +69,7 @@ class Slices(Groups):
         return Layout((*shape, 1) if len(shape) == 1 else tuple(shape), (self.dim,))
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Coupled(Groups):
     """Groups that span parameters: slices of each member that have the same number are one group.
 

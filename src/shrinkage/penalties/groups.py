@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from shrinkage.errors import GroupError, shown
-from shrinkage.penalties.pickling import Saved
+from shrinkage.penalties.value_objects import Value
 from shrinkage.proximal.precision import at_least_float32
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Layout(Value):
     """How a tensor falls into groups: its shape with some dimensions split, and those that tell groups apart.
 
     At least one dimension of `shape` runs within a group. `split` names the dimensions of the tensor that are split.
@@ -50,7 +50,7 @@ class Layout:
         return math.prod(self.shape[dim] for dim in self.within)
 
 
-class Groups(Saved, ABC):
+class Groups(Value, ABC):
     """A way to divide tensors into groups of equal size; see `Rows` for the commonest."""
 
     __slots__ = ()
@@ -114,7 +114,7 @@ class Groups(Saved, ABC):
         return values.reshape(layout.kept).expand(layout.shape).reshape(tuple(shape))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Rows(Groups):
     """One group per index of dimension 0: the neurons of a linear layer, the filters of a convolution.
 
@@ -130,7 +130,7 @@ class Rows(Groups):
         return Layout((*shape, 1) if len(shape) == 1 else tuple(shape), (0,))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Columns(Groups):
     """One group per index of dimension 1: the input features of a linear layer, the input channels of a convolution.
 
@@ -144,7 +144,7 @@ class Columns(Groups):
         return Layout(tuple(shape), (1,))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Kernels(Groups):
     """One group per pair of an output and an input channel: the kernels of a convolution.
 
@@ -158,7 +158,7 @@ class Kernels(Groups):
         return Layout(tuple(shape), (0, 1))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Heads(Groups):
     """`count` groups of consecutive indices of dimension `dim`: the heads of an attention projection.
 
@@ -192,7 +192,7 @@ class Heads(Groups):
         return Layout(split, (self.dim,), (self.dim,))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Blocks(Groups):
     """Rectangles of `rows` x `columns` consecutive indices of dimensions 0 and 1: what block-sparse kernels skip.
 
@@ -227,7 +227,7 @@ class Blocks(Groups):
         return Layout(split, (0, 2), (0, 1))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Whole(Groups):
     """The tensor is one group.
 

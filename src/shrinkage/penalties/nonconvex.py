@@ -16,7 +16,7 @@ from shrinkage.penalties.weighted import Weighted
 from shrinkage.proximal import thresholds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MCP(Elementwise):
     """Penalize like L1 beside zero, less and less further out, and nothing more beyond gamma * strength.
 
@@ -71,7 +71,7 @@ class MCP(Elementwise):
         return MCP(multiple(factor, self.strength), self.gamma / factor if factor else self.gamma)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SCAD(Elementwise):
     """Penalize like L1 up to the strength, less and less beyond, and nothing more beyond a * strength.
 
@@ -132,7 +132,7 @@ class SCAD(Elementwise):
         return Weighted(self, torch.tensor(factor, dtype=torch.float64))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class LogSum(Elementwise):
     """Penalize logarithms: close to counting weights, with a slope at zero that keeps small ones there.
 

@@ -13,7 +13,7 @@ from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.proximal.reductions import Reduction
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NonNegative(Constraint):
     """Keep weights from becoming negative, and penalize them besides if a penalty is given.
 

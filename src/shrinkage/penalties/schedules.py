@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from shrinkage.errors import shown
-from shrinkage.penalties.pickling import Saved
+from shrinkage.penalties.value_objects import Value
 
 Schedule = Callable[[int], float]
 Strength = float | Schedule
@@ -63,8 +63,8 @@ def fixed(strength: Strength) -> float:
     return float(strength)
 
 
-@dataclass(frozen=True, slots=True)
-class Total(Saved):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Total(Value):
     """The sum of two strengths at an update.
 
     >>> Total(0.5, lambda iteration: 0.25 * iteration)(2)
@@ -79,8 +79,8 @@ class Total(Saved):
         return at(self.one, iteration) + at(self.other, iteration)
 
 
-@dataclass(frozen=True, slots=True)
-class Multiple(Saved):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Multiple(Value):
     """A number of times a schedule.
 
     >>> Multiple(2.0, lambda iteration: 0.25 * iteration)(2)

@@ -11,7 +11,7 @@ from torch import nn
 from shrinkage.errors import SelectionError, shown
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import coupled_of
-from shrinkage.penalties.pickling import Saved
+from shrinkage.penalties.value_objects import Value
 from shrinkage.selection.how import How, check_every, check_explicit, check_how
 from shrinkage.selection.selectors import (
     AnySelector,
@@ -23,8 +23,8 @@ from shrinkage.selection.selectors import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rule(Saved):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Rule(Value):
     """One penalty, the parameters it penalizes, and how it enters the optimizer's step.
 
     Args:
