@@ -131,9 +131,7 @@ def compare(penalties: Mapping[str, Penalty], *, step: float = 1.0, reach: float
     line = Line(weight, reach, variable(weight), first_elements(weight))
     figure, (values, slopes, moved) = row_of_panels(title)
     for axes, function in ((values, line.value), (slopes, line.derivative)):
-        set_height(
-            axes, [draw_curve(axes, function(p), reach, **style(i)) for i, p in enumerate(penalties.value_objects())]
-        )
+        set_height(axes, [draw_curve(axes, function(p), reach, **style(i)) for i, p in enumerate(penalties.values())])
     draw_moved(moved, line, [(name, penalty, step) for name, penalty in penalties.items()])
     finish_curves((values, slopes, moved), line, f"after the prox, step {step:g}")
     return figure
