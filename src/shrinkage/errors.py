@@ -10,7 +10,7 @@ LONGEST = 80  # characters of a value in a message
 
 
 class ShrinkageError(Exception):
-    """Base of every error that this package raises on its own account."""
+    """Base of every error that this package raises."""
 
 
 class SelectionError(ShrinkageError, ValueError):

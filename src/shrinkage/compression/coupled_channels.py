@@ -30,7 +30,7 @@ def CoupledChannels(
     example_kwargs: Mapping[str, Any] | None = None,
     pin: Sequence[str] = (),
 ) -> Coupled:
-    """Return the groups of all that makes a channel: rows of weights, their biases, the scale and shift of a norm.
+    """Return one group per channel: rows of weights, their biases, and the scale and shift of a norm.
 
     Args:
         model: its operators are followed as in `shrink`.

@@ -54,7 +54,7 @@ def shrink(
     verify: bool = True,
     pin: Sequence[str] = (),
 ) -> Shrunk:
-    """Return a smaller model with the outputs of `model`: channels that are zero, or that nobody reads, are removed.
+    """Return a smaller model with the outputs of `model`: channels that are zero or unused are removed.
 
     Args:
         model: stays as it is. Its outputs in evaluation mode are kept.

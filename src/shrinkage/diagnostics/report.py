@@ -130,7 +130,7 @@ class Report:
 
 
 def report(model: Model, *, below: float = 1e-3) -> Report:
-    """Count the zeros of a model: exact ones, small weights, and rows and columns that are zero as a whole.
+    """Count the zeros of a model: exact zeros, small weights, and zero rows and columns.
 
     Args:
         model: a module (its floating-point parameters, tied ones once) or a state_dict (its floating-point tensors,

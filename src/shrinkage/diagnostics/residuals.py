@@ -45,7 +45,7 @@ class ParameterResidual(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
-    """The residuals of all penalized parameters, and of the others. Prints as a table, and in words.
+    """The residuals of all penalized parameters, and of the others. Prints as a table and as text.
 
     Args:
         penalized: parameters that a rule penalizes, in the order of the plan.

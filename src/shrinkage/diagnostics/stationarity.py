@@ -114,7 +114,7 @@ def summary(
 
 
 def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterable[Any] | None = None) -> float:
-    """Return the least strength at which all that a rule penalizes is stationary at zero, all else as it is now.
+    """Return the smallest strength at which zero is stationary for all parameters of a rule, with the others unchanged.
 
     max over the rule's parameters of the penalty's dual norm of their gradient, where they are all zero
 

@@ -136,7 +136,7 @@ def register_metric(
     lr: Rate | None = None,
     elementwise: bool = True,
 ) -> None:
-    """Tell which metric an optimizer steps in, so that `how="proximal"` works with it.
+    """Register the metric of a class of optimizers, so that `how="proximal"` works with it.
 
     Args:
         optimizer_class: the optimizer; its subclasses are included as long as they do not override `step`.

@@ -28,7 +28,7 @@ from shrinkage.penalties.weighted import Weighted
 
 
 def register_sum(rule: Sum) -> Sum:
-    """Tell what the sum of two penalties is, so that `one + other` gives it.
+    """Register the sum of two penalties, so that `one + other` returns it.
 
     Args:
         rule: a function of two penalties that returns the one penalty which penalizes both with an exact prox, or None

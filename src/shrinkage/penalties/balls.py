@@ -209,7 +209,7 @@ class L1Ball(ConstraintOnGroups):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Simplex(ConstraintOnGroups):
-    """Keep weights from becoming negative, and their sum at a total: a mixture.
+    """Keep weights nonnegative, and their sum at a total: a mixture.
 
     w >= 0,  sum w = total
 

@@ -23,7 +23,7 @@ Bound = float | Tensor
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Box(Constraint):
-    """Keep every weight between two bounds, and penalize it besides if a penalty is given.
+    """Keep every weight between two bounds, with or without a penalty on top.
 
     R(w) = penalty(w) if low <= w <= high, else infinity
 

@@ -163,7 +163,7 @@ class TopK(Constraint):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NofM(Constraint):
-    """Keep the n largest of every m consecutive weights along dimension 1: 2 of 4 is what sparse tensor cores run.
+    """Keep the n largest of every m consecutive weights along dimension 1; sparse tensor cores run 2 of 4.
 
     at most n of m neighbours along the input features (input channels of a convolution) are not zero
 

@@ -41,7 +41,7 @@ class Counting(Elementwise):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class L0(Counting):
-    """Penalize the number of weights that are not zero.
+    """Penalize the number of nonzero weights.
 
     R(w) = strength * #{w != 0}
 
@@ -77,7 +77,7 @@ class L0(Counting):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Counted(Counting):
-    """Penalize the number of weights that are not zero on top of another penalty of elements.
+    """Penalize the number of nonzero weights on top of another penalty of elements.
 
     R(w) = penalty(w) + l0 * #{w != 0}
 
@@ -151,7 +151,7 @@ class Counted(Counting):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Lp(Counting):
-    """Penalize a root of each weight: between counting weights and summing their sizes.
+    """Penalize a power of each absolute value, between counting weights and summing their sizes.
 
     R(w) = strength * sum |w|^p
 

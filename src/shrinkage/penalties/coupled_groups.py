@@ -71,7 +71,7 @@ class Slices(Groups):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Coupled(Groups):
-    """Groups that span parameters: slices of each member that have the same number are one group.
+    """Groups that span several parameters: slices with the same number form one group.
 
     Penalized by `Grouped` or `GroupLasso`, in a `Rule` without a selector: the members name what is penalized. A group
     is then zero in all of its members, or in none.

@@ -51,7 +51,7 @@ class Layout(Value):
 
 
 class Groups(Value, ABC):
-    """A way to divide tensors into groups of equal size; see `Rows` for the commonest."""
+    """A way to divide tensors into groups of equal size, such as `Rows`."""
 
     __slots__ = ()
 
@@ -194,7 +194,7 @@ class Heads(Groups):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Blocks(Groups):
-    """Rectangles of `rows` x `columns` consecutive indices of dimensions 0 and 1: what block-sparse kernels skip.
+    """Rectangles of `rows` x `columns` consecutive indices of dimensions 0 and 1, for block-sparse kernels.
 
     Of a convolution, a block holds whole kernels.
 
@@ -229,7 +229,7 @@ class Blocks(Groups):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Whole(Groups):
-    """The tensor is one group.
+    """One group: the full tensor.
 
     >>> Whole().view(torch.zeros(8, 3)).shape
     torch.Size([1, 24])

@@ -18,7 +18,7 @@ from shrinkage.proximal import thresholds
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MCP(Elementwise):
-    """Penalize like L1 beside zero, less and less further out, and nothing more beyond gamma * strength.
+    """Penalize like L1 near zero, less and less for larger weights, and by a constant beyond gamma * strength.
 
     R(w) = sum of  strength |w| - w^2 / (2 gamma)  if |w| <= gamma * strength,  else gamma * strength^2 / 2
 
@@ -73,7 +73,7 @@ class MCP(Elementwise):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SCAD(Elementwise):
-    """Penalize like L1 up to the strength, less and less beyond, and nothing more beyond a * strength.
+    """Penalize like L1 up to the strength, less and less for larger weights, and by a constant beyond a * strength.
 
     R(w) = sum of  strength |w|  if |w| <= strength,
                    (2 a strength |w| - w^2 - strength^2) / (2 (a - 1))  up to a * strength,
@@ -134,7 +134,7 @@ class SCAD(Elementwise):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class LogSum(Elementwise):
-    """Penalize logarithms: close to counting weights, with a slope at zero that keeps small ones there.
+    """Penalize logarithms: close to counting weights, with a slope at zero that makes small weights zero.
 
     R(w) = strength * sum log(1 + |w| / epsilon)
 

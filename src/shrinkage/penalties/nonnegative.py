@@ -15,7 +15,7 @@ from shrinkage.proximal.reductions import Reduction
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NonNegative(Constraint):
-    """Keep weights from becoming negative, and penalize them besides if a penalty is given.
+    """Keep weights nonnegative, with or without a penalty on top.
 
     R(w) = penalty(w) if w >= 0, else infinity
 

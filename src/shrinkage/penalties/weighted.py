@@ -16,7 +16,7 @@ from shrinkage.tables import shape_text
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Weighted(Elementwise):
-    """Penalize each element its own multiple of a penalty: the adaptive lasso, or elements that are left free.
+    """Penalize each element by its own multiple of a penalty: the adaptive lasso, or elements without a penalty.
 
     R(w) = sum over elements j of  weights_j * phi(w_j),  where phi is `penalty` of one element
 

@@ -30,7 +30,7 @@ LayerType = TypeVar("LayerType", bound=nn.Module)
 def regularize(
     layer: LayerType, penalty: Penalty | None, *, parameter: str | None = None, how: How = "proximal"
 ) -> LayerType:
-    """Penalize a layer's weights from now on, in whichever optimizer steps it, and return the layer.
+    """Penalize a layer's weights in each step of the optimizer that holds them, and return the layer.
 
     minimizes loss + penalty(layer.weight), with nothing to add to the training loop. The layer stays what it was: its
     type, its `state_dict` keys, and its behaviour under `deepcopy`, `pickle`, `to` and `torch.compile`.

@@ -35,7 +35,7 @@ from shrinkage.training.state_hooks import Kept, go_on, go_on_all, leave, ride
 
 
 class Regularizer:
-    """Penalizes parameters of a model that rules select, around the steps of the optimizers it is attached to.
+    """Penalizes the parameters that rules select, around each step of the attached optimizers.
 
     minimizes  loss + sum over rules of  R(parameters)  in the optimizer's own steps, with no term in the loss.
 

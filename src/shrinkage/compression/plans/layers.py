@@ -99,7 +99,7 @@ _rules: dict[type[nn.Module], LayerRule] = {
 
 
 def register_layer(layer_class: type[nn.Module], rule: LayerRule) -> None:
-    """Tell which attributes of the layers of a class follow from the shapes of their parameters.
+    """Register which attributes of a class of layers follow from the shapes of their parameters.
 
     Args:
         layer_class: a class of modules; it speaks for classes derived from it that have no rule of their own.

@@ -28,7 +28,7 @@ class Successor(NamedTuple):
 
 
 def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, small: nn.Module) -> None:
-    """Let an optimizer of the dense model's parameters go on with those of the smaller model.
+    """Let an optimizer of the dense model's parameters continue with those of the smaller model.
 
     Parameters are swapped by name, in the groups where they are. Momenta, second moments and whatever else has the
     shape of its parameter are cut as that was, and so are the row and column factors of Adafactor; counts and numbers

@@ -45,7 +45,7 @@ VERSION = 1
 @found_at_former_place
 @dataclass(frozen=True)
 class ShrinkPlan:
-    """How a smaller model follows from the class of a dense one: which indices of each tensor stay.
+    """The plan of a smaller model: which indices of each tensor of the dense model stay.
 
     A plan holds no weights, and is applied without data and without tracing. As JSON it goes beside the weights, into a
     checkpoint or the header of a safetensors file. `shrink` returns one; `ShrinkPlan.of` makes one by hand.

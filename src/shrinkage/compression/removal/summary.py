@@ -83,7 +83,7 @@ class KeptZeros(NamedTuple):
 
 
 class ShrinkReport(NamedTuple):
-    """What a model costs before and after shrinking, in calls with the example inputs, and which zeros stay.
+    """The cost of a model before and after `shrink`, in calls with the example inputs, and the zeros that stay.
 
     `error` is the largest difference of the outputs, relative to the largest one, over all inputs that were compared;
     NaN if none were. `uncalled` are the modules that the example did not call and that stay as wide as they were,

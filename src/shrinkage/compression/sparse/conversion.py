@@ -49,7 +49,7 @@ class LayerChoice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SparseReport:
-    """What became of each linear layer of a model. Prints as a table."""
+    """The result for each linear layer of a model. Prints as a table."""
 
     layers: tuple[LayerChoice, ...]
 
@@ -66,7 +66,7 @@ class SparseReport:
 
 
 class Sparsified(NamedTuple):
-    """A model in which layers were stored in a sparse format, and a report on each of them."""
+    """A model with layers in a sparse format, and a report on each layer."""
 
     model: nn.Module
     report: SparseReport

@@ -21,7 +21,7 @@ REAL = NARROW | {torch.float32, torch.float64}
 
 @found_at_former_place
 class SparseLinear(nn.Module):
-    """A linear layer, y = x W' + b, that stores the non-zero weights alone.
+    """A linear layer, y = x W' + b, that stores only the nonzero weights.
 
     Args:
         in_features, out_features: as in `nn.Linear`.
