@@ -1,8 +1,8 @@
-"""Builds what is generated in the documentation: the pictures of docs/penalties, and the marked blocks of the pages.
+"""Builds the generated parts of the documentation: the pictures of docs/penalties, and the marked blocks of the pages.
 
     make docs
 
-With names of pictures as arguments, only these are drawn.
+With names of pictures as arguments, it draws only these.
 """
 
 import inspect
@@ -145,18 +145,18 @@ def small(picture: bytes) -> bytes:
 
 
 def filled(page: str) -> str:
-    """Return a page with the blocks between `<!-- generated: what name -->` and `<!-- end -->` made anew."""
+    """Return a page with new blocks between `<!-- generated: what name -->` and `<!-- end -->`."""
     return BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]](getattr(shrinkage, block[3])) + block[4], page)
 
 
 def summary(penalty: Callable[..., object]) -> str:
-    """Return what a docstring says first, the call, and the formula."""
+    """Return the first sentence of a docstring, the call, and the formula."""
     first, formula = re.split(r"\n\s*\n", inspect.getdoc(penalty) or "")[:2]
     return f"{first}\n\n```text\n{call(penalty)}\n\n{formula}\n```\n"
 
 
 def call(penalty: Callable[..., object]) -> str:
-    """Return how a penalty is made: its arguments without their types."""
+    """Return the call that makes a penalty: its arguments without their types."""
     signature = inspect.signature(penalty)
     arguments = [argument.replace(annotation=inspect.Parameter.empty) for argument in signature.parameters.values()]
     plain = signature.replace(parameters=arguments, return_annotation=inspect.Signature.empty)

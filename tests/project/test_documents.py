@@ -97,6 +97,19 @@ def test_links_and_named_tests_exist(document):
         assert ((ROOT / document).parent / target).exists() or (ROOT / target).exists(), target
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
+def test_links_to_headings_lead_to_headings(path):
+    for page, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", path.read_text()):
+        assert anchor in anchors(path.parent / page if page else path), f"{page}#{anchor}"
+
+
 def test_the_map_of_the_house_names_every_file():
     text = (ROOT / "docs/architecture.md").read_text()
     there = {path.name for path in Path(shrinkage.__file__).parent.rglob("*.py")} - {"__init__.py"}
