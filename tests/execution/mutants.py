@@ -7,7 +7,7 @@ MUTANTS = [
     M("scale.masked_fill_(thresholds == 0, 1.0)", "scale", "coupled_updates", "no_group"),
     M("to_rest and bool(", "False and bool(", "coupled_updates", "at_rest", file="execution/coupled_updates.py"),
     M("return inner / divisor, steps / divisor", "return inner / divisor, steps", "coupled_updates", "ElasticNet"),
-    M("factors_of(penalized, total[0, :-1].sqrt(), step), 1.0)", "factors_of(penalized, total[0, :-1].sqrt(), step), 0.0)", "coupled_updates", "no_group", quick=True),
+    M("factors_of(group_penalty, total[0, :-1].sqrt(), step), 1.0)", "factors_of(group_penalty, total[0, :-1].sqrt(), step), 0.0)", "coupled_updates", "no_group", quick=True),
     M("            batch.write_back()\n", "            pass\n", "coupled_updates", "in_place", quick=True),
     M("part.cut(start, length)", "part.cut(0, length)", "coupled_updates", "in_place and metric"),
     M("correction**-0.5", "correction", "coupled_updates", "kernels"),

@@ -25,7 +25,7 @@ MUTANTS = [
     M("if size % self.count:", "if False:", "groups"),
     M("if isinstance(quadratic, Tensor) or quadratic:", "if False:", "penalties", "grid and ElasticNet", file="penalties/group_norms.py", quick=True),
     M("norms = norms.clamp(1 / bound, bound)", "norms = norms.clamp_max(bound)", "penalties", "zero_steps and rows"),
-    M("target.prox(norms.reshape(-1), step * weight)", "target.prox(norms.reshape(-1), step)", "penalties", "grid and rows", quick=True),
+    M("function.prox(norms.reshape(-1), step * weight)", "function.prox(norms.reshape(-1), step)", "penalties", "grid and rows", quick=True),
     M("torch.where(steps > 0, self.project(upcast, steps), upcast)", "self.project(upcast, steps)", "constraints", "steps_of_0"),
     M("return thresholds.soft_threshold(w, step * fixed(self.strength))", "return thresholds.soft_threshold(w, fixed(self.strength))", "penalties", "grid and L1"),
     M("0.5 * fixed(self.strength) * w.square()", "fixed(self.strength) * w.square()", "penalties", "grid and L2"),

@@ -99,9 +99,8 @@ def membership_of(penalty: Penalty, name: str, device: torch.device) -> Membersh
     numbers = torch.tensor(member.groups, dtype=torch.long, device=device)
     first = next(iter(member.groups), NONE)
     in_order = first != NONE and member.groups == tuple(range(first, first + len(member.groups)))
-    return Membership(
-        member.dim, torch.where(numbers < 0, groups.count, numbers), groups.count, first if in_order else None
-    )
+    numbers = torch.where(numbers < 0, groups.count, numbers)
+    return Membership(member.dim, numbers, groups.count, first if in_order else None)
 
 
 def coupled_of(penalty: Penalty | None) -> Coupled | None:
