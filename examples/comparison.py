@@ -1,7 +1,7 @@
-"""What both examples do: train a dense model, one that a penalty makes smaller, and one that is pruned by magnitude.
+"""Both examples train a dense model, a model that a penalty makes smaller, and one that is pruned by magnitude.
 
 All three make the same number of updates, on the same batches, at the same learning rates. The second and the third
-become smaller after a share of them, each after its own, and make the others as small models.
+become smaller after some of these updates, and make the others as small models.
 """
 
 import copy
@@ -19,7 +19,7 @@ from shrinkage import CoupledChannels, GroupLasso, Regularizer, Shrunk, shrink, 
 from shrinkage.compression.calls.cost import parameter_count
 
 DENSE, OURS, MAGNITUDE = "dense", "shrinkage", "magnitude"
-ENTRY = 0.99  # decay of the averaged gradients that hold exact zeros against the noise of minibatches
+HOLD_ZEROS = 0.99  # decay of the averaged gradients that keep zeros at zero despite minibatch noise
 RAMP = 0.1  # the share of all updates in which the strength of the penalty rises from 0
 WARM_UP = 0.05  # the share of all updates in which the learning rate rises from 0
 
@@ -178,7 +178,7 @@ def train_with_penalty(task: Task, settings: Settings, seed: int, tick: Callable
 
     channels = CoupledChannels(training.model, task.inputs)
     penalty = GroupLasso(settings.strength_at, channels)
-    regularizer = Regularizer(training.model, penalty, hold_zeros=ENTRY, compile=False).attach(training.optimizer)
+    regularizer = Regularizer(training.model, penalty, hold_zeros=HOLD_ZEROS, compile=False).attach(training.optimizer)
     training.train_until(settings.shrink_at, tick)
     regularizer.detach()
 

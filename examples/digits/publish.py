@@ -1,4 +1,4 @@
-"""What the demo leaves in its folder: numbers, pictures and a page that shows them."""
+"""The files that the demo writes: numbers, pictures and a page that shows them."""
 
 import json
 import shlex
@@ -34,15 +34,15 @@ LAYER_TITLES = {
     "output": f"third layer ({NEURONS} neurons to {CLASSES} digits)",
 }
 INTRODUCTION = (
-    "A small network learns to read scikit-learn's handwritten digits, five times over: without a penalty, with L1 as "
-    "a term of the loss, and with the penalties of shrinkage, which leave the loss alone.",
+    "A small network learns to read scikit-learn's handwritten digits. It is trained in five ways: without a penalty, "
+    "with L1 as a term of the loss, and with three penalties of shrinkage, which do not change the loss.",
     "Accuracies and counts are means over the seeds, ± the standard deviation. Exact zeros and weights "
-    f"below {BELOW:g} are shares of the weights of all three layers. A pixel counts as zero if all of its weights are, "
-    "a neuron (of the second hidden layer) likewise. The time is that of a whole training step; the penalty's share is "
-    "what the network without a penalty does not need.",
-    "At the end `shrink` removes from every network what training made zero. The second table has the neurons that are "
-    "left in both hidden layers, the time in which they read all validation images in one call, and the largest "
-    "difference of the outputs on the test images, relative to the largest output.",
+    f"below {BELOW:g} are shares of the weights of all three layers. A pixel, or a neuron of the second hidden layer, "
+    "counts as zero if all of its weights are zero. The time is that of a full training step. The penalty share is "
+    "the part of this time that the penalty takes.",
+    "At the end, `shrink` removes the zero neurons from every network. The second table has the neurons that are left "
+    "in both hidden layers, and the time of one call with all validation images. It also has the largest difference "
+    "of the outputs on the test images, relative to the largest output.",
 )
 
 
@@ -115,8 +115,8 @@ def draw_networks(run: Run, smaller: Smaller) -> html.Picture:
     before, after = (list(weights_of(model).values()) for model in (run.model, smaller.model))
     caption = (
         f"The network of {run.variant.name}, one seed, before and after `shrink`. A line is a weight that is not zero, "
-        "the darker the larger; points are orange whose weights are all zero. What such a neuron still puts out, a "
-        "constant, went into the biases of the digits. Pixels stay, since images come with all of them."
+        "and a darker line is a larger weight. A point is orange if all of its weights are zero. The output of such a "
+        "neuron is constant, and was added to the biases of the digits. Pixels stay, since images have all of them."
     )
     layers = ("pixels", "first layer", "second layer", "digits")
     figure = plots.networks({"before": before, "after": after}, layers, point="pixel, neuron or digit")

@@ -230,21 +230,21 @@ def percent(value: float) -> str:
 
 
 def findings(results: Results) -> list[str]:
-    """Return what the numbers of this run say, in four sentences."""
+    """Return four findings of this run."""
     plain, in_loss, proximal = (results[name] for name in ("no penalty", "L1 in the loss", "L1 proximal"))
     group = results["group lasso"]
     return [
-        f"One objective, one strength ({proximal.strength:g}): as a term of the loss L1 makes "
-        f"{percent(in_loss.zeros)} of the weights exactly zero, proximal {percent(proximal.zeros)}; "
-        f"test accuracy is {percent(in_loss.test_accuracy)} and {percent(proximal.test_accuracy)}, "
+        f"One objective, one strength ({proximal.strength:g}): L1 in the loss makes {percent(in_loss.zeros)} of the "
+        f"weights exactly zero, and proximal L1 makes {percent(proximal.zeros)} exactly zero. Test accuracy is "
+        f"{percent(in_loss.test_accuracy)} and {percent(proximal.test_accuracy)}, and "
         f"{percent(plain.test_accuracy)} without a penalty.",
-        f"Setting all weights below {BELOW:g} to zero after training would give the network with L1 in the loss "
-        f"{percent(in_loss.small)} zeros at {percent(in_loss.thresholded_test_accuracy)}, but somebody has to choose "
-        f"the {BELOW:g}.",
-        f"The group lasso (strength {group.strength:g}) does without {group.zero_pixels:.1f} of {PIXELS} pixels and "
-        f"{group.zero_neurons:.1f} of {NEURONS} neurons of the second hidden layer, at a test accuracy of "
+        f"If all weights below {BELOW:g} are set to zero after training, the network with L1 in the loss has "
+        f"{percent(in_loss.small)} zeros at {percent(in_loss.thresholded_test_accuracy)}. But one has to know this "
+        "threshold.",
+        f"The group lasso (strength {group.strength:g}) sets all weights of {group.zero_pixels:.1f} of {PIXELS} pixels "
+        f"and {group.zero_neurons:.1f} of {NEURONS} neurons of the second hidden layer to zero. Test accuracy is "
         f"{percent(group.test_accuracy)}.",
-        f"Of that network's weights and biases `shrink` leaves {group.parameters_left:,.0f} of "
-        f"{plain.parameters_left:,.0f}; a call takes {group.milliseconds_per_call:.3f} ms instead of "
-        f"{plain.milliseconds_per_call:.3f} ms, and outputs differ by {group.difference:.0e} of the largest at most.",
+        f"`shrink` keeps {group.parameters_left:,.0f} of the {plain.parameters_left:,.0f} weights and biases of that "
+        f"network. A call takes {group.milliseconds_per_call:.3f} ms instead of "
+        f"{plain.milliseconds_per_call:.3f} ms. Outputs differ by at most {group.difference:.0e} of the largest.",
     ]

@@ -7,7 +7,7 @@ from shrinkage.selection.how import How
 from shrinkage.selection.rules import Rules
 
 STRENGTHS = (1e-4, 3e-4, 1e-3)
-ENTRY = 0.99  # decay of the averaged gradients that hold zeros against the noise of minibatches
+HOLD_ZEROS = 0.99  # decay of the averaged gradients that keep zeros at zero despite minibatch noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ def no_penalty() -> Variant:
 
 
 def l1_in_loss(strength: float) -> Variant:
-    """Return what is usually done: strength * sum |w| is added to the loss, and autograd differentiates it."""
-    about = "What is usually done: loss = loss + strength * sum |w|, and autograd differentiates it."
+    """Return the usual form: strength * sum |w| is added to the loss, and autograd differentiates it."""
+    about = "The usual form: loss = loss + strength * sum |w|, and autograd differentiates it."
     return Variant("L1 in the loss", about, strength, in_loss=True)
 
 
 def l1_gradient(strength: float) -> Variant:
-    """Return the same objective with no graph: the penalty's derivative is added to the gradients."""
+    """Return the same objective without a graph: the penalty's derivative is added to the gradients."""
     about = "The same objective with no term in the loss: the derivative is added to the gradients before the step."
     return Variant("L1 gradient", about, strength, {"*.weight": L1(strength)}, how="gradient")
 
@@ -54,19 +54,19 @@ def l1_proximal(strength: float) -> Variant:
     """Return the same objective once more, with the penalty's proximal operator after each step."""
     about = (
         "The same objective once more: the proximal operator of L1, a soft threshold, is applied after the step. A "
-        "weight that is zero stays so while the average of its last gradients is too small to move it."
+        "zero weight stays zero while the average of its last gradients is too small to move it."
     )
-    return Variant("L1 proximal", about, strength, {"*.weight": L1(strength)}, hold_zeros=ENTRY)
+    return Variant("L1 proximal", about, strength, {"*.weight": L1(strength)}, hold_zeros=HOLD_ZEROS)
 
 
 def group_lasso(strength: float) -> Variant:
     """Return the group lasso: a pixel goes with its column of the first layer, a neuron with its row of the second."""
     about = (
-        "All weights of a pixel, or of a neuron of the second hidden layer, are kept or set to zero together; zeros "
-        "are held as above."
+        "All weights of a pixel, or of a neuron of the second hidden layer, are nonzero or zero together; zeros are "
+        "kept at zero as above."
     )
     rules: Rules = {
         "input.weight": GroupLasso(strength, Columns()),
         "hidden.weight": GroupLasso(strength, Rows()),
     }
-    return Variant("group lasso", about, strength, rules, hold_zeros=ENTRY)
+    return Variant("group lasso", about, strength, rules, hold_zeros=HOLD_ZEROS)
