@@ -15,9 +15,8 @@ from benchmarks.tables import Settings
 from benchmarks.timing import Spread, interleaved, ratios
 from shrinkage import CoupledChannels, ShrinkPlan, shrink
 from shrinkage.compression.calls.cost import byte_count, parameter_count
-from shrinkage.compression.plans.tensors import tensors_of
+from shrinkage.compression.removal.analysis import analyzed
 from shrinkage.compression.removal.bisection import Attempts, Checks, Choice
-from shrinkage.compression.removal.constants import readings
 from shrinkage.compression.tracing.coupling import couple
 from shrinkage.tables import table
 
@@ -141,8 +140,7 @@ def measure_smaller(subject: Subject, settings: Settings) -> Smaller:
 def planned(model: nn.Module, x: Tensor, keywords: dict[str, Any]) -> ShrinkPlan:
     """Return the plan of the smaller model, with nothing compared and nothing timed."""
     coupling = couple(model, x, example_kwargs=keywords)
-    found, products, _ = readings(coupling.traces, tensors_of(model))
-    attempts = Attempts(coupling, found, products, model, 1, Checks(0.0))
+    attempts = Attempts(analyzed(model, coupling), 1, Checks(0.0))
     _, _, plan = attempts.built(Choice(torch.zeros(coupling.labels.count, dtype=torch.bool)))
     return plan
 

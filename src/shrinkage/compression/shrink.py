@@ -11,14 +11,14 @@ from torch import nn
 from shrinkage.compression.calls.comparison import Checks
 from shrinkage.compression.calls.inputs import positional
 from shrinkage.compression.calls.outputs import left_as_it_was
-from shrinkage.compression.copying.copies import plain, warn_of_hooks, with_own_state
+from shrinkage.compression.copying.copies import plain, warn_of_hooks
 from shrinkage.compression.copying.shared_memory import check_reads_own
 from shrinkage.compression.dataflow.collapse import CONSTANT, WHOLE, collapsed
 from shrinkage.compression.plans.checks import check_not_packed
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import tensors_of
+from shrinkage.compression.removal.analysis import analyzed
 from shrinkage.compression.removal.bisection import Attempts
-from shrinkage.compression.removal.constants import readings
 from shrinkage.compression.removal.kept import kept_zeros
 from shrinkage.compression.removal.summary import ShrinkReport, compared
 from shrinkage.compression.tracing.coupling import call_failed, couple
@@ -107,17 +107,17 @@ def shrink(
         check_reads_own(model, (args, kwargs))
         coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
         try:
-            found, products, needs = readings(coupling.traces, tensors_of(with_own_state(model)))
+            analysis = analyzed(model, coupling)
             checks = Checks.of(model, (args, kwargs), atol) if verify else Checks(atol)
         except ShrinkError:
             raise
         except Exception as failure:
             raise call_failed(model, failure) from failure
-        attempts = Attempts(coupling, found, products, model, round_to, checks)
+        attempts = Attempts(analysis, round_to, checks)
         choice, error, refusal = attempts.settled()
         removal, small, plan = attempts.compared(choice)
-        kept = kept_zeros(attempts, removal, choice.held, refusal, needs)
-        texts = collapsed(coupling.traces, needs)
+        kept = kept_zeros(attempts, removal, choice.held, refusal)
+        texts = collapsed(coupling.traces, analysis.needs)
         with left_as_it_was(small), _failing_in_words(verify):
             report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried, texts)
     for text in (each for each in texts if CONSTANT in each):

@@ -29,7 +29,7 @@ TILE = 65537  # numbers of noise that are drawn, and repeated: a prime, so that 
 
 
 class Seen(NamedTuple):
-    """What a contraction reads, as in `fold.Reading`."""
+    """What a contraction reads, as in `Reading`."""
 
     constants: Tensor
     weight: Tensor

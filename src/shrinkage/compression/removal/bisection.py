@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from shrinkage.compression.calls.comparison import Checks
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
+from shrinkage.compression.removal.analysis import Analysis
 from shrinkage.compression.removal.attributes import alike, changed_attributes, equal_by_chance
-from shrinkage.compression.removal.constants import Products, Reading, Target, target_of
+from shrinkage.compression.removal.constants import shifts
 from shrinkage.compression.removal.removable import Removal, kept_indices, removable
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.errors import PlanError
@@ -34,10 +35,7 @@ class Attempts:
     `made` the last choice that is right, and what was built of it.
     """
 
-    coupling: Coupling
-    found: Sequence[Reading]
-    products: Sequence[Products]
-    model: nn.Module
+    analysis: Analysis
     round_to: int
     checks: Checks
     refusal: str = field(default="", init=False)
@@ -47,7 +45,7 @@ class Attempts:
     made: tuple[Choice, tuple[Removal, nn.Module, ShrinkPlan]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.untried = torch.zeros(self.coupling.labels.count, dtype=torch.bool)
+        self.untried = torch.zeros(self.analysis.coupling.labels.count, dtype=torch.bool)
 
     def removal(self, held: Tensor) -> Removal:
         """Return the channels that can go without those that are `held`, and no others than if none were.
@@ -58,23 +56,24 @@ class Attempts:
             if self.first is None and held.any():
                 self.first = self.removal(torch.zeros_like(held)).gone
             stay = held if self.first is None else held | ~self.first
-            self.last = held, removable(self.coupling, self.found, self.products, self.model, self.round_to, stay)
+            self.last = held, removable(self.analysis, self.round_to, stay)
         return self.last[1]
 
     def built(self, choice: Choice) -> tuple[Removal, nn.Module, ShrinkPlan]:
         """Return what goes, the smaller model with its constants folded, and the plan of it."""
         removal = self.removal(choice.held)
-        keep = kept_indices(self.coupling, removal.gone)
-        shifts = _shifts(self.coupling, self.found, removal.gone, self.model)
-        changed = changed_attributes(self.coupling, self.model, removal.gone)
+        model, coupling = self.analysis.model, self.analysis.coupling
+        keep = kept_indices(coupling, removal.gone)
+        added = shifts(self.analysis, removal.gone)
+        changed = changed_attributes(coupling, model, removal.gone)
         plan = ShrinkPlan.of(
-            self.model,
+            model,
             keep,
-            biases=tuple(target.path for target in shifts if not target.exists),
+            biases=tuple(target.path for target in added if not target.exists),
             attributes={name: value for name, value in changed.items() if name not in choice.attributes},
         )
-        small = applied(self.model, plan)
-        for target, shift in shifts.items():
+        small = applied(model, plan)
+        for target, shift in added.items():
             bias = small.get_parameter(target.name)
             kept = keep.get(target.name, keep.get(f"{target.path}.weight", {}) if not target.exists else {}).get(0)
             shift = shift if kept is None else shift[list(kept)]
@@ -112,21 +111,22 @@ class Attempts:
 
         The last is empty unless a plan without all of it was refused.
         """
-        choice = Choice(torch.zeros(self.coupling.labels.count, dtype=torch.bool))
+        model, coupling = self.analysis.model, self.analysis.coupling
+        choice = Choice(torch.zeros(coupling.labels.count, dtype=torch.bool))
         error, refusal = self.error(choice), self.refusal
         gone = self.removal(choice.held).gone
-        changed = changed_attributes(self.coupling, self.model, gone) if self.checks.known else {}
-        groups = alike(changed, self.model)
+        changed = changed_attributes(coupling, model, gone) if self.checks.known else {}
+        groups = alike(changed, model)
         if groups:
             unchanged = Choice(choice.held, frozenset[str]().union(*groups))
             if (without := self.error(unchanged)) <= self.checks.atol:
                 return unchanged, without, refusal
         if groups and error > self.checks.atol:
-            choice = Choice(choice.held, equal_by_chance(self.coupling, self.model, gone, self._fits_alone))
+            choice = Choice(choice.held, equal_by_chance(coupling, model, gone, self._fits_alone))
             error = self.error(choice)
         if error > self.checks.atol:
             chance = choice.attributes
-            held, self.untried = culprits(self.coupling, gone, lambda held: self.fits(Choice(held, chance)))
+            held, self.untried = culprits(coupling, gone, lambda held: self.fits(Choice(held, chance)))
             choice = Choice(held, chance)
             error = self.error(choice)
         for names in groups:
@@ -134,22 +134,6 @@ class Attempts:
             if (without := self.error(trial)) <= self.checks.atol:
                 choice, error = trial, without
         return choice, error, refusal
-
-
-def _shifts(coupling: Coupling, found: Sequence[Reading], gone: Tensor, model: nn.Module) -> dict[Target, Tensor]:
-    """Return what the constants that go add to each bias."""
-    shifts: dict[Target, Tensor] = {}
-    for reading in found:
-        labels = coupling.labels.find(reading.contraction.labels)
-        if not len(labels):
-            continue
-        folded = gone[labels] & (reading.constants.nan_to_num() != 0)
-        target = target_of(reading, found, model)
-        if isinstance(target, Target) and folded.any():
-            constants = torch.where(folded, reading.constants.nan_to_num(), 0.0)
-            shift = reading.rows_first() @ constants.to(reading.weight.device)
-            shifts[target] = shift if reading.needed is None else shift * reading.needed.to(shift.device)
-    return {target: shift for target, shift in shifts.items() if (shift != 0).any()}
 
 
 def culprits(coupling: Coupling, gone: Tensor, fine: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:

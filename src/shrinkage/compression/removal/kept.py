@@ -1,7 +1,5 @@
 """Zero channels that stay, and why."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -9,13 +7,12 @@ from shrinkage.compression.copying.caches import caches_of, emptied
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.dataflow.dependence import packet_of
 from shrinkage.compression.dataflow.gates import NORMS, PRODUCTS, arguments_of
-from shrinkage.compression.dataflow.liveness import Needs
-from shrinkage.compression.plans.tensors import joined, tensors_of, zero_slices
+from shrinkage.compression.plans.tensors import joined, zero_slices
+from shrinkage.compression.removal.analysis import Analysis
 from shrinkage.compression.removal.bisection import TRIALS, Attempts
-from shrinkage.compression.removal.constants import Products, Reading
 from shrinkage.compression.removal.removable import Removal
 from shrinkage.compression.removal.summary import KeptZeros
-from shrinkage.compression.tracing.coupling import Axis, Coupling, held_by_computed, sources
+from shrinkage.compression.tracing.coupling import Axis, held_by_computed, sources
 from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.selection.parametrized import computed_weights
 
@@ -25,26 +22,20 @@ UNREAD = "read by zeros alone, but "
 SHARED = "belongs to channels that other weights make too"
 
 
-def kept_zeros(
-    attempts: Attempts, removal: Removal, held: Tensor, refusal: str, needs: Sequence[Needs]
-) -> list[KeptZeros]:
+def kept_zeros(attempts: Attempts, removal: Removal, held: Tensor, refusal: str) -> list[KeptZeros]:
     """Return the zero channels that stay, by parameter and reason; `refusal` is that of those that are `held`."""
-    coupling, model, found = attempts.coupling, attempts.model, attempts.found
-    zero = {root: name for root, (name, _) in zero_channels(coupling, model).items()}
-    zero |= {root: name for root, name in zero_scales(coupling, model, needs).items() if root not in zero}
-    zero |= {root: name for root, name in computed_zeros(coupling, model, found).items() if root not in zero}
-    unread = {
-        root: name
-        for root, name in unread_channels(coupling, model, found, attempts.products).items()
-        if root not in zero
-    }
+    analysis, pinned = attempts.analysis, attempts.analysis.coupling.pinned
+    zero = {root: name for root, (name, _) in zero_channels(analysis).items()}
+    zero |= {root: name for root, name in zero_scales(analysis).items() if root not in zero}
+    zero |= {root: name for root, name in computed_zeros(analysis).items() if root not in zero}
+    unread = {root: name for root, name in unread_channels(analysis).items() if root not in zero}
     zero |= unread
     counts: dict[tuple[str, str], int] = {}
-    caches = caches_of(emptied(with_own_state(model)))
+    caches = caches_of(emptied(with_own_state(analysis.model)))
     for root, name in zero.items():
-        if removal.gone[root] or coupling.pinned.get(root, "").startswith("looked up by index"):
+        if removal.gone[root] or pinned.get(root, "").startswith("looked up by index"):
             continue  # rows of a table that are zero, such as that of the padding, are as they should be
-        reason = coupling.pinned.get(root) or removal.reasons.get(root, SHARED)
+        reason = pinned.get(root) or removal.reasons.get(root, SHARED)
         reason = UNREAD + reason if root in unread else reason
         if held[root]:
             reason = refusal or (UNTRIED.format(TRIALS) if attempts.untried[root] else DIFFERENT)
@@ -55,14 +46,13 @@ def kept_zeros(
     return [KeptZeros(name, count, reason) for (name, reason), count in counts.items()]
 
 
-def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
+def zero_channels(analysis: Analysis) -> dict[int, Axis]:
     """Return the channels whose weights are all zero in every parameter that makes them, each with one such axis."""
-    count = coupling.labels.count
+    coupling, count = analysis.coupling, analysis.coupling.labels.count
     made, live = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     where: dict[int, Axis] = {}
-    tensors = tensors_of(model)
     for (name, dim), channels in coupling.axes.items():
-        tensor = tensors[name]
+        tensor = analysis.tensors[name]
         if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2 or dim != coupling.making_axis(name):
             continue
         zero = zero_slices(tensor, dim).cpu()
@@ -73,10 +63,10 @@ def zero_channels(coupling: Coupling, model: nn.Module) -> dict[int, Axis]:
     return {root: axis for root, axis in where.items() if made[root] and not live[root]}
 
 
-def zero_scales(coupling: Coupling, model: nn.Module, needs: Sequence[Needs]) -> dict[int, str]:
+def zero_scales(analysis: Analysis) -> dict[int, str]:
     """Return the channels that a zero scale multiplies, of a branch or of a norm, each with the parameter's name."""
-    where: dict[int, str] = {}
-    for (piece, trace), each in zip(coupling.traces, needs, strict=True):
+    coupling, where = analysis.coupling, dict[int, str]()
+    for (piece, trace), each in zip(coupling.traces, analysis.needs, strict=True):
         for (user, node), mask in each.zeros.known.items():
             scales = packet_of(user) in PRODUCTS or (
                 packet_of(user) in NORMS and arguments_of(user).get("weight") is node
@@ -85,7 +75,7 @@ def zero_scales(coupling: Coupling, model: nn.Module, needs: Sequence[Needs]) ->
             if not scales or not mask.any() or channels is None:
                 continue
             names = [piece.owned[one] for one in sources(node) if one in piece.owned]
-            name = next((one for one in names if isinstance(tensors_of(model)[one], nn.Parameter)), None)
+            name = next((one for one in names if isinstance(analysis.tensors[one], nn.Parameter)), None)
             for factor in channels.factors if name else ():
                 zero = mask.expand(channels.shape)
                 for root in distinct(coupling.labels.find(factor.expand(channels.shape)[zero])).tolist():
@@ -93,15 +83,15 @@ def zero_scales(coupling: Coupling, model: nn.Module, needs: Sequence[Needs]) ->
     return where
 
 
-def computed_zeros(coupling: Coupling, model: nn.Module, found: Sequence[Reading]) -> dict[int, str]:
+def computed_zeros(analysis: Analysis) -> dict[int, str]:
     """Return the channels whose row is zero in a weight that is no parameter but computed from some, as by a mask."""
-    where: dict[int, str] = {}
+    coupling, where = analysis.coupling, dict[int, str]()
     traces = dict(coupling.traces)
-    for reading in found:
+    for reading in analysis.readings:
         node, owned = reading.contraction.weight, reading.piece.owned
         rows = traces[reading.piece].values[node].along(reading.contraction.rows)
         names = [owned[one] for one in sources(node) if one in owned]
-        name = next((one for one in names if isinstance(tensors_of(model)[one], nn.Parameter)), None)
+        name = next((one for one in names if isinstance(analysis.tensors[one], nn.Parameter)), None)
         zero = zero_slices(reading.weight, reading.contraction.rows).cpu()
         if node in owned or name is None or rows is None or rows.numel() != len(zero):
             continue
@@ -110,28 +100,27 @@ def computed_zeros(coupling: Coupling, model: nn.Module, found: Sequence[Reading
     return where
 
 
-def unread_channels(
-    coupling: Coupling, model: nn.Module, found: Sequence[Reading], products: Sequence[Products]
-) -> dict[int, str]:
+def unread_channels(analysis: Analysis) -> dict[int, str]:
     """Return the channels that zeros alone read, and that only weights computed from others hold.
 
     Each comes with a parameter of the module that has to be changed first: a mask of a bias holds the channels of its
     layer, and a mask along the columns of a weight those of the layer before.
     """
+    coupling = analysis.coupling
     seen, read = (torch.zeros(coupling.labels.count, dtype=torch.bool) for _ in range(2))
-    readers = [(each.contraction, each.reads().cpu()) for each in found]
-    readers += [(each.contraction, ~each.zero) for each in products]
+    readers = [(each.contraction, each.reads().cpu()) for each in analysis.readings]
+    readers += [(each.contraction, ~each.zero) for each in analysis.products]
     for contraction, live in readers:
         labels = coupling.labels.find(contraction.labels)
         if len(labels):
             seen[labels] = True
             read[labels[live]] = True
     last = coupling.labels.reasons(last=True)
-    held = {path: held_by_computed(module) for path, module in model.named_modules()}
+    held = {path: held_by_computed(module) for path, module in analysis.model.named_modules()}
     where: dict[int, str] = {}
-    for path, module in model.named_modules():
+    for path, module in analysis.model.named_modules():
         for name in [joined(path, one) for each in computed_weights(module) for one in each.sources]:
-            for dim in range(tensors_of(model)[name].dim()):
+            for dim in range(analysis.tensors[name].dim()):
                 channels = coupling.axes[name, dim]
                 for root in distinct(channels[seen[channels] & ~read[channels]]).tolist():
                     if coupling.pinned.get(root) == held[path] and last[root] in held.values():

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from shrinkage.compression.dataflow.dependence import SPREAD
 from shrinkage.compression.dataflow.random_runs import live_rows
-from shrinkage.compression.plans.tensors import tensors_of, zero_slices
-from shrinkage.compression.removal.constants import Products, Reading, Target, target_of
+from shrinkage.compression.plans.tensors import zero_slices
+from shrinkage.compression.removal.analysis import Analysis, Reading
+from shrinkage.compression.removal.constants import Target, target_of
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.trace import path_of
 
@@ -21,15 +22,13 @@ class Removal(NamedTuple):
     reasons: Mapping[int, str]
 
 
-def removable(
-    coupling: Coupling, found: Sequence[Reading], products: Sequence[Products], model: nn.Module, round_to: int,
-    held: Tensor,
-) -> Removal:  # fmt: skip
+def removable(analysis: Analysis, round_to: int, held: Tensor) -> Removal:
     """Return the channels that can go without a change of the outputs.
 
     The largest set is sought in which every reader of a channel either has no weight for it in the rows that stay, or
     reads a constant that its bias can take up; all start in it, and those that fail leave it until none does.
     """
+    coupling = analysis.coupling
     stay = torch.ones(coupling.labels.count, dtype=torch.bool)
     for channels in coupling.axes.values():
         stay[channels] = False
@@ -37,25 +36,25 @@ def removable(
         stay[torch.tensor(list(coupling.pinned))] = True
     stay |= held
     reasons: dict[int, str] = {}
-    constant = _foldable(coupling, found, model, reasons)
+    constant = _foldable(analysis, reasons)
     while True:
-        gone = _closed(coupling, found, products, constant, stay)
+        gone = _closed(analysis, constant, stay)
         short, why = _too_few(coupling, gone, round_to)
         if not short.any():
-            _explain_the_rest(coupling, found, constant, ~gone, reasons)
-            _explain_products(coupling, products, reasons)
+            _explain_the_rest(analysis, constant, ~gone, reasons)
+            _explain_products(analysis, reasons)
             return Removal(gone, reasons)
         stay |= short
         reasons |= {root: text for root, text in why.items() if root not in reasons}
 
 
-def _foldable(coupling: Coupling, found: Sequence[Reading], model: nn.Module, reasons: dict[int, str]) -> list[Tensor]:
+def _foldable(analysis: Analysis, reasons: dict[int, str]) -> list[Tensor]:
     """Return for each reading which of its channels are constants that can be folded, and note why others are not."""
-    silent = _silent(coupling, found, model)
+    coupling, silent = analysis.coupling, _silent(analysis)
     result = []
     values: dict[str, list[tuple[int, Tensor]]] = {}
-    for number, reading in enumerate(found):
-        target = target_of(reading, found, model)
+    for number, reading in enumerate(analysis.readings):
+        target = target_of(analysis, reading)
         constants, labels = reading.constants, coupling.labels.find(reading.contraction.labels)
         if len(labels):
             constants = torch.where(silent[labels], constants, float("nan"))
@@ -75,26 +74,26 @@ def _foldable(coupling: Coupling, found: Sequence[Reading], model: nn.Module, re
             result[number] = result[number] & agree
             _explain(
                 coupling,
-                found[number],
-                ~agree & ~found[number].constants.isnan(),
+                analysis.readings[number],
+                ~agree & ~analysis.readings[number].constants.isnan(),
                 f"and another one elsewhere that `{name}` serves too",
                 reasons,
             )
     return result
 
 
-def _silent(coupling: Coupling, found: Sequence[Reading], model: nn.Module) -> Tensor:
+def _silent(analysis: Analysis) -> Tensor:
     """Return for each label whether something that makes its channel is zero.
 
     What else is the same in all runs is so by chance, as where a softmax leaves numbers that are too small to be any.
     """
+    coupling = analysis.coupling
     silent = torch.zeros(coupling.labels.count, dtype=torch.bool)
-    tensors = tensors_of(model)
     for (name, dim), channels in coupling.axes.items():
-        tensor = tensors[name]
+        tensor = analysis.tensors[name]
         if (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter) and name not in coupling.biases:
             silent[channels[zero_slices(tensor, dim).cpu()]] = True
-    for reading in found:
+    for reading in analysis.readings:
         weight = reading.piece.owned.get(reading.contraction.weight)
         if weight is not None:
             live = live_rows(reading.contraction, reading.weight, ~reading.constants.isnan())
@@ -109,14 +108,12 @@ def _explain(coupling: Coupling, reading: Reading, which: Tensor, text: str, rea
             reasons.setdefault(root, f"puts a constant into `{reading.name}`, {text}")
 
 
-def _explain_the_rest(
-    coupling: Coupling, found: Sequence[Reading], constant: Sequence[Tensor], stay: Tensor, reasons: dict[int, str]
-) -> None:
+def _explain_the_rest(analysis: Analysis, constant: Sequence[Tensor], stay: Tensor, reasons: dict[int, str]) -> None:
     """Note for channels that stay without a reason so far who reads something of them that is no constant."""
-    for reading, fine in zip(found, constant, strict=True):
-        labels = coupling.labels.find(reading.contraction.labels)
+    for reading, fine in zip(analysis.readings, constant, strict=True):
+        labels = analysis.coupling.labels.find(reading.contraction.labels)
         if len(labels):
-            missed = reading.reads(_rows(coupling, reading, stay)) & ~fine
+            missed = reading.reads(_rows(analysis.coupling, reading, stay)) & ~fine
             text = f"is no constant where `{reading.name}` reads it: it depends on the data or the position"
             if reading.empty:
                 text = f"is read by `{reading.name}`, which too few samples of the example reach to tell"
@@ -124,29 +121,27 @@ def _explain_the_rest(
                 reasons.setdefault(root, text)
 
 
-def _explain_products(coupling: Coupling, products: Sequence[Products], reasons: dict[int, str]) -> None:
+def _explain_products(analysis: Analysis, reasons: dict[int, str]) -> None:
     """Note for channels that stay without a reason so far which product reads them, where they are not zero."""
-    for product in products:
-        labels = coupling.labels.find(product.contraction.labels)
+    for product in analysis.products:
+        labels = analysis.coupling.labels.find(product.contraction.labels)
         if len(labels):
             text = f"is not zero where a product in `{path_of(product.contraction.node) or 'the model'}` sums over it"
             for root in labels[~product.zero].tolist():
                 reasons.setdefault(root, text)
 
 
-def _closed(
-    coupling: Coupling, found: Sequence[Reading], products: Sequence[Products], constant: Sequence[Tensor], stay: Tensor
-) -> Tensor:
+def _closed(analysis: Analysis, constant: Sequence[Tensor], stay: Tensor) -> Tensor:
     """Return the largest set of channels outside of `stay` that no reader misses."""
-    stay = stay.clone()
+    coupling, stay = analysis.coupling, stay.clone()
     while True:
         before = int(stay.sum())
-        for reading, fine in zip(found, constant, strict=True):
+        for reading, fine in zip(analysis.readings, constant, strict=True):
             labels = coupling.labels.find(reading.contraction.labels)
             if len(labels):
                 missed = reading.reads(_rows(coupling, reading, stay)) & ~fine
                 stay[labels[missed]] = True
-        for product in products:
+        for product in analysis.products:
             labels = coupling.labels.find(product.contraction.labels)
             if len(labels):
                 stay[labels[~product.zero]] = True
