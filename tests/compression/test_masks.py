@@ -1,9 +1,9 @@
-"""Channels that masks of pruning hold are explained: those that are zero, and those that zeros alone read."""
+"""Channels that masks and norms of weights hold are explained: those that are zero, and those that zeros alone read."""
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from shrinkage import shrink
 
@@ -60,6 +60,59 @@ def test_what_a_mask_holds_goes_once_the_masks_that_the_report_names_are_removed
         prune.remove(model[layer], name)
     small = shrink(model, X).model
     assert small[0].out_features == 3
+    torch.testing.assert_close(small(X), model(X))
+
+
+NORMS = {
+    "weight": (parametrizations.weight_norm, parametrize.remove_parametrizations),
+    "spectral": (parametrizations.spectral_norm, parametrize.remove_parametrizations),
+    "older weight": (nn.utils.weight_norm, nn.utils.remove_weight_norm),
+    "older spectral": (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("layer", "before"), [(2, 0), (4, 2)])
+@pytest.mark.parametrize(("norm", "remove"), NORMS.values(), ids=NORMS)
+def test_columns_under_a_norm_of_the_weight_go_once_it_is_removed(norm, remove, layer, before):
+    model = chain()
+    with torch.no_grad():
+        model[layer].weight[:, :2] = 0
+    norm(model[2])
+    norm(model[4])
+    model.eval()
+    (kept,) = shrink(model, X).report.kept
+    assert kept.channels == 2
+    assert "read by zeros alone, but" in kept.reason
+    assert remove.__name__ in kept.reason
+    for each in (2, 4):
+        remove(model[each], "weight")
+    small = shrink(model, X).model
+    assert small[before].out_features == 4
+    torch.testing.assert_close(small(X), model(X))
+
+
+class Directed(nn.Module):
+    """A layer that computes its weight from directions and lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 6), nn.Linear(6, 2)
+        self.direction, self.length = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.rand(6, 1) + 1)
+
+    def forward(self, x):
+        weight = torch._weight_norm(self.direction, self.length)
+        return self.head(nn.functional.linear(self.stem(x).relu(), weight).relu())
+
+
+def test_rows_of_length_zero_go_with_their_directions():
+    torch.manual_seed(0)
+    model = Directed()
+    with torch.no_grad():
+        model.length[1:3] = 0
+        model.stem.weight[4], model.stem.bias[4] = 0, 1  # a direction reads it, whose length would change
+    small = shrink(model, X).model
+    assert (small.direction.shape, small.length.shape, small.head.in_features) == ((4, 6), (4, 1), 4)
     torch.testing.assert_close(small(X), model(X))
 
 

@@ -1,5 +1,7 @@
 """Zero channels that stay, and why."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -123,6 +125,14 @@ def unread_channels(analysis: Analysis) -> dict[int, str]:
             for dim in range(analysis.tensors[name].dim()):
                 channels = coupling.axes[name, dim]
                 for root in distinct(channels[seen[channels] & ~read[channels]]).tolist():
-                    if coupling.pinned.get(root) == held[path] and last[root] in held.values():
+                    if coupling.pinned.get(root) == held[path] and _is_within(last[root], held):
                         where.setdefault(root, name)
     return where
+
+
+def _is_within(reason: str, held: Mapping[str, str]) -> bool:
+    """Return whether `reason` is one of `held`, by path, or an operator inside of one of these modules gives it."""
+    place = reason.partition(", in `")[2].removesuffix("`")
+    return reason in held.values() or any(
+        why and path and f"{place}.".startswith(f"{path}.") for path, why in held.items()
+    )

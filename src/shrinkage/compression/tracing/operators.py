@@ -126,6 +126,14 @@ def layer_norm(
     return trace.combine(operands)
 
 
+@coupling_rule(aten._weight_norm)
+def weight_norm(trace: Trace, direction: Channels, length: Channels, axis: int = 0) -> Channels:
+    """Every index along the axis has a length; what is measured along the other axes stays."""
+    others = [other for other in range(len(direction.shape)) if other != axis % len(direction.shape)]
+    direction = trace.fix(direction, others, "measured by a norm of the weight")
+    return trace.combine([direction, length])
+
+
 @coupling_rule(aten.embedding)
 def embedding(trace: Trace, weight: Channels, index: Channels, *_: Any) -> Channels:
     """The columns of a table make the channels of the output."""
