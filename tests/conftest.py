@@ -11,9 +11,6 @@ import shrinkage
 from shrinkage.penalties.base import SUMS
 from shrinkage.selection.declaration import living
 
-collect_ignore = ["zoo"]  # models, some of which need packages that may be missing
-collect_ignore_glob = ["*/mutants.py"]  # lists, one in each folder
-
 expected = os.environ.get("SHRINKAGE_UNDER_TEST")
 if expected and Path(expected) != Path(shrinkage.__file__).parent:
     pytest.exit(f"expected to test {expected}, found {shrinkage.__file__}", returncode=5)

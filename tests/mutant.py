@@ -4,7 +4,14 @@ Each folder of tests lists its own in `mutants.py`; `project/test_mutants.py` pl
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+
+@cache
+def texts_in(source: Path) -> dict[Path, str]:
+    """What each file below `source` says, read once for all mutants."""
+    return {path: path.read_text() for path in source.rglob("*.py")}
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,9 @@ class Mutant:
 
     def found_in(self, source: Path) -> Path:
         """The one file below `source` that has the text."""
-        files = [source / self.file] if self.file else sorted(source.rglob("*.py"))
-        found = [path for path in files if self.original in path.read_text()]
+        texts = texts_in(source)
+        files = [source / self.file] if self.file else list(texts)
+        found = [path for path in files if self.original in texts[path]]
         if len(found) != 1:
             raise LookupError(f"{len(found)} files have the text {self.original!r}: plant this mutant anew")
         return found[0]

@@ -39,11 +39,10 @@ class Result(NamedTuple):
 
 
 def targets(part: str) -> list[str]:
-    """What pytest is called with, one call each: the files of tests, and the sources with their doctests."""
+    """What pytest is called with, one call each: the files of tests."""
     files = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/*/test_*.py"))
-    if part == "whole":
-        return [*map(str, files), "src"]
-    return [str(each) for each in files if each.parts[1] not in WHOLE_FOLDERS and each.stem not in WHOLE_FILES]
+    core = [each for each in files if each.parts[1] not in WHOLE_FOLDERS and each.stem not in WHOLE_FILES]
+    return [str(each) for each in (files if part == "whole" else core)]
 
 
 def name_of(target: str) -> str:

@@ -1,6 +1,5 @@
 """The experiments, cut down to seconds, and what they show, cut down to what still shows it."""
 
-import doctest
 import json
 import sys
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from benchmarks.experiments import __main__ as command
-from benchmarks.experiments import training
 from benchmarks.experiments.bias import bias
 from benchmarks.experiments.delay import delay
 from benchmarks.experiments.minibatches import minibatch_group_lasso, minibatch_lasso
@@ -92,10 +90,6 @@ def test_models_side_by_side_are_trained_as_if_alone(recipe, hold_zeros, outputs
 
 def test_every_experiment_has_a_tiny_one():
     assert TINY.keys() == command.EXPERIMENTS.keys()
-
-
-def test_the_helpers_examples():
-    assert doctest.testmod(training).failed == 0
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

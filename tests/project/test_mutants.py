@@ -1,16 +1,15 @@
 """Deliberately broken versions of the sources: the tests have to catch every one of them."""
 
-import os
+import compileall
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import shrinkage
 from mutant import Mutant
+from mutant_runs import mutant_runs
 
 SOURCE = Path(shrinkage.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -25,21 +24,26 @@ def test_what_is_broken_is_there():
         mutant.found_in(SOURCE)
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
+    """A copy of the sources that is compiled, so that of each mutant only the broken file is."""
+    copy = tmp_path_factory.mktemp("compiled") / "shrinkage"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(copy, quiet=1)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def run_tests():
+    with mutant_runs() as run_tests:
+        yield run_tests
+
+
 @pytest.mark.parametrize("mutant", PLANTED)
-def test_the_suite_catches(mutant: Mutant, tmp_path: Path):
-    broken = tmp_path / "shrinkage"
-    shutil.copytree(SOURCE, broken, ignore=shutil.ignore_patterns("__pycache__"))
-    path = mutant.found_in(broken)
+def test_the_suite_catches(mutant: Mutant, compiled: Path, run_tests, tmp_path: Path):
+    shutil.copytree(compiled, tmp_path / "shrinkage")
+    path = tmp_path / "shrinkage" / mutant.found_in(SOURCE).relative_to(SOURCE)
     path.write_text(path.read_text().replace(mutant.original, mutant.broken))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "SHRINKAGE_UNDER_TEST": str(broken)}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
-    options = [f"--rootdir={TESTS.parent}", f"--config-file={TESTS.parent / 'pyproject.toml'}"]
     (tests,) = TESTS.glob(f"*/test_{mutant.test}.py")
-    run = subprocess.run(
-        [*command, *options, *(["-k", mutant.select] if mutant.select else []), str(tests)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1, f"survived:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
+    status, output = run_tests(tmp_path, tests, mutant.select)
+    assert status == 1, f"survived:\n{output[-2000:]}"

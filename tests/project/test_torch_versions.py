@@ -79,7 +79,7 @@ def test_a_change_of_a_source_makes_results_old(project, monkeypatch, capsys):
 
 
 def test_the_whole_has_more_than_the_core(project):
-    more = {"tests/proximal/test_zoo.py", "tests/cli/test_command.py", "src"}
+    more = {"tests/proximal/test_zoo.py", "tests/cli/test_command.py"}
     assert not more & set(torch_versions.targets("core"))
     assert more <= set(torch_versions.targets("whole"))
 
