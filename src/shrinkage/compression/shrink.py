@@ -1,28 +1,19 @@
 """From exact zeros to a physically smaller model with the same outputs."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from shrinkage.compression.calls.comparison import Checks
 from shrinkage.compression.calls.inputs import positional
-from shrinkage.compression.calls.outputs import left_as_it_was
 from shrinkage.compression.copying.copies import plain, warn_of_hooks
-from shrinkage.compression.copying.shared_memory import check_reads_own
-from shrinkage.compression.dataflow.collapse import CONSTANT, WHOLE, collapsed
 from shrinkage.compression.plans.checks import check_not_packed
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import tensors_of
-from shrinkage.compression.removal.analysis import analyzed
-from shrinkage.compression.removal.bisection import Attempts
-from shrinkage.compression.removal.kept import kept_zeros
-from shrinkage.compression.removal.summary import ShrinkReport, compared
-from shrinkage.compression.tracing.coupling import call_failed, couple
-from shrinkage.diagnostics.zero_layers import CAUSE
+from shrinkage.compression.removal.summary import ShrinkReport
+from shrinkage.diagnostics.zero_layers import CAUSE, CONSTANT, WHOLE
 from shrinkage.errors import ShrinkError, shown
 
 
@@ -100,42 +91,17 @@ def shrink(
     where a constant was folded into a bias before a batch norm. Tensors that modules keep of earlier calls are emptied
     where changing the mode, or moving the model, does that; others are compared as they are.
     """
+    # Not imported before it is needed: analysis is a sixth of what the package would import.
+    from shrinkage.compression.removal.smaller import made_smaller
+
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     model = plain(model)
     _check(model, round_to)
-    with left_as_it_was(model):
-        check_reads_own(model, (args, kwargs))
-        coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
-        try:
-            analysis = analyzed(model, coupling)
-            checks = Checks.of(model, (args, kwargs), atol) if verify else Checks(atol)
-        except ShrinkError:
-            raise
-        except Exception as failure:
-            raise call_failed(model, failure) from failure
-        attempts = Attempts(analysis, round_to, checks)
-        choice, error, refusal = attempts.settled()
-        removal, small, plan = attempts.compared(choice)
-        kept = kept_zeros(attempts, removal, choice.held, refusal)
-        texts = collapsed(coupling.traces, analysis.needs)
-        with left_as_it_was(small), _failing_in_words(verify):
-            report = compared(model, small, plan, (args, kwargs), error, kept, coupling, checks.unvaried, texts)
-    for text in (each for each in texts if CONSTANT in each):
+    small, plan, report = made_smaller(model, (args, kwargs), pin=pin, atol=atol, round_to=round_to, verify=verify)
+    for text in (each for each in report.collapsed if CONSTANT in each):
         warnings.warn(f"{text}. {CAUSE}", stacklevel=2)
     warn_of_hooks(model, stacklevel=2)
     return Shrunk(small, plan, report)
-
-
-@contextmanager
-def _failing_in_words(verify: bool) -> Iterator[None]:
-    """Raise `ShrinkError` where the smaller model fails."""
-    try:
-        yield
-    except ShrinkError:
-        raise
-    except Exception as failure:
-        advice = "" if verify else ": let verify be True, which finds what makes it fail and leaves that in place"
-        raise ShrinkError(f"the smaller model fails with {type(failure).__name__}, {failure}{advice}") from failure
 
 
 def _check(model: nn.Module, round_to: int) -> None:

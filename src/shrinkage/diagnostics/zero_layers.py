@@ -7,6 +7,9 @@ NAMED = 3
 RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?(?![a-z])")
 SCORES = re.compile(r"[qk]_proj_weight")  # of MultiheadAttention: where these are zero, it takes plain means
 CAUSE = "The strength is probably too large: train on from an earlier checkpoint with a smaller one."
+INPUTS = "the inputs"
+CONSTANT = f"no longer depends on {INPUTS}"
+WHOLE = f"what the model puts out {CONSTANT}"
 
 
 def is_layer_weight(name: str, shape: Sequence[int]) -> bool:

@@ -11,11 +11,7 @@ from shrinkage.compression.dataflow.recurrent import RECURRENT, weights_in
 from shrinkage.compression.tracing.coupling import reachable, sources
 from shrinkage.compression.tracing.export import Piece
 from shrinkage.compression.tracing.trace import Trace
-from shrinkage.diagnostics.zero_layers import CAUSE, listed
-
-INPUTS = "the inputs"
-CONSTANT = f"no longer depends on {INPUTS}"
-WHOLE = f"what the model puts out {CONSTANT}"
+from shrinkage.diagnostics.zero_layers import INPUTS, listed
 
 
 def collapsed(traces: Sequence[tuple[Piece, Trace]], needs: Sequence[Needs]) -> tuple[str, ...]:
@@ -82,8 +78,3 @@ def _zeros_at(piece: Piece, needs: Needs, node: fx.Node) -> list[str]:
     else:
         beside = [one for one in node.all_input_nodes if bool(needs.zeros.of(node, one).any())]
     return [owned[source] for one in beside for source in sources(one) if source in owned]
-
-
-def first_line(texts: Sequence[str]) -> list[str]:
-    """Return what is said first, if there is anything."""
-    return [f"{text}. {CAUSE}" for text in texts]

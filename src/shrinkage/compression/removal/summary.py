@@ -1,18 +1,12 @@
 """What shrinking a model saved, and which zero channels are still there and why: numbers that print as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import isnan, prod
 from typing import Any, NamedTuple
 
-from torch import nn
-
-from shrinkage.compression.calls.cost import Cost, costs
-from shrinkage.compression.calls.inputs import Call
-from shrinkage.compression.copying.copies import hooked_parameters
-from shrinkage.compression.dataflow.collapse import first_line
-from shrinkage.compression.plans.shrink_plan import ShrinkPlan
-from shrinkage.compression.tracing.coupling import Coupling
-from shrinkage.selection.unregistered import told, unregistered
+from shrinkage.compression.calls.cost import Cost
+from shrinkage.diagnostics.zero_layers import CAUSE
+from shrinkage.selection.unregistered import told
 from shrinkage.tables import shape_text, table
 
 Shape = tuple[int, ...]
@@ -116,7 +110,7 @@ class ShrinkReport(NamedTuple):
         }
 
     def __str__(self) -> str:
-        parts = first_line(self.collapsed)
+        parts = [f"{text}. {CAUSE}" for text in self.collapsed]
         if self.layers:
             parts.append(_totals(self))
         else:
@@ -165,34 +159,3 @@ def _milliseconds(seconds: float | None) -> str:
 
 def _ratio(before: float | None, after: float | None) -> str:
     return f"{before / after:.2f}" if before and after else "-"
-
-
-def compared(
-    model: nn.Module, small: nn.Module, plan: ShrinkPlan, call: Call, error: float, kept: Sequence[KeptZeros],
-    coupling: Coupling, unvaried: tuple[str, ...], collapsed: tuple[str, ...],
-) -> ShrinkReport:  # fmt: skip
-    """Return the report on `small`, which `plan` made of `model`."""
-    tensors: dict[str, list[str]] = {}
-    for name in plan.keep:
-        tensors.setdefault(name.rpartition(".")[0], []).append(name)
-    (before, after), (dense, cut) = costs([model, small], call, list(tensors))
-    layers = [
-        LayerSummary(
-            layer, {name: (plan.shapes[name], plan.shape_after(name)) for name in names}, dense[layer], cut[layer]
-        )
-        for layer, names in tensors.items()
-    ]
-    return ShrinkReport(
-        before,
-        after,
-        error,
-        tuple(layers),
-        tuple(kept),
-        dict(coupling.unknown),
-        dict(coupling.unexported),
-        coupling.uncalled,
-        unvaried,
-        hooked_parameters(model),
-        unregistered(model),
-        collapsed,
-    )

@@ -1,0 +1,147 @@
+"""Which channels of a model can go, as groups: those that make them and nothing pins."""
+
+import warnings
+from collections.abc import Mapping, Sequence, Set
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.compression.calls.inputs import Call
+from shrinkage.compression.calls.outputs import outputs
+from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
+from shrinkage.compression.plans.tensors import tensors_of, zero_slices
+from shrinkage.compression.removal.attributes import changed_attributes, equal_by_chance
+from shrinkage.compression.removal.bisection import culprits
+from shrinkage.compression.removal.removable import kept_indices
+from shrinkage.compression.removal.summary import KeptZeros
+from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
+from shrinkage.compression.tracing.disjoint_sets import distinct
+from shrinkage.diagnostics.zero_layers import NAMED, listed
+from shrinkage.errors import GroupError
+from shrinkage.penalties.coupled_groups import Coupled, Member
+
+
+def channel_groups(model: nn.Module, call: Call, pin: Sequence[str]) -> Coupled:
+    """Return the groups of all that makes a channel that can go; raises and warns as `CoupledChannels` says."""
+    args, kwargs = call
+    coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
+    for path, error in coupling.unexported.items():
+        warnings.warn(
+            f"{f'`{path}`' if path else 'the model'} cannot be exported as a whole, so that its children are, and "
+            f"channels that pass between them are in no group: {error}",
+            stacklevel=3,
+        )
+    free = _made_by(coupling, model)
+    roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
+    roots -= _frozen(coupling, model)
+    stuck = _stuck(coupling, model, call, free, roots)
+    roots -= stuck
+    if not roots:
+        raise GroupError(
+            "expected a model of which some channel can go and is trained, found none. What holds the most parameters: "
+            + "; ".join(most_held(coupling, model, stuck))
+        )
+    number = {root: place for place, root in enumerate(sorted(roots))}
+    members = [
+        Member(name, dim, [number.get(root, -1) for root in channels.tolist()])
+        for (name, dim), channels in free.items()
+    ]
+    return Coupled([member for member in members if max(member.groups) >= 0])
+
+
+def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str]:
+    """Return in words the reasons for which the most parameters have no channel that can go, the largest first."""
+    sizes: dict[str, dict[str, float]] = {}
+    places: dict[str, dict[str, None]] = {}  # in the order of the model
+    tensors, frozen, seen = tensors_of(model), _frozen(coupling, model), set[int]()
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        if not isinstance(tensor, nn.Parameter) or id(tensor) in seen or dim != coupling.making_axis(name):
+            continue
+        seen.add(id(tensor))
+        for root in channels.tolist():
+            reason = coupling.pinned.get(root, FAILS if root in stuck else FROZEN if root in frozen else "")
+            reason, _, place = reason.partition(", in ")
+            places.setdefault(reason or FROZEN, {})[place] = None
+            names = sizes.setdefault(reason or FROZEN, {})
+            names[name] = names.get(name, 0) + tensor.numel() / len(channels)
+    order = sorted(sizes, key=lambda reason: -sum(sizes[reason].values()))
+    texts = []
+    for reason in order[:NAMED]:
+        largest = sorted(sizes[reason], key=lambda name: -sizes[reason][name])
+        advice = KeptZeros("", 0, reason).advice
+        where = [place.strip("`") for place in places[reason] if place]
+        wherein = f", in {listed(where)}" if where else ""
+        count = f"{round(sum(sizes[reason].values())):,} parameters of {listed(largest)}"
+        texts.append(f"{reason}{wherein} ({count}){f': {advice}' if advice else ''}")
+    return texts
+
+
+FAILS = "the model fails without some of them: its code has a length as a number"
+FROZEN = "not trained, since requires_grad is False"
+
+
+def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:
+    """Return the channels along the first axis of each trainable parameter that makes any, tied ones once."""
+    found: dict[Axis, Tensor] = {}
+    tensors, seen = tensors_of(model), set()
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        if (name, dim) in coupling.consumed or not isinstance(tensor, nn.Parameter) or not tensor.requires_grad:
+            continue
+        if id(tensor) not in seen and any(root not in coupling.pinned for root in distinct(channels).tolist()):
+            seen.add(id(tensor))
+            found[name, dim] = channels
+    return found
+
+
+def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
+    """Return the channels of rows that are not trained, and not zero: they are taken for such as never become zero."""
+    found: set[int] = set()
+    tensors = tensors_of(model)
+    for (name, dim), channels in coupling.axes.items():
+        tensor = tensors[name]
+        makes = tensor.dim() > 1 and (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter)
+        if makes and not tensor.requires_grad and not tensor.is_meta:
+            found.update(distinct(channels[~zero_slices(tensor, dim).cpu()]).tolist())
+    return found
+
+
+def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis, Tensor], roots: set[int]) -> set[int]:
+    """Return the channels that lie beside one without which the model fails."""
+    gone = torch.zeros(coupling.labels.count, dtype=torch.bool)
+    for channels in free.values():
+        own = [root for root in distinct(channels).tolist() if root in roots]
+        if len(own) > 1 and not gone[own].any():
+            gone[own[-1]] = True
+
+    chance: frozenset[str] = frozenset()
+
+    def runs(held: Tensor, kept: frozenset[str] | None = None) -> bool:
+        try:
+            attributes = changed_attributes(coupling, model, gone & ~held)
+            for name in attributes.keys() & (chance if kept is None else kept):
+                del attributes[name]
+            plan = ShrinkPlan.of(model, kept_indices(coupling, gone & ~held), attributes=attributes)
+            return [x.shape for x in outputs(applied(model, plan), call)] == shapes
+        except Exception:  # Whatever a model's code does with other widths than it expects.
+            return False
+
+    try:
+        shapes = [x.shape for x in outputs(model, call)]
+    except Exception:  # On the meta device, say: nothing can be tried.
+        return set()
+    if runs(torch.zeros_like(gone)):
+        return set()
+    chance = equal_by_chance(coupling, model, gone, runs)
+    if runs(torch.zeros_like(gone)):
+        return set()
+    held, _ = culprits(coupling, gone, runs)
+    names = [(name, set(distinct(channels).tolist())) for (name, _), channels in free.items() if held[channels].any()]
+    stuck = set().union(*(own for _, own in names)) & roots
+    warnings.warn(
+        f"the model fails when channels of {', '.join(name for name, _ in names)} go, so that they are in no group: "
+        "where its code has a length as a number, give it as -1 or as an integer attribute of the module",
+        stacklevel=4,
+    )
+    return stuck
