@@ -12,7 +12,7 @@ MUTANTS = [
     M("if winner != Named(coupled.names):", "if False:", "coupled_groups", "can_not_be"),
     M("each._replace(steps=steps)", "each", "coupled_groups", "joins_late"),
     M("math.sqrt(max(size, 1)) if", "1.0 if", "coupled_groups", "different_sizes", quick=True),
-    M("first if in_order else None)", "first)", "coupled_groups", "several_ranges", quick=True),
+    M("first if in_order else None", "first", "coupled_groups", "several_ranges", quick=True),
     M("(norms == 0) & (at_zero == 0)", "(norms == 0)", "coupled_groups", "averaged"),
     M("torch.where(norms == 0, at_zero, elsewhere)", "elsewhere", "coupled_groups", "strength_max", file="penalties/coupled_norms.py"),
     M("return first if all(not isinstance(each, Tensor) and each == first for each in others) else None", "return first", "coupled_groups", "several_metrics and SGD"),
@@ -112,4 +112,7 @@ MUTANTS = [
     M("(defaults_of(cls) | dict(data))", "dict(data)", "pickling", "does_not_have_yet"),
     M("type(value) in (bool, int, float) or not isinstance(value, Real)", "True", "pickling", "numpy"),
     M("if (other.groups, other.weigh_by_size) != (one.groups, one.weigh_by_size):", "if False:", "two_penalties"),
+    M("torch.finfo(w.dtype).eps * exact.abs().amax()", "0 * exact.abs().amax()", "constraints", "rounding_moved", quick=True),
+    M("torch.where(w == full.to(w.dtype), full, exact)", "exact", "constraints", "rounded_to_their"),
+    M("self is other if not is_dataclass(self) else", "", "value_objects", "no_dataclass"),
 ]

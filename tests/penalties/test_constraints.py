@@ -6,12 +6,15 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import SGD, Adam
 
 import shrinkage
 from catalog import CONSTRAINTS, ConstraintCase
 from models import mlp, train
 from shrinkage import (
+    L1,
+    L2,
     MCP,
     Box,
     Columns,
@@ -277,3 +280,31 @@ def test_a_density_can_follow_a_schedule():
     assert constraint.at(5) == TopK(0.5)
     with pytest.raises(ValueError, match="between 0 and 1"):
         TopK(lambda update: 2.0).at(0)
+
+
+@every_constraint
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("draw", range(3))
+def test_weights_that_rounding_moved_out_of_the_set_are_inside(case: ConstraintCase, dtype, draw):
+    w = tensor(case.shape).to(dtype)
+    layer = nn.Module()
+    layer.weight = nn.Parameter(case.make().prox(w, 1.0))
+    regularizer = Regularizer(layer, {"weight": case.make()})
+    assert regularizer.value() == 0
+    with_squares = Regularizer(layer, {"weight": case.make() + L2(2.0)}).value()
+    torch.testing.assert_close(with_squares, layer.weight.detach().float().square().sum(), rtol=4e-2, atol=1e-6)
+    layer.weight.data = w
+    assert regularizer.value() == math.inf
+
+
+@pytest.mark.parametrize("high", [0.3, 0.7, torch.tensor([0.1, 0.3, 0.6, 0.7])])  # rounded up, down, and both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_at_a_bound_that_is_rounded_to_their_type_are_at_the_bound(high, dtype):
+    layer = nn.Module()
+    layer.weight = nn.Parameter(Box(-0.1, high).prox(torch.full((4,), 2.0, dtype=dtype), 1.0))
+    regularizer = Regularizer(layer, {"weight": Box(-0.1, high, L1(1.0))})
+    torch.testing.assert_close(regularizer.value(), layer.weight.detach().float().sum(), rtol=1e-2, atol=0)
+    blocked = regularizer.residuals(lambda: -2 * layer.weight.float().sum())
+    assert blocked.penalized[0].max == 0
+    free = regularizer.residuals(lambda: 2 * layer.weight.float().sum())
+    assert free.penalized[0].max == 3.0

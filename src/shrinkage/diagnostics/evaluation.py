@@ -34,11 +34,13 @@ def value_of(penalty: Penalty, parameters: Mapping[str, Tensor]) -> Tensor:
 
     This process may hold pieces of them only.
     """
-    tensors = {name: upcast(whole(parameter.detach())) for name, parameter in parameters.items()}
+    tensors = {name: whole(parameter.detach()) for name, parameter in parameters.items()}
     if coupled_of(penalty) is None:
         (w,) = tensors.values()
-        value: Tensor = full_penalty(penalty).value(w)
+        full = full_penalty(penalty)
+        value: Tensor = full.value(full.unrounded(w))
         return value
+    tensors = {name: upcast(w) for name, w in tensors.items()}
     return alone(coupled_norms.value(*all_of(penalty, tensors), list(tensors.values())))
 
 

@@ -77,7 +77,8 @@ def residuals(
     penalized = []
     with torch.no_grad():
         for names, penalty in blocks:
-            ws, grads = ({name: each[name] for name in names} for each in (points, descents))
+            ws = {name: penalty.unrounded(held[name].detach()) for name in names}
+            grads = {name: descents[name] for name in names}
             measure, values = residual_of(penalty, ws, grads, steps)
             each = summary(block_text(names), penalty, measure, list(ws.values()), values, unit)
             penalized.append(each._replace(members=tuple(names)))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from shrinkage.penalties.schedules import Strength, as_factor, check_strength, multiple
 from shrinkage.penalties.value_objects import Value
+from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction
 
 
@@ -128,6 +129,13 @@ class Penalty(Value, ABC):
     def origin(self, w: Tensor) -> Tensor:
         """Return the point that the penalty draws `w` to."""
         return torch.zeros_like(w)
+
+    def unrounded(self, w: Tensor) -> Tensor:
+        """Return `w` in float32 at least, inside of the set that a constraint keeps if only rounding put it outside.
+
+        A point of the set is rounded when it is written into bfloat16 or float16, and often lies outside then.
+        """
+        return upcast(w)
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         """Return where `w` is 0 and stationary for the gradient `average`, a mask shaped like `w`."""

@@ -15,6 +15,7 @@ from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.convex import L1, L2, ElasticNet, Huber
 from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
 from shrinkage.penalties.weighted import Weighted
+from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.thresholds import soft_threshold
 from shrinkage.tables import shape_text
 
@@ -93,6 +94,14 @@ class Box(Constraint):
         low, high = self._bounds(w)
         raised = torch.maximum(w, low) if isinstance(low, Tensor) else w.clamp(min=low)
         return torch.minimum(raised, high) if isinstance(high, Tensor) else raised.clamp(max=high)
+
+    def unrounded(self, w: Tensor) -> Tensor:
+        """Return `w` with the bounds themselves where it is equal to bounds of its type."""
+        exact = upcast(w)
+        for bound in (self.low, self.high):
+            full = torch.as_tensor(bound, dtype=exact.dtype, device=w.device)
+            exact = torch.where(w == full.to(w.dtype), full, exact)
+        return exact
 
     def value(self, w: Tensor) -> Tensor:
         """Return the penalty's value if nothing is outside of the bounds."""

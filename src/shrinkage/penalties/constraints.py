@@ -45,6 +45,15 @@ class Constraint(Penalty):
         inside = (distance <= TOLERANCE * torch.finfo(w.dtype).eps * size).all()
         return torch.where(inside, 0.0, torch.inf).to(at_least_float32(w.dtype))
 
+    def unrounded(self, w: Tensor) -> Tensor:
+        """Return the nearest point of the set if it is as near as rounding to the type of `w` would bring it."""
+        exact = precision.upcast(w)
+        if w.dtype not in precision.NARROW or not w.numel():
+            return exact
+        nearest = self.prox(exact, 1.0)
+        near = (nearest - exact).abs() <= torch.finfo(w.dtype).eps * exact.abs().amax()
+        return torch.where(near.all(), nearest, exact)
+
     def gradient(self, w: Tensor) -> Tensor:
         """Return 0, the normal of least norm."""
         return torch.zeros_like(w)

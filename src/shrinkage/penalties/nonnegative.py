@@ -10,6 +10,7 @@ from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.elementwise import infinite_unless_zero
+from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction
 
 
@@ -54,6 +55,10 @@ class NonNegative(Constraint):
         """max(w, 0), then the penalty's prox: elements below 0 have no part in it."""
         positive = w.clamp_min(0)
         return positive if self.penalty is None else self.penalty.prox(positive, step)
+
+    def unrounded(self, w: Tensor) -> Tensor:
+        """Return what the penalty returns: rounding changes no sign."""
+        return upcast(w) if self.penalty is None else self.penalty.unrounded(w)
 
     def value(self, w: Tensor) -> Tensor:
         """Return the penalty's value if nothing is negative."""

@@ -79,6 +79,10 @@ class Ridged(Penalty):
         """Return the penalty's."""
         return self.penalty.origin(w)
 
+    def unrounded(self, w: Tensor) -> Tensor:
+        """Return what the penalty returns."""
+        return self.penalty.unrounded(w)
+
     def value(self, w: Tensor) -> Tensor:
         """Return the sum of both."""
         return self.penalty.value(w) + self.squares.value(w)
