@@ -76,7 +76,6 @@ MUTANTS = [
     M("moved = w if self.penalty is None else self.penalty.prox(w, step)", "moved = w", "addition", "minimiser and Box"),
     M("torch.where(zero <= self.low, grad.clamp_max(0), grad)", "grad", "addition", "largest_strength"),
     M("low, high = self._bounds(w)\n        slope", "low, high = self.low, self.high\n        slope", "constraints", "of_another_type"),
-    M("side.to(parameter.device, parameter.dtype)", "side", "constraints", "of_another_type"),
     M("self.penalty.solid)", "True)", "addition", "signs"),
     M("if places == [missing]:", "if missing in places:", "weighted", "one_way", quick=True),
     M("if tuple(self.weights.shape) == tuple(shape) else ()", "", "weighted", "pieces"),
