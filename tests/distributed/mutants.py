@@ -5,7 +5,7 @@ from mutant import Mutant as M
 MUTANTS = [
     M("        if part.counts:", "        if True:", "processes", "every_placement and not 4"),
     M("each.group_name in own or ", "", "processes", "every_placement and not 4"),
-    M("        gradient = local_gradient(move.parameter)\n        if gradient is not None:\n", "        gradient = local_gradient(move.parameter)\n        if True:\n", "processes", "fsdp2 and a_process_without_gradients and not 4"),
+    M("found_together(tasks, gradients_of), strict=True):\n        if task.target is not None:\n", "found_together(tasks, gradients_of), strict=True):\n        if True:\n", "processes", "fsdp2 and a_process_without_gradients and not 4"),
     M("return parameter.grad is not None or is_dtensor(parameter) or is_piece(parameter)", "return parameter.grad is not None or is_dtensor(parameter)", "processes", "fsdp1 and an_update_counts"),
     M("parameters_of(self._whole() or optimizer)", "parameters_of(optimizer)", "processes", "a_group_that_is_added and 4"),
     M(", *place_of(target.parameter))", ")", "processes", "copies_and_pieces and 2"),
@@ -18,7 +18,7 @@ MUTANTS = [
     M("if size > 1 and not placement.is_replicate())\n\n", "if not placement.is_replicate())\n\n", "processes", "rounding_on_meshes"),
     M("if mesh.size(index) > 1 and not placement.is_replicate()", "if False", "processes", "sharded and columns_are_cut and not 4"),
     M("for index, dim in cuts.items() if dim not in free)", "for index, dim in cuts.items())", "processes", "check_messages and not 4"),
-    M("dist.all_reduce(message, group=machines)", "pass", "processes", "sharded and columns_are_cut and not 4"),
-    M("    if group_sharding is None:\n        return shard_penalty(penalty, w).stays", "    if True:\n        return shard_penalty(penalty, w).stays", "processes", "fsdp2 and zeros_are_held"),
+    M("dist.all_reduce(message, group=group)", "pass", "processes", "sharded and columns_are_cut and not 4"),
+    M("if target.group_sharding is None:\n                self._held", "if True:\n                self._held", "processes", "fsdp2 and zeros_are_held"),
     M("target.how == \"gradient\" and (is_dtensor(target.parameter) or self._takes_part(target))", "target.how == \"gradient\" and self._has_gradient(target)", "processes", "a_closure_without_gradients"),
 ]

@@ -26,8 +26,8 @@ from shrinkage import (
 )
 from shrinkage.execution import compiled as kernels
 from shrinkage.execution import memory_layout
-from shrinkage.execution.buckets import Shrink
 from shrinkage.execution.compiled import compiled_shrink_, pays
+from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
 
 ELEMENTS = [L1(0.1), ElasticNet(0.1, 0.2), MCP(0.1)]
@@ -216,21 +216,21 @@ def test_small_tensors_are_not_worth_a_kernel():
 
 def test_compilation_pays_for_many_weights():
     w, few = torch.empty(1 << 11, 1 << 11), torch.empty(1 << 9, 1 << 9)
-    assert pays([Shrink(L1(0.1), w, metric(few))])
-    assert not pays([Shrink(L1(0.1), w, 0.1)])
-    assert not pays([Shrink(GroupLasso(0.1, Rows()), w, 0.1)])
-    assert not pays([Shrink(L1(0.1), few, metric(few))])
-    assert pays([Shrink(GroupLasso(0.1, Rows()), few, metric(few))])
-    assert pays([Shrink(L1(0.1), torch.empty(3, device="meta"), 0.1)])
+    assert pays([Task(L1(0.1), w, metric(few))])
+    assert not pays([Task(L1(0.1), w, 0.1)])
+    assert not pays([Task(GroupLasso(0.1, Rows()), w, 0.1)])
+    assert not pays([Task(L1(0.1), few, metric(few))])
+    assert pays([Task(GroupLasso(0.1, Rows()), few, metric(few))])
+    assert pays([Task(L1(0.1), torch.empty(3, device="meta"), 0.1)])
 
 
 def test_groups_in_a_plain_metric_save_little_and_only_where_they_are_large(monkeypatch):
     monkeypatch.setattr(kernels, "MANY", 1 << 18)
     rows = GroupLasso(0.1, Rows())
     small, large = torch.empty(1 << 10, 1 << 11), torch.empty(1 << 11, 1 << 11)
-    assert pays([Shrink(rows, large, 0.1)])
-    assert not pays([Shrink(rows, small, 0.1), Shrink(rows, small, 0.1), Shrink(rows, small, 0.1)])
-    assert not pays([Shrink(L1(0.1), large, 0.1)])
+    assert pays([Task(rows, large, 0.1)])
+    assert not pays([Task(rows, small, 0.1), Task(rows, small, 0.1), Task(rows, small, 0.1)])
+    assert not pays([Task(L1(0.1), large, 0.1)])
     assert not compiled_shrink_(rows, small, 0.1)
 
 

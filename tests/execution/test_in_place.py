@@ -8,9 +8,10 @@ from torch import Tensor
 
 from catalog import CONSTRAINTS, PENALTIES, PenaltyCase
 from shrinkage import L1, MCP, Columns, ElasticNet, GroupLasso, Penalty, Rows, SparseGroupLasso
-from shrinkage.execution.buckets import LARGEST, Joined, Shrink, batched
+from shrinkage.execution.buckets import LARGEST, Joined, batched
 from shrinkage.execution.in_place import norms_in_blocks
 from shrinkage.execution.single_tensor import shrink_all_
+from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
 from shrinkage.proximal.precision import upcast
 
@@ -32,9 +33,9 @@ def made(case, strength: float) -> Penalty:
     return case.make(strength) if isinstance(case, PenaltyCase) else case.make()
 
 
-def expected(shrink: Shrink) -> Tensor:
+def expected(task: Task) -> Tensor:
     """The plain prox, rounded once."""
-    return shrink.penalty.prox(upcast(shrink.w), number(shrink.step)).to(shrink.w.dtype)
+    return task.penalty.prox(upcast(task.w), number(task.step)).to(task.w.dtype)
 
 
 def assert_same(found: Tensor, plain: Tensor) -> None:
@@ -47,11 +48,11 @@ def assert_same(found: Tensor, plain: Tensor) -> None:
 @pytest.mark.parametrize("penalty", [L1(0.3), ElasticNet(0.3, 0.2), MCP(0.3)], ids=str)
 @pytest.mark.parametrize("kind", ["number", "tensor"])
 def test_elements_are_moved_bit_for_bit(penalty, kind):
-    shrinks = [Shrink(penalty, torch.randn(7, 5), STEPS[kind](None)) for _ in range(5)]
-    plain = [expected(shrink) for shrink in shrinks]
-    shrink_all_(shrinks, compile=False)
-    for shrink, one in zip(shrinks, plain, strict=True):
-        assert torch.equal(shrink.w, one)
+    tasks = [Task(penalty, torch.randn(7, 5), STEPS[kind](None)) for _ in range(5)]
+    plain = [expected(task) for task in tasks]
+    shrink_all_(tasks, compile=False)
+    for task, one in zip(tasks, plain, strict=True):
+        assert torch.equal(task.w, one)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -59,9 +60,9 @@ def test_elements_are_moved_bit_for_bit(penalty, kind):
 @pytest.mark.parametrize("case", PENALTIES + CONSTRAINTS, ids=str)
 def test_in_place_is_the_plain_prox(case, kind, dtype):
     w = torch.randn(case.shape).to(dtype)
-    shrink = Shrink(made(case, 0.3), w, STEPS[kind](w))
-    plain = expected(shrink)
-    shrink_all_([shrink], compile=False)
+    task = Task(made(case, 0.3), w, STEPS[kind](w))
+    plain = expected(task)
+    shrink_all_([task], compile=False)
     assert_same(w, plain)
 
 
@@ -70,17 +71,17 @@ def test_in_place_is_the_plain_prox(case, kind, dtype):
 def test_many_small_tensors_are_moved_as_each_by_itself(case, kind):
     """In batches or not: of one penalty and of another, of steps that are equal or not, of shapes that fit or not."""
     penalty, other = made(case, 0.3), made(case, 0.2)
-    shrinks = []
+    tasks = []
     for index in range(12):
         w = torch.randn(case.shape, dtype=torch.float64 if index == 5 else torch.float32)
         step = STEPS[kind](w)
         if index == 7:
             step = step._replace(lr=0.1) if isinstance(step, AdaptiveStep) else 0.1 if kind == "number" else step
-        shrinks.append(Shrink(other if index % 4 == 3 else penalty, w, step))
-    plain = [expected(shrink) for shrink in shrinks]
-    shrink_all_(shrinks, compile=False)
-    for shrink, one in zip(shrinks, plain, strict=True):
-        assert_same(shrink.w, one)
+        tasks.append(Task(other if index % 4 == 3 else penalty, w, step))
+    plain = [expected(task) for task in tasks]
+    shrink_all_(tasks, compile=False)
+    for task, one in zip(tasks, plain, strict=True):
+        assert_same(task.w, one)
 
 
 @pytest.mark.parametrize(
@@ -94,36 +95,36 @@ def test_many_small_tensors_are_moved_as_each_by_itself(case, kind):
 )
 def test_shapes_that_fit_are_joined_whatever_the_device_keeps_to_itself(penalty, shapes):
     """Numbers that stand in tensors, which a device would be waited for, are spread out over the batch."""
-    shrinks = []
+    tasks = []
     for index, shape in enumerate(shapes):
         w = torch.randn(shape)
         lr, correction = torch.tensor(0.1 * (index + 1)), torch.tensor(0.5 + 0.1 * index)
-        shrinks.append(Shrink(penalty, w, AdaptiveStep(lr, torch.rand(shape), 1e-3, correction)))
-    (batch,) = batched(shrinks)
+        tasks.append(Task(penalty, w, AdaptiveStep(lr, torch.rand(shape), 1e-3, correction)))
+    (batch,) = batched(tasks)
     assert len(batch) == len(shapes)
-    plain = [expected(shrink) for shrink in shrinks]
-    shrink_all_(shrinks, compile=False)
-    for shrink, one in zip(shrinks, plain, strict=True):
-        torch.testing.assert_close(shrink.w, one, rtol=1e-6, atol=1e-7)
+    plain = [expected(task) for task in tasks]
+    shrink_all_(tasks, compile=False)
+    for task, one in zip(tasks, plain, strict=True):
+        torch.testing.assert_close(task.w, one, rtol=1e-6, atol=1e-7)
 
 
 def test_batches_are_bounded():
     penalty = L1(0.1)
-    shrinks = [Shrink(penalty, torch.randn(size), 0.1) for size in [100] * 1000 + [LARGEST]]
-    batches = list(batched(shrinks))
-    sizes = [sum(shrink.w.numel() for shrink in batch) for batch in batches]
+    tasks = [Task(penalty, torch.randn(size), 0.1) for size in [100] * 1000 + [LARGEST]]
+    batches = list(batched(tasks))
+    sizes = [sum(task.w.numel() for task in batch) for batch in batches]
     assert max(sizes) <= LARGEST
-    assert sum(map(len, batches)) == len(shrinks)
+    assert sum(map(len, batches)) == len(tasks)
     assert len(batches) == 1 + -(-1000 // (LARGEST // 100))
 
 
 def test_what_does_not_lie_in_order_is_written_back():
     w = torch.randn(6, 4).t()
     other = torch.randn(8, 4)[:, ::2]
-    shrinks = [Shrink(L1(0.5), w, 0.5), Shrink(L1(0.5), other, 0.5)]
-    plain = [expected(shrink) for shrink in shrinks]
-    joined = Joined(shrinks)
-    joined.shrink.w.zero_()
+    tasks = [Task(L1(0.5), w, 0.5), Task(L1(0.5), other, 0.5)]
+    plain = [expected(task) for task in tasks]
+    joined = Joined(tasks)
+    joined.task.w.zero_()
     joined.write_back()
     assert not w.any()
     assert not other.any()
@@ -148,7 +149,7 @@ def test_scratch_memory_is_bounded(penalty, kind):
     for rows in (1024, 2048):
         w = torch.randn(rows, 1024)
         step = STEPS[kind](w)
-        assert scratch(lambda w=w, step=step: shrink_all_([Shrink(penalty, w, step)], compile=False)) <= 1 << 20
+        assert scratch(lambda w=w, step=step: shrink_all_([Task(penalty, w, step)], compile=False)) <= 1 << 20
     assert scratch(lambda: penalty.prox(w, number(step))) >= w.nbytes
 
 

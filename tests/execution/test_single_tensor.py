@@ -8,7 +8,8 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from catalog import PENALTIES
 from models import equal, mlp, train
 from shrinkage import L1, L2, Regularizer
-from shrinkage.execution.single_tensor import add_gradient_, decay_, pieces, prox_
+from shrinkage.execution.single_tensor import add_gradient_, chunks, decay_, prox_
+from shrinkage.optimizers.adaptive_step import MetricStep
 
 DECAY = 0.03
 CHARGED_AS_A_WHOLE = ("whole", "heads", "blocks", "Weighted", "Toward", "Orthogonal", "Nuclear")
@@ -89,13 +90,13 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(case, dtype):
     parameter = nn.Parameter(torch.randn(case.shape).to(dtype))
     upcast = parameter.detach().float()
     for step in (0.37, torch.rand(case.shape) + 0.1):
-        found = nn.Parameter(parameter.detach().clone())
-        prox_(penalty, found, {"step": step}, lambda state, w: state["step"])
+        found = parameter.detach().clone()
+        prox_(penalty, found, step)
         assert torch.equal(found, penalty.prox(upcast, step).to(dtype))
-    decayed = nn.Parameter(parameter.detach().clone())
+    decayed = parameter.detach().clone()
     decay_(penalty, decayed, 0.37)
     expected = upcast - 0.37 * penalty.gradient(upcast)
-    torch.testing.assert_close(decayed.detach(), expected.to(dtype))
+    torch.testing.assert_close(decayed, expected.to(dtype))
 
 
 @pytest.mark.parametrize("case", PENALTIES, ids=str)
@@ -104,7 +105,7 @@ def test_the_derivative_is_added_in_place(case, factor):
     parameter = nn.Parameter(torch.randn(case.shape))
     parameter.grad = torch.randn(case.shape)
     place, expected = parameter.grad.data_ptr(), parameter.grad + factor * case.make(0.3).gradient(parameter.detach())
-    add_gradient_(case.make(0.3), parameter, factor)
+    add_gradient_(case.make(0.3), parameter.grad, parameter.detach(), factor)
     assert parameter.grad.data_ptr() == place
     torch.testing.assert_close(parameter.grad, expected)
 
@@ -112,14 +113,18 @@ def test_the_derivative_is_added_in_place(case, factor):
 def test_a_gradient_in_half_precision_is_rounded_once():
     parameter = nn.Parameter(torch.full((3,), 1.0, dtype=torch.bfloat16))
     parameter.grad = torch.full((3,), 1.0, dtype=torch.bfloat16)
-    add_gradient_(L2(0.03), parameter, 1.0)
+    add_gradient_(L2(0.03), parameter.grad, parameter.detach(), 1.0)
     assert torch.equal(parameter.grad, torch.full((3,), 1.03).bfloat16())
 
 
 def test_parameters_without_a_gradient_are_left_alone():
-    parameter = nn.Parameter(torch.ones(3))
-    add_gradient_(L2(0.1), parameter, 1.0)
-    assert parameter.grad is None
+    layer = nn.Linear(3, 3)
+    optimizer = SGD(layer.parameters(), lr=0.1)
+    Regularizer(layer, L2(0.1), how="gradient").attach(optimizer)
+    weight = layer.weight.detach().clone()
+    optimizer.step()
+    assert layer.weight.grad is None
+    assert torch.equal(layer.weight, weight)
 
 
 @pytest.mark.parametrize("case", PENALTIES, ids=str)
@@ -130,7 +135,7 @@ def test_transposed_and_sliced_parameters_are_written_in_place(case):
     parameter = nn.Parameter(base[::2])
     assert not parameter.is_contiguous()
     expected = case.make(0.3).prox(parameter.detach().contiguous(), 0.5)
-    prox_(case.make(0.3), parameter, {}, lambda state, w: 0.5)
+    prox_(case.make(0.3), parameter.detach(), 0.5)
     torch.testing.assert_close(base[::2], expected)  # sums over other strides round differently
 
 
@@ -141,28 +146,31 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, case, piece):
     steps, grad = torch.rand(case.shape) + 0.1, torch.randn(case.shape)
     seen = []
 
+    def eta(group, state, w):
+        seen.append(w.shape)
+        return state["step"]
+
     def run():
-        parameter = nn.Parameter(whole.clone())
-        prox_(penalty, parameter, {"step": steps, "count": 3}, lambda state, w: seen.append(w.shape) or state["step"])
-        decay_(penalty, parameter, 0.1)
-        parameter.grad = grad.clone()
-        add_gradient_(penalty, parameter, 2.0)
-        return parameter.detach(), parameter.grad
+        w, added = whole.clone(), grad.clone()
+        prox_(penalty, w, MetricStep(eta, {}, {"step": steps, "count": 3}, w))
+        decay_(penalty, w, 0.1)
+        add_gradient_(penalty, added, w, 2.0)
+        return w, added
 
     expected = run()
     assert seen == [whole.shape]
-    monkeypatch.setattr("shrinkage.execution.single_tensor.PIECE", piece)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", piece)
     for one, other in zip(run(), expected, strict=True):
         torch.testing.assert_close(one, other)
     assert len(seen) > 2 or any(word in case.name for word in CHARGED_AS_A_WHOLE)
 
 
 def test_a_state_of_other_shapes_is_not_cut(monkeypatch):
-    monkeypatch.setattr("shrinkage.execution.single_tensor.PIECE", 4)
-    parameter, state = nn.Parameter(torch.randn(6, 4)), {"rows": torch.rand(6, 1), "columns": torch.rand(1, 4)}
-    expected = L1(1.0).prox(parameter.detach(), state["rows"] * state["columns"])
-    prox_(L1(1.0), parameter, state, lambda state, w: state["rows"] * state["columns"])
-    assert torch.equal(parameter, expected)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", 4)
+    w, state = torch.randn(6, 4), {"rows": torch.rand(6, 1), "columns": torch.rand(1, 4)}
+    expected = L1(1.0).prox(w, state["rows"] * state["columns"])
+    prox_(L1(1.0), w, MetricStep(lambda group, state, w: state["rows"] * state["columns"], {}, state, w))
+    assert torch.equal(w, expected)
 
 
 class Distributed(torch.Tensor):
@@ -173,7 +181,7 @@ class Distributed(torch.Tensor):
 
 
 def test_only_plain_tensors_are_cut(monkeypatch):
-    monkeypatch.setattr("shrinkage.execution.single_tensor.PIECE", 4)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", 4)
     w = torch.randn(6, 4)
-    assert len(list(pieces(L1(0.1), w))) == 6
-    assert len(list(pieces(L1(0.1), w.as_subclass(Distributed)))) == 1
+    assert len(list(chunks(L1(0.1), w, 0.5))) == 6
+    assert len(list(chunks(L1(0.1), w.as_subclass(Distributed), 0.5))) == 1

@@ -3,12 +3,12 @@
 from mutant import Mutant as M
 
 MUTANTS = [
-    M("parameter.detach().add_(moved * share)", "parameter.detach().add_(moved)", "registry", "papers"),
-    M("not (elementwise and cuts(state, w))", "not cuts(state, w)", "metrics", "pieces"),
+    M("w.add_(moved * share)", "w.add_(moved)", "registry", "papers"),
+    M("return self.elementwise and all(", "return all(", "metrics", "pieces"),
     M("return grad.to_dense() if grad.is_sparse else grad", "return grad", "metrics", "embedding"),
     M("if not targets and stepped(given).isdisjoint(ids):", "if False:", "introspection"),
     M("metric is not None and runs_step_of(own, optimizer_class)", "metric is not None", "metrics"),
-    M("before=adafactor_before, elementwise=False)", "before=adafactor_before)", "metrics", "pieces"),
+    M("adafactor_metric, elementwise=False)", "adafactor_metric)", "metrics", "pieces"),
     M("if option is not None:", "if False:", "registry", "steps_by_another"),
     M("if is_torchs(inspect.unwrap(type(optimizer).step).__module__):", "if False:", "registry"),
     M("if metric is None or metric.lr is None else metric.lr(group)", "", "registry", "decoupled"),
@@ -37,8 +37,8 @@ MUTANTS = [
     M("if kept and not group_indices(optimizer) else [optimizer, *kept]", "if kept else [optimizer]", "introspection"),
     M("if isinstance(value, Mapping):", "if False:", "introspection", "by_name"),
     M("\"deepspeed.runtime.\"", "\"other.\"", "introspection", "deepspeed"),
-    M("self._noted = {each.name: noted_of(each, self._metric, self._optimizer) for each, _ in self._penalized}", "self._noted = {}", "metrics", "by_hand"),
-    M("follow_(target.parameter, iterate - before, share)", "pass", "registry", "papers"),
-    M("w = iterate_of(target, self._metric, self._optimizer)[0].detach()", "w = target.parameter.detach()", "registry", "held"),
-    M("restore_(iterate, self._held.pop", "restore_(target.parameter, self._held.pop", "registry", "held"),
+    M("self._noted = {target.name: steps.before(target) for target, _ in self._penalized}", "self._noted = {}", "metrics", "by_hand"),
+    M("follow_(task.w, w - before, share)", "pass", "registry", "papers"),
+    M("iterate = steps.iterate(target)[0].detach()", "iterate = target.parameter.detach()", "registry", "held"),
+    M("restore_(penalty, w, self._held.pop", "restore_(penalty, task.w, self._held.pop", "registry", "held"),
 ]

@@ -368,7 +368,7 @@ def test_pieces_are_charged_as_the_whole_is(monkeypatch, case, shape):
         return parameter.detach()
 
     whole = run()
-    monkeypatch.setattr("shrinkage.execution.single_tensor.PIECE", 5)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", 5)
     torch.testing.assert_close(run(), whole, rtol=1e-13, atol=1e-15)
 
 
@@ -474,7 +474,7 @@ def sparse_eta(name, optimizer, w):
 @pytest.mark.parametrize("how", ["proximal", "decoupled"])
 @pytest.mark.parametrize("piece", [1 << 18, 5])
 def test_a_sparse_gradient_is_followed_by_a_charge_of_all_rows(monkeypatch, name, how, piece):
-    monkeypatch.setattr("shrinkage.execution.single_tensor.PIECE", piece)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", piece)
     ours, hand = embedding(), embedding()
     optimizer, hand_optimizer = SPARSE[name](ours.parameters()), SPARSE[name](hand.parameters())
     Regularizer(ours, {"weight": L1(0.05)}, how=how).attach(optimizer)

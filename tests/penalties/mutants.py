@@ -3,7 +3,7 @@
 from mutant import Mutant as M
 
 MUTANTS = [
-    M("and move.moves and", "and", "coupled_groups", "without_a_gradient"),
+    M("and task.target is not None and", "and", "coupled_groups", "without_a_gradient"),
     M("clash or any(NONE not in pair for pair in pairs)", "clash", "coupled_groups", "overlap", quick=True),
     M("clash = other.dim != first.dim or", "clash =", "coupled_groups", "overlap"),
     M("if inside and outside:", "if False:", "coupled_groups", "two_optimizers"),

@@ -29,8 +29,8 @@ from shrinkage import (
 )
 from shrinkage.execution import compiled as kernels
 from shrinkage.execution import memory_layout
-from shrinkage.execution.buckets import Shrink
 from shrinkage.execution.single_tensor import shrink_all_
+from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
 
 # Steps along a derivative, which grows with the weight or with one over it.
@@ -129,7 +129,7 @@ def test_what_training_does_in_place_is_finite_and_the_same(case):
             moment.view(-1)[0] = 0
             for step in (1e-8, 1e8, torch.tensor(1e8), AdaptiveStep(0.1, moment, 1e-8, 0.1)):
                 moved = [w.clone() for _ in range(3)]
-                shrink_all_([Shrink(penalty, each, step) for each in moved], compile=False)
+                shrink_all_([Task(penalty, each, step) for each in moved], compile=False)
                 plain = penalty.prox(w.float(), number(step)).to(dtype)
                 for each in moved:
                     assert each.isfinite().all()
@@ -157,7 +157,7 @@ def test_kernels_are_finite_and_right(penalty, monkeypatch):
         moment = 10 ** (30 * torch.rand(w.shape) - 15)
         for step in (1e-8, 1e8, AdaptiveStep(0.1, moment, 1e-8, 0.1)):
             moved = w.clone()
-            shrink_all_([Shrink(penalty, moved, step)], compile=True)
+            shrink_all_([Task(penalty, moved, step)], compile=True)
             assert moved.isfinite().all()
             spread = AdaptiveStep(0.1, moment.double(), 1e-8, 0.1) if isinstance(step, AdaptiveStep) else step
             assert_right(moved, penalty.prox(w.double(), number(spread)), w, mixing=False)

@@ -133,7 +133,7 @@ def test_weights_and_bounds_that_are_not_spread_out_yet_are_not_cut_into_pieces(
     columns = torch.linspace(0, 2, 300)[None]
     for penalty in (Weighted(L1(0.3), columns), Weighted(L1(0.3), columns.T[:1]), Box(-columns, columns)):
         moved = w.clone()
-        prox_(penalty, moved, {}, lambda state, piece: 0.5)
+        prox_(penalty, moved, 0.5)
         assert torch.equal(moved, penalty.prox(w, 0.5))
 
 

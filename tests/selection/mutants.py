@@ -5,7 +5,7 @@ from mutant import Mutant as M
 MUTANTS = [
     M(" and id(p) not in registered", "", "unregistered", "nothing_is_told"),
     M("if p.requires_grad and", "if", "unregistered", "nothing_is_told"),
-    M("        write_(piece, target.prox(upcast(piece), size), generator)", "        write_(piece, target.prox(upcast(piece), size), None)", "parameters", "large_tensors"),
+    M("        write_(chunk, part.prox(upcast(chunk), number(own)), generator)", "        write_(chunk, part.prox(upcast(chunk), number(own)), None)", "parameters", "large_tensors"),
     M("with suppress(AttachmentError):", "with suppress():", "parameters", "passed_over"),
     M("return self.lazy and not is_lazy(self.parameter)", "return False", "parameters", "lazy"),
     M("return () if sharded else tuple", "return tuple", "parameters", "fsdp"),

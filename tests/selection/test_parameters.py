@@ -1022,7 +1022,7 @@ def test_stochastic_rounding_differs_from_parameter_to_parameter_and_from_step_t
 
 
 def test_stochastic_rounding_of_training_steps_is_unbiased_in_large_tensors_too(monkeypatch):
-    monkeypatch.setattr("shrinkage.execution.single_tensor.PIECE", 64)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", 64)
     model = narrow(torch.bfloat16, count=1000)
     decayed(model, 1, L1(1e-2), "proximal", stochastic_rounding=True)
     moved = (model.w < 1).reshape(10, 100).float().mean(1)

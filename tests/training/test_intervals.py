@@ -74,7 +74,7 @@ def test_solutions_stay(make, penalty):
 )
 def test_steps_are_added_up(make, monkeypatch):
     """Element by element where the metric gives one number for each; large parameters in pieces too."""
-    monkeypatch.setattr("shrinkage.execution.single_tensor.PIECE", 12)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", 12)
     ours, plain = mlp(), mlp()
     optimizer, by_hand = make(ours.parameters()), make(plain.parameters())
     Regularizer(ours, Rule(L1(0.05), "0.weight", every=3)).attach(optimizer)
@@ -180,7 +180,7 @@ def test_what_waits_for_other_rules_is_dropped():
 
 
 def test_sparse_gradients_of_a_large_table(monkeypatch):
-    monkeypatch.setattr("shrinkage.execution.single_tensor.PIECE", 8)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", 8)
     torch.manual_seed(0)
     table = nn.Embedding(20, 4, sparse=True)
     optimizer = SparseAdam(table.parameters(), lr=0.01)

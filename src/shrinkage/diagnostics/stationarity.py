@@ -18,7 +18,8 @@ from shrinkage.diagnostics.zero_layers import dead_layers
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.distributed.flattened import check_has_value
 from shrinkage.errors import ParameterError, shown
-from shrinkage.execution.single_tensor import Number, at_origin
+from shrinkage.execution.single_tensor import at_origin
+from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.box import Box
 from shrinkage.penalties.constraints import Constraint

@@ -1,10 +1,10 @@
 """Reductions of many parameters over processes: the all-reduces of one round are sent together."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from shrinkage.distributed.dtensor import (
     cuts_of,
     is_dtensor,
     local,
-    machines_of,
+    process_groups_of,
     shard_like,
     spread,
     type_of_spread,
@@ -25,55 +25,56 @@ from shrinkage.penalties.membership import Membership
 from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction, Result
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True, eq=False)
-class Family:
-    """Groups that span parameters of one optimizer.
+class Block:
+    """Parameters of one optimizer that share groups, or a single one whose groups cross processes.
 
     Args:
-        weights: what the penalty of each group's norm is multiplied by, shape `(groups,)`.
-        processes: the process groups over which sums have to be added up, one after the other.
+        process_groups: over which the sums of groups have to be added up, one after the other.
+        weights: what the penalty of each group's norm is multiplied by, shape `(groups,)`; None for a single parameter.
     """
 
-    weights: Tensor
-    machines: tuple[Any, ...]
+    process_groups: tuple[Any, ...]
+    weights: Tensor | None = None
 
 
 class GroupSharding(NamedTuple):
     """How the groups of one parameter cross processes, or other parameters.
 
     Args:
-        shape: of the whole parameter.
+        block: the parameters that share the groups.
+        parameter: one of them; shards are cut as it is.
         cut: the dimensions along which processes cut it.
-        processes: the process groups over which sums have to be added up, one after the other.
-        family: the groups, if they span other parameters.
-        part: which of them this process's piece has, then.
+        membership: which groups this process's shard has, if they span other parameters.
     """
 
-    shape: tuple[int, ...]
-    cut: tuple[int, ...]
-    machines: tuple[Any, ...]
-    family: Family | None = None
-    part: Membership | None = None
+    block: Block
+    parameter: Any
+    cut: tuple[int, ...] = ()
+    membership: Membership | None = None
 
 
 def group_sharding_of(penalty: Penalty, parameter: Any) -> GroupSharding | None:
-    """Return how the groups of `parameter` cross processes; None if every process can penalize its piece by itself."""
+    """Return how the groups of `parameter` cross processes; None if every process can penalize its own shard."""
     if not is_dtensor(parameter):
         return None
-    mesh, shape, cuts = parameter.device_mesh, tuple(parameter.shape), cuts_of(parameter)
-    free = penalty.cuts(shape)
-    machines = tuple(mesh.get_group(index) for index, dim in cuts.items() if dim not in free)
-    return GroupSharding(shape, tuple(sorted(set(cuts.values()))), machines) if machines else None
+    mesh, cuts = parameter.device_mesh, cuts_of(parameter)
+    free = penalty.cuts(tuple(parameter.shape))
+    process_groups = tuple(mesh.get_group(index) for index, dim in cuts.items() if dim not in free)
+    cut = tuple(sorted(set(cuts.values())))
+    return GroupSharding(Block(process_groups), parameter, cut) if process_groups else None
 
 
-def membership_here(part: Membership, parameter: Any, machines: Sequence[Any]) -> Membership:
-    """Return which groups this process's piece of `parameter` has, and whether it counts where `processes` add up.
+def membership_here(part: Membership, parameter: Any, process_groups: Sequence[Any]) -> Membership:
+    """Return which groups this process's shard of `parameter` has, and whether it counts where sums are added up.
 
-    What several of them hold, the first counts.
+    A shard that several processes hold is counted on the first of them only.
     """
-    own = {each.group_name for each in machines_of(parameter)}
-    counts = all(each.group_name in own or dist.get_rank(each) == 0 for each in machines)
+    own = {each.group_name for each in process_groups_of(parameter)}
+    counts = all(each.group_name in own or dist.get_rank(each) == 0 for each in process_groups)
     if not is_dtensor(parameter):
         return replace(part, counts=counts)
     copy = sys.modules["torch.distributed.tensor"].Replicate()
@@ -85,54 +86,62 @@ def membership_here(part: Membership, parameter: Any, machines: Sequence[Any]) -
 
 
 def shard_penalty(penalty: Penalty, like: Any) -> Penalty:
-    """Return `penalty` as it penalizes this process's piece of a parameter."""
+    """Return `penalty` as it penalizes this process's shard of a parameter."""
     return penalty.with_tensors(partial(shard_like, like=like)) if is_dtensor(like) else penalty
 
 
 def full_penalty(penalty: Penalty) -> Penalty:
-    """Return `penalty` as it penalizes the whole of a parameter."""
+    """Return `penalty` as it penalizes the full tensor of a parameter."""
     return penalty.with_tensors(whole)
 
 
-def prox_across(penalty: Penalty, w: Any, step: float | Tensor, group_sharding: GroupSharding) -> Reduction[Tensor]:
-    """Return a computation of this process's piece of the prox.
+def prox_across(penalty: Penalty, w: Tensor, step: float | Tensor, sharding: GroupSharding) -> Reduction[Tensor]:
+    """Return a computation of the prox of this process's shard.
 
     Args:
-        penalty: what is penalized.
-        w: the parameter.
-        step: a number, or shaped like this process's piece.
-        crossing: how its groups cross processes.
+        penalty: of the full tensor.
+        w: the shard.
+        step: a number, or shaped like the shard.
+        sharding: how the groups of the parameter cross processes.
     """
-    piece = upcast(local(w))
-    computation = shard_penalty(penalty, w).prox_by_sums(piece, step, group_sharding.shape, group_sharding.cut)
+    like, shard = sharding.parameter, upcast(w)
+    computation = shard_penalty(penalty, like).prox_by_sums(shard, step, tuple(like.shape), sharding.cut)
     if computation is not None:
         return (yield from computation)
-    steps = whole(spread(step, w)) if isinstance(step, Tensor) and step.dim() else step
-    return shard_like(full_penalty(penalty).prox(whole(spread(piece, w)), steps), w)
+    steps = whole(spread(step, like)) if isinstance(step, Tensor) and step.dim() else step
+    return shard_like(full_penalty(penalty).prox(whole(spread(shard, like)), steps), like)
 
 
-def gradient_across(penalty: Penalty, w: Any, group_sharding: GroupSharding) -> Reduction[Tensor]:
-    """Return a computation of this process's piece of the gradient."""
-    piece = upcast(local(w))
-    computation = shard_penalty(penalty, w).gradient_by_sums(piece, group_sharding.shape, group_sharding.cut)
+def gradient_across(penalty: Penalty, w: Tensor, sharding: GroupSharding) -> Reduction[Tensor]:
+    """Return a computation of the gradient of this process's shard."""
+    like, shard = sharding.parameter, upcast(w)
+    computation = shard_penalty(penalty, like).gradient_by_sums(shard, tuple(like.shape), sharding.cut)
     if computation is not None:
         return (yield from computation)
-    return shard_like(full_penalty(penalty).gradient(whole(spread(piece, w))), w)
+    return shard_like(full_penalty(penalty).gradient(whole(spread(shard, like))), like)
 
 
-def stays(penalty: Penalty, w: Any, average: Any, group_sharding: GroupSharding | None) -> Tensor:
-    """Return where this process's piece of `w` is zero and stationary for the gradient `average`."""
-    if group_sharding is None:
-        return shard_penalty(penalty, w).stays(upcast(local(w)), local(average))
-    return shard_like(full_penalty(penalty).stays(upcast(whole(w)), whole(average)), w)
+def stays_across(penalty: Penalty, w: Tensor, average: Tensor, sharding: GroupSharding) -> Tensor:
+    """Return where this process's shard is zero and stationary for its averaged gradient."""
+    like = sharding.parameter
+    full, averages = whole(spread(w, like)), whole(spread(average, like))
+    return shard_like(full_penalty(penalty).stays(upcast(full), averages), like)
 
 
-def together(computations: Sequence[Reduction[Result]], group_shardings: Sequence[GroupSharding]) -> list[Result]:
+def blocks_of(items: Iterable[Item], block: Callable[[Item], object]) -> list[list[Item]]:
+    """Return `items` in lists of those that have one `block`, in the order of the first of each."""
+    found: dict[object, list[Item]] = {}
+    for item in items:
+        found.setdefault(block(item), []).append(item)
+    return list(found.values())
+
+
+def run_all(computations: Sequence[Reduction[Result]], blocks: Sequence[Block]) -> list[Result]:
     """Run computations in step and return their results; one message a round carries what all of them ask.
 
     Args:
         computations: the same on all processes, in the same order.
-        crossings: over which processes the sums of each are added up.
+        blocks: over whose processes the sums of each are added up.
     """
     results: dict[int, Result] = {}
     asked: dict[int, Tensor] = {}
@@ -147,21 +156,21 @@ def together(computations: Sequence[Reduction[Result]], group_shardings: Sequenc
     for index in range(len(computations)):
         advance(index, None)
     while asked:
-        for index, sums in added_up(asked, group_shardings).items():
+        for index, sums in added_up(asked, blocks).items():
             advance(index, sums)
     return [results[index] for index in range(len(computations))]
 
 
-def added_up(asked: Mapping[int, Tensor], group_shardings: Sequence[GroupSharding]) -> dict[int, Tensor]:
+def added_up(asked: Mapping[int, Tensor], blocks: Sequence[Block]) -> dict[int, Tensor]:
     """Return sums over processes, with one message per process group and type."""
     sums = dict(asked)
-    groups = {machines.group_name: machines for index in asked for machines in group_shardings[index].machines}
-    for name, machines in groups.items():
-        members = [index for index in asked if any(each.group_name == name for each in group_shardings[index].machines)]
+    groups = {each.group_name: each for index in asked for each in blocks[index].process_groups}
+    for name, group in groups.items():
+        members = [index for index in asked if any(each.group_name == name for each in blocks[index].process_groups)]
         for dtype in dict.fromkeys(sums[index].dtype for index in members):
             alike = [index for index in members if sums[index].dtype == dtype]
             message = torch.cat([sums[index].reshape(-1) for index in alike])
-            dist.all_reduce(message, group=machines)
+            dist.all_reduce(message, group=group)
             parts = torch.split(message, [sums[index].numel() for index in alike])
             sums |= {index: part.view_as(sums[index]) for index, part in zip(alike, parts, strict=True)}
     return sums

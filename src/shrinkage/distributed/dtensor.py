@@ -107,6 +107,6 @@ def cuts_of(parameter: Any) -> dict[int, int]:
     }
 
 
-def machines_of(parameter: Any) -> tuple[Any, ...]:
-    """Return the process groups whose processes hold different pieces of `parameter`."""
+def process_groups_of(parameter: Any) -> tuple[Any, ...]:
+    """Return the process groups whose processes hold different shards of `parameter`."""
     return tuple(map(parameter.device_mesh.get_group, cuts_of(parameter))) if is_dtensor(parameter) else ()

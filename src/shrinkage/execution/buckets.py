@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number, Step
+from shrinkage.execution.task import Task
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep, Number
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.proximal.precision import at_least_float32
@@ -16,30 +16,22 @@ LARGEST = 1 << 15  # weights in one batch, whose copy and temporaries share 1 Mi
 LARGEST_COMPILED = 1 << 17  # a kernel needs no temporaries, and each call counts
 
 
-class Shrink(NamedTuple):
-    """A tensor that is to move to its proximal point, in place."""
-
-    penalty: Penalty
-    w: Tensor
-    step: Step
-
-
-def batched(shrinks: Sequence[Shrink], largest: int = LARGEST) -> Iterator[list[Shrink]]:
-    """Yield `shrinks` in lists that can be joined: of one penalty and step, and of shapes that fit; others alone.
+def batched(tasks: Sequence[Task], largest: int = LARGEST) -> Iterator[list[Task]]:
+    """Yield `tasks` in lists that can be joined: of one penalty and step, and of shapes that fit; others alone.
 
     A list has at most `largest` weights.
     """
-    alike: dict[object, list[Shrink]] = {}
-    for shrink in shrinks:
-        if shrink.w.numel() > largest // 2:
-            yield [shrink]
+    alike: dict[object, list[Task]] = {}
+    for task in tasks:
+        if task.w.numel() > largest // 2:
+            yield [task]
         else:
-            alike.setdefault(key(shrink), []).append(shrink)
+            alike.setdefault(key(task), []).append(task)
     for members in alike.values():
         yield from (members[start : start + count] for start, count in portions(members, largest))
 
 
-def portions(members: Sequence[Shrink], largest: int) -> Iterator[tuple[int, int]]:
+def portions(members: Sequence[Task], largest: int) -> Iterator[tuple[int, int]]:
     """Yield where portions of at most `largest` weights start, and how many members they have."""
     start, weights = 0, 0
     for index, member in enumerate(members):
@@ -51,9 +43,9 @@ def portions(members: Sequence[Shrink], largest: int) -> Iterator[tuple[int, int
     yield start, len(members) - start
 
 
-def key(shrink: Shrink) -> object:
+def key(task: Task) -> object:
     """Return what is equal for tensors that can be joined."""
-    penalty, w, step = shrink
+    penalty, w, step = task
     if penalty.with_tensors(Tensor.detach) is not penalty:
         return id(w)
     shape = w.shape
@@ -69,7 +61,7 @@ def key(shrink: Shrink) -> object:
         return id(penalty), w.dtype, moment.dtype, w.device, rest, numbers
     if isinstance(step, Tensor):
         return (id(penalty), w.dtype, w.device, rest, id(step)) if step.dim() == 0 else id(w)
-    return id(penalty), w.dtype, w.device, rest, step
+    return id(w) if isinstance(step, MetricStep) else (id(penalty), w.dtype, w.device, rest, step)
 
 
 def comparable(number: Number) -> object:
@@ -86,7 +78,7 @@ def dim_between(penalty: Penalty, shape: torch.Size) -> int | None:
 class Joined:
     """Tensors of a batch as one; `write_back` gives each its part of what became of it."""
 
-    def __init__(self, members: Sequence[Shrink]) -> None:
+    def __init__(self, members: Sequence[Task]) -> None:
         penalty, first, step = members[0]
         self._dim = None if isinstance(penalty, Elementwise) else dim_between(penalty, first.shape)
         flat = self._dim is None
@@ -94,7 +86,7 @@ class Joined:
         w = self._join(self._targets)
         if isinstance(step, AdaptiveStep):
             step = self._join_steps([member.step for member in members if isinstance(member.step, AdaptiveStep)])
-        self.shrink = Shrink(penalty, w, step)
+        self.task = Task(penalty, w, step)
 
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors one after the other: flat, or along the dimension that tells groups apart."""
@@ -116,7 +108,7 @@ class Joined:
 
     def write_back(self) -> None:
         """Give each tensor its part."""
-        w, dim = self.shrink.w, self._dim
+        w, dim = self.task.w, self._dim
         if dim is None:
             parts = torch.split(w, [target.numel() for target in self._targets])
             pairs = zip(parts, self._targets, strict=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from shrinkage.errors import first_line
 from shrinkage.execution import kernels
-from shrinkage.execution.buckets import Shrink
 from shrinkage.execution.in_place import touches_once
 from shrinkage.execution.memory_layout import folded_by, memory_order
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number, Step
+from shrinkage.execution.task import Task
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep, Number, Step
 from shrinkage.optimizers.introspection import is_captured
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise
@@ -32,7 +32,8 @@ from shrinkage.proximal import secular
 from shrinkage.proximal.precision import at_least_float32
 
 Kernel = Callable[..., Any]
-StepT = TypeVar("StepT", bound=Step)
+KernelStep = Number | AdaptiveStep
+StepT = TypeVar("StepT", bound=KernelStep)
 Compile = bool | Literal["auto"]
 
 MANY = 1 << 21  # weights penalized in one step, from which the seconds of compilation are saved in a thousand steps
@@ -55,11 +56,16 @@ _log = logging.getLogger("shrinkage")
 _compiles: dict[tuple[object, ...], bool] = {}  # by kind of kernel: whether it could be compiled
 
 
-def pays(shrinks: Sequence[Shrink]) -> bool:
+def is_wanted(compile: Compile, tasks: Sequence[Task]) -> bool:
+    """Return whether `tasks`, which are done in one step, are done by kernels as far as there are kernels for them."""
+    return pays(tasks) if compile == "auto" else compile
+
+
+def pays(tasks: Sequence[Task]) -> bool:
     """Return whether compilation pays: for many weights, and where each call starts kernels on a device."""
-    if any(w.device.type != "cpu" for _, w, _ in shrinks):
+    if any(w.device.type != "cpu" for _, w, _ in tasks):
         return True
-    return sum(gain(*shrink) * shrink.w.numel() for shrink in shrinks) >= MANY
+    return sum(gain(*task) * task.w.numel() for task in tasks) >= MANY
 
 
 def gain(penalty: Penalty, w: Tensor, step: Step) -> float:
@@ -67,6 +73,8 @@ def gain(penalty: Penalty, w: Tensor, step: Step) -> float:
 
     What torch does in place as fast saves nothing.
     """
+    if isinstance(step, MetricStep):  # no kernel computes it
+        return 0
     if not touches_once(penalty, w, step):
         return SLOW if isinstance(penalty, PerGroup) else 1
     return READ_TWICE if isinstance(penalty, PerGroup) and w.numel() >= LARGE else 0
@@ -74,8 +82,10 @@ def gain(penalty: Penalty, w: Tensor, step: Step) -> float:
 
 def compiled_shrink_(penalty: Penalty, w: Tensor, step: Step) -> bool:
     """Move `w` to the proximal point and return True; False, and nothing is done, where there is no kernel for it."""
+    if isinstance(step, MetricStep) or gain(penalty, w, step) == 0:
+        return False
     least = LEAST_IN_GROUPS if isinstance(penalty, PerGroup) else LEAST
-    if gain(penalty, w, step) == 0 or w.numel() < least or penalty.with_tensors(Tensor.detach) is not penalty:
+    if w.numel() < least or penalty.with_tensors(Tensor.detach) is not penalty:
         return False
     shaped = [number for number in numbers_in(step) if isinstance(number, Tensor) and number.dim() > 0]
     order = memory_order(w, *shaped)
@@ -128,7 +138,7 @@ def kernel_of(penalty: Penalty, w: Tensor, order: tuple[int, ...], *, in_metric:
     return None
 
 
-def run(kind: str, shrink_: Kernel, w: Tensor, step: Step) -> bool:
+def run(kind: str, shrink_: Kernel, w: Tensor, step: KernelStep) -> bool:
     """Call `shrink_` with tensors in one order of memory, and return whether it could be compiled.
 
     Compilation comes before anything is written, also when torch was reset in between and compiles once more.
@@ -140,7 +150,7 @@ def run(kind: str, shrink_: Kernel, w: Tensor, step: Step) -> bool:
     return _compiles[key]
 
 
-def can_compile(kind: str, shrink_: Kernel, w: Tensor, step: Step) -> bool:
+def can_compile(kind: str, shrink_: Kernel, w: Tensor, step: KernelStep) -> bool:
     """Return whether `shrink_` can be compiled for such tensors; the first time it is called with an example.
 
     Not while a CUDA graph is recorded.
@@ -157,14 +167,14 @@ def can_compile(kind: str, shrink_: Kernel, w: Tensor, step: Step) -> bool:
     return _compiles[key]
 
 
-def key_of(kind: str, w: Tensor, step: Step) -> tuple[object, ...]:
+def key_of(kind: str, w: Tensor, step: KernelStep) -> tuple[object, ...]:
     """Return what one compilation serves."""
     numbers = numbers_in(step)
     tensors = ((each.device, each.dtype, each.dim()) if isinstance(each, Tensor) else None for each in numbers)
     return kind, w.device, w.dtype, *tensors
 
 
-def numbers_in(step: Step) -> tuple[Number, ...]:
+def numbers_in(step: KernelStep) -> tuple[Number, ...]:
     """Return the numbers of which `step` is made."""
     return tuple(step) if isinstance(step, AdaptiveStep) else (step,)
 
@@ -240,7 +250,7 @@ def traced(penalty: Penalty) -> Penalty:
     return copy
 
 
-def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, step: Step) -> None:
+def shrink_elements_(penalty: Penalty, kind: str, w: Tensor, step: KernelStep) -> None:
     """Move elements."""
     if isinstance(step, AdaptiveStep):
         lr = as_scalar(step.lr, at_least_float32(w.dtype))

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from shrinkage.execution import compiled
-from shrinkage.execution.buckets import Shrink
 from shrinkage.execution.kernels import added_up, last_pass_, left_for_norms
 from shrinkage.execution.memory_layout import folded_by, memory_order
+from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep
 from shrinkage.penalties.membership import Membership
 from shrinkage.penalties.per_group import PerGroup
@@ -24,9 +24,9 @@ class CompiledSlab:
         self.part, self._kind, self._kept, self._given = part, kind, kept, given
 
     @staticmethod
-    def of(part: Membership, shrink: Shrink, slopes: Tensor, curves: Tensor) -> "CompiledSlab | None":
+    def of(part: Membership, task: Task, slopes: Tensor, curves: Tensor) -> "CompiledSlab | None":
         """Return the slab, with its share of the penalizes of all groups, linear and quadratic."""
-        penalty, w, step = shrink
+        penalty, w, step = task
         least = compiled.LEAST // compiled.SLOW
         if not isinstance(step, AdaptiveStep) or not isinstance(penalty, PerGroup) or w.numel() < least:
             return None

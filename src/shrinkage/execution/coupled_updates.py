@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, Shrink, batched
+from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, batched
+from shrinkage.execution.compiled import Compile, is_wanted
 from shrinkage.execution.coupled_kernels import CompiledSlab
 from shrinkage.execution.in_place import norms_in_blocks
-from shrinkage.execution.single_tensor import pieces
+from shrinkage.execution.single_tensor import chunks
+from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step, number
 from shrinkage.penalties import coupled_norms
 from shrinkage.penalties.convex import L1
@@ -35,9 +37,9 @@ class Slab(NamedTuple):
     step: Step
 
     @property
-    def shrink(self) -> Shrink:
+    def task(self) -> Task:
         """The slab as if its slices were groups of their own, which can be joined and compiled alike."""
-        return Shrink(by_slices(self.part.dim), self.w, self.step)
+        return Task(by_slices(self.part.dim), self.w, self.step)
 
 
 @cache
@@ -46,21 +48,22 @@ def by_slices(dim: int) -> Grouped:
     return Grouped(L1(1.0), Slices(dim))
 
 
-def shrink_together_(group_penalty: GroupPenalty, slabs: Sequence[Slab], *, compile: bool) -> None:
+def shrink_together_(group_penalty: GroupPenalty, slabs: Sequence[Slab], *, compile: Compile) -> None:
     """Move all slabs to the proximal point of all of them together."""
+    kernels = is_wanted(compile, [slab.task for slab in slabs])
     steps = [slab.step for slab in slabs]
     plain = None if any(isinstance(step, AdaptiveStep) for step in steps) else one_number(list(map(number, steps)))
     radials = group_penalty.penalty.radial()
     if plain is None and radials is None:
         search_(group_penalty, slabs)
         return
-    batches = list(joined(slabs, LARGEST_COMPILED if compile else LARGEST))
+    batches = list(joined(slabs, LARGEST_COMPILED if kernels else LARGEST))
     whole = [slab for slab, _ in batches]
     if plain is not None:
         scale_(group_penalty, whole, plain)
     elif radials is not None:
         linear, quadratic = (part * group_penalty.weights for part in radials)
-        shrink_in_metric_(linear, quadratic, whole, compile=compile)
+        shrink_in_metric_(linear, quadratic, whole, kernels=kernels)
     for _, batch in batches:
         if batch is not None:
             batch.write_back()
@@ -69,7 +72,7 @@ def shrink_together_(group_penalty: GroupPenalty, slabs: Sequence[Slab], *, comp
 def joined(slabs: Sequence[Slab], largest: int) -> Iterator[tuple[Slab, Joined | None]]:
     """Yield slabs, small ones joined, which have to be written back then."""
     parts = {id(slab.w): slab.part for slab in slabs}
-    for batch in batched([slab.shrink for slab in slabs], largest):
+    for batch in batched([slab.task for slab in slabs], largest):
         if len(batch) == 1:
             ((_, w, step),) = batch
             yield Slab(parts[id(w)], w, step), None
@@ -77,7 +80,7 @@ def joined(slabs: Sequence[Slab], largest: int) -> Iterator[tuple[Slab, Joined |
         own = [parts[id(each.w)] for each in batch]
         one = Joined(batch)
         groups = torch.cat([part.groups for part in own])
-        yield Slab(Membership(own[0].dim, groups, own[0].count), one.shrink.w, one.shrink.step), one
+        yield Slab(Membership(own[0].dim, groups, own[0].count), one.task.w, one.task.step), one
 
 
 def search_(group_penalty: GroupPenalty, slabs: Sequence[Slab]) -> None:
@@ -99,19 +102,19 @@ def scale_(group_penalty: GroupPenalty, slabs: Sequence[Slab], step: float | Ten
         w.mul_(part.column(factors, w))
 
 
-def shrink_in_metric_(linear: Tensor, quadratic: Tensor, slabs: Sequence[Slab], *, compile: bool) -> None:
+def shrink_in_metric_(linear: Tensor, quadratic: Tensor, slabs: Sequence[Slab], *, kernels: bool) -> None:
     """Scale groups in a diagonal metric, by one secular equation for all slabs of a group.
 
     Args:
         linear: the part of each group's penalize in proportion to its norm, shape `(count,)`.
         quadratic: the part in proportion to half of its square.
         slabs: what is moved.
-        compile: whether large slabs are moved by kernels.
+        kernels: whether large slabs are moved by kernels.
     """
     slopes, curves = padded(linear, 0.0), padded(quadratic, 0.0)
     forms: list[CutSlab | CompiledSlab] = []
     for slab in slabs:
-        own = CompiledSlab.of(slab.part, slab.shrink, slopes, curves) if compile else None
+        own = CompiledSlab.of(slab.part, slab.task, slopes, curves) if kernels else None
         forms += [own] if own is not None else [CutSlab(piece, slopes, curves) for piece in cut(slab)]
     to_rest = all(slab.w.device.type == "cpu" for slab in slabs)
 
@@ -140,21 +143,19 @@ def zeros(slabs: Sequence[Slab], count: int) -> Tensor:
 
 
 def cut(slab: Slab) -> Iterator[Slab]:
-    """Yield pieces of a slab that are small enough for a processor's cache."""
+    """Yield chunks of a slab that are small enough for a processor's cache."""
     part, w, step = slab
-    shaped = [step.moment] if isinstance(step, AdaptiveStep) else []
     if isinstance(step, Tensor) and step.dim():
-        shaped = [step.expand_as(w)]
+        step = step.expand_as(w)
     start = 0
-    for _, (piece, *own) in pieces(by_slices(part.dim), w, *shaped, share=2):
-        length = piece.shape[part.dim]
-        at = step._replace(moment=own[0]) if isinstance(step, AdaptiveStep) else own[0] if own else step
-        yield Slab(part.cut(start, length), piece, at)
+    for _, chunk, own in chunks(by_slices(part.dim), w, step, share=2):
+        length = chunk.shape[part.dim]
+        yield Slab(part.cut(start, length), chunk, own)
         start += length
 
 
 class CutSlab:
-    """A piece of a slab, for which the metric is computed anew wherever it is used."""
+    """A chunk of a slab, for which the metric is computed anew wherever it is used."""
 
     def __init__(self, slab: Slab, slopes: Tensor, curves: Tensor) -> None:
         self.part, self._w, self._step = slab

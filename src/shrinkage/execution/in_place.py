@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step, number
+from shrinkage.optimizers.adaptive_step import LATER, AdaptiveStep, MetricStep, Step, number
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.group_norms import scales
@@ -22,6 +22,7 @@ from shrinkage.penalties.sparse_group import SparseGroupLasso
 from shrinkage.private import private
 from shrinkage.proximal.precision import at_least_float32, upcast
 
+Form = Callable[[Any, Tensor, Step], None]
 BLOCK = 1 << 16  # elements whose squares are added up at a time
 
 
@@ -35,12 +36,14 @@ def touches_once(penalty: Penalty, w: Tensor, step: Step) -> bool:
 
 def in_plain_metric(w: Tensor, step: Step) -> bool:
     """Return whether one step serves all elements of `w`, which lie in memory in their order."""
-    return not isinstance(step, AdaptiveStep) and not (isinstance(step, Tensor) and step.dim()) and w.is_contiguous()
+    shaped = (isinstance(step, Tensor) and step.dim() > 0) or isinstance(step, LATER)
+    return not shaped and w.is_contiguous()
 
 
 def shrink_(penalty: Penalty, w: Tensor, step: Step) -> None:
     """w <- prox(w), computed in float32 at least."""
-    FORMS.get(type(penalty), shrink_plainly_)(penalty, w, step)
+    form: Form = FORMS.get(type(penalty), shrink_plainly_)
+    form(penalty, w, step)
 
 
 def shrink_plainly_(penalty: Penalty, w: Tensor, step: Step) -> None:
@@ -53,10 +56,11 @@ def shrink_elements_(penalty: L1, w: Tensor, step: Step) -> None:
 
     It takes a number only, and rounds it to a narrow type.
     """
-    if upcast(w) is not w:
+    if isinstance(step, MetricStep) or upcast(w) is not w:
         shrink_plainly_(penalty, w, step)
     elif isinstance(step, AdaptiveStep):
-        threshold = step.tensor().mul_(fixed(penalty.strength))
+        strength = fixed(penalty.strength)
+        threshold = step.tensor().mul_(strength)
         kept = torch.minimum(w, threshold)
         w.sub_(torch.maximum(kept, threshold.neg_(), out=kept))
     elif isinstance(step, Tensor):
@@ -69,7 +73,7 @@ def shrink_elements_(penalty: L1, w: Tensor, step: Step) -> None:
 
 def shrink_groups_(penalty: Grouped, w: Tensor, step: Step) -> None:
     """In a plain metric, norms are read once and weights scaled where they are."""
-    if isinstance(step, AdaptiveStep) or not in_plain_metric(w, step):
+    if isinstance(step, LATER) or not in_plain_metric(w, step):
         shrink_plainly_(penalty, w, step)
         return
     layout = penalty.groups.layout(w.shape)
@@ -108,6 +112,6 @@ def norms_in_blocks(w: Tensor, within: tuple[int, ...]) -> Tensor:
 
 
 # By exact class: what is derived from one may have a prox of its own.
-FORMS: MappingProxyType[type[Penalty], Callable[[Any, Tensor, Step], None]] = MappingProxyType(
+FORMS: MappingProxyType[type[Penalty], Form] = MappingProxyType(
     {L1: shrink_elements_, Grouped: shrink_groups_, SparseGroupLasso: shrink_groups_and_elements_}
 )

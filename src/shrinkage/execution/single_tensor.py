@@ -1,71 +1,58 @@
-"""The three ways in which a penalty enters an optimizer's step, in their plain form.
+"""The three ways in which a penalty enters an optimizer's step: through its derivative, as decay, and by its prox.
 
 Everything is computed in float32 at least and written back in the type of the parameter, rounded to the nearest number
-or, with a generator, stochastically. The plain form takes any penalty; a penalty that torch's own optimizers know is
-registered beside it with the very operation that they use, so that results agree with theirs bit for bit.
+or, with a generator, stochastically. The plain form takes any penalty. A penalty that torch's own optimizers know is
+registered beside it with the operation that they use, so that results agree with theirs bit for bit.
 
-Large tensors are penalized piece by piece, each small enough that its temporaries stay in a processor's cache. `prox_`
-is the plain form of what `shrink_all_` does faster: small tensors joined (`buckets.py`), in place where torch touches
-each weight once (`in_place.py`), and compiled (`compiled.py`).
+Large tensors are penalized in chunks, each so small that its temporaries stay in a processor's cache. `prox_` is the
+plain form of what `shrink_all_` does faster: small tensors joined (`buckets.py`), in place where torch touches each
+weight once (`in_place.py`), and compiled (`compiled.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, singledispatch
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shrinkage.distributed.all_reduce import shard_penalty
-from shrinkage.distributed.dtensor import local, local_gradient, local_state
-from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, Shrink, batched
-from shrinkage.execution.compiled import compiled_shrink_
+from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, batched
+from shrinkage.execution.compiled import Compile, compiled_shrink_, is_wanted
 from shrinkage.execution.in_place import shrink_, touches_once
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step, number
+from shrinkage.execution.task import Task
+from shrinkage.optimizers.adaptive_step import Number, Step, StepT, can_be_cut, narrowed, number
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1, L2
 from shrinkage.penalties.schedules import fixed
 from shrinkage.proximal.precision import stochastic_round, stuck, upcast
 
-Number = float | Tensor
-State = Mapping[str, Any]
-PIECE = 1 << 16  # elements: four temporaries of that size are 1 MiB
+CHUNK = 1 << 16  # elements: four temporaries of that size are 1 MiB
 
 
-def pieces(penalty: Penalty, *tensors: Tensor, share: int = 1) -> Iterator[tuple[Penalty, tuple[Tensor, ...]]]:
-    """Yield views of `tensors`, which have one shape, cut alike where `penalty` penalizes each piece by itself.
+def chunks(penalty: Penalty, w: Tensor, step: StepT, *, share: int = 1) -> Iterator[tuple[Penalty, Tensor, StepT]]:
+    """Yield views of `w`, cut where `penalty` penalizes each chunk by itself, with the penalty and step of the chunk.
 
-    Each comes with the penalty of the piece. A piece has at most a `share` of PIECE elements.
+    A chunk has at most a `share` of CHUNK elements. `step` may be any tensor of the shape of `w`.
     """
-    first, *_ = tensors
-    size = PIECE // share
+    size = CHUNK // share
     # What is written into a slice of another kind of tensor may be lost; a device other than a CPU has no such cache.
-    may_cut = first.numel() > size and type(first) is Tensor and first.device.type == "cpu"
-    # The first dimension that is long enough for many pieces.
-    dims = penalty.cuts(first.shape) if may_cut else ()
-    dim = max(dims, key=lambda dim: min(first.shape[dim], 64), default=None)
+    may_cut = w.numel() > size and type(w) is Tensor and w.device.type == "cpu"
+    # The first dimension that is long enough for many chunks.
+    dims = penalty.cuts(w.shape) if may_cut and can_be_cut(step) else ()
+    dim = max(dims, key=lambda dim: min(w.shape[dim], 64), default=None)
     if dim is None:
-        yield penalty, tensors
+        yield penalty, w, step
         return
-    length = max(size * first.shape[dim] // first.numel(), 1)
-    for start in range(0, first.shape[dim], length):
-        take = partial(piece_of, dim=dim, start=start, length=min(length, first.shape[dim] - start))
-        yield penalty.with_tensors(take), tuple(map(take, tensors))
+    longest = max(size * w.shape[dim] // w.numel(), 1)
+    for start in range(0, w.shape[dim], longest):
+        part = {"dim": dim, "start": start, "length": min(longest, w.shape[dim] - start)}
+        yield penalty.with_tensors(partial(torch.narrow, **part)), w.narrow(**part), narrowed(step, **part)
 
 
-def piece_of(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """Return a view of `length` indices of dimension `dim`."""
-    return tensor.narrow(dim, start, length)
-
-
-def add_gradient_(penalty: Penalty, parameter: nn.Parameter, factor: Number) -> None:
-    """Add `factor` times the penalty's derivative to the gradient of `parameter`."""
-    gradient = local_gradient(parameter)
-    if gradient is None:
-        return
-    for target, (grad, w) in pieces(shard_penalty(penalty, parameter), gradient, local(parameter.detach())):
-        add_derivative_(target, grad, w, factor)
+def add_gradient_(penalty: Penalty, grad: Tensor, w: Tensor, factor: Number) -> None:
+    """Add `factor` times the penalty's derivative at `w` to a gradient."""
+    for part, at, own in chunks(penalty, w, grad):
+        add_derivative_(part, own, at, factor)
 
 
 @singledispatch
@@ -88,13 +75,13 @@ def _(penalty: L2, grad: Tensor, w: Tensor, factor: Number) -> None:
 add_plainly_ = add_derivative_.dispatch(Penalty)
 
 
-def decay_(penalty: Penalty, parameter: nn.Parameter, step: Number, generator: torch.Generator | None = None) -> None:
-    """Move `parameter` by -step * R'(w): the decoupled form of a smooth penalty."""
-    for target, (w,) in pieces(shard_penalty(penalty, parameter), local(parameter.detach())):
-        widened = upcast(w)
-        decay_by_derivative_(target, widened, step)
-        if widened is not w:
-            write_(w, widened, generator)
+def decay_(penalty: Penalty, w: Tensor, step: Number, generator: torch.Generator | None = None) -> None:
+    """Move `w` by -step * R'(w): the decoupled form of a smooth penalty."""
+    for part, chunk, _ in chunks(penalty, w, 0.0):
+        widened = upcast(chunk)
+        decay_by_derivative_(part, widened, step)
+        if widened is not chunk:
+            write_(chunk, widened, generator)
 
 
 @singledispatch
@@ -108,64 +95,39 @@ def _(penalty: L2, w: Tensor, step: Number) -> None:
     w.mul_(1 - step * fixed(penalty.strength))
 
 
-def prox_(
-    penalty: Penalty,
-    parameter: Tensor,
-    state: State,
-    step: Callable[[State, Tensor], Step],
-    generator: torch.Generator | None = None,
-    *,
-    elementwise: bool = True,
-) -> None:
-    """Move `parameter` to the penalty's proximal point.
+def prox_(penalty: Penalty, w: Tensor, step: Step, generator: torch.Generator | None = None) -> None:
+    """Move `w` to the penalty's proximal point.
 
     Args:
         penalty: what is penalized.
-        parameter: what is moved.
-        state: what the optimizer keeps of the parameter.
-        step: the step of the proximal operator, a number or shaped like its second argument, which is a piece of the
-            parameter; the first is the state of that piece.
+        w: what is moved.
+        step: of the proximal operator.
         generator: rounds stochastically to bfloat16 and float16; None rounds to the nearest number.
-        elementwise: whether `step` of an element follows from the state of that element, so that pieces can be cut.
     """
-    w, state, penalty = local(parameter.detach()), local_state(state), shard_penalty(penalty, parameter)
-    if w.numel() == 0:
-        return
-    if w.numel() <= PIECE or not (elementwise and cuts(state, w)):
-        write_(w, penalty.prox(upcast(w), number(step(state, w))), generator)
-        return
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_sparse}
-    shaped = {name: value for name, value in tensors.items() if value.shape == w.shape}
-    for target, (piece, *cut) in pieces(penalty, w, *shaped.values()):
-        size = number(step({**state, **dict(zip(shaped, cut, strict=True))}, piece))
-        write_(piece, target.prox(upcast(piece), size), generator)
+    for part, chunk, own in chunks(penalty, w, step):
+        write_(chunk, part.prox(upcast(chunk), number(own)), generator)
 
 
-def shrink_all_(shrinks: Sequence[Shrink], *, compile: bool) -> None:
-    """Do what `prox_` does for many parameters whose steps cost nothing to ask for: joined, in place, or compiled."""
-    for batch in batched(shrinks, LARGEST_COMPILED if compile else LARGEST):
+def shrink_all_(tasks: Sequence[Task], *, compile: Compile) -> None:
+    """Do what `prox_` does for many tensors: joined, in place, or compiled."""
+    kernels = is_wanted(compile, tasks)
+    for batch in batched(tasks, LARGEST_COMPILED if kernels else LARGEST):
         joined = Joined(batch) if len(batch) > 1 else None
-        shrink = batch[0] if joined is None else joined.shrink
-        if not (compile and compiled_shrink_(*shrink)):
-            shrink_by_pieces_(*shrink)
+        task = batch[0] if joined is None else joined.task
+        if not (kernels and compiled_shrink_(*task)):
+            shrink_in_chunks_(*task)
         if joined is not None:
             joined.write_back()
 
 
-def shrink_by_pieces_(penalty: Penalty, w: Tensor, step: Step) -> None:
-    """Move `w` in place, with scratch memory for one piece only."""
+def shrink_in_chunks_(penalty: Penalty, w: Tensor, step: Step) -> None:
+    """Move `w` in place, with scratch memory for one chunk only."""
     if touches_once(penalty, w, step):
         shrink_(penalty, w, step)
         return
-    shaped = (
-        [step.moment] if isinstance(step, AdaptiveStep) else [step] if isinstance(step, Tensor) and step.dim() else []
-    )
     share = 1 if isinstance(penalty, L1) else 2  # others need up to eight temporaries
-    for target, (piece, *cut) in pieces(penalty, w, *shaped, share=share):
-        if isinstance(step, AdaptiveStep):
-            shrink_(target, piece, step._replace(moment=cut[0]))
-        else:
-            shrink_(target, piece, cut[0] if cut else step)
+    for part, chunk, own in chunks(penalty, w, step, share=share):
+        shrink_(part, chunk, own)
 
 
 def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
@@ -173,24 +135,20 @@ def write_(w: Tensor, moved: Tensor, generator: torch.Generator | None) -> None:
     w.copy_(moved if generator is None else stochastic_round(moved, w.dtype, generator))
 
 
-def stuck_share(
-    penalty: Penalty, parameter: nn.Parameter, state: State, step: Callable[[State, Tensor], Step], *, prox: bool
-) -> float:
+def stuck_share(penalty: Penalty, w: Tensor, step: Step, *, prox: bool) -> float:
     """Return the share of the elements that a prox, or decay, is to move which rounding brings back; waits for it."""
-    w = parameter.detach()
-    widened, size = upcast(w), number(step(state, w))
+    widened, size = upcast(w), number(step)
     return float(stuck(w, penalty.prox(widened, size) if prox else widened - size * penalty.gradient(widened)))
 
 
-def follow_(parameter: nn.Parameter, moved: Tensor, share: Number) -> None:
-    """Move `parameter` by a share of what was `moved`."""
-    parameter.detach().add_(moved * share)
+def follow_(w: Tensor, moved: Tensor, share: Number) -> None:
+    """Move `w` by a share of what was `moved`."""
+    w.add_(moved * share)
 
 
-def restore_(parameter: Tensor, mask: Tensor, penalty: Penalty) -> None:
-    """Set `parameter` to the penalty's origin where `mask` is true."""
-    w = local(parameter.detach())
-    w.copy_(torch.where(mask, shard_penalty(penalty, parameter).origin(w), w))
+def restore_(penalty: Penalty, w: Tensor, mask: Tensor) -> None:
+    """Set `w` to the penalty's origin where `mask` is true."""
+    w.copy_(torch.where(mask, penalty.origin(w), w))
 
 
 @contextmanager
@@ -204,8 +162,3 @@ def at_origin(penalized: Sequence[tuple[Penalty, nn.Parameter]]) -> Iterator[Non
     finally:
         for value, (_, parameter) in zip(kept, penalized, strict=True):
             parameter.detach().copy_(value)
-
-
-def cuts(state: State, w: Tensor) -> bool:
-    """Return whether `state` can be cut with `w`: whether its tensors are numbers or have the shape of `w`."""
-    return all(value.numel() == 1 or value.shape == w.shape for value in state.values() if isinstance(value, Tensor))

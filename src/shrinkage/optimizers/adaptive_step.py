@@ -1,6 +1,11 @@
-"""The step of an optimizer in its metric: a number, a tensor, or one that is computed where it is used."""
+"""The step of an optimizer in its metric: a number, a tensor, or one that is computed where it is used.
 
-from typing import NamedTuple
+Steps of all kinds have one number for all elements, or one per element, and can be cut as the parameter is: see
+`number` and `narrowed`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -8,6 +13,7 @@ from torch import Tensor
 from shrinkage.proximal.precision import at_least_float32
 
 Number = float | Tensor
+State = Mapping[str, Any]
 
 
 class AdaptiveStep(NamedTuple):
@@ -39,13 +45,97 @@ class AdaptiveStep(NamedTuple):
         corrected = self.moment.to(at_least_float32(self.moment.dtype)) / self.correction
         return corrected.sqrt_().add_(self.eps).clamp_(max=torch.finfo(corrected.dtype).max)
 
+    def narrow(self, dim: int, start: int, length: int) -> "AdaptiveStep":
+        """Return the step of `length` indices of dimension `dim`."""
+        return self._replace(moment=self.moment.narrow(dim, start, length))
 
-Step = Number | AdaptiveStep
+    def zero_if(self, overflow: Tensor) -> "AdaptiveStep":
+        """Return the step, or 0 if `overflow` is 1."""
+        return self._replace(lr=zero_if(overflow, self.lr))
+
+
+class MetricStep(NamedTuple):
+    """The step that a function returns, called only where it is used: it may need as much memory as the parameter.
+
+    Args:
+        eta: a function of (parameter group, state, parameter), as in `register_metric`.
+        group: the options of the parameter group.
+        state: what the optimizer keeps of the parameter.
+        w: the parameter.
+        overflow: 1 if the update is skipped, so that the step is 0; None outside of loss scaling.
+        elementwise: whether the step of an element follows from the state of that element.
+    """
+
+    eta: Callable[[Mapping[str, Any], State, Tensor], Any]
+    group: Mapping[str, Any]
+    state: State
+    w: Tensor
+    overflow: Tensor | None = None
+    elementwise: bool = True
+
+    def tensor(self) -> Number:
+        """Return the step: a number, or shaped like the parameter."""
+        return zero_if(self.overflow, number(self.eta(self.group, self.state, self.w)))
+
+    def narrow(self, dim: int, start: int, length: int) -> "MetricStep":
+        """Return the step of `length` indices of dimension `dim`."""
+        w, shape = self.w.narrow(dim, start, length), self.w.shape
+        cut = {
+            name: value.narrow(dim, start, length)
+            for name, value in self.state.items()
+            if isinstance(value, Tensor) and value.shape == shape and not value.is_sparse
+        }
+        return self._replace(w=w, state={**self.state, **cut})
+
+    def zero_if(self, overflow: Tensor) -> "MetricStep":
+        """Return the step, or 0 if `overflow` is 1."""
+        return self._replace(overflow=overflow)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether all tensors of the state are numbers, or have the shape of the parameter."""
+        tensors = (value for value in self.state.values() if isinstance(value, Tensor))
+        return self.elementwise and all(value.numel() == 1 or value.shape == self.w.shape for value in tensors)
+
+
+Step = Number | AdaptiveStep | MetricStep
+StepT = TypeVar("StepT", bound=Step)
+LATER = (AdaptiveStep, MetricStep)
 
 
 def number(step: Step) -> Number:
     """Return `step` as a number, or as a tensor with one number per element."""
-    return step.tensor() if isinstance(step, AdaptiveStep) else step
+    return step.tensor() if isinstance(step, LATER) else step
+
+
+def narrowed(step: StepT, dim: int, start: int, length: int) -> StepT:
+    """Return the step of `length` indices of dimension `dim`; one number for all elements as it is."""
+    found: Any = step
+    if isinstance(step, LATER) or (isinstance(step, Tensor) and step.dim()):
+        found = step.narrow(dim, start, length)
+    own: StepT = found
+    return own
+
+
+def can_be_cut(step: Step) -> bool:
+    """Return whether the step of some elements is known without that of the others."""
+    return not isinstance(step, MetricStep) or step.can_be_cut
+
+
+def zero_on_overflow(step: Step, overflow: Tensor | None) -> Step:
+    """Return `step`, or 0 if `overflow` is 1, because the update is skipped; None outside of loss scaling."""
+    if overflow is None:
+        return step
+    return step.zero_if(overflow) if isinstance(step, LATER) else zero_if(overflow, step)
+
+
+def zero_if(overflow: Tensor | None, size: Number) -> Number:
+    """Return a step size, or 0 if `overflow` is 1."""
+    if overflow is None:
+        return size
+    happens = 1 - overflow
+    # A number has double precision, and thresholds that are rounded otherwise are others.
+    return size * (happens if isinstance(size, Tensor) or happens.device.type == "mps" else happens.double())
 
 
 def item_if_on_cpu(number: Number) -> Number:

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number, Step, item_if_on_cpu
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep, Number, State, Step, item_if_on_cpu
 from shrinkage.proximal.precision import at_least_float32, upcast
 
 Group = Mapping[str, Any]
-State = Mapping[str, Any]
 
 
 def sgd_metric(group: Group, state: State, w: Tensor) -> Number:
@@ -50,12 +49,18 @@ def rmsprop_metric(group: Group, state: State, w: Tensor) -> Step:
     """lr / (1 - momentum) / (sqrt(v) + eps), v the second moment, or the variance (centered)."""
     second_moment = state["square_avg"]
     lr = item_if_on_cpu(group["lr"]) / (1 - max(group["momentum"], 0))
-    step = AdaptiveStep(lr, second_moment, group["eps"])
     if not group["centered"]:
-        return step
+        return AdaptiveStep(lr, second_moment, group["eps"])
+    return MetricStep(centered_rmsprop_metric, group, state, w)
+
+
+def centered_rmsprop_metric(group: Group, state: State, w: Tensor) -> Tensor:
+    """lr / (1 - momentum) / (sqrt(variance) + eps)."""
+    second_moment = state["square_avg"]
+    lr = item_if_on_cpu(group["lr"]) / (1 - max(group["momentum"], 0))
     variance = second_moment.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
     centered = lr / (variance.to(at_least_float32(variance.dtype)).sqrt() + group["eps"])
-    return torch.where(second_moment == 0, step.tensor(), centered)
+    return torch.where(second_moment == 0, AdaptiveStep(lr, second_moment, group["eps"]).tensor(), centered)
 
 
 def adagrad_metric(group: Group, state: State, w: Tensor) -> Step:

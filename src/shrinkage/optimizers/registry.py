@@ -5,6 +5,7 @@ What a metric is, and the formulas of torch's own optimizers, stand in `metrics.
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -30,10 +31,9 @@ from torch.optim import (
 
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import MetricError, shown
-from shrinkage.optimizers.adaptive_step import Number, Step
+from shrinkage.optimizers.adaptive_step import MetricStep, Number, State, Step
 from shrinkage.optimizers.metrics import (
     Group,
-    State,
     adadelta_before,
     adadelta_metric,
     adafactor_before,
@@ -57,25 +57,10 @@ Iterate = Callable[[Group, State, Tensor], tuple[Tensor, Number]]
 Rate = Callable[[Group], Number]
 
 
-def never(group: Group) -> bool:
-    """Return False."""
-    return False
-
-
-def always(group: Group) -> bool:
-    """Return True."""
-    return True
-
-
-def unless_centered(group: Group) -> bool:
-    """Return whether RMSprop divides by a second moment, and not by a variance."""
-    return not group["centered"]
-
-
 class Metric(NamedTuple):
     """How an optimizer turns a gradient into a move; see `register_metric` for the functions.
 
-    `deferred` tells, of a parameter group, whether eta is a number or an `AdaptiveStep`, which is computed later.
+    `eta` returns a number, or a step that is computed where it is used.
     """
 
     eta: Eta
@@ -83,23 +68,24 @@ class Metric(NamedTuple):
     iterate: Iterate | None = None
     lr: Rate | None = None
     elementwise: bool = True
-    deferred: Callable[[Group], bool] = never
 
 
 _metrics: dict[type[Optimizer], Metric] = {
-    SGD: Metric(sgd_metric, deferred=always),
-    Adam: Metric(adam_metric, deferred=always),
-    AdamW: Metric(adam_metric, deferred=always),
-    RMSprop: Metric(rmsprop_metric, deferred=unless_centered),
-    Adagrad: Metric(adagrad_metric, deferred=always),
-    NAdam: Metric(nadam_metric, deferred=always),
-    RAdam: Metric(radam_metric, deferred=always),
-    SparseAdam: Metric(sparse_adam_metric, deferred=always),
-    Adamax: Metric(adamax_metric),
-    Adadelta: Metric(adadelta_metric, before=adadelta_before),
-    ASGD: Metric(asgd_metric, before=asgd_before, deferred=always),
-    Rprop: Metric(rprop_metric),
-    Adafactor: Metric(adafactor_metric, before=adafactor_before, elementwise=False),
+    SGD: Metric(sgd_metric),
+    Adam: Metric(adam_metric),
+    AdamW: Metric(adam_metric),
+    RMSprop: Metric(rmsprop_metric),
+    Adagrad: Metric(adagrad_metric),
+    NAdam: Metric(nadam_metric),
+    RAdam: Metric(radam_metric),
+    SparseAdam: Metric(sparse_adam_metric),
+    Adamax: Metric(partial(MetricStep, adamax_metric)),
+    Adadelta: Metric(partial(MetricStep, adadelta_metric), before=adadelta_before),
+    ASGD: Metric(asgd_metric, before=asgd_before),
+    Rprop: Metric(partial(MetricStep, rprop_metric)),
+    Adafactor: Metric(
+        partial(MetricStep, adafactor_metric, elementwise=False), before=adafactor_before, elementwise=False
+    ),
 }
 
 GRADIENT = 'how="gradient" (no exact zeros)'
@@ -167,7 +153,8 @@ def register_metric(
     """
     if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
         raise TypeError(f"expected a subclass of torch.optim.Optimizer, got {shown(optimizer_class)}")
-    _metrics[optimizer_class] = Metric(metric, before, iterate, lr, elementwise)
+    eta = partial(MetricStep, metric, elementwise=elementwise)
+    _metrics[optimizer_class] = Metric(eta, before, iterate, lr, elementwise)
 
 
 def known_metric(optimizer: Optimizer) -> Metric | None:

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shrinkage.distributed.dtensor import is_dtensor, local, local_state
+from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.distributed.flattened import is_piece
 from shrinkage.errors import AttachmentError
-from shrinkage.execution.single_tensor import Number
-from shrinkage.optimizers.adaptive_step import number
+from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.optimizers.introspection import (
     group_indices,
     overflow_of,
@@ -44,7 +43,7 @@ from shrinkage.training.coupled_parameters import located
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import Found, PenalizedParameter, Place, at_update
 from shrinkage.training.preconditions import check_added_once, check_captured, check_gradients, check_kept, check_moved
-from shrinkage.training.step_sizes import noted_of, state_of, step_of
+from shrinkage.training.step_sizes import Steps
 from shrinkage.training.update import Lasting, Update
 
 Arguments = tuple[Any, ...]
@@ -233,11 +232,10 @@ class Attachment(Lasting):
     def steps(self, optimizer: Optimizer) -> dict[str, Number]:
         """Return the step of each penalized parameter's proximal operator now, as far as it has made one."""
         found: dict[str, Number] = {}
+        steps = Steps(optimizer, self.metric)
         for target in self.targets_left(optimizer) if self.updates.steps else ():
-            state = local_state(state_of(target, optimizer, noted_of(target, self.metric, optimizer)))
-            step = step_of(target, self.metric, optimizer, None)
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
-                found[target.name] = number(step(state, local(target.parameter.detach())))
+                found[target.name] = steps.now(target)
         return found
 
     def maximized(self, optimizer: Optimizer) -> set[str]:

@@ -1,19 +1,15 @@
 """Penalized parameters in bfloat16 and float16: rounding that is said aloud once, or stochastic for those who ask."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from zlib import crc32
 
 import torch
-from torch import Tensor
 
-from shrinkage.distributed.all_reduce import shard_penalty
-from shrinkage.distributed.dtensor import local, local_state, place_of
-from shrinkage.execution.single_tensor import State, stuck_share
-from shrinkage.optimizers.adaptive_step import Step
+from shrinkage.distributed.dtensor import place_of
+from shrinkage.execution.single_tensor import stuck_share
+from shrinkage.execution.task import Task
 from shrinkage.optimizers.introspection import is_captured
-from shrinkage.penalties.base import Penalty
 from shrinkage.proximal.precision import NARROW
 from shrinkage.training.penalized import PenalizedParameter
 
@@ -30,17 +26,10 @@ class Rounding:
     stochastic: bool = False
     told: set[str] = field(default_factory=set)
 
-    def generator(
-        self,
-        target: PenalizedParameter,
-        penalty: Penalty,
-        state: State,
-        step: Callable[[State, Tensor], Step],
-        steps: int,
-    ) -> torch.Generator | None:
+    def generator(self, target: PenalizedParameter, task: Task, steps: int) -> torch.Generator | None:
         """Return what draws the rounding of `target` in step number `steps`; None to round to the nearest number.
 
-        The numbers depend on the name of the parameter, the step, and the place of this process's piece alone: they are
+        The numbers depend on the name of the parameter, the step, and the place of this process's shard alone: they are
         the same in all replicas and after a restart, and leave torch's own generators where they are.
         """
         if target.parameter.dtype not in NARROW:
@@ -52,21 +41,17 @@ class Rounding:
         # A group that crosses processes cannot be judged by a piece of it, nor may one process ask the others here.
         known = target.name in self.told or is_captured(target.parameter) or target.group_sharding is not None
         if steps & (steps + 1) == 0 and not known:
-            self._warn_of_stuck(target, penalty, state, step)
+            self._warn_of_stuck(target, task)
         return None
 
-    def _warn_of_stuck(
-        self, target: PenalizedParameter, penalty: Penalty, state: State, step: Callable[[State, Tensor], Step]
-    ) -> None:
-        piece = local(target.parameter.detach())
-        own = shard_penalty(penalty, target.parameter)
-        share = stuck_share(own, piece, local_state(state), step, prox=not target.before)
+    def _warn_of_stuck(self, target: PenalizedParameter, task: Task) -> None:
+        share = stuck_share(*task, prox=not target.before)
         if share > 0.5:
             self.told.add(target.name)
             cut = "this process's piece of " if place_of(target.parameter) else ""
             warnings.warn(
-                f"{penalty} is too small to move {100 * share:.0f}% of the weights of {cut}{target.name!r}, of shape "
-                f"{tuple(piece.shape)}, in a step: {target.parameter.dtype} rounds them back to where they were; keep "
+                f"{task.penalty} is too small to move {100 * share:.0f}% of the weights of {cut}{target.name!r}, of "
+                f"shape {tuple(task.w.shape)}, in a step: {task.w.dtype} rounds them back to where they were; keep "
                 "the parameters in float32 (autocast computes in half precision), or choose "
                 "Regularizer(..., stochastic_rounding=True)",
                 stacklevel=2,

@@ -5,15 +5,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from shrinkage.distributed.all_reduce import Family
+from shrinkage.distributed.all_reduce import blocks_of
 from shrinkage.distributed.dtensor import local, spread
-from shrinkage.errors import shown
-from shrinkage.execution.single_tensor import Number, State
-from shrinkage.optimizers.adaptive_step import AdaptiveStep
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number, Step, number
 from shrinkage.training.penalized import PenalizedParameter
-from shrinkage.training.step_sizes import StepOf
-
-TOTAL = "total of steps that wait"  # under which the state of a parameter has it
 
 
 class Pending(NamedTuple):
@@ -40,43 +35,22 @@ class Intervals:
 
     def align(self, targets: Sequence[PenalizedParameter]) -> None:
         """Let parameters that share groups act in one step, though some of them may take part later than others."""
-        families: dict[Family, list[str]] = {}
-        for target in targets:
-            if target.every > 1 and target.group_sharding is not None and target.group_sharding.family is not None:
-                families.setdefault(target.group_sharding.family, []).append(target.name)
-        for names in families.values():
-            pending = {name: self._pending.get(name, Pending(0.0, 0)) for name in names}
+        for block in blocks_of(targets, lambda target: target.block):
+            pending = {target.name: self._pending.get(target.name, Pending(0.0, 0)) for target in block}
             steps = max(each.steps for each in pending.values())
             self._pending |= {name: each._replace(steps=steps) for name, each in pending.items()}
 
-    def gathered(
-        self, target: PenalizedParameter, step: StepOf, state: State, lr: Number
-    ) -> tuple[StepOf, State] | None:
-        """Return the step of all steps since the last, and the state that it reads; None if more are to come.
-
-        Args:
-            penalize: what is penalized, at every k-th step.
-            step: of this update.
-            state: which it reads.
-            lr: its value where there is no state, on a process that never had a gradient.
-        """
-        w = local(target.parameter.detach())
-        try:
-            now = step(state, w)
-        except KeyError:
-            now = lr
-        amount = now.lr if isinstance(now, AdaptiveStep) else now
+    def total(self, target: PenalizedParameter, step: Step) -> Step | None:
+        """Return the step of all steps since the last, with this one; None if more are to come."""
+        amount = step.lr if isinstance(step, AdaptiveStep) else number(step)
         before = self._pending.pop(target.name, Pending(0.0, 0))
         pending = Pending(local(before.total) + amount, before.steps + 1)
         if pending.steps < target.every:
             self._pending[target.name] = pending._replace(total=spread_if_shaped(pending.total, target.parameter))
             return None
-        total = local(pending.total)
-        if isinstance(total, Tensor) and total.dim():  # it is cut with the state where the parameter is
-            return (lambda state, w: state[TOTAL]), {**state, TOTAL: total}
-        if isinstance(now, AdaptiveStep):
-            return (lambda state, w: now_of(step, state, w)._replace(lr=total)), state
-        return (lambda state, w: total), state
+        total: Number = local(pending.total)
+        shaped = isinstance(total, Tensor) and total.dim() > 0
+        return step._replace(lr=total) if isinstance(step, AdaptiveStep) and not shaped else total
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return what waits, by name."""
@@ -87,14 +61,6 @@ class Intervals:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from what `state_dict` returned."""
         self._pending = {name: Pending(each["total"], each["steps"]) for name, each in state.items()}
-
-
-def now_of(step: StepOf, state: State, w: Tensor) -> AdaptiveStep:
-    """Return the step of this update, which is known to be adaptive."""
-    found = step(state, w)
-    if not isinstance(found, AdaptiveStep):
-        raise TypeError(f"a metric gave an adaptive step and then {shown(found)} in one update")
-    return found
 
 
 def spread_if_shaped(total: Number, parameter: Tensor) -> Number:

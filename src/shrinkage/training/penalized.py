@@ -75,6 +75,11 @@ class PenalizedParameter(NamedTuple):
         return self.lazy and not is_lazy(self.parameter)
 
     @property
+    def block(self) -> object:
+        """What it has in common with the parameters that share groups with it, and with no others."""
+        return self.name if self.group_sharding is None else self.group_sharding.block
+
+    @property
     def before(self) -> bool:
         """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
         return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)

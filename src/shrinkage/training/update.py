@@ -5,7 +5,7 @@ operators. A fused optimizer unscales and skips in its own kernel, so that its g
 here, and it comes here on an overflow too: steps are then multiplied by 0, on the device.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -13,28 +13,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shrinkage.diagnostics.evaluation import sum_of, value_of
-from shrinkage.distributed.all_reduce import stays
-from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient, local_state, spread
-from shrinkage.execution.buckets import Shrink
-from shrinkage.execution.collective import Move, add_gradients_across_, prox_across_, stay_in_families
-from shrinkage.execution.compiled import Compile, pays
-from shrinkage.execution.single_tensor import (
-    Number,
-    State,
-    add_gradient_,
-    decay_,
-    follow_,
-    prox_,
-    restore_,
-    shrink_all_,
-)
-from shrinkage.optimizers.adaptive_step import number
+from shrinkage.distributed.all_reduce import blocks_of
+from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient, spread
+from shrinkage.execution.collective import SharedTask, add_gradients_across_, prox_across_, zeros_that_stay
+from shrinkage.execution.compiled import Compile
+from shrinkage.execution.single_tensor import add_gradient_, decay_, follow_, prox_, restore_, shrink_all_
+from shrinkage.execution.task import Task
+from shrinkage.optimizers.adaptive_step import MetricStep, State
 from shrinkage.optimizers.introspection import overflow_of, sign_of
-from shrinkage.optimizers.registry import Metric, learning_rate
+from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.base import Penalty
 from shrinkage.proximal.precision import NARROW, upcast
 from shrinkage.selection.how import decides
-from shrinkage.training.coupled_parameters import blocks_of
 from shrinkage.training.gradient_averages import Averages
 from shrinkage.training.gradients import Gradients, dense
 from shrinkage.training.half_precision import Rounding
@@ -42,16 +32,7 @@ from shrinkage.training.intervals import Intervals
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import PenalizedParameter
 from shrinkage.training.preconditions import check_unscaled
-from shrinkage.training.step_sizes import (
-    StepOf,
-    is_deferred,
-    iterate_of,
-    noted_of,
-    shrink_of,
-    state_of,
-    step_here,
-    step_of,
-)
+from shrinkage.training.step_sizes import Steps, shard_of
 from shrinkage.training.update_count import Updates
 
 Pairs = Sequence[tuple[PenalizedParameter, Penalty]]
@@ -85,7 +66,9 @@ class Update:
 
     def __init__(self, optimizer: Optimizer, penalized: Pairs, lasting: Lasting) -> None:
         self._optimizer, self._penalized, self._lasting = optimizer, penalized, lasting
-        self._metric, self._steps = lasting.metric, lasting.updates.steps
+        self._made = lasting.updates.steps  # so many steps came before this one
+        self._before = [pair for pair in penalized if pair[0].before]
+        self._after = [pair for pair in penalized if not pair[0].before]
         self._moved: set[str] = set()  # by name, what has a gradient
         self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
@@ -94,17 +77,19 @@ class Update:
         """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
         self._moved = {target.name for target, _ in self._penalized if target.parameter.grad is not None}
         scale = getattr(self._optimizer, "grad_scale", None)
-        in_gradient = self._acting(lambda target: target.how == "gradient")
+        in_gradient = self._in_gradient()
         if scale is not None:
             check_unscaled(target for target, _ in in_gradient if self._has_early(target))
+        metric, averages = self._lasting.metric, self._lasting.averages
         with without_autograd_or_autocast(target for target, _ in self._penalized):
-            if first and self._metric is not None and self._metric.before is not None:
-                self._noted = {each.name: noted_of(each, self._metric, self._optimizer) for each, _ in self._penalized}
-            if first and self._lasting.averages is not None:
-                self._hold_zeros(self._lasting.averages, scale)
+            steps = Steps(self._optimizer, metric, overflow_of(self._optimizer))
+            if first and metric is not None and metric.before is not None:
+                self._noted = {target.name: steps.before(target) for target, _ in self._penalized}
+            if first and averages is not None:
+                self._hold_zeros(averages, scale, steps)
             self._add_gradients(in_gradient, scale)
             if first:
-                self._decay()
+                self._decay(steps)
 
     @property
     def moves(self) -> bool:
@@ -113,73 +98,64 @@ class Update:
 
     def after(self) -> None:
         """Apply the proximal operators, and hold zeros."""
-        self._lasting.gradients.end_step()
-        acting = self._acting(lambda target: not target.before)
-        self._lasting.intervals.align([target for target, _ in acting])
+        metric = self._lasting.metric
+        iterates = metric is not None and metric.iterate is not None
         overflow = overflow_of(self._optimizer)
-        across: list[Move] = []
-        shrinks: list[Shrink] = []
+        self._lasting.gradients.end_step()
+        steps = Steps(self._optimizer, metric, overflow)
+        acting = self._taking_part(self._after)
+        seldom = [target for target, _ in acting if target.every > 1]
+        if seldom:
+            self._lasting.intervals.align(seldom)
+        tasks: list[Task] = []
+        shared: list[SharedTask] = []
         with without_autograd_or_autocast(target for target, _ in acting):
             for target, penalty in acting:
-                step = step_of(target, self._metric, self._optimizer, overflow)
-                noted = self._noted.get(target.name, {})
-                plain = target.every == 1 and self._is_plain(target)
-                if plain and target.parameter.dtype not in NARROW:
-                    shrinks += shrink_of(target, penalty, step, self._optimizer, noted)
-                    continue
-                state = state_of(target, self._optimizer, noted)
+                task = steps.task(target, penalty, self._noted.get(target.name, {}))
                 if target.every > 1:
-                    gathered = self._lasting.intervals.gathered(target, step, local_state(state), self._lr(target))
-                    if gathered is None:
+                    total = self._lasting.intervals.total(target, task.step)
+                    if total is None:
                         continue
-                    step, state = gathered
-                generator = self._lasting.rounding.generator(target, penalty, state, step, self._steps)
-                if plain and generator is None:
-                    shrinks += shrink_of(target, penalty, step, self._optimizer, noted)
-                elif target.group_sharding is None:
-                    self._move(target, penalty, state, step, generator)
+                    task = task._replace(step=total)
+                generator = self._generator(target, task)
+                if target.group_sharding is not None:
+                    step = steps.agreed(target, task) if target.group_sharding.block.process_groups else task.step
+                    moved = task.w if self._has_gradient(target) else None
+                    shared.append(SharedTask(penalty, task.w, step, target.group_sharding, moved, generator))
+                elif not task.w.numel():  # an empty shard
+                    continue
+                elif iterates or generator is not None or target.every > 1:
+                    self._move(target, task, generator, steps)
                 else:
-                    factor = step_here(target.group_sharding, step, state, target.parameter.detach(), self._lr(target))
-                    moves = self._has_gradient(target)
-                    across.append(Move(penalty, target.parameter, factor, target.group_sharding, generator, moves))
-            shrink_all_(shrinks, compile=pays(shrinks) if self._lasting.compile == "auto" else self._lasting.compile)
-            prox_across_(across, self._lasting.compile)
-            for target, penalty in acting:
+                    tasks.append(task)
+            shrink_all_(tasks, compile=self._lasting.compile)
+            if shared:
+                prox_across_(shared, compile=self._lasting.compile)
+            for target, penalty in acting if self._held else ():
                 if target.name in self._held:
-                    restore_(target.parameter, self._held[target.name], penalty)
+                    restore_(*shard_of(penalty, target.parameter), self._held[target.name])
 
-    def _lr(self, target: PenalizedParameter) -> Number:
-        group = self._optimizer.param_groups[target.group]
-        return learning_rate(self._metric, group) if "lr" in group else 0.0
+    def _generator(self, target: PenalizedParameter, task: Task) -> torch.Generator | None:
+        """Return what rounds the result stochastically to a narrow type; None rounds to the nearest number."""
+        narrow = target.parameter.dtype in NARROW
+        return self._lasting.rounding.generator(target, task, self._made) if narrow else None
 
-    def _is_plain(self, target: PenalizedParameter) -> bool:
-        """Return whether the parameter itself is moved, here, by a step that is known without a pass over it."""
-        iterates = self._metric is not None and self._metric.iterate is not None
-        return target.group_sharding is None and not iterates and is_deferred(target, self._metric, self._optimizer)
-
-    def _move(
-        self,
-        target: PenalizedParameter,
-        penalty: Penalty,
-        state: State,
-        step: StepOf,
-        generator: torch.Generator | None,
-    ) -> None:
+    def _move(self, target: PenalizedParameter, task: Task, generator: torch.Generator | None, steps: Steps) -> None:
         """Apply one proximal operator, to the parameter or to the iterate that it follows."""
-        elementwise = self._metric is None or self._metric.elementwise
-        iterate, share = iterate_of(target, self._metric, self._optimizer)
+        iterate, share = steps.iterate(target)
         if iterate is target.parameter:
-            prox_(penalty, iterate, state, step, generator, elementwise=elementwise)
+            prox_(*task, generator)
             return
-        before = iterate.clone()
-        prox_(penalty, iterate, state, step, generator, elementwise=elementwise)
+        penalty, w = shard_of(task.penalty, iterate)
+        before = w.clone()
+        prox_(penalty, w, task.step._replace(w=w) if isinstance(task.step, MetricStep) else task.step, generator)
         if target.name in self._held:
-            restore_(iterate, self._held.pop(target.name), penalty)
-        follow_(target.parameter, iterate - before, share)
+            restore_(penalty, w, self._held.pop(target.name))
+        follow_(task.w, w - before, share)
 
     def add_early(self) -> None:
         """Add the gradients of the penalties now, for good, and let the step leave them as they are then."""
-        in_gradient = self._acting(lambda target: target.how == "gradient")
+        in_gradient = self._in_gradient()
         with without_autograd_or_autocast(target for target, _ in in_gradient):
             self._add(in_gradient, None)
         for target, _ in in_gradient:
@@ -187,28 +163,32 @@ class Update:
 
     def value(self) -> Tensor | None:
         """Return what the penalties in the gradient add to the loss that the optimizer works on; None if none does."""
-        # All processes have to ask for the value of what is spread over them, whatever their gradients hold.
+        # All processes have to ask for the value of what is sharded, whatever their gradients hold.
         in_gradient = [
             (target, penalty)
-            for target, penalty in self._penalized
+            for target, penalty in self._before
             if target.how == "gradient" and (is_dtensor(target.parameter) or self._takes_part(target))
         ]
         with without_autograd_or_autocast(target for target, _ in in_gradient):
             values = [
                 value_of(block[0][1], {target.name: target.parameter for target, _ in block}) * self._sign(block[0][0])
-                for block in blocks_of(in_gradient)
+                for block in blocks_of(in_gradient, lambda pair: pair[0].block)
             ]
         return sum_of(values) if values else None
 
-    def _acting(self, chosen: Callable[[PenalizedParameter], bool]) -> Pairs:
-        """Return the `chosen` penalties that this process takes part in, with their penalties at this update."""
-        # An optimizer may clear the gradients itself, so that they are gone after its step.
-        return [pair for pair in self._penalized if chosen(pair[0]) and self._takes_part(pair[0])]
+    def _in_gradient(self) -> Pairs:
+        """Return the penalties that this process adds to gradients."""
+        return self._taking_part([pair for pair in self._before if pair[0].how == "gradient"])
+
+    def _taking_part(self, pairs: Pairs) -> Pairs:
+        """Return those of the penalties that this process takes part in."""
+        return [pair for pair in pairs if self._takes_part(pair[0])]
 
     def _takes_part(self, target: PenalizedParameter) -> bool:
         return (target.group_sharding is not None and target.parameter.requires_grad) or self._has_gradient(target)
 
     def _has_gradient(self, target: PenalizedParameter) -> bool:
+        # An optimizer may clear the gradients itself, so that they are gone after its step.
         return target.parameter.grad is not None or target.name in self._moved
 
     def _has_early(self, target: PenalizedParameter) -> bool:
@@ -225,49 +205,56 @@ class Update:
             self._add(pairs, scale)
 
     def _add(self, pairs: Pairs, scale: Tensor | None) -> None:
-        across: list[Move] = []
+        shared: list[SharedTask] = []
         for target, penalty in pairs:
             factor = self._sign(target) if scale is None else self._sign(target) * scale
-            added = self._has_early(target)
+            added, grad = self._has_early(target), local_gradient(target.parameter)
             if target.group_sharding is not None:  # all processes take part in the sums, whatever their gradients hold
-                across.append(Move(penalty, target.parameter, 0.0 if added else factor, target.group_sharding))
-            elif not added:
-                add_gradient_(penalty, target.parameter, factor)
-        add_gradients_across_(across)
+                w = local(target.parameter.detach())
+                shared.append(SharedTask(penalty, w, 0.0 if added else factor, target.group_sharding, grad))
+            elif not added and grad is not None:
+                own, w = shard_of(penalty, target.parameter)
+                add_gradient_(own, grad, w, factor)
+        if shared:
+            add_gradients_across_(shared)
 
-    def _decay(self) -> None:
+    def _decay(self, steps: Steps) -> None:
         """Move weights by the derivatives of penalties that are decoupled and smooth."""
-        overflow = overflow_of(self._optimizer)
-        across: list[Move] = []
-        for target, penalty in self._acting(lambda target: target.before and target.how == "decoupled"):
-            step = step_of(target, self._metric, self._optimizer, overflow)
-            generator = self._lasting.rounding.generator(target, penalty, {}, step, self._steps)
-            size = number(step({}, target.parameter))
+        shared: list[SharedTask] = []
+        for target, penalty in self._taking_part([pair for pair in self._before if pair[0].how == "decoupled"]):
+            own, w = shard_of(penalty, target.parameter)
+            size = steps.constant(target)
+            generator = self._generator(target, Task(own, w, size))
             if target.group_sharding is None:
-                decay_(penalty, target.parameter, size, generator)
+                decay_(own, w, size, generator)
             else:
-                across.append(Move(penalty, target.parameter, -size, target.group_sharding, generator))
-        add_gradients_across_(across, to_weights=True)
+                moved = None if target.parameter.grad is None else w
+                shared.append(SharedTask(penalty, w, -size, target.group_sharding, moved, generator))
+        if shared:
+            add_gradients_across_(shared)
 
-    def _hold_zeros(self, averages: Averages, scale: Tensor | None) -> None:
+    def _hold_zeros(self, averages: Averages, scale: Tensor | None, steps: Steps) -> None:
         """Average the gradients of the data, and note the zeros for which the average is stationary."""
         overflow = overflow_of(self._optimizer)
-        coupled: dict[str, Move] = {}
-        for target, penalty in self._acting(lambda target: decides(target.penalty, target.how)):
-            w = iterate_of(target, self._metric, self._optimizer)[0].detach()
+        shared: dict[str, SharedTask] = {}
+        for target, penalty in self._taking_part(self._after):
+            if not decides(target.penalty, target.how):
+                continue
+            iterate = steps.iterate(target)[0].detach()
             grad = local_gradient(target.parameter)
+            own, w = shard_of(penalty, iterate)
             if grad is None:  # others wait
-                unscaled = torch.zeros_like(upcast(local(w)))
+                unscaled = torch.zeros_like(upcast(w))
                 skipped: Tensor | None = unscaled.new_ones(())
             else:
                 sign = self._sign(target)
                 unscaled, skipped = upcast(dense(grad)) * (sign if scale is None else sign / scale), overflow
-            average = averages.update(target.name, spread(unscaled, w), skipped)
-            if target.group_sharding is not None and target.group_sharding.family is not None:
-                coupled[target.name] = Move(penalty, target.parameter, local(average), target.group_sharding)
+            average = local(averages.update(target.name, spread(unscaled, iterate), skipped))
+            if target.group_sharding is None:
+                self._held[target.name] = own.stays(upcast(w), average)
             else:
-                self._held[target.name] = stays(penalty, w, average, target.group_sharding)
-        self._held |= zip(coupled, stay_in_families(list(coupled.values())), strict=True)
+                shared[target.name] = SharedTask(penalty, w, average, target.group_sharding)
+        self._held |= zip(shared, zeros_that_stay(list(shared.values())), strict=True)
 
 
 @contextmanager

@@ -1,0 +1,22 @@
+"""One tensor and what a step does to it: the part of a parameter that this process holds, and nothing else."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from shrinkage.optimizers.adaptive_step import Step
+from shrinkage.penalties.base import Penalty
+
+
+class Task(NamedTuple):
+    """A tensor that moves to its proximal point, in place.
+
+    Args:
+        penalty: of this tensor.
+        w: this process's shard of a parameter, or all of it.
+        step: of the proximal operator.
+    """
+
+    penalty: Penalty
+    w: Tensor
+    step: Step
