@@ -48,7 +48,8 @@ def shrink_(penalty: Penalty, w: Tensor, step: Step) -> None:
 
 def shrink_plainly_(penalty: Penalty, w: Tensor, step: Step) -> None:
     """w <- prox(w)."""
-    w.copy_(penalty.prox(upcast(w), number(step)))
+    size = number(step)
+    w.copy_(penalty.prox(upcast(w), size))
 
 
 def shrink_elements_(penalty: L1, w: Tensor, step: Step) -> None:

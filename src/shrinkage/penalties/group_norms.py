@@ -29,37 +29,48 @@ def scales(norms: Tensor, step: float | Tensor, function: Elementwise, weight: f
     return function.prox(norms.reshape(-1), step * weight).reshape(norms.shape) / norms
 
 
-def scaled_by_sums(
+def in_plain_metric(
     w: Tensor, step: float | Tensor, layout: Layout, function: Elementwise, weight: float
 ) -> Reduction[Tensor]:
-    """Return `scaled` with the norms of whole groups."""
+    """Return the prox in the metric of one step for all elements, with the norms of whole groups."""
     norms = yield from norms_by_sums(w, layout)
     return w * scales(norms, step, function, weight)
 
 
-def scaled_in_metric_by_sums(
-    w: Tensor, steps: Tensor, layout: Layout, parts: tuple[float | Tensor, float | Tensor], *, to_rest: bool
+def in_metric(
+    w: Tensor, steps: Tensor, layout: Layout, function: Elementwise, weight: float, *, like: Tensor, to_rest: bool
 ) -> Reduction[Tensor]:
-    """Return the prox of  linear * ||w_g|| + quadratic / 2 * ||w_g||^2  in a diagonal metric.
+    """Return the prox in a diagonal metric: the secular equation of each group, or the best of its minima.
 
-    The quadratic part is taken in first: the prox of R + q/2 ||.||^2 with step s at w is that of R with step
-    s / (1 + s q) at w / (1 + s q). What is left is the secular equation.
+    Of  linear * ||w_g|| + quadratic / 2 * ||w_g||^2  the quadratic part is taken in first: the prox of
+    R + q/2 ||.||^2 with step s at w is that of R with step s / (1 + s q) at w / (1 + s q). What is left is the secular
+    equation.
+
+    Args:
+        w: the tensor, split into groups.
+        steps: one for each element.
+        layout: of the groups.
+        function: what a norm is penalized, times `weight`.
+        weight: of all groups.
+        like: what the result has the shape and the type of.
+        to_rest: end as soon as no group moves, which takes a look at all of them.
     """
-    linear, quadratic = parts
+    radial = function.radial()
+    if radial is None:
+        target = target_of(function, weight, layout.kept)
+        return scaled(w, like, secular_search.radial_scale_by_sums(w, steps, layout.within, target))
+    linear, quadratic = (weight * as_column(part, layout.kept) for part in radial)
     if isinstance(quadratic, Tensor) or quadratic:
         w, steps = w / (1 + steps * quadratic), steps / (1 + steps * quadratic)
     if not isinstance(linear, Tensor) and not linear:
-        return w.clone()
-    scale = yield from secular.block_scale_by_sums(w, steps * linear, layout.within, to_rest=to_rest)
-    return w * scale
+        return scaled(w, like)
+    return scaled(w, like, secular.block_scale_by_sums(w, steps * linear, layout.within, to_rest=to_rest))
 
 
-def searched_by_sums(
-    w: Tensor, steps: Tensor, layout: Layout, function: secular_search.RadialFunction
-) -> Reduction[Tensor]:
-    """Return the prox of `function` in a diagonal metric, the best of its minima."""
-    scale = yield from secular_search.radial_scale_by_sums(w, steps, layout.within, function)
-    return w * scale
+def scaled(w: Tensor, like: Tensor, scale: Reduction[Tensor] | None = None) -> Reduction[Tensor]:
+    """Return `w` times the result of another computation, in the shape and type of `like`."""
+    result = w.clone() if scale is None else w * (yield from scale)
+    return result.reshape(like.shape).to(like.dtype)
 
 
 def target_of(function: Elementwise, weight: float | Tensor, shape: tuple[int, ...]) -> secular_search.RadialFunction:

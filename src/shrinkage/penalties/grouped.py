@@ -156,21 +156,15 @@ class Grouped(PerGroup):
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
         return group_norms.reshaped(
-            group_norms.scaled_by_sums(split, step, layout, self.penalty, self.weight(shape)), w
+            group_norms.in_plain_metric(split, step, layout, self.penalty, self.weight(shape)), w
         )
 
     def _in_metric(self, w: Tensor, step: Tensor, shape: Sequence[int], *, to_rest: bool) -> Reduction[Tensor]:
         """Solve the secular equation of each group, or search for the best of its minima."""
-        layout, weight = self.groups.layout(w.shape), self.weight(shape)
+        weight, layout = self.weight(shape), self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
         steps = step.to(split.dtype).expand_as(w).reshape(layout.shape)
-        parts = self.penalty.radial()
-        if parts is None:
-            function = group_norms.target_of(self.penalty, weight, layout.kept)
-            return group_norms.reshaped(group_norms.searched_by_sums(split, steps, layout, function), w)
-        linear, quadratic = (weight * group_norms.as_column(part, layout.kept) for part in parts)
-        computation = group_norms.scaled_in_metric_by_sums(split, steps, layout, (linear, quadratic), to_rest=to_rest)
-        return group_norms.reshaped(computation, w)
+        return group_norms.in_metric(split, steps, layout, self.penalty, weight, like=w, to_rest=to_rest)
 
     def _add_up(self, shape: Sequence[int], cut: Collection[int]) -> bool:
         """Return whether sums over pieces of groups add up to those over groups if `shape` is cut along `cut`."""
