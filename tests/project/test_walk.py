@@ -7,6 +7,7 @@ higher, that is, where its longest chain of imports inside the package is longer
 import ast
 import functools
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -80,6 +81,6 @@ def test_the_walk_to_a_written_weight_seldom_climbs(penalty):
     for origin, entered, _, _ in calls_of_a_step(penalty):
         if entered not in (origin, *walk[-1:]):
             walk.append(entered)
-    climbs = [(one, other) for one, other in zip(walk, walk[1:], strict=False) if height(other) > height(one)]
+    climbs = [(one, other) for one, other in pairwise(walk) if height(other) > height(one)]
     assert len(walk) > 10
     assert len(climbs) <= MOST, "\n".join(f"{height(path):2} {path.relative_to(SOURCE)}" for path in walk)
