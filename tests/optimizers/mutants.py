@@ -40,5 +40,5 @@ MUTANTS = [
     M("self._noted = {target.name: steps.before(target) for target, _ in self._penalized}", "self._noted = {}", "metrics", "by_hand"),
     M("follow_(task.w, w - before, share)", "pass", "registry", "papers"),
     M("iterate = steps.iterate(target)[0].detach()", "iterate = target.parameter.detach()", "registry", "held"),
-    M("restore_(penalty, w, self._held.pop", "restore_(penalty, task.w, self._held.pop", "registry", "held"),
+    M("restore_(task.penalty, w, self._held.pop", "restore_(task.penalty, task.w, self._held.pop", "registry", "held"),
 ]

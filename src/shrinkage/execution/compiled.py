@@ -44,11 +44,7 @@ READ_TWICE = 1 / 16  # of it is saved where groups are scaled in place, but a se
 LARGE = 1 << 22  # weights in one tensor, which no cache holds from one pass over all of it to the next
 CACHED = 1 << 16  # weights in one group, which a cache holds
 # Nothing of a parameter's size is written down between its first use and its last.
-ONE_PASS: dict[str, Any] = {
-    "realize_opcount_threshold": 10_000,
-    "realize_reads_threshold": 10_000,
-    "realize_acc_reads_threshold": 10_000,
-}
+ONE_PASS: dict[str, Any] = {f"realize_{each}_threshold": 10_000 for each in ("opcount", "reads", "acc_reads")}
 # Shapes of examples to compile with: as large as what follows, and no two sizes alike, which would be taken for a rule.
 EXAMPLES = {1: (1_000_003,), 2: (1009, 1013), 3: (101, 103, 107), 4: (29, 31, 37, 41), 5: (13, 17, 19, 23, 29)}
 

@@ -111,12 +111,9 @@ class Update:
         shared: list[SharedTask] = []
         with without_autograd_or_autocast(target for target, _ in acting):
             for target, penalty in acting:
-                task = steps.task(target, penalty, self._noted.get(target.name, {}))
-                if target.every > 1:
-                    total = self._lasting.intervals.total(target, task.step)
-                    if total is None:
-                        continue
-                    task = task._replace(step=total)
+                task = self._task(target, penalty, steps)
+                if task is None:
+                    continue
                 generator = self._generator(target, task)
                 if target.group_sharding is not None:
                     step = steps.agreed(target, task) if target.group_sharding.block.process_groups else task.step
@@ -135,6 +132,14 @@ class Update:
                 if target.name in self._held:
                     restore_(*shard_of(penalty, target.parameter), self._held[target.name])
 
+    def _task(self, target: PenalizedParameter, penalty: Penalty, steps: Steps) -> Task | None:
+        """Return what the proximal operator of one parameter does here; None while it waits for more steps."""
+        task = steps.task(target, penalty, self._noted.get(target.name, {}))
+        if target.every == 1:
+            return task
+        total = self._lasting.intervals.total(target, task.step)
+        return None if total is None else task._replace(step=total)
+
     def _generator(self, target: PenalizedParameter, task: Task) -> torch.Generator | None:
         """Return what rounds the result stochastically to a narrow type; None rounds to the nearest number."""
         narrow = target.parameter.dtype in NARROW
@@ -146,11 +151,11 @@ class Update:
         if iterate is target.parameter:
             prox_(*task, generator)
             return
-        penalty, w = shard_of(task.penalty, iterate)
-        before = w.clone()
-        prox_(penalty, w, task.step._replace(w=w) if isinstance(task.step, MetricStep) else task.step, generator)
+        w = local(iterate.detach())
+        before, step = w.clone(), task.step
+        prox_(task.penalty, w, step._replace(w=w) if isinstance(step, MetricStep) else step, generator)
         if target.name in self._held:
-            restore_(penalty, w, self._held.pop(target.name))
+            restore_(task.penalty, w, self._held.pop(target.name))
         follow_(task.w, w - before, share)
 
     def add_early(self) -> None:
