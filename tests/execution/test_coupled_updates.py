@@ -8,7 +8,7 @@ from shrinkage import L1, L2, MCP, ElasticNet
 from shrinkage.execution import compiled as kernels
 from shrinkage.execution import coupled_updates as fast
 from shrinkage.execution import single_tensor as applied
-from shrinkage.execution.coupled_updates import Slab, shrink_together_
+from shrinkage.execution.coupled_updates import MemberTask, shrink_together_
 from shrinkage.execution.memory_layout import folded_by
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step, number
 from shrinkage.penalties import coupled_norms
@@ -25,7 +25,7 @@ def part(groups: list[int], dim: int = 0) -> Membership:
     return Membership(dim, torch.where(numbers < 0, COUNT, numbers), COUNT, first)
 
 
-def slabs(step, dtype=torch.float32) -> list[Slab]:
+def slabs(step, dtype=torch.float32) -> list[MemberTask]:
     """Rows, columns, planes in another order of memory, vectors, and slices in no group or several in one."""
     torch.manual_seed(0)
     shapes = {
@@ -41,12 +41,12 @@ def slabs(step, dtype=torch.float32) -> list[Slab]:
     found = []
     for shape, own in shapes.items():
         w = torch.randn(shape, dtype=dtype)
-        found.append(Slab(own, w.to(memory_format=torch.channels_last) if len(shape) == 4 else w, step))
+        found.append(MemberTask(own, w.to(memory_format=torch.channels_last) if len(shape) == 4 else w, step))
     found[1].w[:, 3] = 0
     return found
 
 
-def with_steps(found: list[Slab], adaptive: bool) -> list[Slab]:
+def with_steps(found: list[MemberTask], adaptive: bool) -> list[MemberTask]:
     """Slabs with moments of their own, some of them 0, and two rates; or with one number for all."""
     if not adaptive:
         return found
@@ -58,7 +58,7 @@ def with_steps(found: list[Slab], adaptive: bool) -> list[Slab]:
     return result
 
 
-def plainly(penalized: GroupPenalty, found: list[Slab]) -> list[Tensor]:
+def plainly(penalized: GroupPenalty, found: list[MemberTask]) -> list[Tensor]:
     steps: list[Step] = [slab.step for slab in found]
     parts, ws = [slab.part for slab in found], [slab.w.clone() for slab in found]
     return alone(coupled_norms.prox(penalized, parts, ws, [number(step) for step in steps], to_rest=True))
@@ -136,12 +136,15 @@ def test_what_is_not_finite_stays_in_its_group(small, adaptive, bad):
 def test_a_member_at_rest_is_read_no_more(small, monkeypatch):
     """One family needs more iterations than the others, whose members are left alone meanwhile."""
     calls = []
-    original = fast.CutSlab.terms
-    monkeypatch.setattr(fast.CutSlab, "terms", lambda self, theta: calls.append(self.part) or original(self, theta))
+    original = fast.PlainMember.terms
+    monkeypatch.setattr(fast.PlainMember, "terms", lambda self, theta: calls.append(self.part) or original(self, theta))
     w = torch.randn(20, 8, dtype=torch.float64)
     upcast = AdaptiveStep(1.0, torch.exp(20 * torch.rand(20, 8)).double(), 0.0)
     narrow = AdaptiveStep(1.0, torch.full((20, 8), 2.0).double(), 0.0)
-    found = [Slab(part(list(range(20))), w.clone(), upcast), Slab(part(list(range(20, 40))), w.clone(), narrow)]
+    found = [
+        MemberTask(part(list(range(20))), w.clone(), upcast),
+        MemberTask(part(list(range(20, 40))), w.clone(), narrow),
+    ]
     monkeypatch.setattr(fast, "LARGEST", 1)
     shrink_together_(penalized(L1(0.05)), found, compile=False)
     counts = [sum(own.first == first for own in calls) for first in (0, 20)]

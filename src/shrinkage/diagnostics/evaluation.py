@@ -32,7 +32,7 @@ def sum_of(values: Sequence[Tensor]) -> Tensor:
 def value_of(penalty: Penalty, parameters: Mapping[str, Tensor]) -> Tensor:
     """Return the value of `penalty` at one parameter, or at all that share its groups, given by name.
 
-    This process may hold pieces of them only.
+    This process may hold shards of them only.
     """
     tensors = {name: whole(parameter.detach()) for name, parameter in parameters.items()}
     if coupled_of(penalty) is None:

@@ -137,11 +137,11 @@ def blocks_of(items: Iterable[Item], block: Callable[[Item], object]) -> list[li
 
 
 def run_all(computations: Sequence[Reduction[Result]], blocks: Sequence[Block]) -> list[Result]:
-    """Run computations in step and return their results; one message a round carries what all of them ask.
+    """Run computations side by side and return their results; the reductions of one round are one message.
 
     Args:
         computations: the same on all processes, in the same order.
-        blocks: over whose processes the sums of each are added up.
+        blocks: the sums of each are added up over the processes of its block.
     """
     results: dict[int, Result] = {}
     asked: dict[int, Tensor] = {}

@@ -1,12 +1,11 @@
-"""Tensors that are spread over processes (fully_shard, tensor parallel, meshes). The only file that knows DTensor.
+"""Tensors that are sharded over processes (fully_shard, tensor parallel, meshes). The only file that knows DTensor.
 
-Every process penalizes its own piece of a parameter. Where the processes cut between groups, that is all there is to
-it. Where they cut through groups, the groups' sums are added up over the processes that share them: one message carries
-what all parameters ask in a round (`reductions.py`). A penalty that needs more than sums gets the whole tensor,
-everywhere.
+Each process penalizes its own shard of a parameter. No communication is needed if shards do not cut groups. If they do,
+the sums of groups are added up over the processes that share them; the all-reduces of all parameters in one round are
+sent together (`reductions.py`). A penalty that needs more than sums gets the full tensor on every process.
 
-Which of the three it is, and how often processes talk, follows from shapes and placements, which all processes know,
-and never from values or from which gradients are there: so none of them waits in vain.
+Which of the three cases holds, and how often processes communicate, follows from shapes and placements alone. All
+processes know these, so that none of them waits for a message that nobody sends.
 """
 
 import sys
@@ -17,25 +16,25 @@ from torch import Tensor, nn
 
 
 def is_dtensor(tensor: object) -> bool:
-    """Return whether `tensor` is a DTensor. Where nobody imported them there are none, and no need to import them."""
+    """Return whether `tensor` is a DTensor. If `torch.distributed.tensor` was never imported, there can be none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Any) -> Any:
-    """Return this process's piece of a tensor, which shares its memory; what is not spread comes back as it is."""
+    """Return this process's shard of a tensor, which shares its memory; a plain tensor comes back as it is."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def whole(tensor: Any) -> Any:
-    """Return the whole of a tensor; all processes that hold a piece have to call this."""
+    """Return the full tensor; all processes that hold a shard have to call this."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def place_of(tensor: Any) -> tuple[int, ...]:
-    """Return where in the mesh this process's piece of a tensor lies: the same for copies, another for each piece.
+    """Return where in the mesh this process's shard of a tensor lies; empty for a plain tensor.
 
-    Nothing for what is not cut.
+    Replicas of one shard have the same place.
     """
     if not is_dtensor(tensor):
         return ()
@@ -44,20 +43,20 @@ def place_of(tensor: Any) -> tuple[int, ...]:
     return tuple(at for at, placement, size in coordinates if size > 1 and not placement.is_replicate())
 
 
-def spread(piece: Tensor, like: Any) -> Any:
-    """Return the tensor whose piece on this process is `piece`, cut as `like` is."""
+def spread(shard: Tensor, like: Any) -> Any:
+    """Return the tensor whose shard on this process is `shard`, distributed as `like` is."""
     if not is_dtensor(like):
-        return piece
+        return shard
     return type_of_spread().from_local(
-        piece, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
 
 
 def shard_like(tensor: Any, like: Any) -> Tensor:
-    """Return this process's piece of `tensor`, a whole one or one that is spread, cut as `like` is."""
+    """Return this process's shard of `tensor`, full or distributed, cut as `like` is."""
     if is_dtensor(tensor) or not is_dtensor(like):
-        piece: Tensor = local(tensor)
-        return piece
+        shard: Tensor = local(tensor)
+        return shard
     module = sys.modules["torch.distributed.tensor"]
     copies = [module.Replicate()] * like.device_mesh.ndim
     copied = module.DTensor.from_local(tensor, like.device_mesh, copies, run_check=False)
@@ -81,19 +80,19 @@ def type_of_spread() -> Any:
 
 
 def local_gradient(parameter: Any) -> Tensor | None:
-    """Return this process's piece of the gradient of `parameter`, which shares its memory.
+    """Return this process's shard of the gradient of `parameter`, which shares its memory.
 
-    A gradient whose parts still have to be added up over processes is replaced by their sum.
+    A gradient whose sum over processes is still pending is replaced by that sum.
     """
     grad: Any = parameter.grad
     if is_dtensor(grad) and grad.placements != parameter.placements:
         parameter.grad = grad = grad.redistribute(placements=parameter.placements)
-    piece: Tensor | None = local(grad)
-    return piece
+    shard: Tensor | None = local(grad)
+    return shard
 
 
 def local_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what an optimizer keeps of a parameter, as far as it belongs to this process's piece."""
+    """Return what an optimizer keeps of this process's shard of a parameter."""
     return {name: local(value) for name, value in state.items()} if any(map(is_dtensor, state.values())) else state
 
 

@@ -2,8 +2,8 @@
 
 Both lay parameters end to end and cut the line between processes, across rows and wherever it falls. Of FSDP1 with
 `use_orig_params=True` a process steps pieces of the model's own parameters, so that penalties of single elements are
-right; everything else is refused by name. The marks that these systems leave on parameters tell them, so that nothing
-has to be imported.
+right; everything else is refused by name. Such parameters are recognized by attributes that these systems set on them;
+nothing is imported.
 """
 
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Small tensors joined to one, so that what is done to each costs one call for many of them."""
+"""Small tensors joined to one, so that many of them cost one call."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -44,7 +44,7 @@ def portions(members: Sequence[Task], largest: int) -> Iterator[tuple[int, int]]
 
 
 def key(task: Task) -> object:
-    """Return what is equal for tensors that can be joined."""
+    """Return a key that is equal for tensors that can be joined."""
     penalty, w, step = task
     if penalty.with_tensors(Tensor.detach) is not penalty:
         return id(w)
@@ -65,7 +65,7 @@ def key(task: Task) -> object:
 
 
 def comparable(number: Number) -> object:
-    """Return a number, or that it is a tensor, which it would take a wait to compare."""
+    """Return a number, or the type of a tensor: comparing its value would wait for the device."""
     return Tensor if isinstance(number, Tensor) else number
 
 
@@ -76,7 +76,7 @@ def dim_between(penalty: Penalty, shape: torch.Size) -> int | None:
 
 
 class Joined:
-    """Tensors of a batch as one; `write_back` gives each its part of what became of it."""
+    """Tensors of a batch as one; `write_back` gives each its part of the result."""
 
     def __init__(self, members: Sequence[Task]) -> None:
         penalty, first, step = members[0]
@@ -96,7 +96,7 @@ class Joined:
 
     def _join_steps(self, steps: Sequence[AdaptiveStep]) -> AdaptiveStep:
         def joined(numbers: Sequence[Number]) -> Number:
-            """Numbers are equal; tensors are spread out."""
+            """Return equal numbers as one; tensors are expanded."""
             if not isinstance(numbers[0], Tensor):
                 return numbers[0]
             pairs = zip(numbers, self._targets, strict=True)

@@ -15,7 +15,7 @@ from shrinkage.distributed.all_reduce import (
     stays_across,
 )
 from shrinkage.execution.compiled import Compile
-from shrinkage.execution.coupled_updates import Slab, shrink_together_
+from shrinkage.execution.coupled_updates import MemberTask, shrink_together_
 from shrinkage.execution.single_tensor import write_
 from shrinkage.optimizers.adaptive_step import Step, number
 from shrinkage.penalties import coupled_norms
@@ -61,8 +61,8 @@ def prox_across_(tasks: Tasks, *, compile: Compile) -> None:
     for block in blocks_of(tasks, lambda task: task.sharding.block):
         if all(map(is_here, block)):
             group_penalty, parts = groups_of(block)
-            slabs = [Slab(part, task.w, task.step) for task, part in zip(block, parts, strict=True)]
-            shrink_together_(group_penalty, slabs, compile=compile)
+            members = [MemberTask(part, task.w, task.step) for task, part in zip(block, parts, strict=True)]
+            shrink_together_(group_penalty, members, compile=compile)
         else:
             rest += block
     for task, moved in zip(rest, found_together(rest, prox_of), strict=True):

@@ -164,7 +164,7 @@ def can_compile(kind: str, shrink_: Kernel, w: Tensor, step: KernelStep) -> bool
 
 
 def key_of(kind: str, w: Tensor, step: KernelStep) -> tuple[object, ...]:
-    """Return what one compilation serves."""
+    """Return a key that is equal for all tensors that one compilation serves."""
     numbers = numbers_in(step)
     tensors = ((each.device, each.dtype, each.dim()) if isinstance(each, Tensor) else None for each in numbers)
     return kind, w.device, w.dtype, *tensors
@@ -226,7 +226,7 @@ def width(kernel: FunctionType) -> dict[str, int]:
 def as_scalar(number: Number, dtype: torch.dtype | None = None) -> Tensor:
     """Return `number` as a tensor of this type, by default of its own: double precision for Python's numbers.
 
-    It is on a CPU where it is at hand, so that no device is waited for.
+    A number of Python becomes a tensor on the CPU, so that no device is waited for.
     """
     if isinstance(number, Tensor):
         return number if dtype is None else number.to(dtype)

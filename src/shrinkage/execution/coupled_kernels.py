@@ -17,15 +17,15 @@ from shrinkage.proximal import secular
 from shrinkage.proximal.precision import at_least_float32
 
 
-class CompiledSlab:
+class CompiledMember:
     """A parameter whose slices belong to groups; `of` returns None where there is no kernel."""
 
     def __init__(self, part: Membership, kind: str, kept: Sequence[int], given: tuple[Any, ...]) -> None:
         self.part, self._kind, self._kept, self._given = part, kind, kept, given
 
     @staticmethod
-    def of(part: Membership, task: Task, slopes: Tensor, curves: Tensor) -> "CompiledSlab | None":
-        """Return the slab, with its share of the penalizes of all groups, linear and quadratic."""
+    def of(part: Membership, task: Task, slopes: Tensor, curves: Tensor) -> "CompiledMember | None":
+        """Return the member, with the strengths of all groups; None where there is no kernel."""
         penalty, w, step = task
         least = compiled.LEAST // compiled.SLOW
         if not isinstance(step, AdaptiveStep) or not isinstance(penalty, PerGroup) or w.numel() < least:
@@ -43,15 +43,15 @@ class CompiledSlab:
             return None
         linear, quadratic = (part.values(each).to(at_least_float32(w.dtype)).view(kept) for each in (slopes, curves))
         given = (w, *compiled.given_to_groups(step, w, 0.0, linear, quadratic), within)
-        return CompiledSlab(part, kind, kept, given)
+        return CompiledMember(part, kind, kept, given)
 
     def sums(self) -> Tensor:
-        """Return `radial.secular_sums` of the slices."""
+        """Return `secular.secular_sums` of the slices."""
         sums: Tensor = compiled.compiled(sums_pass, self._kind)(*self._given)
         return sums
 
     def terms(self, theta: Tensor) -> Tensor:
-        """Return `radial.secular_terms` of the slices."""
+        """Return `secular.secular_terms` of the slices."""
         terms: Tensor = compiled.compiled(terms_pass, self._kind)(self._column(theta), *self._given)
         return terms
 
@@ -64,7 +64,7 @@ class CompiledSlab:
 
 
 def all_passes_(within: tuple[int, ...], kind: str, w: Tensor, step: AdaptiveStep) -> None:
-    """Run each kernel once, with penalizes of 1."""
+    """Run each kernel once, with strengths of 1."""
     shape = [1 if dim in within else size for dim, size in enumerate(w.shape)]
     ones = w.new_ones(shape, dtype=at_least_float32(w.dtype))
     given = (w, *compiled.given_to_groups(step, w, 0.0, ones, ones.clone()), within)

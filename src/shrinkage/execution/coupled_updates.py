@@ -1,7 +1,7 @@
-"""Proximal operators of groups that span parameters, in place: small parameters joined, large ones cut or compiled.
+"""Proximal operators of groups that span parameters, in place: small parameters joined, large ones in chunks or kernels.
 
-The parameters are read for the sums over groups, once in a plain metric and once per iteration of the secular equation
-in another, and then written, each where it is. What `coupled.prox` of `penalties` returns is the plain form.
+The parameters are read for the sums over groups: once in a plain metric, and once per iteration of the secular equation
+in a diagonal one. Then each is written where it is. `coupled_norms.prox` is the plain form.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, batched
 from shrinkage.execution.compiled import Compile, is_wanted
-from shrinkage.execution.coupled_kernels import CompiledSlab
+from shrinkage.execution.coupled_kernels import CompiledMember
 from shrinkage.execution.in_place import norms_in_blocks
 from shrinkage.execution.single_tensor import chunks
 from shrinkage.execution.task import Task
@@ -29,7 +29,7 @@ from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import alone
 
 
-class Slab(NamedTuple):
+class MemberTask(NamedTuple):
     """A tensor, the groups of its slices, and the step of its proximal operator."""
 
     part: Membership
@@ -38,7 +38,7 @@ class Slab(NamedTuple):
 
     @property
     def task(self) -> Task:
-        """The slab as if its slices were groups of their own, which can be joined and compiled alike."""
+        """The task as if its slices were groups of their own, which can be joined and compiled alike."""
         return Task(by_slices(self.part.dim), self.w, self.step)
 
 
@@ -48,17 +48,17 @@ def by_slices(dim: int) -> Grouped:
     return Grouped(L1(1.0), Slices(dim))
 
 
-def shrink_together_(group_penalty: GroupPenalty, slabs: Sequence[Slab], *, compile: Compile) -> None:
-    """Move all slabs to the proximal point of all of them together."""
-    kernels = is_wanted(compile, [slab.task for slab in slabs])
-    steps = [slab.step for slab in slabs]
+def shrink_together_(group_penalty: GroupPenalty, members: Sequence[MemberTask], *, compile: Compile) -> None:
+    """Move members that share groups to their common proximal point."""
+    kernels = is_wanted(compile, [member.task for member in members])
+    steps = [member.step for member in members]
     plain = None if any(isinstance(step, AdaptiveStep) for step in steps) else one_number(list(map(number, steps)))
     radials = group_penalty.penalty.radial()
     if plain is None and radials is None:
-        search_(group_penalty, slabs)
+        search_(group_penalty, members)
         return
-    batches = list(joined(slabs, LARGEST_COMPILED if kernels else LARGEST))
-    whole = [slab for slab, _ in batches]
+    batches = list(joined(members, LARGEST_COMPILED if kernels else LARGEST))
+    whole = [member for member, _ in batches]
     if plain is not None:
         scale_(group_penalty, whole, plain)
     elif radials is not None:
@@ -69,32 +69,34 @@ def shrink_together_(group_penalty: GroupPenalty, slabs: Sequence[Slab], *, comp
             batch.write_back()
 
 
-def joined(slabs: Sequence[Slab], largest: int) -> Iterator[tuple[Slab, Joined | None]]:
-    """Yield slabs, small ones joined, which have to be written back then."""
-    parts = {id(slab.w): slab.part for slab in slabs}
-    for batch in batched([slab.task for slab in slabs], largest):
+def joined(members: Sequence[MemberTask], largest: int) -> Iterator[tuple[MemberTask, Joined | None]]:
+    """Yield members; small ones are joined, and have to be written back afterwards."""
+    parts = {id(member.w): member.part for member in members}
+    for batch in batched([member.task for member in members], largest):
         if len(batch) == 1:
             ((_, w, step),) = batch
-            yield Slab(parts[id(w)], w, step), None
+            yield MemberTask(parts[id(w)], w, step), None
             continue
         own = [parts[id(each.w)] for each in batch]
         one = Joined(batch)
         groups = torch.cat([part.groups for part in own])
-        yield Slab(Membership(own[0].dim, groups, own[0].count), one.task.w, one.task.step), one
+        yield MemberTask(Membership(own[0].dim, groups, own[0].count), one.task.w, one.task.step), one
 
 
-def search_(group_penalty: GroupPenalty, slabs: Sequence[Slab]) -> None:
-    """Move slabs in a diagonal metric where the penalty may have several minima."""
-    parts, ws = [slab.part for slab in slabs], [slab.w for slab in slabs]
-    moved = alone(coupled_norms.prox(group_penalty, parts, ws, [number(slab.step) for slab in slabs], to_rest=True))
+def search_(group_penalty: GroupPenalty, members: Sequence[MemberTask]) -> None:
+    """Move members in a diagonal metric where the penalty may have several minima."""
+    parts, ws = [member.part for member in members], [member.w for member in members]
+    moved = alone(
+        coupled_norms.prox(group_penalty, parts, ws, [number(member.step) for member in members], to_rest=True)
+    )
     for w, to in zip(ws, moved, strict=True):
         w.copy_(to)
 
 
-def scale_(group_penalty: GroupPenalty, slabs: Sequence[Slab], step: float | Tensor) -> None:
+def scale_(group_penalty: GroupPenalty, members: Sequence[MemberTask], step: float | Tensor) -> None:
     """Scale groups in a plain metric: norms are read once, and weights scaled where they are."""
-    split = [(part, part.split(w)) for part, w, _ in slabs]
-    total = zeros(slabs, 1)
+    split = [(part, part.split(w)) for part, w, _ in members]
+    total = zeros(members, 1)
     for part, w in split:
         part.add_(total, norms_in_blocks(w, part.within(w)).square()[None])
     factors = padded(factors_of(group_penalty, total[0, :-1].sqrt(), step), 1.0)
@@ -102,30 +104,30 @@ def scale_(group_penalty: GroupPenalty, slabs: Sequence[Slab], step: float | Ten
         w.mul_(part.column(factors, w))
 
 
-def shrink_in_metric_(linear: Tensor, quadratic: Tensor, slabs: Sequence[Slab], *, kernels: bool) -> None:
-    """Scale groups in a diagonal metric, by one secular equation for all slabs of a group.
+def shrink_in_metric_(linear: Tensor, quadratic: Tensor, members: Sequence[MemberTask], *, kernels: bool) -> None:
+    """Scale groups in a diagonal metric, by one secular equation for all members of a group.
 
     Args:
-        linear: the part of each group's penalize in proportion to its norm, shape `(count,)`.
+        linear: the part of each group's penalty in proportion to its norm, shape `(count,)`.
         quadratic: the part in proportion to half of its square.
-        slabs: what is moved.
-        kernels: whether large slabs are moved by kernels.
+        members: what is moved.
+        kernels: whether large members are moved by kernels.
     """
     slopes, curves = padded(linear, 0.0), padded(quadratic, 0.0)
-    forms: list[CutSlab | CompiledSlab] = []
-    for slab in slabs:
-        own = CompiledSlab.of(slab.part, slab.task, slopes, curves) if kernels else None
-        forms += [own] if own is not None else [CutSlab(piece, slopes, curves) for piece in cut(slab)]
-    to_rest = all(slab.w.device.type == "cpu" for slab in slabs)
+    forms: list[PlainMember | CompiledMember] = []
+    for member in members:
+        own = CompiledMember.of(member.part, member.task, slopes, curves) if kernels else None
+        forms += [own] if own is not None else [PlainMember(piece, slopes, curves) for piece in cut(member)]
+    to_rest = all(member.w.device.type == "cpu" for member in members)
 
     def sums() -> Tensor:
-        total = zeros(slabs, 5)
+        total = zeros(members, 5)
         for form in forms:
             form.part.add_(total, form.sums())
         return total[:, :-1]
 
     def terms(theta: Tensor, resting: Tensor) -> Tensor:
-        total, point, at_rest = zeros(slabs, 2), padded(theta, 0.0), padded(resting, True)
+        total, point, at_rest = zeros(members, 2), padded(theta, 0.0), padded(resting, True)
         for form in forms:
             if not (to_rest and bool(form.part.values(at_rest).all())):
                 form.part.add_(total, form.terms(point))
@@ -136,40 +138,40 @@ def shrink_in_metric_(linear: Tensor, quadratic: Tensor, slabs: Sequence[Slab], 
         form.write_(root)
 
 
-def zeros(slabs: Sequence[Slab], count: int) -> Tensor:
+def zeros(members: Sequence[MemberTask], count: int) -> Tensor:
     """Return so many sums per group of nothing, and of slices in none."""
-    dtype = torch.promote_types(widest([slab.w for slab in slabs]), torch.float32)
-    return torch.zeros(count, slabs[0].part.count + 1, dtype=dtype, device=slabs[0].w.device)
+    dtype = torch.promote_types(widest([member.w for member in members]), torch.float32)
+    return torch.zeros(count, members[0].part.count + 1, dtype=dtype, device=members[0].w.device)
 
 
-def cut(slab: Slab) -> Iterator[Slab]:
-    """Yield chunks of a slab that are small enough for a processor's cache."""
-    part, w, step = slab
+def cut(member: MemberTask) -> Iterator[MemberTask]:
+    """Yield chunks of a member that are small enough for a processor's cache."""
+    part, w, step = member
     if isinstance(step, Tensor) and step.dim():
         step = step.expand_as(w)
     start = 0
     for _, chunk, own in chunks(by_slices(part.dim), w, step, share=2):
         length = chunk.shape[part.dim]
-        yield Slab(part.cut(start, length), chunk, own)
+        yield MemberTask(part.cut(start, length), chunk, own)
         start += length
 
 
-class CutSlab:
-    """A chunk of a slab, for which the metric is computed anew wherever it is used."""
+class PlainMember:
+    """A chunk of a member, whose metric is computed anew wherever it is used."""
 
-    def __init__(self, slab: Slab, slopes: Tensor, curves: Tensor) -> None:
-        self.part, self._w, self._step = slab
+    def __init__(self, member: MemberTask, slopes: Tensor, curves: Tensor) -> None:
+        self.part, self._w, self._step = member
         split = self.part.split(self._w)
         self._within = self.part.within(split)
         self._slope, self._curve = self.part.column(slopes, split), self.part.column(curves, split)
 
     def sums(self) -> Tensor:
-        """Return `radial.secular_sums` of the slices."""
+        """Return `secular.secular_sums` of the slices."""
         inner, thresholds = self._left()
         return secular.secular_sums(inner, metric_of(thresholds), self._within)
 
     def terms(self, theta: Tensor) -> Tensor:
-        """Return `radial.secular_terms` of the slices."""
+        """Return `secular.secular_terms` of the slices."""
         inner, thresholds = self._left()
         return secular.secular_terms(inner, metric_of(thresholds), self.part.column(theta, inner), self._within)
 
@@ -180,7 +182,7 @@ class CutSlab:
         self.part.split(self._w).copy_(inner * scale.masked_fill_(thresholds == 0, 1.0))
 
     def _left(self) -> tuple[Tensor, Tensor]:
-        """Return what is left for norms once the quadratic part is taken in: elements, and steps times strength."""
+        """Return elements, and steps times strength, after the quadratic part is taken in."""
         inner = self.part.split(upcast(self._w))
         steps = self.part.split(as_tensor(number(self._step), self._w))
         divisor = 1 + steps * self._curve

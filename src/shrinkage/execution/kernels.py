@@ -49,7 +49,7 @@ def scale_groups_(
 def first_pass(*given: Any) -> tuple[Tensor, Tensor]:
     """Return where to start, and which groups are zero.
 
-    The first iteration is not made here: a compiler would write the metric down for it.
+    The first iteration is not made here: for it a compiler would materialize the metric.
     """
     w, metric, within = left_for_norms(*given)
     return secular.secular_start(added_up(secular.secular_sums(w, metric, within[-1:]), within[:-1]))
@@ -85,9 +85,9 @@ def left_for_norms(
     quadratic: Tensor | None,
     within: tuple[int, ...],
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Return what is left for the penalty of norms: elements, the metric in units of its strength, and `within`.
+    """Return what the penalty of norms sees: elements, the metric in units of its strength, and `within`.
 
-    The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `by_sums`. All strengths are
+    The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `group_norms`. All strengths are
     times lr, and `unit` is 1 / that of norms.
     """
     inner, divisor = upcast(w), denominator(moment, eps, scale)

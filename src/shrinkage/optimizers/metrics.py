@@ -1,6 +1,6 @@
 """The metrics of torch's optimizers: one function per class, of (parameter group, state, parameter).
 
-Where the loss has gradient g and the iteration has converge, an update moves a weight by -eta * g. That eta, a
+Where the loss has gradient g and the iteration has converged, an update moves a weight by -eta * g. That eta, a
 number or one per element, is the optimizer's metric: the step that a proximal operator has to use for the optimizer to
 rest where loss + penalty is stationary, and nowhere else.
 
@@ -169,7 +169,7 @@ def adafactor_metric(group: Group, state: State, w: Tensor) -> Number:
 
 
 def updates(count: Number, like: Tensor) -> Number:
-    """Return an optimizer's update count: a number where it is at hand, a tensor where reading it would wait.
+    """Return an optimizer's update count: a number on a CPU, a tensor where reading it would wait for the device.
 
     It is at least 1, though a fused optimizer whose first step met an overflow has made none.
     """

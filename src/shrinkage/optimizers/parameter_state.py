@@ -1,4 +1,4 @@
-"""What regularizers keep of an optimizer's parameters: it goes along when smaller ones take their place.
+"""What regularizers keep of an optimizer's parameters: it is cut where these become smaller.
 
 It is a state as `Regularizer.state_dict` gives it, with the names of the parameters and where the optimizer holds them.
 """

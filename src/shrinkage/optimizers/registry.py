@@ -138,7 +138,7 @@ def register_metric(
         lr: a function of the parameter group, for optimizers that do not step by the group's "lr" but by a rate that
             they make of it; `how="decoupled"` multiplies by what it returns.
         elementwise: whether eta of an element follows from the state of that element. A large parameter then comes in
-            pieces, and what its state holds in the parameter's shape is cut alike.
+            chunks, and tensors of its state that have the parameter's shape are cut alike.
 
     Raises:
         TypeError: `optimizer_class` is not an optimizer class.
@@ -241,14 +241,14 @@ def check_learning_rate(name: str, optimizer: Optimizer, group: Group) -> None:
 
 
 def check_spread(name: str, parameter: Tensor, how: str, optimizer: Optimizer, *, group_sharding: bool) -> None:
-    """Raise `MetricError` if the metric of `optimizer` needs more of a parameter than the piece on this process.
+    """Raise `MetricError` if the metric of `optimizer` needs more of a parameter than the shard on this process.
 
     Args:
         name: the parameter's.
-        parameter: what is penalized, perhaps spread over processes.
+        parameter: what is penalized; it may be sharded over processes.
         how: "proximal", or "decoupled", which asks for the learning rate only.
         optimizer: what moves it.
-        crossing: whether its groups cross processes.
+        group_sharding: whether its groups cross processes.
     """
     metric = known_metric(optimizer)
     if metric is None or not is_dtensor(parameter):

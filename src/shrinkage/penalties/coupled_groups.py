@@ -1,7 +1,7 @@
 """Groups that span several parameters: a channel's row, bias and scale, or the rows of query, key and value of a head.
 
-A member says which group each index along one dimension of a parameter belongs to. Members that share groups make a
-family: the groups of one never meet those of another.
+A member says which group each index along one dimension of a parameter belongs to. Members that share groups, directly
+or through others, are coupled.
 """
 
 import math

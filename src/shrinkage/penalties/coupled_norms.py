@@ -1,9 +1,7 @@
-"""Penalizes of the norms of groups that span several tensors: prox, gradient, value and residual by sums over each
-group.
+"""Penalties of the norms of groups that span several tensors: prox, gradient, value and residual by sums over groups.
 
-Each tensor is a part of what is penalized. Its slices along one dimension are added up, and then those of all parts
-that have the same number of a group; on other processes too, where the parts are pieces. What follows from the sums, a
-scale per group, goes back to the slices: so nothing is joined to one tensor.
+The slices of each tensor along one dimension are added up, and then the sums of all slices in the same group, on other
+processes too. The result, one scale per group, multiplies the slices. So tensors are never joined to one.
 
 All functions have one value per group, shape `(count,)`, where those of `group_norms.py` have one that broadcasts.
 """
@@ -30,7 +28,7 @@ def prox(
     """Return each tensor at the proximal point of all of them together.
 
     Args:
-        penalized: what groups are penalized.
+        group_penalty: what groups are penalized.
         parts: which groups the tensors' slices belong to.
         ws: the tensors.
         steps: of each tensor, a number, or a tensor of its shape.
@@ -101,7 +99,7 @@ def in_metric(
 ) -> Reduction[list[Tensor]]:
     """Return the proximal point in a diagonal metric, by one secular equation for all parts of a group.
 
-    The quadratic part is taken in first, as in `by_sums`.
+    The quadratic part is taken in first, as in `group_norms`.
     """
     found = group_penalty.penalty.radial()
     if found is None:

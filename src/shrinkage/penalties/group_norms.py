@@ -1,6 +1,6 @@
-"""Prox and gradient of a penalty of the norms of groups, by sums over each group: the tensor may be a piece of a whole.
+"""Prox and gradient of a penalty of the norms of groups, by sums over each group: the tensor may be a shard.
 
-Only the sums need the rest of a group. What follows from them, a scale per group and a write, is done on the piece.
+Only the sums need the rest of a group. Each shard is then multiplied by one scale per group.
 """
 
 import torch

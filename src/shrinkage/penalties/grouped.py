@@ -151,7 +151,7 @@ class Grouped(PerGroup):
         if not self._add_up(shape, cut):
             return None
         if isinstance(step, Tensor) and step.dim():
-            # A look at whether the iteration has converge would wait for other processes.
+            # Processes would have to agree on whether the iteration has converged.
             return self._in_metric(w, step, shape, to_rest=not cut and w.device.type == "cpu")
         layout = self.groups.layout(w.shape)
         split = w.reshape(layout.shape).to(at_least_float32(w.dtype))
@@ -167,7 +167,7 @@ class Grouped(PerGroup):
         return group_norms.in_metric(split, steps, layout, self.penalty, weight, like=w, to_rest=to_rest)
 
     def _add_up(self, shape: Sequence[int], cut: Collection[int]) -> bool:
-        """Return whether sums over pieces of groups add up to those over groups if `shape` is cut along `cut`."""
+        """Return whether sums over shards of groups add up to those over groups if `shape` is cut along `cut`."""
         layout = self.groups.layout(shape)
         between = any(dim in layout.between for dim in cut)
         return not any(dim in layout.split for dim in cut) and not (between and self._differs)

@@ -42,7 +42,7 @@ class Membership:
         return tuple(dim for dim in range(w.dim()) if dim != self.dim)
 
     def cut(self, start: int, length: int) -> "Membership":
-        """Return the part of a piece, `length` slices long."""
+        """Return the membership of `length` slices from `start` on."""
         first = None if self.first is None else self.first + start
         return replace(self, groups=self.groups[start : start + length], first=first)
 

@@ -66,7 +66,7 @@ class PerGroup(Penalty):
         return self.groups.spread(still, w.shape)
 
     def weight(self, shape: Sequence[int]) -> float:
-        """Return what a group's penalize is multiplied by: the square root of its size, or 1."""
+        """Return what the penalty of a group is multiplied by: the square root of its size, or 1."""
         return math.sqrt(max(self.groups.layout(shape).size, 1)) if self.weigh_by_size else 1.0
 
 

@@ -1,8 +1,8 @@
-"""Computations that need sums over a whole tensor, of which they may hold a piece.
+"""Computations that need sums over a full tensor, though they may hold one shard of it.
 
-Such a computation is a generator: it yields the sums over its piece, is sent the sums over the whole, and returns its
-result. Where the tensor is not spread over processes its own sums are those of the whole. Where it is, whoever runs
-many of them in step adds up what all of them yield with one message.
+Such a computation is a generator: it yields the sums over its shard, is sent the sums over the full tensor, and returns
+its result. The sums of a plain tensor are its own. Those of shards are added up over processes; the sums of many
+computations that run side by side are one message.
 """
 
 from collections.abc import Generator
@@ -15,11 +15,11 @@ Reduction = Generator[Tensor, Tensor, Result]
 
 
 def alone(computation: Reduction[Result]) -> Result:
-    """Return the result of a computation whose piece is the whole.
+    """Return the result of a computation that holds the full tensor.
 
     >>> import torch
-    >>> def mean(piece):
-    ...     total, count = yield torch.stack([piece.sum(), torch.tensor(float(len(piece)))])
+    >>> def mean(shard):
+    ...     total, count = yield torch.stack([shard.sum(), torch.tensor(float(len(shard)))])
     ...     return total / count
     >>> alone(mean(torch.tensor([1.0, 3.0])))
     tensor(2.)

@@ -181,7 +181,7 @@ class Attachment(Lasting):
         if self._depth or self._update is None:
             return
         self._update.after()
-        # Without any gradient nothing was updated; of a model that is spread over processes, others may have had one.
+        # Without any gradient nothing was updated; of a sharded model, other processes may have had one.
         if self._update.moves or any(map(may_move, parameters_of(self._whole() or optimizer))):
             self.updates.record(overflow_of(optimizer))
         if self.averages is not None:
@@ -249,14 +249,14 @@ def averaged(targets: Sequence[PenalizedParameter]) -> dict[str, Tensor]:
 
 
 def may_move(parameter: Tensor) -> bool:
-    """Return whether a step moves `parameter`, here or on another process that holds a piece of it."""
+    """Return whether a step moves `parameter`, here or on another process that holds a shard of it."""
     return parameter.grad is not None or is_dtensor(parameter) or is_piece(parameter)
 
 
 def with_shared_penalties(targets: Iterable[PenalizedParameter]) -> list[PenalizedParameter]:
     """Return `targets` in which equal penalties are one object, by which small parameters are penalized together.
 
-    Those that hold tensors are left alone: processes would have to talk to compare tensors that are spread over them.
+    Those that hold tensors are left alone: comparing sharded tensors needs communication.
     """
     known: dict[Penalty, Penalty] = {}
 

@@ -1,7 +1,7 @@
 """Who looks for what layers declare: a hook before the steps of every optimizer.
 
-An optimizer asks all layers that declare something when it steps first, and again when its own parameters, its
-penalizes or its regularizers have changed. In between it asks those that were declared or copied since, and whether one
+An optimizer asks all layers that declare something when it steps first, and again when its own parameters or its
+regularizers have changed. In between it asks those that were declared or copied since, and whether one
 of its parameters was put into some module or left behind by a layer; so a step costs what its own layers cost.
 
 A layer that goes leaves its declarations to its parameters, which live on where another module holds them: a stage of a
@@ -132,9 +132,9 @@ class Registry:
         found = {**inherited, **declared}
         held = dict.fromkeys(map(id, parameters_of(optimizer)))
         targets = [found[identity] for identity in held if identity in found and identity in groups]
-        # What is spread over processes comes and goes without a word: there, all layers are asked before each step.
-        spread = any(map(is_sharded_parameter, parameters_of(optimizer)))
-        near = [place for declaration in (declarations if spread else concerned) for place in places_in(declaration)]
+        # Sharded parameters are replaced without a registration: there, all layers are asked before each step.
+        sharded = any(map(is_sharded_parameter, parameters_of(optimizer)))
+        near = [place for declaration in (declarations if sharded else concerned) for place in places_in(declaration)]
         return Found(targets, [place for place in near if not place.holds_any(groups)])
 
 

@@ -118,6 +118,6 @@ class Averages:
 
 def nothing_averaged(like: Tensor) -> Average:
     """Return the average of no gradient, of a parameter or gradient of the shape of `like`."""
-    piece = local(like.detach())
-    zeros = torch.zeros_like(piece, dtype=at_least_float32(piece.dtype), memory_format=torch.contiguous_format)
+    shard = local(like.detach())
+    zeros = torch.zeros_like(shard, dtype=at_least_float32(shard.dtype), memory_format=torch.contiguous_format)
     return Average(spread(zeros, like.detach()), zeros.new_zeros(()))

@@ -1,4 +1,4 @@
-"""Penalized parameters in bfloat16 and float16: rounding that is said aloud once, or stochastic for those who ask."""
+"""Penalized parameters in bfloat16 and float16: a warning where rounding undoes a penalty, or stochastic rounding."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Rounding:
             seed = crc32(" ".join(map(str, (target.name, steps, *place_of(target.parameter)))).encode())
             return torch.Generator(target.parameter.device).manual_seed(seed)
         # In steps 1, 2, 4, 8 ... only: an accelerator is waited for, and the learning rate may warm up from 0.
-        # A group that crosses processes cannot be judged by a piece of it, nor may one process ask the others here.
+        # One shard of a group does not tell about the group, and one process may not ask the others here.
         known = target.name in self.told or is_captured(target.parameter) or target.group_sharding is not None
         if steps & (steps + 1) == 0 and not known:
             self._warn_of_stuck(target, task)

@@ -1,4 +1,4 @@
-"""Rules whose proximal operator acts at every k-th step only: the steps that wait for it."""
+"""Rules whose proximal operator acts at every k-th step only: the steps since the last one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from shrinkage.training.penalized import PenalizedParameter
 
 
 class Pending(NamedTuple):
-    """What waits for one parameter: the sum of its steps, or of their learning rates, and how many they are."""
+    """The sum of the steps of one parameter since its last prox, or of their learning rates, and their number."""
 
     total: Number
     steps: int
@@ -64,7 +64,7 @@ class Intervals:
 
 
 def spread_if_shaped(total: Number, parameter: Tensor) -> Number:
-    """Return `total` cut over processes as `parameter` is, if it has one number per element."""
+    """Return `total` sharded as `parameter` is, if it has one number per element."""
     if not isinstance(total, Tensor) or not total.dim():
         return total
     found: Tensor = spread(total, parameter.detach())

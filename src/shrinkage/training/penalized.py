@@ -106,7 +106,7 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
 
 
 def is_sharded_parameter(parameter: Tensor) -> bool:
-    """Return whether a process holds a piece of `parameter`, in whose place a module may hold something else."""
+    """Return whether a process holds a shard of `parameter`; a module may hold something else in its place."""
     return type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
 
 

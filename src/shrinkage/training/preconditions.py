@@ -79,7 +79,7 @@ def check_unscaled(added: Iterable[PenalizedParameter]) -> None:
 
 
 def check_together(model: nn.Module, plan: Plan, optimizer: Optimizer) -> None:
-    """Raise `AttachmentError` if `optimizer` steps a part of a family, and the rest takes gradients elsewhere."""
+    """Raise `AttachmentError` if coupled parameters are split between optimizers."""
     families = [entries for entries in plan.families() if coupled_of(entries[0].penalty) is not None]
     held = {each.name: each.parameter for each in named_parameters(model)} if families else {}
     stepped = group_indices(optimizer)

@@ -229,7 +229,7 @@ def positions_in(optimizer: Optimizer, attachment: Attachment) -> list[int]:
 
 
 def penalizing(names: Sequence[str]) -> str:
-    """Return the regularizer that penalizes `names` in words."""
+    """Return the regularizer that penalizes `names`, as text."""
     return f"a regularizer of {len(names)} parameters ({listed(names, most=3)})"
 
 
