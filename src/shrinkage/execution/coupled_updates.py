@@ -1,4 +1,4 @@
-"""Proximal operators of groups that span parameters, in place: small parameters joined, large ones in chunks or kernels.
+"""Proximal operators of groups that span parameters, in place: small ones joined, large ones in chunks or by kernels.
 
 The parameters are read for the sums over groups: once in a plain metric, and once per iteration of the secular equation
 in a diagonal one. Then each is written where it is. `coupled_norms.prox` is the plain form.

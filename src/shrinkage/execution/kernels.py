@@ -87,8 +87,8 @@ def left_for_norms(
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Return what the penalty of norms sees: elements, the metric in units of its strength, and `within`.
 
-    The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `group_norms`. All strengths are
-    times lr, and `unit` is 1 / that of norms.
+    The soft threshold of `l1` goes first, then the division by 1 + step * quadratic, as in `group_norms`. All strengths
+    are times lr, and `unit` is 1 / that of norms.
     """
     inner, divisor = upcast(w), denominator(moment, eps, scale)
     if l1 is not None:

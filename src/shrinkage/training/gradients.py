@@ -46,7 +46,7 @@ class Gradients:
                 self._aside.append(Aside(parameter, own, parameter.grad, parameter.grad._version))
 
     def restore(self) -> None:
-        """Put back what is held aside, except where the sum was replaced or written to since: then it belongs to the caller."""
+        """Put back what is held aside, unless the sum was replaced or written to: then it belongs to the caller."""
         for parameter, own, summed, version in self._aside:
             if parameter.grad is summed and summed._version == version:
                 parameter.grad = own
