@@ -14,7 +14,7 @@ MUTANTS = [
     M("iter([*own, *alike, *open_to_all])", "iter(range(len(kept)))", "resume", "own_count"),
     M("first[KEY] = [*first.get(KEY, []), state]", "first[KEY] = [state]", "resume", "share"),
     M("for state in states if state.get(\"parameters\") == names]", "for state in states]", "resume", "share or told"),
-    M("        restore = take(first, optimizer, attachment, checked)\n", "        take(first, optimizer, attachment, checked)()\n", "resume", "refuses"),
+    M("        restore = pop_state(first, optimizer, attachment, checked)\n", "        pop_state(first, optimizer, attachment, checked)()\n", "resume", "refuses"),
     M("        first = dict(first)\n", "", "resume", "twice"),
     M("membership_of(regularizer.plan, names)", "regularizer.plan", "resume", "part_along"),
     M("        regularizer.plan = replaced(regularizer.plan, part)\n", "", "resume", "enough"),

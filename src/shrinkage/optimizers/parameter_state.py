@@ -18,7 +18,7 @@ State = Mapping[str, Any]
 
 
 class Passenger(NamedTuple):
-    """What gives a state: of an attachment, or of one that was taken off and left it."""
+    """A function that returns the state of an attachment; or, without one, a state that a removed attachment left."""
 
     attachment: object
     state: Callable[[Optimizer], State | None]

@@ -1,4 +1,4 @@
-"""What is penalized in one optimizer, and what every step of it needs: the strengths of an update, and their count."""
+"""The penalized parameters of one optimizer: found by their names, and with the strengths of one update."""
 
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple

@@ -31,7 +31,7 @@ from shrinkage.training.penalized import Found, names_of, targets_of
 from shrinkage.training.preconditions import check_together
 from shrinkage.training.regularize import declared_rules, rules_of
 from shrinkage.training.saved_state import Progress, state_of
-from shrinkage.training.state_hooks import Kept, go_on, go_on_all, leave, ride
+from shrinkage.training.state_hooks import Kept, leave, register_state_hooks, resume, resume_all
 
 
 class Regularizer:
@@ -137,11 +137,11 @@ class Regularizer:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
         names = attachment.names(optimizer)
         attachment.go_on_from([self._last[name] for name in names if name in self._last])
-        go_on(optimizer, attachment, self, self._kept)
+        resume(optimizer, attachment, self, self._kept)
         self._last |= dict.fromkeys(names, attachment)
         handles: list[Removable] = [
             *hook_around(optimizer, attachment.before_step, attachment.after_step),
-            *ride(optimizer, attachment, self),
+            *register_state_hooks(optimizer, attachment, self),
             *follow(self, self._model, optimizer, attachment),
         ]
         explicit_attachments[optimizer] = [*explicit_attachments.get(optimizer, []), attachment]
@@ -251,7 +251,7 @@ class Regularizer:
             ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached, or its
                 averages or references are not those of this model; nothing is changed then.
         """
-        self.plan, self._kept = go_on_all(self._pairs(), self.plan, *before_shrink(state, plan))
+        self.plan, self._kept = resume_all(self._pairs(), self.plan, *before_shrink(state, plan))
         self._last = {name: each for own, each in self._pairs() for name in each.names(own)}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a regularizer saves: how many updates it made, what it averaged, and the references it took from the model.
 
-The same rides in the `state_dict` of every optimizer that is attached to: see `state_hooks.py`.
+The `state_dict` of every optimizer that is attached to holds it as well: see `state_hooks.py`.
 """
 
 import warnings

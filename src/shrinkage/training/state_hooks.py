@@ -1,4 +1,4 @@
-"""How progress goes along with an optimizer: in its `state_dict`, in its first parameter group, and beside it.
+"""How progress is stored with an optimizer: in its `state_dict`, in its first parameter group, and beside it.
 
 There a plain `load_state_dict` keeps it, so that it is still found by a regularizer that is attached after the
 optimizer was loaded.
@@ -57,7 +57,7 @@ def waiting_for(optimizer: Optimizer, names: Sequence[str], kept: Sequence[Kept]
     return next(iter([*own, *alike, *open_to_all]), None)
 
 
-def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, kept: list[Kept]) -> None:
+def resume(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, kept: list[Kept]) -> None:
     """Let `attachment` go on from what its regularizer `kept`, or else from what `optimizer` was loaded with."""
     waiting = waiting_for(optimizer, names_in(optimizer, attachment), kept)
     if waiting is not None:
@@ -65,7 +65,7 @@ def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, ke
         progress = found.progress.completed(attachment, found.added)
         progress.check(attachment)
     checked = partial(checked_restore, regularizer, attachment)
-    restore = take(optimizer.param_groups[0], optimizer, attachment, checked)
+    restore = pop_state(optimizer.param_groups[0], optimizer, attachment, checked)
     if waiting is None:
         restore()
     else:
@@ -77,7 +77,7 @@ def go_on(optimizer: Optimizer, attachment: Attachment, regularizer: Planned, ke
         progress.restore(attachment)
 
 
-def go_on_all(
+def resume_all(
     pairs: Sequence[tuple[Optimizer, Attachment]], plan: Plan, state: State, added: tuple[str, ...]
 ) -> tuple[Plan, list[Kept]]:
     """Let attachments go on from a state of `Regularizer.state_dict`; raise `ValueError` if it does not fit.
@@ -101,21 +101,21 @@ def go_on_all(
     return newer, [Kept(each, None, None, added) for each in progress[len(pairs) :]]
 
 
-def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> list[RemovableHandle]:
-    """Let the state of `attachment` ride in the `state_dict` of `optimizer`, beside those of other regularizers."""
+def register_state_hooks(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> list[RemovableHandle]:
+    """Store the state of `attachment` in the `state_dict` of `optimizer`, beside those of other regularizers."""
     checked = partial(checked_restore, regularizer, attachment)
     restore = nothing
 
     def after_save(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         first, *_ = state_dict["param_groups"]
-        state = riding_state(regularizer, attachment, optimizer)
+        state = stored_state(regularizer, attachment, optimizer)
         first[KEY] = [*first.get(KEY, []), state]
 
     def before_load(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         nonlocal restore
         first, *others = state_dict["param_groups"]
         first = dict(first)
-        restore = take(first, optimizer, attachment, checked)
+        restore = pop_state(first, optimizer, attachment, checked)
         return {**state_dict, "param_groups": [first, *others]}
 
     def after_load(optimizer: Optimizer) -> None:  # only now: the optimizer might have refused its part
@@ -123,7 +123,7 @@ def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> 
 
     names = set(names_in(optimizer, attachment))
     others = [each for each in passengers.get(optimizer, []) if not is_of_same(each, optimizer, names)]
-    passengers[optimizer] = [*others, Passenger(attachment, partial(riding_state, regularizer, attachment))]
+    passengers[optimizer] = [*others, Passenger(attachment, partial(stored_state, regularizer, attachment))]
     return [
         optimizer.register_state_dict_post_hook(after_save),
         optimizer.register_load_state_dict_pre_hook(before_load),
@@ -131,8 +131,8 @@ def ride(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> 
     ]
 
 
-def riding_state(regularizer: Planned, attachment: Attachment, optimizer: Optimizer) -> dict[str, Any]:
-    """Return the state of `attachment` as it rides in that of `optimizer`."""
+def stored_state(regularizer: Planned, attachment: Attachment, optimizer: Optimizer) -> dict[str, Any]:
+    """Return the state of `attachment` as it is stored in that of `optimizer`."""
     names = attachment.names(optimizer)
     state = state_of([Progress.of(attachment)], membership_of(regularizer.plan, names))
     return state | {"parameters": names, "positions": positions_in(optimizer, attachment) if names else []}
@@ -141,7 +141,7 @@ def riding_state(regularizer: Planned, attachment: Attachment, optimizer: Optimi
 def leave(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) -> Kept:
     """Return what `attachment` has come to, and leave it beside `optimizer` for parameters that replace these."""
     try:
-        state = riding_state(regularizer, attachment, optimizer)
+        state = stored_state(regularizer, attachment, optimizer)
     except ShrinkageError:  # The parameters have become such as cannot be penalized: nothing is left for others.
         state = {"parameters": []}
     others = [each for each in passengers.get(optimizer, []) if each.attachment is not attachment]
@@ -155,7 +155,7 @@ def is_of_same(passenger: Passenger, optimizer: Optimizer, names: Set[str]) -> b
     return state is not None and not names.isdisjoint(state["parameters"])
 
 
-def take(
+def pop_state(
     group: dict[str, Any], optimizer: Optimizer, attachment: Attachment, checked: Callable[[Optimizer, State], Restore]
 ) -> Restore:
     """Take the state of what penalizes the same in `optimizer` out of `group`, and return what goes on from it."""
@@ -200,7 +200,7 @@ def with_others(state: State, part: Plan) -> State:
 
 
 def checked_restore(regularizer: Planned, attachment: Attachment, optimizer: Optimizer, state: State) -> Restore:
-    """Return what lets `attachment` go on from a state that rode in its optimizer's; raise if it does not fit."""
+    """Return what lets `attachment` resume from a state in its optimizer's `state_dict`; raise if it does not fit."""
     names = attachment.names(optimizer)
     part = membership_of(regularizer.plan, names)
     if state["parameters"] != names:
