@@ -3,6 +3,10 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("mask if index[1] is None else _either", "mask if True else _either", "graph_layers", "add_up"),
+    M("    if len({_one(operand, axis)", "    if False and len({_one(operand, axis)", "graph_layers", "another_shape"),
+    M(" | LOOKUPS | SCATTERS or", " | LOOKUPS or", "graph_layers", "along_edges"),
+    M("[*x.factors, *(factor for factor in other.factors if copied.issuperset(axes_of(factor)))]", "x.factors", "graph_layers", "along_edges"),
     M("live if still is None else live & ~still", "live", "graph_layers", "beside"),
     M("else zero & ~data.depends", "else zero", "graph_layers", "depends"),
     M("    if tensor.layout != torch.strided:", "    if False:", "graph_layers", "same_places"),

@@ -130,3 +130,83 @@ def test_a_product_with_inputs_that_are_zero_in_the_example_depends_on_them() ->
     small = shrink(model, torch.zeros(9, 12), verify=False).model
     torch.testing.assert_close(small(X), model(X))
     assert small[0].last.weight.shape == (4, 12)
+
+
+def _by_node(index: Tensor, messages: Tensor) -> Tensor:
+    return index[:, None].expand_as(messages)
+
+
+GATHERED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "index": lambda h, source: h[source],
+    "index_select": lambda h, source: h.index_select(0, source),
+    "gather": lambda h, source: h.gather(0, source[:, None].expand(-1, h.shape[1])),
+}
+ADDED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "index_add": lambda h, to, m: torch.zeros_like(h).index_add(0, to, m),
+    "index_add_": lambda h, to, m: h.new_zeros(h.shape).index_add_(-2, to, m),
+    "index_copy": lambda h, to, m: torch.zeros_like(h).index_copy(0, to, m),
+    "index_reduce": lambda h, to, m: torch.zeros_like(h).index_reduce(0, to, m, "amax"),
+    "scatter": lambda h, to, m: torch.zeros_like(h).scatter(0, _by_node(to, m), m),
+    "scatter_add": lambda h, to, m: torch.zeros_like(h).scatter_add(0, _by_node(to, m), m),
+    "scatter_add_": lambda h, to, m: h.new_zeros(h.shape).scatter_add_(0, to[:, None].expand(-1, m.shape[1]), m),
+    "scatter_reduce": lambda h, to, m: torch.zeros_like(h).scatter_reduce(0, _by_node(to, m), m, "mean"),
+}
+
+
+class Messages(nn.Module):
+    """Messages along edges, added up at the nodes where these end."""
+
+    def __init__(self, gathered: Callable[..., Tensor], added: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.gathered, self.added = gathered, added
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        h = h + self.added(h, edges[1], self.gathered(self.second(h).relu(), edges[0]))
+        return self.last(self.added(h, edges[1], self.gathered(h, edges[0])))
+
+
+RING = torch.stack([torch.arange(9), torch.arange(1, 10) % 9])
+
+
+@pytest.mark.parametrize("added", ADDED.values(), ids=ADDED)
+@pytest.mark.parametrize("gathered", GATHERED.values(), ids=GATHERED)
+def test_channels_of_messages_along_edges_go(gathered: Callable[..., Tensor], added: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    model, edges = Messages(gathered, added), torch.randint(0, 9, (2, 20))
+    with torch.no_grad():
+        for layer, count in ((model.first, 5), (model.second, 3)):
+            layer.weight[:count], layer.bias[:count] = 0, 0
+    small = shrink(model, (X, edges)).model
+    assert (small.first.out_features, small.second.out_features, small.last.in_features) == (13, 13, 13)
+    torch.testing.assert_close(small(2 * X, edges), model(2 * X, edges))
+
+
+def test_a_constant_that_edges_add_up_is_none() -> None:
+    torch.manual_seed(0)
+    model = Messages(GATHERED["index"], ADDED["index_add"])
+    with torch.no_grad():
+        for layer in (model.first, model.second):
+            layer.weight[:3], layer.bias[:3] = 0, 1
+    small = shrink(model, (X, RING), verify=False).model  # each node of a ring has one neighbor
+    edges = torch.randint(0, 9, (2, 20))
+    torch.testing.assert_close(small(X, edges), model(X, edges))
+
+
+def test_channels_that_an_index_of_another_shape_reaches_stay() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 4)
+            with torch.no_grad():
+                self.first.weight[:5], self.first.bias[:5] = 0, 0
+
+        def forward(self, x: Tensor, index: Tensor) -> Tensor:
+            h = self.first(x).relu()
+            return self.last(h.scatter_add(0, index[:, None], torch.ones_like(h)))  # into the first channel alone
+
+    model = Part()
+    small = shrink(model, (X, RING[1]), verify=False).model
+    assert small.first.out_features == 16
+    torch.testing.assert_close(small(X, RING[0]), model(X, RING[0]))

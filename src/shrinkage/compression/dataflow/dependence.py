@@ -31,6 +31,9 @@ ABSORBED = frozenset({aten.mul, aten.multiply, aten.logical_and, aten.bitwise_an
 QUOTIENTS = frozenset({aten.div, aten.divide, aten.true_divide})
 CHOICES = frozenset({aten.where, aten.masked_fill})
 LOOKUPS = frozenset({aten.index, aten.index_select, aten.gather, aten.take_along_dim})
+SCATTERS = frozenset({
+    aten.index_add, aten.index_copy, aten.index_reduce, aten.scatter, aten.scatter_add, aten.scatter_reduce,
+})  # fmt: skip
 
 
 def packet_of(node: fx.Node) -> Any:
@@ -52,7 +55,7 @@ def is_structural(node: fx.Node) -> bool:
     packet = packet_of(node)
     if packet is aten.where and len(node.args) < 3:  # which gives indices
         return False
-    if packet in FRESH | MOVEMENTS | LOOKUPS or packet is aten.copy:
+    if packet in FRESH | MOVEMENTS | LOOKUPS | SCATTERS or packet is aten.copy:
         return True
     return rule_of(RULES, node.target) in (pointwise, like_the_first)
 
@@ -79,6 +82,8 @@ def _dependent(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
         return _moved(node, operands)
     if packet in LOOKUPS:
         return _looked_up(node, operands)
+    if packet in SCATTERS:
+        return _scattered(*given)
     if packet in CHOICES:
         x, choice, other = given if packet is aten.masked_fill else (given[2], given[0], given[1])
         return _chosen(choice, other, x)
@@ -146,6 +151,20 @@ def _looked_up(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
         for axis in axes:
             mask = mask.any(axis, keepdim=True).expand_as(value)
     return called(node, lambda operand: mask if operand is table else operands[operand][0])
+
+
+def _scattered(x: Operand, axis: Operand, index: Operand, source: Operand, *_: Operand) -> Any:
+    """Return which elements depend on the inputs where `source` is written or added at an `index` along the axis.
+
+    Any element of it may land anywhere along the axis. Where the index depends on the inputs, so does all but zeros.
+    """
+    found = x[1]
+    for value, mask in (x, source):
+        moved = mask if index[1] is None else _either(mask, torch.as_tensor(value != 0))
+        if moved is not None:
+            beside = torch.as_tensor(moved).expand(torch.as_tensor(value).shape)
+            found = _either(found, beside.any(axis[0], keepdim=True) if beside.dim() else beside)
+    return found
 
 
 def _axes_looked_up(node: fx.Node, operands: Mapping[fx.Node, Operand], rank: int) -> list[int]:

@@ -13,7 +13,7 @@ from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.plans.tensors import joined, tensors_of
 from shrinkage.compression.removal.adapters import fixed_ranks
-from shrinkage.compression.tracing import contractions, shapes  # noqa: F401  they register their rules
+from shrinkage.compression.tracing import contractions, indexing, shapes  # noqa: F401  they register their rules
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
 from shrinkage.compression.tracing.export import Piece, pieces

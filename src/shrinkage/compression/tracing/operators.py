@@ -48,7 +48,7 @@ def pointwise(trace: Trace, *arguments: Any, **keywords: Any) -> Channels:
     return trace.combine([*arguments, *keywords.values()])
 
 
-@coupling_rule(aten.type_as, aten.to, aten.lift_fresh_copy, aten.expand_as)
+@coupling_rule(aten.type_as, aten.to, aten.lift_fresh_copy)
 def like_the_first(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> Channels:
     """The channels of the first argument; of others only the type or the shape is taken."""
     return trace.combine([x])
@@ -132,43 +132,6 @@ def weight_norm(trace: Trace, direction: Channels, length: Channels, axis: int =
     others = [other for other in range(len(direction.shape)) if other != axis % len(direction.shape)]
     direction = trace.fix(direction, others, "measured by a norm of the weight")
     return trace.combine([direction, length])
-
-
-@coupling_rule(aten.embedding)
-def embedding(trace: Trace, weight: Channels, index: Channels, *_: Any) -> Channels:
-    """The columns of a table make the channels of the output."""
-    trace.fix(weight, [0], "looked up by index")
-    trace.pin(index, "an index into a table")
-    trace.lookups.append(trace.node)
-    rank = len(trace.shape)
-    shape = (*(1,) * (rank - 1), weight.shape[1])
-    return trace.combine([Channels(shape, placed(weight, 1, rank, rank - 1))])
-
-
-@coupling_rule(aten.index)
-def index(trace: Trace, x: Channels, indices: Sequence[Any]) -> Channels:
-    """Axes that are looked up by index stay; what lies along others moves with them."""
-    axes = [axis for axis, one in enumerate(indices) if one is not None]
-    trace.pin(indices, "an index into a table")
-    x = trace.fix(x, axes, "looked up by index")
-    table = trace.node.args[0]
-    if table not in trace.from_data and len(x.shape) - 1 not in axes:
-        trace.lookups.append(trace.node)
-    if axes != list(range(axes[0], axes[0] + len(axes))) or any(_is_mask(trace, one) for one in axes):
-        trace.pin(x, "looked up by index")
-        return Channels(trace.shape)
-    inserted = len(trace.shape) - (len(x.shape) - len(axes))
-    factors = []
-    for factor in x.factors:
-        if not set(axes_of(factor)) & set(axes):
-            before, after = factor.shape[: axes[0]], factor.shape[axes[-1] + 1 :]
-            factors.append(factor.reshape(*before, *(1,) * inserted, *after))
-    return trace.make(factors)
-
-
-def _is_mask(trace: Trace, position: int) -> bool:
-    argument: Any = trace.node.args[1]
-    return bool(argument[position].meta["val"].dtype == torch.bool)
 
 
 @coupling_rule(

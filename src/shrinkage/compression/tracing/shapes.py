@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shrinkage.compression.tracing.channels import Channels, axes_of
+from shrinkage.compression.tracing.channels import Channels, axes_of, raised
 from shrinkage.compression.tracing.operators import aten, coupling_rule
 from shrinkage.compression.tracing.trace import Literal, Trace, flat, shapes_of
 
@@ -69,11 +69,30 @@ def expand(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channel
     added = rank - len(x.shape)
     factors = [factor.reshape((1,) * added + tuple(factor.shape)) for factor in x.factors]
     lengths = (1,) * added + x.shape
-    for axis in (axis for axis in range(rank) if lengths[axis] == 1 < shape[axis]):
-        copies = trace.labels.new(shape[axis]).reshape([-1 if other == axis else 1 for other in range(rank)])
-        trace.literals.append(Literal(trace.path, shape[axis], copies, axis))
-        factors.append(copies)
+    factors += [_any_number(trace, axis) for axis in range(rank) if lengths[axis] == 1 < shape[axis]]
     return trace.make(factors)
+
+
+def _any_number(trace: Trace, axis: int) -> Tensor:
+    """Return new labels along `axis` of the output, of which any number can stay: the code gives the length."""
+    shape = trace.shape
+    labels = trace.labels.new(shape[axis]).reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    trace.literals.append(Literal(trace.path, shape[axis], labels, axis))
+    return labels
+
+
+@coupling_rule(aten.expand_as)
+def expand_as(trace: Trace, x: Channels, other: Channels) -> Channels:
+    """Copies along axes of length 1, as many as the other tensor has channels there."""
+    x = raised(x, len(trace.shape))
+    copied = {axis for axis, length in enumerate(trace.shape) if x.shape[axis] == 1 < length}
+    return trace.make([*x.factors, *(factor for factor in other.factors if copied.issuperset(axes_of(factor)))])
+
+
+@coupling_rule(aten.new_zeros, aten.new_ones)
+def new_zeros(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channels:
+    """A tensor of the shape that the code gives: only the kind of numbers is taken from the argument."""
+    return trace.make([_any_number(trace, axis) for axis, size in enumerate(trace.shape) if size > 1])
 
 
 @coupling_rule(aten.repeat)
