@@ -50,4 +50,6 @@ MUTANTS = [
     M("torch.where(size > 0, size, 1.0)", "size", "stationarity", "ended_at_0"),
     M("if slope_of(penalty, points[0].shape) < math.inf:", "if True:", "stationarity"),
     M("(math.isnan(each.relative), each.relative)", "(False, each.relative)", "stationarity"),
+    M("tensor.movedim(self.dim, 0).flatten(1)", "tensor.flatten(1)", "report", "divided"),
+    M("(slices == 0).all(1).any()", "(slices == 0).any()", "report", "single_zeros"),
 ]

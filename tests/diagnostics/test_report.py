@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from shrinkage import ParameterError, report
 
@@ -101,3 +102,45 @@ def test_a_checkpoint_that_holds_a_state_dict_is_refused():
             report(checkpoint)
     with pytest.raises(TypeError, match=r"a checkpoint with some under 'model': give checkpoint\['model'\]"):
         report({"model": model().state_dict(), "epoch": 3})
+
+
+NORMS = {
+    "spectral": (parametrizations.spectral_norm, "parametrizations.weight.original", slice(None)),
+    "weight": (parametrizations.weight_norm, "parametrizations.weight.original1", 1),
+    "of columns": (
+        lambda layer: parametrizations.weight_norm(layer, dim=1),
+        "parametrizations.weight.original1",
+        (slice(None), 1),
+    ),
+    "of all": (
+        lambda layer: parametrizations.weight_norm(layer, dim=None),
+        "parametrizations.weight.original1",
+        slice(None),
+    ),
+    "older spectral": (spectral_norm, "weight_orig", slice(None)),
+    "older weight": (weight_norm, "weight_v", 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize(("normalized", "source", "zeros"), NORMS.values(), ids=NORMS)
+def test_zeros_by_whose_norm_a_weight_is_divided_are_told_first(normalized, source, zeros):
+    model = nn.Sequential(normalized(nn.Linear(4, 3)))
+    assert report(model).undefined == ()
+    with torch.no_grad():
+        model.get_parameter(f"0.{source}")[zeros] = 0
+    assert model.eval()(torch.ones(4)).isnan().any()
+    found = report(model)
+    assert found.undefined == (f"0.{source}",)
+    assert found.to_dict()["undefined"] == [f"0.{source}"]
+    assert found.dead == ()
+    assert str(found).startswith(f"`0.{source}`: the weight is divided by a norm of this, which is 0, and is NaN.")
+
+
+@pytest.mark.parametrize("source", ["parametrizations.weight.original0", "parametrizations.weight.original1"])
+def test_zero_norms_and_single_zeros_leave_the_weight_a_number(source):
+    model = parametrizations.weight_norm(nn.Linear(4, 3))
+    with torch.no_grad():
+        model.get_parameter(source)[:, 0] = 0
+    assert not model.weight.isnan().any()
+    assert report(model).undefined == ()

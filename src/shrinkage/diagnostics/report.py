@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.diagnostics.checkpoint_files import described, entries_instead, tensors_of
-from shrinkage.diagnostics.zero_layers import dead_layers, told_first
+from shrinkage.diagnostics.zero_layers import dead_layers, told_first, undefined_first
 from shrinkage.distributed.dtensor import local, whole
 from shrinkage.errors import ParameterError, listed
 from shrinkage.penalties.groups import Columns, Groups, Rows
@@ -47,13 +48,15 @@ class Report:
     """The zeros of a model, tensor by tensor and in all. Prints as a table.
 
     `unreached` names parameters that their layers declare with `regularize`, and that no step has reached;
-    `unregistered` counts, by attribute, the parameters in plain lists and dictionaries, which torch does not find.
+    `unregistered` counts, by attribute, the parameters in plain lists and dictionaries, which torch does not find;
+    `undefined` names parameters whose zeros make the weight that is computed from them 0/0, NaN.
     """
 
     below: float
     tensors: tuple[TensorReport, ...]
     unreached: tuple[str, ...] = ()
     unregistered: Mapping[str, int] = field(default_factory=dict)
+    undefined: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -89,13 +92,15 @@ class Report:
     @property
     def dead(self) -> tuple[str, ...]:
         """Names of the layers' weights that are zero as a whole, so that these layers hear nothing of what enters."""
-        return dead_layers((each.name, each.shape, each.zeros == each.size) for each in self.tensors)
+        zeros = ((each.name, each.shape, each.zeros == each.size) for each in self.tensors)
+        return tuple(name for name in dead_layers(zeros) if name not in self.undefined)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as numbers, lists and dictionaries, ready for JSON."""
         totals = {"size": self.size, "zeros": self.zeros, "small": self.small, "sparsity": self.sparsity}
         tensors = [tensor._asdict() for tensor in self.tensors]
         more = {"dead": list(self.dead), "unreached": list(self.unreached), "unregistered": dict(self.unregistered)}
+        more["undefined"] = list(self.undefined)
         return {"below": self.below, **totals, "tensors": tensors, **more}
 
     def __str__(self) -> str:
@@ -114,7 +119,7 @@ class Report:
         total = ["all", str(self.size), str(self.zeros), share(self.zeros, self.size)]
         rows.append([*total, str(self.small), share(self.small, self.size), "", "", ""])
         lines = table(header, rows, right=range(2, 9)) + self._note()
-        return "\n\n".join([*told_first(self.dead), lines])
+        return "\n\n".join([*undefined_first(self.undefined), *told_first(self.dead), lines])
 
     def _note(self) -> str:
         """Return the lines on parameters that are not found, or declared and not penalized, if there are any."""
@@ -158,7 +163,17 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
     counted = tuple(tensor_report(name, readable(name, whole(tensor)), below) for name, tensor in tensors)
     if not isinstance(model, nn.Module):
         return Report(below, counted)
-    return Report(below, counted, tuple(unreached(model)), unregistered(model))
+    return Report(below, counted, tuple(unreached(model)), unregistered(model), tuple(undefined(model)))
+
+
+def undefined(model: nn.Module) -> Iterator[str]:
+    """Yield the parameters with a norm of 0 by which `model` divides to compute a weight."""
+    for candidate in named_parameters(model):
+        divisor = None if candidate.computed is None else candidate.computed.divisor
+        if divisor is not None:
+            tensor = whole(attrgetter(divisor.source)(candidate.module).detach())
+            if not nn.parameter.is_lazy(tensor) and divisor.vanishes(tensor):
+                yield candidate.name.removesuffix(candidate.attribute) + divisor.source
 
 
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:

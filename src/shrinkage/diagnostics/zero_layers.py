@@ -74,6 +74,13 @@ def _layer_of(recurrent: re.Match[str]) -> tuple[str, str]:
     return recurrent.string[: recurrent.start()], recurrent[2] or ""
 
 
+def undefined_first(names: Sequence[str]) -> list[str]:
+    """Return what is said of zeros that make a computed weight NaN, if there are any."""
+    return (
+        [f"{listed(names)}: the weight is divided by a norm of this, which is 0, and is NaN. {CAUSE}"] if names else []
+    )
+
+
 def told_first(names: Sequence[str]) -> list[str]:
     """Return what is said first of layers that are zero, if there are any."""
     verb = "is" if len(names) == 1 else "are"

@@ -3,16 +3,33 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-NORMS = "a zero in {0!r}, the norms, makes its row of the weight zero, and the scale of {1!r} plays no part"
-SCALE_FREE = "its zeros are zeros of the weight, but its scale is divided out again"
+NORMS = (
+    "a zero in {0!r}, the norms, makes its row of the weight zero, and the scale of {1!r} plays no part; where a row "
+    "of that is zero, the row of the weight is 0/0"
+)
+SCALE_FREE = (
+    "its zeros are zeros of the weight, but its scale is divided out again; where all of it is zero, the weight is 0/0"
+)
 ORTHOGONAL = "its zeros are not zeros of the weight, which stays orthogonal whatever is penalized"
 MASKED = "the mask stays in force, and torch.nn.utils.prune.remove leaves the zeros of both in the weight"
 UNKNOWN = "whether its zeros are zeros of the weight is up to what computes that"
+
+
+class Divisor(NamedTuple):
+    """The parameter by whose norm a computed weight is divided: by that of each slice along `dim`, of all if None."""
+
+    source: str
+    dim: int | None
+
+    def vanishes(self, tensor: Tensor) -> bool:
+        """Return whether a norm of `tensor` is 0, so that the weight is NaN."""
+        slices = tensor.reshape(1, -1) if self.dim is None else tensor.movedim(self.dim, 0).flatten(1)
+        return tensor.numel() > 0 and bool((slices == 0).all(1).any())
 
 
 class Computed(NamedTuple):
@@ -23,12 +40,14 @@ class Computed(NamedTuple):
         by: what computes it.
         sources: names in the module of the parameters that it is computed from.
         meaning: what it means to penalize them; {0!r} and {1!r} stand for their names.
+        divisor: the one whose norm it is divided by, None if there is none.
     """
 
     attribute: str
     by: str
     sources: tuple[str, ...]
     meaning: str
+    divisor: Divisor | None = None
 
 
 def computed_weights(module: nn.Module) -> Iterator[Computed]:
@@ -38,12 +57,18 @@ def computed_weights(module: nn.Module) -> Iterator[Computed]:
             links = list(chain.children())
             sources = tuple(f"parametrizations.{attribute}.{name}" for name, _ in chain.named_parameters())
             by = " and ".join(type(link).__name__.removeprefix("_") for link in links)
-            yield Computed(attribute, by, sources, meaning_of(links[0]) if len(links) == 1 else UNKNOWN)
+            if len(links) == 1:
+                yield Computed(attribute, by, sources, meaning_of(links[0]), divisor_of(links[0], sources))
+            else:
+                yield Computed(attribute, by, sources, UNKNOWN)
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
-            yield Computed(hook.name, "torch.nn.utils.weight_norm", (f"{hook.name}_g", f"{hook.name}_v"), NORMS)
+            norms, directions = f"{hook.name}_g", f"{hook.name}_v"
+            divisor = Divisor(directions, None if hook.dim in (None, -1) else hook.dim)
+            yield Computed(hook.name, "torch.nn.utils.weight_norm", (norms, directions), NORMS, divisor)
         elif isinstance(hook, SpectralNorm):
-            yield Computed(hook.name, "torch.nn.utils.spectral_norm", (f"{hook.name}_orig",), SCALE_FREE)
+            source = f"{hook.name}_orig"
+            yield Computed(hook.name, "torch.nn.utils.spectral_norm", (source,), SCALE_FREE, Divisor(source, None))
         elif isinstance(hook, prune.BasePruningMethod):
             yield Computed(hook._tensor_name, "torch.nn.utils.prune", (f"{hook._tensor_name}_orig",), MASKED)
 
@@ -55,3 +80,10 @@ def meaning_of(link: nn.Module) -> str:
     if isinstance(link, parametrizations._SpectralNorm):
         return SCALE_FREE
     return ORTHOGONAL if isinstance(link, parametrizations._Orthogonal) else UNKNOWN
+
+
+def divisor_of(link: nn.Module, sources: tuple[str, ...]) -> Divisor | None:
+    """Return by the norm of which of the `sources` a parametrization divides."""
+    if isinstance(link, parametrizations._WeightNorm):
+        return Divisor(sources[1], None if link.dim in (None, -1) else link.dim)
+    return Divisor(sources[0], None) if isinstance(link, parametrizations._SpectralNorm) else None
