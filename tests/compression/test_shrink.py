@@ -44,7 +44,7 @@ def unknown(*arguments, **keywords):
 def operators_of(case):
     arguments, keywords = case.example()
     traces = couple(case.make(), arguments, example_kwargs=keywords).traces
-    nodes = [node for piece, _ in traces for node in piece.program.graph.nodes]
+    nodes = [node for subgraph, _ in traces for node in subgraph.program.graph.nodes]
     return sorted({packet for node in nodes if (packet := getattr(node.target, "overloadpacket", None))}, key=str)
 
 

@@ -23,7 +23,7 @@ from shrinkage.errors import ShrinkError, first_line
 
 
 class Reads:
-    """Notes which of the memory `watched`, each piece under a name, calls of `model` read, and in which module."""
+    """Notes which of the memory `watched`, each block under a name, calls of `model` read, and in which module."""
 
     def __init__(self, model: nn.Module, watched: Mapping[int, str]) -> None:
         self.model, self.watched = model, watched

@@ -9,21 +9,21 @@ from shrinkage.compression.dataflow.gates import Zeros, arguments_of
 from shrinkage.compression.dataflow.liveness import Needs
 from shrinkage.compression.dataflow.recurrent import RECURRENT, weights_in
 from shrinkage.compression.tracing.coupling import reachable, sources
-from shrinkage.compression.tracing.export import Piece
+from shrinkage.compression.tracing.export import Subgraph
 from shrinkage.compression.tracing.trace import Trace
 from shrinkage.diagnostics.zero_layers import INPUTS, listed
 
 
-def collapsed(traces: Sequence[tuple[Piece, Trace]], needs: Sequence[Needs]) -> tuple[str, ...]:
+def collapsed(traces: Sequence[tuple[Subgraph, Trace]], needs: Sequence[Needs]) -> tuple[str, ...]:
     """Return in words which outputs depend on no input any more, or on some no longer, and by which weights."""
     found: list[str] = []
-    for (piece, trace), each in zip(traces, needs, strict=True):
+    for (subgraph, trace), each in zip(traces, needs, strict=True):
         if not each.cuts:
             continue
-        outputs = [node for node in output_of(piece.program.graph).all_input_nodes if node in trace.from_data]
-        whole = _lost(piece, trace, each, outputs, "what the model puts out")
+        outputs = [node for node in output_of(subgraph.program.graph).all_input_nodes if node in trace.from_data]
+        whole = _lost(subgraph, trace, each, outputs, "what the model puts out")
         parts = [
-            _lost(piece, trace, each, [node], f"output {number} of the model")
+            _lost(subgraph, trace, each, [node], f"output {number} of the model")
             for number, node in enumerate(outputs, 1)
             if not whole and len(outputs) > 1
         ]
@@ -38,20 +38,20 @@ def output_of(graph: fx.Graph) -> fx.Node:
     return found
 
 
-def _lost(piece: Piece, trace: Trace, needs: Needs, outputs: Sequence[fx.Node], what: str) -> str:
+def _lost(subgraph: Subgraph, trace: Trace, needs: Needs, outputs: Sequence[fx.Node], what: str) -> str:
     """Return in words which inputs `outputs` no longer depend on, although the code lets them."""
-    graph = piece.program.graph
+    graph = subgraph.program.graph
     free = Needs(graph, trace, Zeros(trace, {}), {}, start=outputs)
     now = Needs(graph, trace, needs.zeros, needs.weights, start=outputs)
-    inputs = [node for node in piece.inputs() if isinstance(node.meta.get("val"), Tensor) and node in free.of]
+    inputs = [node for node in subgraph.inputs() if isinstance(node.meta.get("val"), Tensor) and node in free.of]
     lost = [node for node in inputs if node not in now.of]
     behind = reachable(lost, lambda node: node.users)
     cuts = [node for node in _first(graph, now, lost) if node in behind] if lost else []
-    names = [name for node in sorted(cuts, key=now.place.__getitem__) for name in _zeros_at(piece, now, node)]
+    names = [name for node in sorted(cuts, key=now.place.__getitem__) for name in _zeros_at(subgraph, now, node)]
     if not names:
         return ""
     which = INPUTS if len(lost) == len(inputs) else listed([str(node.name) for node in lost])
-    what = what.replace("the model", f"`{piece.path}`") if piece.path else what
+    what = what.replace("the model", f"`{subgraph.path}`") if subgraph.path else what
     zeros = listed(list(dict.fromkeys(names)))
     return f"{what} no longer depends on {which}: all that comes from there meets zeros in {zeros}"
 
@@ -67,9 +67,9 @@ def _first(graph: fx.Graph, needs: Needs, lost: Sequence[fx.Node]) -> list[fx.No
         cuts = deeper.cuts
 
 
-def _zeros_at(piece: Piece, needs: Needs, node: fx.Node) -> list[str]:
+def _zeros_at(subgraph: Subgraph, needs: Needs, node: fx.Node) -> list[str]:
     """Return the names of the parameters that make `node` put out a constant."""
-    owned = piece.owned
+    owned = subgraph.owned
     if node in needs.contractions:
         beside = [needs.contractions[node].weight]
     elif packet_of(node) in RECURRENT:

@@ -15,7 +15,7 @@ from shrinkage.compression.dataflow.dependence import called, dependent, is_stru
 from shrinkage.compression.dataflow.gates import KnownZeros, compact, noted
 from shrinkage.compression.dataflow.values import Value, changing, constants_along, is_dense, is_stirrable, zeros_along
 from shrinkage.compression.plans.tensors import selected, zero_slices
-from shrinkage.compression.tracing.export import Piece
+from shrinkage.compression.tracing.export import Subgraph
 from shrinkage.compression.tracing.trace import Contraction, Trace, mutates
 
 # The logarithms of the sizes of the noise in each run, and between which signs: what lets one through shows in a run.
@@ -45,8 +45,8 @@ class Stimulus:
     compute each by itself, what changes with the noise is what depends on the inputs.
     """
 
-    def __init__(self, piece: Piece, trace: Trace) -> None:
-        self.piece, self.module = piece, piece.program.graph_module
+    def __init__(self, subgraph: Subgraph, trace: Trace) -> None:
+        self.subgraph, self.module = subgraph, subgraph.program.graph_module
         self.contractions = {contraction.node: contraction for contraction in trace.contractions}
         self.products = {contraction.node: contraction for contraction in trace.products}
         self.lookups = set(trace.lookups)
@@ -60,7 +60,7 @@ class Stimulus:
 
     def run(self, given: Sequence[Sequence[Any]]) -> None:
         """Run all nodes; `given` has what the placeholders take for the example, then in each of `RUNS`."""
-        inputs, placeholders = set(self.piece.inputs()), zip(*given, strict=True)
+        inputs, placeholders = set(self.subgraph.inputs()), zip(*given, strict=True)
         finished = last_uses(self.module.graph)
         for node in self.module.graph.nodes:
             if node.op == "placeholder":

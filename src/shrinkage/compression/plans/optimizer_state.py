@@ -170,7 +170,7 @@ def smaller_state(
 def cuts_of(
     key: str, value: object, shape: Shape, dims: Mapping[int, Sequence[int]]
 ) -> Mapping[int, Sequence[int]] | None:
-    """Return how to cut a piece of the state of a parameter of `shape` that is cut by `dims`; None if that is unknown.
+    """Return how to cut an entry of the state of a parameter of `shape` that is cut by `dims`; None if that is unknown.
 
     >>> cuts_of("row_var", nn.Parameter(Tensor(8, 1)), (8, 6), {0: (1, 2), 1: (3, 4)})
     {0: (1, 2)}

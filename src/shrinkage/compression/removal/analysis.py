@@ -14,7 +14,7 @@ from shrinkage.compression.dataflow.liveness import Needs
 from shrinkage.compression.dataflow.random_runs import RUNS, Stimulus
 from shrinkage.compression.plans.tensors import joined, selected, tensors_of, zero_slices
 from shrinkage.compression.tracing.coupling import Coupling
-from shrinkage.compression.tracing.export import Piece
+from shrinkage.compression.tracing.export import Subgraph
 from shrinkage.compression.tracing.trace import Contraction
 
 
@@ -27,7 +27,7 @@ class Reading(NamedTuple):
     stands for all.
     """
 
-    piece: Piece
+    subgraph: Subgraph
     contraction: Contraction
     constants: Tensor
     weight: Tensor
@@ -37,10 +37,10 @@ class Reading(NamedTuple):
     @property
     def name(self) -> str:
         """The dotted name of the weight, or of the module that computes it."""
-        owned = self.piece.owned
+        owned = self.subgraph.owned
         stack = self.contraction.node.meta.get("nn_module_stack") or {}
         paths = [path for path, _ in stack.values()] or [""]
-        return owned.get(self.contraction.weight) or joined(self.piece.path, paths[-1])
+        return owned.get(self.contraction.weight) or joined(self.subgraph.path, paths[-1])
 
     def rows_first(self) -> Tensor:
         """Return the weight as rows by channels, what is behind them (a kernel) summed."""
@@ -87,13 +87,15 @@ def analyzed(model: nn.Module, coupling: Coupling) -> Analysis:
     products: list[Products] = []
     all_needs: list[Needs] = []
     tensors = tensors_of(with_own_state(model))
-    for piece, trace in coupling.traces:
-        stimulus = Stimulus(piece, trace)
+    for subgraph, trace in coupling.traces:
+        stimulus = Stimulus(subgraph, trace)
         with process_as_it_was(), torch.no_grad():
-            stimulus.run([piece.arguments(tensors, varied(piece.leaves, number)) for number in range(1 + len(RUNS))])
+            stimulus.run(
+                [subgraph.arguments(tensors, varied(subgraph.leaves, number)) for number in range(1 + len(RUNS))]
+            )
         weights = {node: seen.weight for node, seen in stimulus.seen.items()}
-        needs = Needs(piece.program.graph, trace, Zeros(trace, stimulus.known), weights)
-        readings += [Reading(piece, c, *stimulus.seen[c.node], needs.rows_of(c)) for c in trace.contractions]
+        needs = Needs(subgraph.program.graph, trace, Zeros(trace, stimulus.known), weights)
+        readings += [Reading(subgraph, c, *stimulus.seen[c.node], needs.rows_of(c)) for c in trace.contractions]
         products += [Products(c, stimulus.zeros[c.node]) for c in trace.products if c.node in needs.of]
         all_needs.append(needs)
     return Analysis(model, coupling, readings, products, all_needs, tensors_of(model))

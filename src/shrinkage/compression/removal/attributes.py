@@ -31,14 +31,14 @@ def changed_attributes(coupling: Coupling, model: nn.Module, gone: Tensor) -> di
 
 
 def _changes(coupling: Coupling, model: nn.Module, gone: Tensor) -> Iterator[Change]:
-    for piece, trace in coupling.traces:
+    for subgraph, trace in coupling.traces:
         for literal in trace.literals:
             labels = coupling.labels.find(literal.factor)
             going = lines(gone[labels], literal.axis).all(1)
             length = int((~going).sum())
             if length == literal.length:
                 continue
-            path = joined(piece.path, literal.path) if literal.path else piece.path
+            path = joined(subgraph.path, literal.path) if literal.path else subgraph.path
             module = model.get_submodule(path)
             if rule_of_layer(module) is not None and own_tensors(module):
                 continue  # whose shapes tell

@@ -19,7 +19,7 @@ class Target(NamedTuple):
 
 def target_of(analysis: Analysis, reading: Reading) -> Target | str:
     """Return where the constants of a contraction can go, or in words why they cannot."""
-    contraction, owned = reading.contraction, reading.piece.owned
+    contraction, owned = reading.contraction, reading.subgraph.owned
     if contraction.padded:
         return "where zeros at the border make it depend on the position"
     if contraction.bias is not None:

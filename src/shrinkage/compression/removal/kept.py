@@ -68,7 +68,7 @@ def zero_channels(analysis: Analysis) -> dict[int, Axis]:
 def zero_scales(analysis: Analysis) -> dict[int, str]:
     """Return the channels that a zero scale multiplies, of a branch or of a norm, each with the parameter's name."""
     coupling, where = analysis.coupling, dict[int, str]()
-    for (piece, trace), each in zip(coupling.traces, analysis.needs, strict=True):
+    for (subgraph, trace), each in zip(coupling.traces, analysis.needs, strict=True):
         for (user, node), mask in each.zeros.known.items():
             scales = packet_of(user) in PRODUCTS or (
                 packet_of(user) in NORMS and arguments_of(user).get("weight") is node
@@ -76,7 +76,7 @@ def zero_scales(analysis: Analysis) -> dict[int, str]:
             channels = trace.values.get(node)
             if not scales or not mask.any() or channels is None:
                 continue
-            names = [piece.owned[one] for one in sources(node) if one in piece.owned]
+            names = [subgraph.owned[one] for one in sources(node) if one in subgraph.owned]
             name = next((one for one in names if isinstance(analysis.tensors[one], nn.Parameter)), None)
             for factor in channels.factors if name else ():
                 zero = mask.expand(channels.shape)
@@ -90,8 +90,8 @@ def computed_zeros(analysis: Analysis) -> dict[int, str]:
     coupling, where = analysis.coupling, dict[int, str]()
     traces = dict(coupling.traces)
     for reading in analysis.readings:
-        node, owned = reading.contraction.weight, reading.piece.owned
-        rows = traces[reading.piece].values[node].along(reading.contraction.rows)
+        node, owned = reading.contraction.weight, reading.subgraph.owned
+        rows = traces[reading.subgraph].values[node].along(reading.contraction.rows)
         names = [owned[one] for one in sources(node) if one in owned]
         name = next((one for one in names if isinstance(analysis.tensors[one], nn.Parameter)), None)
         zero = zero_slices(reading.weight, reading.contraction.rows).cpu()

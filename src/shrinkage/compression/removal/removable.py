@@ -94,7 +94,7 @@ def _silent(analysis: Analysis) -> Tensor:
         if (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter) and name not in coupling.biases:
             silent[channels[zero_slices(tensor, dim).cpu()]] = True
     for reading in analysis.readings:
-        weight = reading.piece.owned.get(reading.contraction.weight)
+        weight = reading.subgraph.owned.get(reading.contraction.weight)
         if weight is not None:
             live = live_rows(reading.contraction, reading.weight, ~reading.constants.isnan())
             silent[coupling.axes[weight, reading.contraction.rows % reading.weight.dim()][~live.cpu()]] = True
@@ -151,7 +151,7 @@ def _closed(analysis: Analysis, constant: Sequence[Tensor], stay: Tensor) -> Ten
 
 def _rows(coupling: Coupling, reading: Reading, stay: Tensor) -> Tensor | None:
     """Return which rows of the weight that is read stay; None, for all of them, where it is no parameter."""
-    name = reading.piece.owned.get(reading.contraction.weight)
+    name = reading.subgraph.owned.get(reading.contraction.weight)
     if name is None:
         return None
     rank = reading.weight.dim()

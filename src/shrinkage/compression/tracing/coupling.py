@@ -16,7 +16,7 @@ from shrinkage.compression.removal.adapters import fixed_ranks
 from shrinkage.compression.tracing import contractions, indexing, shapes  # noqa: F401  they register their rules
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
-from shrinkage.compression.tracing.export import Piece, pieces
+from shrinkage.compression.tracing.export import Subgraph, subgraphs
 from shrinkage.compression.tracing.operators import RULES
 from shrinkage.compression.tracing.trace import Trace, follow
 from shrinkage.errors import ShrinkError, first_line, shown
@@ -41,7 +41,7 @@ class Coupling(NamedTuple):
     producing: frozenset[Axis]
     biases: frozenset[str]
     labels: DisjointSets
-    traces: tuple[tuple[Piece, Trace], ...]
+    traces: tuple[tuple[Subgraph, Trace], ...]
     unknown: Mapping[str, int]
     unexported: Mapping[str, str]
     uncalled: tuple[str, ...]
@@ -74,7 +74,7 @@ def couple(
     for name, reason in _held(model, pin).items():
         for factor in own[name].factors:
             labels.pin(factor, reason)
-    traces = tuple((piece, _traced(labels, piece, own)) for piece in found)
+    traces = tuple((subgraph, _traced(labels, subgraph, own)) for subgraph in found)
     for _, trace in traces:
         for factor, follows in trace.splits:
             _settle(labels, factor, follows)
@@ -97,12 +97,14 @@ def couple(
     return Coupling(axes, labels.reasons(), consumed, producing, biases, labels, traces, unknown, unexported, uncalled)
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:
+def _exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[list[Subgraph], dict[str, str]]:
     """Return the graphs of `model`, whose own state is left alone."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ShrinkError(f"{type(model).__name__} has no operators to export: give the module before torch.jit")
     try:
-        return pieces(emptied(with_own_state(model)), args, kwargs)
+        return subgraphs(emptied(with_own_state(model)), args, kwargs)
     except ShrinkError:
         raise
     except Exception as error:
@@ -183,16 +185,16 @@ UNSHRINKABLE: dict[type[nn.Module], str] = {
 } | dict.fromkeys((nn.RNNBase, nn.RNNCellBase), "a recurrent layer's gates are not taken apart")
 
 
-def _traced(labels: DisjointSets, piece: Piece, own: Mapping[str, Channels]) -> Trace:
+def _traced(labels: DisjointSets, subgraph: Subgraph, own: Mapping[str, Channels]) -> Trace:
     trace = Trace(labels, RULES)
-    owned = piece.owned
+    owned = subgraph.owned
     given = {
         node: own[owned[node]] if node in owned else Channels(tuple(node.meta["val"].shape))
-        for node in piece.program.graph.nodes
+        for node in subgraph.program.graph.nodes
         if node.op == "placeholder" and (node in owned or isinstance(node.meta.get("val"), Tensor))
     }
     given = {node: Channels(c.shape, tuple(f for f in c.factors if f.numel() > 1)) for node, c in given.items()}
-    follow(trace, piece.program.graph, given, piece.inputs(), piece.path)
+    follow(trace, subgraph.program.graph, given, subgraph.inputs(), subgraph.path)
     return trace
 
 
@@ -218,9 +220,9 @@ def _lines(labels: DisjointSets, factor: Tensor, axis: int) -> int:
     return len(distinct(trial.find(torch.arange(len(roots)))))
 
 
-def _pin_unseen(labels: DisjointSets, own: Mapping[str, Channels], found: Sequence[Piece]) -> set[str]:
+def _pin_unseen(labels: DisjointSets, own: Mapping[str, Channels], found: Sequence[Subgraph]) -> set[str]:
     """Hold what no graph shows, and all of it where a dimension has length 1; return the names of the former."""
-    seen = {id(own[name]) for piece in found for node, name in piece.owned.items() if node.users}
+    seen = {id(own[name]) for subgraph in found for node, name in subgraph.owned.items() if node.users}
     for channels in own.values():
         for factor in channels.factors:
             if id(channels) not in seen:
@@ -231,12 +233,12 @@ def _pin_unseen(labels: DisjointSets, own: Mapping[str, Channels], found: Sequen
 
 
 def _consumed(
-    labels: DisjointSets, traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]
+    labels: DisjointSets, traces: Sequence[tuple[Subgraph, Trace]], own: Mapping[str, Channels]
 ) -> frozenset[Axis]:
     """Return the axes of parameters along which they are summed over with the values of channels."""
     consumed: set[Axis] = set()
-    for piece, trace in traces:
-        owned = piece.owned
+    for subgraph, trace in traces:
+        owned = subgraph.owned
         for contraction in trace.contractions:
             read = labels.find(contraction.weight_labels)
             for name in {owned[node] for node in sources(contraction.weight) if node in owned}:
@@ -246,11 +248,11 @@ def _consumed(
     return frozenset(consumed)
 
 
-def _producing(traces: Sequence[tuple[Piece, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
+def _producing(traces: Sequence[tuple[Subgraph, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
     """Return the axes of parameters along which their rows lie: what makes channels, though it may also read some."""
     producing: set[Axis] = set()
-    for piece, trace in traces:
-        owned = piece.owned
+    for subgraph, trace in traces:
+        owned = subgraph.owned
         for contraction in trace.contractions:
             rows = trace.values[contraction.weight].along(contraction.rows)
             if contraction.weight in owned:  # also where there is one row
@@ -283,11 +285,11 @@ def reachable(start: Iterable[Any], following: Callable[[Any], Iterable[Any]]) -
     return found
 
 
-def _biases(traces: Sequence[tuple[Piece, Trace]]) -> frozenset[str]:
+def _biases(traces: Sequence[tuple[Subgraph, Trace]]) -> frozenset[str]:
     """Return the names of the parameters that are added to something or are given as a `bias`."""
     names = set()
-    for piece, _ in traces:
-        for node, name in piece.owned.items():
+    for subgraph, _ in traces:
+        for node, name in subgraph.owned.items():
             for user in node.users:
                 schema = getattr(user.target, "_schema", None)
                 given = zip(schema.arguments if schema else (), user.args, strict=False)

@@ -22,7 +22,7 @@ from shrinkage.errors import first_line
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Subgraph:
     """A module of a model, at the dotted name `path`, as a graph; `leaves` are the tensors and numbers of its call."""
 
     path: str
@@ -66,22 +66,24 @@ def lines(tensor: Tensor, dim: int) -> Tensor:
     return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
 
 
-def pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Piece], dict[str, str]]:
+def subgraphs(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Subgraph], dict[str, str]]:
     """Return the graphs of `model`, and the first line of the error of each module that has none as a whole."""
     with process_as_it_was(), evaluating(model), torch.no_grad():
-        return _pieces(model, "", tuple(args), dict(kwargs))
+        return _subgraphs(model, "", tuple(args), dict(kwargs))
 
 
-def _pieces(
+def _subgraphs(
     module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[Piece], dict[str, str]]:
+) -> tuple[list[Subgraph], dict[str, str]]:
     failed: dict[str, str] = {}
     for as_tensors in (False, True):
         try:
             with _quietly(), process_as_it_was(), _masks_as_given(module):
                 with _tensors_alone(module) if as_tensors else nullcontext():
                     program = torch.export.export(module, args, kwargs, strict=False)
-                    return [Piece(path, _without_levels(program), tuple(tree_leaves((args, kwargs))))], {}
+                    return [Subgraph(path, _without_levels(program), tuple(tree_leaves((args, kwargs))))], {}
         except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
             failed.setdefault(path, _reason(error))
     found = []
@@ -92,7 +94,7 @@ def _pieces(
             return [], failed
         raise
     for name, call in calls.items():
-        more, errors = _pieces(module.get_submodule(name), joined(path, name), *call)
+        more, errors = _subgraphs(module.get_submodule(name), joined(path, name), *call)
         found += more
         failed |= errors
     return found, failed
