@@ -28,7 +28,6 @@ class ConstraintOnGroups(Constraint):
         """Return the nearest point of the set for each row of a matrix `(groups, size)`; None for the plain metric."""
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
-        """Project each group."""
         rows = self.groups.view(w)
         if not rows.numel():
             return w
@@ -40,11 +39,9 @@ class ConstraintOnGroups(Constraint):
         self.groups.layout(shape)
 
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Cut between groups."""
         return self.groups.cuts(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the class, its number and the groups."""
         name, numbers, _ = Constraint.describe(self, shape)
         count = "" if shape is None else f"{self.groups.layout(shape).count} x "
         return Description(name, numbers, f"{count}{self.groups}")
@@ -85,7 +82,6 @@ class MaxNorm(ConstraintOnGroups):
         return True
 
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
-        """Project onto balls."""
         return projections.l2_ball(rows, steps, self.limit)
 
 
@@ -128,7 +124,6 @@ class MinMaxNorm(ConstraintOnGroups):
         check_groups(self.groups)
 
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
-        """Project onto shells."""
         return projections.l2_shell(rows, steps, self.low, self.high)
 
 
@@ -165,7 +160,6 @@ class UnitNorm(ConstraintOnGroups):
         check_positive("UnitNorm", "length", self.length)
 
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
-        """Project onto spheres."""
         return projections.l2_sphere(rows, steps, self.length)
 
 
@@ -203,7 +197,6 @@ class L1Ball(ConstraintOnGroups):
         return True
 
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
-        """Project onto balls."""
         return projections.l1_ball(rows, steps, self.radius)
 
 
@@ -236,7 +229,6 @@ class Simplex(ConstraintOnGroups):
         check_groups(self.groups)
 
     def project_rows(self, rows: Tensor, steps: Tensor | None) -> Tensor:
-        """Project onto simplices."""
         return projections.simplex(rows, steps, self.total)
 
 
@@ -270,7 +262,6 @@ class SpectralBall(Constraint):
         check_positive("SpectralBall", "limit", self.limit)
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
-        """Clip singular values."""
         matrix = as_matrix(self, w)
         if not matrix.numel() or not matrix.isfinite().all():
             return w  # decompositions of matrices that are not finite raise

@@ -77,7 +77,6 @@ class Box(Constraint):
 
     @property
     def strengthless(self) -> bool:
-        """Whether nothing is penalized."""
         return self.penalty is None
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
@@ -109,7 +108,6 @@ class Box(Constraint):
         return torch.where((self._clamped(w) == w).all(), penalized, torch.inf)
 
     def gradient(self, w: Tensor) -> Tensor:
-        """Return the penalty's."""
         return torch.zeros_like(w) if self.penalty is None else self.penalty.gradient(w)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
@@ -124,11 +122,9 @@ class Box(Constraint):
 
     @property
     def holds_zeros(self) -> bool:
-        """Whether the penalty's zeros can be held."""
         return self.penalty is not None and self.penalty.holds_zeros
 
     def slope(self, shape: Sequence[int]) -> float:
-        """Return the penalty's."""
         return 0.0 if self.penalty is None else self.penalty.slope(shape)
 
     def strength_max(self, grad: Tensor) -> Tensor:
@@ -163,7 +159,6 @@ class Box(Constraint):
         return tuple(range(len(shape))) if self.penalty is None else self.penalty.cuts(shape)
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
-        """Return the same with bounds, and the penalty's tensors, taken."""
         low, high = (take(bound) if isinstance(bound, Tensor) else bound for bound in (self.low, self.high))
         inner = None if self.penalty is None else self.penalty.with_tensors(take)
         same = low is self.low and high is self.high and inner is self.penalty
@@ -183,7 +178,6 @@ class Box(Constraint):
         return self if same or not (inner is None or isinstance(inner, Elementwise)) else Box(low, high, inner)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the bounds, and the penalty."""
         bounds = f"low {text(self.low)}, high {text(self.high)}"
         if self.penalty is None:
             return Description("Box", bounds, "-")
@@ -191,7 +185,6 @@ class Box(Constraint):
         return Description(f"Box {penalty}", f"{strength}, {bounds}", groups)
 
     def __eq__(self, other: object) -> bool:
-        """Whether bounds and penalty are equal."""
         if not isinstance(other, Box):
             return NotImplemented
         return self.penalty == other.penalty and same(self.low, other.low) and same(self.high, other.high)

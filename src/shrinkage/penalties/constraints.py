@@ -59,7 +59,6 @@ class Constraint(Penalty):
         return torch.zeros_like(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Return the nearest point of the set."""
         upcast = w.to(at_least_float32(w.dtype))
         steps = precision.as_tensor(step, upcast)
         return torch.where(steps > 0, self.project(upcast, steps), upcast).to(w.dtype)
@@ -79,7 +78,6 @@ class Constraint(Penalty):
 
     @property
     def strengthless(self) -> bool:
-        """True."""
         return True
 
     def scaled(self, factor: float) -> Penalty:
@@ -103,7 +101,6 @@ class Constraint(Penalty):
         return ()
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the class and its numbers."""
         numbers = [f"{name} {value:g}" for name, value in self.arguments().items() if isinstance(value, int | float)]
         return Description(type(self).__name__, ", ".join(numbers) or "-", "-")
 
@@ -141,7 +138,6 @@ class TopK(Constraint):
         check_groups(self.groups)
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
-        """Keep the k largest of each group."""
         rows = self.groups.view(w)
         steps = self.groups.view(step.expand_as(w)) if step.dim() else None
         kept = projections.keep_largest(rows, steps, self.count(rows.shape[1]))
@@ -165,7 +161,6 @@ class TopK(Constraint):
         self.groups.layout(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the density and the groups."""
         density = "schedule" if callable(self.density) else f"density {self.density:g}"
         return Description("TopK", density, str(self.groups))
 
@@ -203,7 +198,6 @@ class NofM(Constraint):
             raise ValueError(f"NofM: expected whole numbers 0 <= n <= m, m >= 1, got {found}")
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
-        """Keep the n largest of each block."""
         self.check_shape(w.shape)
 
         def blocks(tensor: Tensor) -> Tensor:
@@ -227,5 +221,4 @@ class NofM(Constraint):
         return tuple(dim for dim in range(len(shape)) if dim != 1)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return n of m."""
         return Description("NofM", f"{self.n} of {self.m}", "-")

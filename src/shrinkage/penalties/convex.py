@@ -32,15 +32,12 @@ class L1(Elementwise):
 
     @property
     def slope_at_zero(self) -> float:
-        """strength."""
         return fixed(self.strength)
 
     def cost(self, w: Tensor) -> Tensor:
-        """strength * |w|."""
         return fixed(self.strength) * w.abs()
 
     def gradient(self, w: Tensor) -> Tensor:
-        """strength * sign(w)."""
         return fixed(self.strength) * w.sign()
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -48,7 +45,6 @@ class L1(Elementwise):
         return thresholds.soft_threshold(w, step * fixed(self.strength))
 
     def radial(self) -> Radial:
-        """strength * r."""
         return Radial(fixed(self.strength), 0.0)
 
 
@@ -79,20 +75,16 @@ class L2(Elementwise):
 
     @property
     def smooth(self) -> bool:
-        """True."""
         return True
 
     @property
     def slope_at_zero(self) -> float:
-        """0."""
         return 0.0
 
     def cost(self, w: Tensor) -> Tensor:
-        """strength / 2 * w^2."""
         return 0.5 * fixed(self.strength) * w.square()
 
     def gradient(self, w: Tensor) -> Tensor:
-        """strength * w."""
         return fixed(self.strength) * w
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -100,7 +92,6 @@ class L2(Elementwise):
         return thresholds.scale_down(w, step * fixed(self.strength))
 
     def radial(self) -> Radial:
-        """strength / 2 * r^2."""
         return Radial(0.0, fixed(self.strength))
 
 
@@ -130,15 +121,12 @@ class ElasticNet(Elementwise):
 
     @property
     def slope_at_zero(self) -> float:
-        """l1."""
         return fixed(self.l1)
 
     def cost(self, w: Tensor) -> Tensor:
-        """l1 * |w| + l2 / 2 * w^2."""
         return fixed(self.l1) * w.abs() + 0.5 * fixed(self.l2) * w.square()
 
     def gradient(self, w: Tensor) -> Tensor:
-        """l1 * sign(w) + l2 * w."""
         return fixed(self.l1) * w.sign() + fixed(self.l2) * w
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -147,7 +135,6 @@ class ElasticNet(Elementwise):
         return thresholds.scale_down(shrunk, step * fixed(self.l2)).to(w.dtype)
 
     def radial(self) -> Radial:
-        """l1 * r + l2 / 2 * r^2."""
         return Radial(fixed(self.l1), fixed(self.l2))
 
 
@@ -180,12 +167,10 @@ class Huber(Elementwise):
 
     @property
     def smooth(self) -> bool:
-        """True."""
         return True
 
     @property
     def slope_at_zero(self) -> float:
-        """0."""
         return 0.0
 
     def cost(self, w: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ class Counting(Elementwise):
 
     @property
     def slope_at_zero(self) -> float:
-        """Infinity."""
         return math.inf
 
     def strength_max(self, grad: Tensor) -> Tensor:
@@ -63,11 +62,9 @@ class L0(Counting):
     strength: Strength
 
     def cost(self, w: Tensor) -> Tensor:
-        """strength where w is not 0."""
         return fixed(self.strength) * (w != 0).to(w.dtype)
 
     def gradient(self, w: Tensor) -> Tensor:
-        """0."""
         return torch.zeros_like(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -129,21 +126,17 @@ class Counted(Counting):
         return torch.where((gain < fixed(self.l0)) & (steps > 0) & upcast.isfinite(), 0.0, y).to(w.dtype)
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
-        """Return the same with the penalty's tensors taken."""
         inner = self.penalty.with_tensors(take)
         return self if inner is self.penalty or not isinstance(inner, Elementwise) else Counted(inner, self.l0)
 
     def bound(self, name: str, parameter: Tensor) -> Penalty:
-        """Return the same with the penalty bound."""
         inner = self.penalty.bound(name, parameter)
         return self if inner is self.penalty or not isinstance(inner, Elementwise) else Counted(inner, self.l0)
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        """Take what the penalty takes."""
         self.penalty.check_shape(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the penalty, and that weights are counted."""
         penalty, strength, groups = self.penalty.describe(shape)
         price = "schedule" if callable(self.l0) else f"{self.l0:g}"
         return Description(f"{penalty} + L0", f"{strength}, {price}", groups)
@@ -182,7 +175,6 @@ class Lp(Counting):
             )
 
     def cost(self, w: Tensor) -> Tensor:
-        """strength * |w|^p."""
         return fixed(self.strength) * w.abs() ** self.exponent
 
     def gradient(self, w: Tensor) -> Tensor:

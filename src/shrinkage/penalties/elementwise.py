@@ -36,7 +36,6 @@ class Elementwise(Penalty):
         return None
 
     def value(self, w: Tensor) -> Tensor:
-        """Return the sum of what the elements cost."""
         return self.cost(w).sum()
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:

@@ -45,7 +45,6 @@ class FusedLasso(Penalty):
             raise TypeError(f"FusedLasso: dim must be a whole number, got {shown(self.dim)}")
 
     def slope(self, shape: Sequence[int]) -> float:
-        """strength."""
         return fixed(self.strength)
 
     def value(self, w: Tensor) -> Tensor:
@@ -105,7 +104,6 @@ class FusedLasso(Penalty):
         return tuple(dim for dim in range(len(shape)) if dim != self.dim % len(shape))
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the class, its strength and its dimension."""
         strength = "schedule" if callable(self.strength) else f"{self.strength:g}"
         return Description("FusedLasso", strength, f"along dimension {self.dim}")
 

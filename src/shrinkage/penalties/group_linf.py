@@ -55,7 +55,6 @@ class GroupLInf(PerGroup):
         return fixed(self.strength) * self.weight(shape)
 
     def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        """Return the strength."""
         return "GroupLInf", "schedule" if callable(self.strength) else f"{self.strength:g}"
 
     def value(self, w: Tensor) -> Tensor:

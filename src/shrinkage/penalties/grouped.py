@@ -63,17 +63,14 @@ class Grouped(PerGroup):
 
     @property
     def smooth(self) -> bool:
-        """Whether the penalty of a norm is smooth at 0."""
         return self.penalty.smooth
 
     @property
     def explicit(self) -> bool:
-        """Whether the penalty of a norm can act through its derivative."""
         return self.penalty.explicit
 
     @property
     def holds_zeros(self) -> bool:
-        """Whether the penalty of a norm has a kink at 0."""
         return self.penalty.holds_zeros
 
     def slope(self, shape: Sequence[int]) -> float:

@@ -33,7 +33,6 @@ class OfMatrix(Penalty):
         return ()
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the class and its strength."""
         return Description(type(self).__name__, "schedule" if callable(self.strength) else f"{self.strength:g}", "-")
 
 
@@ -64,7 +63,6 @@ class Nuclear(OfMatrix):
     strength: Strength
 
     def slope(self, shape: Sequence[int]) -> float:
-        """strength."""
         return fixed(self.strength)
 
     def value(self, w: Tensor) -> Tensor:

@@ -50,7 +50,6 @@ class MCP(Elementwise):
 
     @property
     def slope_at_zero(self) -> float:
-        """strength."""
         return fixed(self.strength)
 
     def cost(self, w: Tensor) -> Tensor:
@@ -107,7 +106,6 @@ class SCAD(Elementwise):
 
     @property
     def slope_at_zero(self) -> float:
-        """strength."""
         return fixed(self.strength)
 
     def cost(self, w: Tensor) -> Tensor:
@@ -160,15 +158,12 @@ class LogSum(Elementwise):
 
     @property
     def slope_at_zero(self) -> float:
-        """strength / epsilon."""
         return fixed(self.strength) / self.epsilon
 
     def cost(self, w: Tensor) -> Tensor:
-        """strength * log(1 + |w| / epsilon)."""
         return fixed(self.strength) * torch.log1p(w.abs() / self.epsilon)
 
     def gradient(self, w: Tensor) -> Tensor:
-        """strength * sign(w) / (|w| + epsilon)."""
         return fixed(self.strength) * w.sign() / (w.abs() + self.epsilon)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -176,5 +171,4 @@ class LogSum(Elementwise):
         return thresholds.log_threshold(w, step * fixed(self.strength), self.epsilon)
 
     def strength_max(self, grad: Tensor) -> Tensor:
-        """epsilon * max |grad|."""
         return self.epsilon * largest(grad.abs())

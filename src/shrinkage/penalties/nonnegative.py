@@ -48,7 +48,6 @@ class NonNegative(Constraint):
 
     @property
     def strengthless(self) -> bool:
-        """Whether nothing is penalized."""
         return self.penalty is None or self.penalty.strengthless
 
     def project(self, w: Tensor, step: Tensor) -> Tensor:
@@ -66,7 +65,6 @@ class NonNegative(Constraint):
         return torch.where((w < 0).any(), torch.inf, penalized)
 
     def gradient(self, w: Tensor) -> Tensor:
-        """Return the penalty's."""
         return torch.zeros_like(w) if self.penalty is None else self.penalty.gradient(w)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
@@ -77,7 +75,6 @@ class NonNegative(Constraint):
 
     @property
     def holds_zeros(self) -> bool:
-        """Whether the penalty's zeros can be held."""
         return self.penalty is not None and self.penalty.holds_zeros
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
@@ -87,7 +84,6 @@ class NonNegative(Constraint):
         return self.penalty.stays(w, average.clamp_max(0))
 
     def slope(self, shape: Sequence[int]) -> float:
-        """Return the penalty's."""
         return 0.0 if self.penalty is None else self.penalty.slope(shape)
 
     def strength_max(self, grad: Tensor) -> Tensor:
@@ -96,12 +92,10 @@ class NonNegative(Constraint):
         return infinite_unless_zero(upwards) if self.penalty is None else self.penalty.strength_max(upwards)
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        """Take what the penalty takes."""
         if self.penalty is not None:
             self.penalty.check_shape(shape)
 
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Cut as the penalty does."""
         if self.penalty is not None:
             return self.penalty.cuts(shape)
         return tuple(range(len(shape)))
@@ -113,22 +107,18 @@ class NonNegative(Constraint):
         return None if self.penalty is None else self.penalty.prox_by_sums(w.clamp_min(0), step, shape, cut)
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
-        """Return the same with the penalty's tensors taken."""
         inner = None if self.penalty is None else self.penalty.with_tensors(take)
         return self if inner is self.penalty else NonNegative(inner)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the penalty, as not negative."""
         if self.penalty is None:
             return Description("NonNegative", "-", "-")
         penalty, strength, groups = self.penalty.describe(shape)
         return Description(f"NonNegative {penalty}", strength, groups)
 
     def bound(self, name: str, parameter: Tensor) -> Penalty:
-        """Return the same with the penalty bound."""
         inner = None if self.penalty is None else self.penalty.bound(name, parameter)
         return self if inner is self.penalty else NonNegative(inner)
 
     def refusal(self, other: Penalty) -> str | None:
-        """Name what looks at signs."""
         return None if other.solid else f"{other} looks at signs, or forbids weights that are smaller"

@@ -52,11 +52,9 @@ class PerGroup(Penalty):
         self.groups.layout(shape)
 
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Cut between groups."""
         return self.groups.cuts(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the penalty of a group, and how many groups there are."""
         count = "" if shape is None else f"{self.groups.layout(shape).count} x "
         return Description(*self.penalty_text(shape), f"{count}{self.groups}")
 

@@ -48,22 +48,18 @@ class Ridged(Penalty):
 
     @property
     def smooth(self) -> bool:
-        """Whether the penalty is."""
         return self.penalty.smooth
 
     @property
     def explicit(self) -> bool:
-        """Whether the penalty is."""
         return self.penalty.explicit
 
     @property
     def holds_zeros(self) -> bool:
-        """Whether the penalty's zeros can be held."""
         return self.penalty.holds_zeros
 
     @property
     def solid(self) -> bool:
-        """Whether the penalty is."""
         return self.penalty.solid
 
     @property
@@ -76,19 +72,15 @@ class Ridged(Penalty):
         return self.penalty.slope(shape)
 
     def origin(self, w: Tensor) -> Tensor:
-        """Return the penalty's."""
         return self.penalty.origin(w)
 
     def unrounded(self, w: Tensor) -> Tensor:
-        """Return what the penalty returns."""
         return self.penalty.unrounded(w)
 
     def value(self, w: Tensor) -> Tensor:
-        """Return the sum of both."""
         return self.penalty.value(w) + self.squares.value(w)
 
     def gradient(self, w: Tensor) -> Tensor:
-        """Return the sum of both."""
         return self.penalty.gradient(w) + self.squares.gradient(w)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -98,11 +90,9 @@ class Ridged(Penalty):
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
     ) -> Reduction[Tensor] | None:
-        """Return the penalty's, likewise."""
         return self.penalty.prox_by_sums(*self._inside(w, step), shape, cut)
 
     def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Reduction[Tensor] | None:
-        """Return the sum of both."""
         computation = self.penalty.gradient_by_sums(w, shape, cut)
         return None if computation is None else self._with_squares(w, computation)
 
@@ -120,7 +110,6 @@ class Ridged(Penalty):
         return self.penalty.residual(w, grad + self.squares.gradient(w))
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
-        """Return the penalty's, likewise."""
         return self.penalty.stays(w, average + self.squares.gradient(w))
 
     def strength_max(self, grad: Tensor) -> Tensor:
@@ -133,25 +122,20 @@ class Ridged(Penalty):
         return Ridged(inner, multiple(factor, self.l2))
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        """Take what the penalty takes."""
         self.penalty.check_shape(shape)
 
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Cut as the penalty does."""
         return self.penalty.cuts(shape)
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> Penalty:
-        """Return the same with the penalty's tensors taken."""
         inner = self.penalty.with_tensors(take)
         return self if inner is self.penalty else Ridged(inner, self.l2)
 
     def bound(self, name: str, parameter: Tensor) -> Penalty:
-        """Return the same with the penalty bound."""
         inner = self.penalty.bound(name, parameter)
         return self if inner is self.penalty else Ridged(inner, self.l2)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the penalty, and that squares are on top."""
         penalty, strength, groups = self.penalty.describe(shape)
         squares = "schedule" if callable(self.l2) else f"{self.l2:g}"
         return Description(f"{penalty} + L2", squares if strength == "-" else f"{strength}, {squares}", groups)

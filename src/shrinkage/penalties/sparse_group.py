@@ -66,11 +66,9 @@ class SparseGroupLasso(PerGroup):
         return fixed(self.l1) + self.of_groups.slope(shape)
 
     def parts(self, shape: Sequence[int]) -> Parts | None:
-        """Return both parts."""
         return Parts(fixed(self.l1), self.of_groups.weight(shape) * fixed(self.group), 0.0)
 
     def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        """Return both strengths."""
         texts = ["schedule" if callable(strength) else f"{strength:g}" for strength in (self.l1, self.group)]
         return "SparseGroupLasso", ", ".join(texts)
 

@@ -59,12 +59,10 @@ class Toward(Penalty):
 
     @property
     def smooth(self) -> bool:
-        """Whether the penalty is."""
         return self.penalty.smooth
 
     @property
     def explicit(self) -> bool:
-        """Whether the penalty is."""
         return self.penalty.explicit
 
     @property
@@ -73,7 +71,6 @@ class Toward(Penalty):
         return self.penalty.holds_zeros
 
     def slope(self, shape: Sequence[int]) -> float:
-        """Return the penalty's."""
         return self.penalty.slope(shape)
 
     def origin(self, w: Tensor) -> Tensor:
@@ -82,11 +79,9 @@ class Toward(Penalty):
         return reference + self.penalty.origin(w)
 
     def value(self, w: Tensor) -> Tensor:
-        """Return the penalty of the difference."""
         return self.penalty.value(w - self._reference(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        """Return the penalty's at the difference."""
         return self.penalty.gradient(w - self._reference(w))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -103,7 +98,6 @@ class Toward(Penalty):
         return None if computation is None else self._moved_by_sums(w, difference, computation)
 
     def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Reduction[Tensor] | None:
-        """Return the penalty's at the difference."""
         return self.penalty.gradient_by_sums(w - self._reference(w), shape, cut)
 
     def _moved_by_sums(self, w: Tensor, difference: Tensor, computation: Reduction[Tensor]) -> Reduction[Tensor]:
@@ -114,7 +108,6 @@ class Toward(Penalty):
         return torch.where(moved == difference, upcast, self._reference(upcast) + moved).to(w.dtype)
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
-        """Return the penalty's at the difference."""
         return self.penalty.residual(w - self._reference(w), grad)
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
@@ -136,12 +129,10 @@ class Toward(Penalty):
         return self.penalty.cuts(shape)
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> "Toward":
-        """Return the same with the reference taken."""
         reference = take(self.reference) if isinstance(self.reference, Tensor) else self.reference
         return Toward(self.penalty.with_tensors(take), reference, saved=self.saved)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the penalty, and that it is toward a reference."""
         penalty, strength, groups = self.penalty.describe(shape)
         return Description(f"{penalty} toward reference", strength, groups)
 
@@ -174,7 +165,6 @@ class Toward(Penalty):
         return self.reference.to(w.dtype)
 
     def __eq__(self, other: object) -> bool:
-        """Whether penalty and reference are equal."""
         if not isinstance(other, Toward):
             return NotImplemented
         one, two = self.reference, other.reference

@@ -71,12 +71,10 @@ class Weighted(Elementwise):
 
     @property
     def holds_zeros(self) -> bool:
-        """Whether the penalty's zeros can be held."""
         return self.penalty.holds_zeros
 
     @property
     def slope_at_zero(self) -> Tensor:
-        """weights * slope."""
         slope = self.penalty.slope_at_zero
         return times(self.weights, slope if isinstance(slope, Tensor) else torch.full_like(self.weights, slope))
 
@@ -86,11 +84,9 @@ class Weighted(Elementwise):
         return self.penalty.slope(shape) * (float(penalized.min()) if penalized.numel() else 1.0)
 
     def cost(self, w: Tensor) -> Tensor:
-        """weights * phi(w)."""
         return times(self.weights, self.penalty.cost(w))
 
     def gradient(self, w: Tensor) -> Tensor:
-        """weights * phi'(w)."""
         return times(self.weights, self.penalty.gradient(w))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -112,14 +108,12 @@ class Weighted(Elementwise):
         return Elementwise.cuts(self, shape) if tuple(self.weights.shape) == tuple(shape) else ()
 
     def refusal(self, other: Penalty) -> str | None:
-        """Name weights that do not fit together."""
         if not isinstance(other, Weighted) or spread_together(self.weights, other.weights):
             return None
         shapes = " and ".join(shape_text(each.weights.shape) for each in (self, other))
         return f"their weights, {shapes}, do not spread over each other"
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> "Weighted":
-        """Return the same with the weights taken."""
         return Weighted(self.penalty, take(self.weights))
 
     def bound(self, name: str, parameter: Tensor) -> "Weighted":
@@ -131,12 +125,10 @@ class Weighted(Elementwise):
         return Weighted(self.penalty, spread(self.weights.to(parameter.device), "weights", parameter.shape))
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the penalty, as weighted."""
         penalty, strength, groups = self.penalty.describe(shape)
         return Description(f"Weighted {penalty}", strength, groups)
 
     def __eq__(self, other: object) -> bool:
-        """Whether penalty and weights are equal."""
         if not isinstance(other, Weighted):
             return NotImplemented
         return self.penalty == other.penalty and torch.equal(self.weights, other.weights)
