@@ -33,10 +33,10 @@ def shape_text(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "0-dim"
 
 
-def listed(reason: str, names: Sequence[str]) -> str:
+def names_note(reason: str, names: Sequence[str]) -> str:
     """Return a line of a printed plan about parameters, shortened where they are many; nothing if there are none.
 
-    >>> listed("frozen, so not penalized", ["a", "b", "c", "d", "e"])
+    >>> names_note("frozen, so not penalized", ["a", "b", "c", "d", "e"])
     "\\nfrozen, so not penalized: 'a', 'b', 'c' and 2 others"
     """
     others = f" and {len(names) - 3} others" if len(names) > 4 else ""

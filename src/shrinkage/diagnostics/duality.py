@@ -234,5 +234,5 @@ def squares_gap(energy: Tensor, scale: Tensor) -> Tensor:
 
 
 def norm_gap(penalties: Tensor, inner: Tensor) -> Tensor:
-    """Return the sum of penalizes less inner products; less than 0 is rounding, by the inequality of Hoelder."""
+    """Return the sum of penalties minus inner products; what is below 0 is rounding, by the inequality of Hoelder."""
     return (penalties - inner).clamp_min(0).sum()

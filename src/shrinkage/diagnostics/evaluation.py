@@ -83,7 +83,7 @@ def slope_of(penalty: Penalty, shape: Sequence[int]) -> float:
 
 
 def all_of(penalty: Penalty, tensors: Mapping[str, Tensor]) -> tuple[GroupPenalty, list[Membership]]:
-    """Return what the groups that span whole `tensors` are penalized, and which of them each has."""
+    """Return the penalty of groups that span full `tensors`, and which of the groups each tensor has."""
     device = next(iter(tensors.values())).device
     parts = [membership_of(penalty, name, w.device) for name, w in tensors.items()]
     return group_penalty_of(penalty, weights_of(penalty, device)), [part for part in parts if part is not None]

@@ -91,7 +91,7 @@ class Report:
 
     @property
     def dead(self) -> tuple[str, ...]:
-        """Names of the layers' weights that are zero as a whole, so that these layers hear nothing of what enters."""
+        """Names of the layers' weights that are zero as a whole, so that these layers ignore their inputs."""
         zeros = ((each.name, each.shape, each.zeros == each.size) for each in self.tensors)
         return tuple(name for name in dead_layers(zeros) if name not in self.undefined)
 
@@ -146,7 +146,7 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
         TypeError: `model` is neither a module nor a mapping.
 
     The first line names the layers whose weights are zero as a whole; what starts at zero in adapters is left out.
-    Of a model that is spread over processes, all of them have to ask.
+    If the model is sharded over processes, all of them have to call this.
 
     Once optimizers made ten steps since a layer of the model declared a penalty, was copied or loaded, the report names
     what no step reached. Before that, and where no optimizer makes a step, it cannot tell.
@@ -222,7 +222,7 @@ def readable(name: str, tensor: Tensor) -> Tensor:
 
 
 def memory_of(tensor: Tensor) -> tuple[int, int]:
-    """Return where a tensor lies: two that share their elements agree, even if this process's piece is empty."""
+    """Return where a tensor lies: two that share their elements agree, even if the shard of this process is empty."""
     piece = local(tensor)
     return piece.untyped_storage()._cdata, piece.storage_offset()
 

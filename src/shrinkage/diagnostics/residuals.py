@@ -14,7 +14,7 @@ class ParameterResidual(NamedTuple):
 
     Args:
         name: the parameter.
-        penalty: what it is penalized, in words; "none" if it is not.
+        penalty: its penalty, in words; "none" if it is not.
         strength: of the penalty, in words.
         measure: "KKT", the distance of the negative gradient to the subdifferential; "fixed point", how far a step and
             a prox move, per unit of step; "gradient", where nothing is penalized.

@@ -64,7 +64,7 @@ def residuals(
         tolerance: see `Residuals`.
     """
     found = penalized_parameters(model, plan)
-    check_on_one_machine(found)
+    check_not_sharded(found)
     planned = {id(parameter): entry.name for entry, parameter in found}
     held = {planned.get(id(parameter), name): parameter for name, parameter in trained(model)}
     if not held:
@@ -145,7 +145,7 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     """
     plan = resolve(model, rules)
     found = penalized_parameters(model, plan)
-    check_on_one_machine(found)
+    check_not_sharded(found)
     trained = {entry.name: parameter for entry, parameter in found if parameter.requires_grad}
     if not trained:
         raise ValueError("the rules penalize no parameter that takes a gradient")
@@ -214,12 +214,12 @@ def penalized_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.P
     return list(found.values())
 
 
-def check_on_one_machine(penalized: Iterable[tuple[Entry, nn.Parameter]]) -> None:
+def check_not_sharded(penalized: Iterable[tuple[Entry, nn.Parameter]]) -> None:
     """Raise `ParameterError` if a parameter is sharded: its gradient exists only after backward."""
     for entry, parameter in penalized:
         if is_dtensor(parameter):
             raise ParameterError(
-                f"{entry.name!r} of shape {entry.shape} is spread over processes, and no gradient can be asked for; "
+                f"{entry.name!r} of shape {entry.shape} is sharded over processes, and no gradient can be asked for; "
                 "gather a full state_dict, load it into a model on one process, and ask there"
             )
 

@@ -1,4 +1,4 @@
-"""Layers that are zero as a whole, by the names and shapes of their weights: they hear nothing of what enters."""
+"""Layers that are zero as a whole, by the names and shapes of their weights: they ignore their inputs."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -26,10 +26,10 @@ def is_layer_weight(name: str, shape: Sequence[int]) -> bool:
     )
 
 
-def listed(names: Sequence[str]) -> str:
+def in_backticks(names: Sequence[str]) -> str:
     """Return some of `names` in words.
 
-    >>> listed(["a", "b", "c", "d", "e"])
+    >>> in_backticks(["a", "b", "c", "d", "e"])
     '`a`, `b`, `c` and 2 others'
     """
     first = ", ".join(f"`{name}`" for name in names[:NAMED])
@@ -76,16 +76,12 @@ def _layer_of(recurrent: re.Match[str]) -> tuple[str, str]:
 
 def undefined_first(names: Sequence[str]) -> list[str]:
     """Return what is said of zeros that make a computed weight NaN, if there are any."""
-    return (
-        [f"{listed(names)}: the weight is divided by a norm of this, which is 0, and is NaN. {CAUSE}"] if names else []
-    )
+    text = "the weight is divided by a norm of this, which is 0, and is NaN"
+    return [f"{in_backticks(names)}: {text}. {CAUSE}"] if names else []
 
 
 def told_first(names: Sequence[str]) -> list[str]:
     """Return what is said first of layers that are zero, if there are any."""
     verb = "is" if len(names) == 1 else "are"
-    return (
-        [f"{listed(names)} {verb} zero as a whole: what the layer puts out no longer depends on what enters. {CAUSE}"]
-        if names
-        else []
-    )
+    text = "zero as a whole: what the layer puts out no longer depends on what enters"
+    return [f"{in_backticks(names)} {verb} {text}. {CAUSE}"] if names else []

@@ -84,10 +84,10 @@ class Penalty(Value, ABC):
 
     @abstractmethod
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the dimensions along which a tensor of `shape` may be cut into pieces that are penalized by
-        themselves.
+        """Return the dimensions along which a tensor of `shape` may be sharded so that each shard is penalized
+        by itself.
 
-        None if it has to be penalized as a whole.
+        Empty if only the whole tensor can be penalized.
         """
 
     @abstractmethod
@@ -144,26 +144,26 @@ class Penalty(Value, ABC):
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()
     ) -> Reduction[Tensor] | None:
-        """Return a computation of the prox of a piece that needs sums over the whole tensor; None if sums do not do.
+        """Return a computation of the prox of a shard that needs sums over the full tensor; None if it needs more.
 
-        Which it is depends on nothing but the class of `step`, `shape` and `cut`, and so does how often it asks.
+        Which computation it is, and how often it asks, depends on nothing but the class of `step`, `shape` and `cut`.
 
         Args:
-            w: the piece.
-            step: a number, or shaped like the piece.
-            shape: of the whole tensor.
-            cut: the dimensions along which the whole was cut.
+            w: the shard.
+            step: a number, or a tensor shaped like the shard.
+            shape: of the full tensor.
+            cut: the dimensions along which the tensor is sharded.
         """
         return None
 
     def gradient_by_sums(self, w: Tensor, shape: Sequence[int], cut: Collection[int] = ()) -> Reduction[Tensor] | None:
-        """Return a computation of the gradient of a piece, as `prox_by_sums` does of the prox."""
+        """Return a computation of the gradient of a shard, as `prox_by_sums` does of the prox."""
         return None
 
     def with_tensors(self, take: Callable[[Tensor], Tensor]) -> "Penalty":
         """Return the penalty with `take` applied to the tensors in it that have the parameter's shape.
 
-        With a `take` that cuts a piece out, it is the penalty of that piece.
+        With a `take` that cuts a shard out, it is the penalty of that shard.
         """
         return self
 

@@ -28,7 +28,7 @@ def prox(
     """Return each tensor at the proximal point of all of them together.
 
     Args:
-        group_penalty: what groups are penalized.
+        group_penalty: the penalty of each group.
         parts: which groups the tensors' slices belong to.
         ws: the tensors.
         steps: of each tensor, a number, or a tensor of its shape.

@@ -65,7 +65,7 @@ class Elementwise(Penalty):
         """Take any shape."""
 
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Cut along the first dimension that is long enough for many pieces."""
+        """Return all dimensions: elements are independent."""
         return tuple(range(len(shape)))
 
     def describe(self, shape: Sequence[int] | None) -> Description:

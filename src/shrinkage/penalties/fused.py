@@ -85,7 +85,7 @@ class FusedLasso(Penalty):
     def strength_max(self, grad: Tensor) -> Tensor:
         """Return the largest |partial sum| of the gradient; infinity if a row of it does not sum to 0.
 
-        A constant is penalized nothing, so that 0 is stationary only where no constant is better.
+        A constant costs nothing, so that 0 is stationary only where no constant is better.
         """
         self.check_shape(grad.shape)
         if not grad.numel():

@@ -111,7 +111,7 @@ class Grouped(PerGroup):
         return Parts(0.0, weight * radial.linear, weight * radial.quadratic)
 
     def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        """Return what a norm is penalized."""
+        """Return the penalty of a norm in words."""
         penalty, strength, _ = self.penalty.describe(None)
         return "GroupLasso" if isinstance(self.penalty, L1) else f"Grouped {penalty}", strength
 

@@ -98,7 +98,7 @@ class Groups(Value, ABC):
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the dimensions along which a tensor of `shape` may be cut without cutting a group.
 
-        None if groups are counted as `Heads` are, which a piece has fewer of.
+        Empty if groups are counted as `Heads` are: a shard has fewer of them.
         """
         layout = self.layout(shape)
         return () if layout.split else layout.between

@@ -68,7 +68,7 @@ class Membership:
 
 
 class GroupPenalty(NamedTuple):
-    """What groups are penalized: the `penalty` of each one's norm, times its weight, shape `(count,)`."""
+    """The penalty of groups: `penalty` of each norm, times the weight of the group, shape `(count,)`."""
 
     penalty: Elementwise
     weights: Tensor

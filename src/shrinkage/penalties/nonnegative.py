@@ -21,7 +21,7 @@ class NonNegative(Constraint):
     R(w) = penalty(w) if w >= 0, else infinity
 
     Args:
-        penalty: what non-negative weights are penalized, or another constraint on them: whatever does not look at signs
+        penalty: the penalty of non-negative weights, or another constraint on them: whatever does not look at signs
             and allows weights that are smaller, such as penalties of elements and groups, `MaxNorm`, `L1Ball`, `TopK`
             and `NofM`; None penalizes nothing.
 

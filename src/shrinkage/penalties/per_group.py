@@ -40,7 +40,7 @@ class PerGroup(Penalty):
         return True
 
     def parts(self, shape: Sequence[int]) -> Parts | None:
-        """Return what a group of a tensor of `shape` is penalized, if it is such a sum and the same for all groups."""
+        """Return the penalty of a group of a tensor of `shape`, if it is such a sum and the same for all groups."""
         return None
 
     @abstractmethod

@@ -25,7 +25,7 @@ class Toward(Penalty):
     others are exactly the reference.
 
     Args:
-        penalty: what the difference is penalized.
+        penalty: the penalty of the difference.
         reference: a tensor of the parameter's shape; a state_dict, in which the parameter is found by its name; None
             for the parameters as they are when the `Regularizer` is made.
         saved: keep the reference in `Regularizer.state_dict()`, as is done with one that was taken from the model.

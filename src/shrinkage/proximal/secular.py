@@ -39,14 +39,14 @@ def block_scale_in_metric(w: Tensor, thresholds: Tensor, within: tuple[int, ...]
     """
     if w.numel() == 0:
         return torch.ones_like(w)
-    # Elsewhere reading whether the iteration has converge would wait for the device.
+    # Elsewhere reading whether the iteration has converged would wait for the device.
     return alone(block_scale_by_sums(w, thresholds, within, to_rest=w.device.type == "cpu"))
 
 
 def block_scale_by_sums(
     w: Tensor, thresholds: Tensor, within: tuple[int, ...], *, to_rest: bool = False
 ) -> Reduction[Tensor]:
-    """Return what `block_scale_in_metric` does, for groups that `w` may hold only a piece of.
+    """Return what `block_scale_in_metric` does, for groups of which `w` may hold only a shard.
 
     Args:
         w: any shape.
@@ -72,8 +72,8 @@ def secular_root(
     (Moré and Hebden), so a fixed number of iterations serves all groups and nothing is read back from the device.
 
     Args:
-        sums: returns `secular_sums` of a piece.
-        terms: returns `secular_terms` of a piece at theta, which are not used of the groups that are at rest.
+        sums: returns `secular_sums` of a shard.
+        terms: returns `secular_terms` of a shard at theta; those of groups at rest are not used.
         to_rest: end as soon as no group moves, which takes a look at all of them.
     """
     theta, zero = secular_start((yield sums()))

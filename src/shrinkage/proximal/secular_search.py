@@ -45,10 +45,10 @@ def radial_scale_by_sums(
     minima are sought on a grid of multipliers, and followed by bisection.
 
     Args:
-        w: any shape; it may hold only pieces of groups.
+        w: any shape; it may hold only a shard of each group.
         steps: >= 0, the shape of `w`.
         within: the dimensions of `w` that run inside a group.
-        penalize: phi, whose slope divided by the norm must not increase with the norm.
+        function: phi, whose slope divided by the norm must not increase with the norm.
 
     Returns:
         Factors in [0, 1], the shape of `w`; exactly 0 in a group that is zero, exactly 1 where phi is flat at `w`.
@@ -61,7 +61,7 @@ def radial_scale_by_sums(
 
 
 class Curve:
-    """The curve y_i = w_i / (1 + mu t_i) of a piece of groups, as a function of one multiplier mu per group.
+    """The curve y_i = w_i / (1 + mu t_i) of a shard of groups, as a function of one multiplier mu per group.
 
     Weights beyond `LARGEST` count as that large: so far out, a multiplier depends on the norm by less than a rounding.
     """
@@ -102,9 +102,9 @@ def radial_multiplier(sums: Callable[[], Tensor], at: At, function: RadialFuncti
     """Return the multiplier of the best point of each group on its curve: infinite at 0, and 0 at w.
 
     Args:
-        sums: returns `Curve.sums` of a piece.
-        at: returns `Curve.at` of a piece.
-        penalize: phi.
+        sums: returns `Curve.sums` of a shard.
+        at: returns `Curve.at` of a shard.
+        function: phi.
     """
     square, dual, dual_square, steps, inverse = yield sums()
     norms = square.sqrt()

@@ -95,7 +95,7 @@ class Declaration(Saved):
         return bool(module._modules) and not held.isdisjoint(map(id, module.parameters()))
 
     def check_stepped(self, flat: Tensor | None) -> None:
-        """Raise `ParameterError` if no optimizer steps a penalized parameter, as it went into a `flat` one."""
+        """Raise `ParameterError` if a penalized parameter went into a `flat` one: no optimizer steps it."""
         names = []
         for name, parameter in self.module().named_parameters():
             check_stepped(f"{name} of {self.kind}", parameter)

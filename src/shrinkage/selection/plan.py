@@ -1,4 +1,4 @@
-"""Rules, and the plan they resolve to: which parameter is penalized what."""
+"""Rules, and the plan they resolve to: which parameter has which penalty."""
 
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from shrinkage.selection.selectors import (
     selector_text,
 )
 from shrinkage.selection.unregistered import told_with_errors, warn_of_unregistered
-from shrinkage.tables import listed, shape_text, table
+from shrinkage.tables import names_note, shape_text, table
 
 
 class Entry(NamedTuple):
@@ -59,7 +59,7 @@ class Plan:
         header = ["parameter", "shape", "groups", "penalty", "strength", "how"]
         rows = [entry_cells(entries) for entries in self.families()]
         names, sizes = [name for name, _ in self.unnamed], [size for _, size in self.unnamed]
-        return table(header, rows) + listed(f"no rule names these matrices ({sum(sizes):,} weights)", names)
+        return table(header, rows) + names_note(f"no rule names these matrices ({sum(sizes):,} weights)", names)
 
     def families(self) -> list[list[Entry]]:
         """Return the entries whose groups are coupled together, and every other one by itself."""

@@ -28,7 +28,7 @@ class Rule(Value):
     """One penalty, the parameters it penalizes, and how it enters the optimizer's step.
 
     Args:
-        penalty: what is penalized; None leaves the parameters alone.
+        penalty: the penalty; None leaves the parameters alone.
         parameters: a selector: a glob on the dotted name ("blocks.*.weight", which takes norms and embeddings too), a
             module class or a layer of the model (its weights: `weight`; the matrices of recurrent layers; those of
             `MultiheadAttention` and its `out_proj.weight`), a pair of one of these and a glob on the parameter's own

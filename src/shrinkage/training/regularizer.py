@@ -22,7 +22,7 @@ from shrinkage.selection.how import How
 from shrinkage.selection.plan import Plan, resolve, warn_of_unpenalized
 from shrinkage.selection.rules import Rules
 from shrinkage.selection.selectors import named_parameters
-from shrinkage.tables import listed
+from shrinkage.tables import names_note
 from shrinkage.training.attachment import Attachment, explicit_attachments
 from shrinkage.training.global_hook import check_declared
 from shrinkage.training.options import Options
@@ -267,7 +267,7 @@ class Regularizer:
         now = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
         frozen = [entry.name for entry in self.plan if is_frozen(now.get(entry.name))]
         missed = [entry.name for entry in self.plan if optimizers and entry.name not in {*held, *frozen}]
-        note = listed("frozen, so not penalized", frozen) + listed(
+        note = names_note("frozen, so not penalized", frozen) + names_note(
             "not in an attached optimizer, so not penalized", missed
         )
         decay = self._options.hold_zeros

@@ -11,7 +11,7 @@ from shrinkage.compression.dataflow.recurrent import RECURRENT, weights_in
 from shrinkage.compression.tracing.coupling import reachable, sources
 from shrinkage.compression.tracing.export import Subgraph
 from shrinkage.compression.tracing.trace import Trace
-from shrinkage.diagnostics.zero_layers import INPUTS, listed
+from shrinkage.diagnostics.zero_layers import INPUTS, in_backticks
 
 
 def collapsed(traces: Sequence[tuple[Subgraph, Trace]], needs: Sequence[Needs]) -> tuple[str, ...]:
@@ -50,9 +50,9 @@ def _lost(subgraph: Subgraph, trace: Trace, needs: Needs, outputs: Sequence[fx.N
     names = [name for node in sorted(cuts, key=now.place.__getitem__) for name in _zeros_at(subgraph, now, node)]
     if not names:
         return ""
-    which = INPUTS if len(lost) == len(inputs) else listed([str(node.name) for node in lost])
+    which = INPUTS if len(lost) == len(inputs) else in_backticks([str(node.name) for node in lost])
     what = what.replace("the model", f"`{subgraph.path}`") if subgraph.path else what
-    zeros = listed(list(dict.fromkeys(names)))
+    zeros = in_backticks(list(dict.fromkeys(names)))
     return f"{what} no longer depends on {which}: all that comes from there meets zeros in {zeros}"
 
 

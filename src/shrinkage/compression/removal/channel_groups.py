@@ -16,7 +16,7 @@ from shrinkage.compression.removal.removable import kept_indices
 from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
 from shrinkage.compression.tracing.disjoint_sets import distinct
-from shrinkage.diagnostics.zero_layers import NAMED, listed
+from shrinkage.diagnostics.zero_layers import NAMED, in_backticks
 from shrinkage.errors import GroupError
 from shrinkage.penalties.coupled_groups import Coupled, Member
 
@@ -71,8 +71,8 @@ def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str
         largest = sorted(sizes[reason], key=lambda name: -sizes[reason][name])
         advice = KeptZeros("", 0, reason).advice
         where = [place.strip("`") for place in places[reason] if place]
-        wherein = f", in {listed(where)}" if where else ""
-        count = f"{round(sum(sizes[reason].values())):,} parameters of {listed(largest)}"
+        wherein = f", in {in_backticks(where)}" if where else ""
+        count = f"{round(sum(sizes[reason].values())):,} parameters of {in_backticks(largest)}"
         texts.append(f"{reason}{wherein} ({count}){f': {advice}' if advice else ''}")
     return texts
 

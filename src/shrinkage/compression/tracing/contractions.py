@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.compression.tracing.channels import Channels, axes_of, raised
-from shrinkage.compression.tracing.operators import along, aten, coupling_rule, listed, placed
+from shrinkage.compression.tracing.operators import along, as_sequence, aten, coupling_rule, placed
 from shrinkage.compression.tracing.trace import Contraction, Trace, flat
 
 
@@ -162,7 +162,7 @@ def convolution(
     labels = trace.contract(x, -rank + 1, weight, 1, "summed over")
     arguments = trace.node.args
     upcast = any(size > 1 for size in weight.shape[2:])
-    padded = upcast and padding == "same" if isinstance(padding, str) else any(listed(padding))
+    padded = upcast and padding == "same" if isinstance(padding, str) else any(as_sequence(padding))
     _used_up(
         trace, labels, (0, 1 - rank), (1, 1), rows=0, out=1 - rank,
         bias=arguments[2] if len(arguments) > 2 else None, padded=padded,

@@ -77,7 +77,7 @@ def placed(weight: Channels, axis: int, rank: int, place: int) -> tuple[Tensor, 
     return (factor.reshape([-1 if other == place % rank else 1 for other in range(rank)]),)
 
 
-def listed(value: Any) -> Sequence[int]:
+def as_sequence(value: Any) -> Sequence[int]:
     """Return `value` as a sequence: axes, or lengths along them, that may be given as one number."""
     return value if isinstance(value, list | tuple) else [value]
 
@@ -140,13 +140,13 @@ def weight_norm(trace: Trace, direction: Channels, length: Channels, axis: int =
 )  # fmt: skip
 def over_axes(trace: Trace, x: Channels, axes: Any, *_: Any, **__: Any) -> Channels:
     """What depends on all elements along an axis holds that axis fixed."""
-    return trace.combine([trace.fix(x, listed(axes), f"{_name(trace)} over channels")])
+    return trace.combine([trace.fix(x, as_sequence(axes), f"{_name(trace)} over channels")])
 
 
 @coupling_rule(aten.roll)
 def roll(trace: Trace, x: Channels, shifts: Any, axes: Any = ()) -> Channels:
     """What moves elements along an axis holds that axis fixed."""
-    return trace.combine([trace.fix(x, listed(axes) or range(len(x.shape)), "rolled over channels")])
+    return trace.combine([trace.fix(x, as_sequence(axes) or range(len(x.shape)), "rolled over channels")])
 
 
 @coupling_rule(
@@ -161,7 +161,9 @@ def reduction(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> An
     schema = [argument.name for argument in trace.operator._schema.arguments][1:]
     named = dict(zip(schema, arguments, strict=False)) | keywords
     dims = named.get("dim")
-    axes = sorted({axis % len(x.shape) for axis in listed(dims)}) if dims not in (None, []) else range(len(x.shape))
+    axes = (
+        sorted({axis % len(x.shape) for axis in as_sequence(dims)}) if dims not in (None, []) else range(len(x.shape))
+    )
     x = trace.fix(x, axes, f"{_name(trace)} over channels")
     results = []
     for shape in shapes_of(trace.node):
