@@ -26,7 +26,7 @@ REFUSED = {  # by name, with the reason and what to do
     "branching": r"put out by `inner`, which was exported by itself .*: make the model one that `torch.export` takes",
     "cells-by-hand": r"meets a tensor of fixed length where it is summed over, in `recurrent` .* `torch.zeros_like`",
     "gru-cells": r"gates are not taken apart \(540 .*`cell.weight_hh`.*: write the cell with nn.Linear",
-    "modulated": r"hang together at `aten.conv2d`, in `the model` .* sum over channels, in `the model`",
+    "modulated": r"are coupled at `aten.conv2d`, in `the model` .* sum over channels, in `the model`",
     "lstm-cells": r"gates are not taken apart \(",
 }
 CONSTANT = {"kan-bsplines": "puts a constant into `1`, which has no bias that could take it up"}  # so that zeros stay

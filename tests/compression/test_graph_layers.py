@@ -198,13 +198,14 @@ def test_channels_that_an_index_of_another_shape_reaches_stay() -> None:
     class Part(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 4)
+            self.first, self.second, self.last = nn.Linear(12, 16), nn.Linear(12, 16), nn.Linear(16, 4)
             with torch.no_grad():
-                self.first.weight[:5], self.first.bias[:5] = 0, 0
+                for layer in (self.first, self.second):
+                    layer.weight[:5], layer.bias[:5] = 0, 0
 
         def forward(self, x: Tensor, index: Tensor) -> Tensor:
-            h = self.first(x).relu()
-            return self.last(h.scatter_add(0, index[:, None], torch.ones_like(h)))  # into the first channel alone
+            h, messages = self.first(x).relu(), self.second(x).relu()
+            return self.last(h.scatter_add(0, index[:, None], messages))  # the first channel alone
 
     model = Part()
     small = shrink(model, (X, RING[1]), verify=False).model

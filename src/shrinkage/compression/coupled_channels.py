@@ -25,7 +25,7 @@ def CoupledChannels(
         example_kwargs: the keyword arguments of that call.
         pin: dotted names of modules or parameters that are not penalized.
 
-    A group that is zero makes its channel zero, so that `shrink` takes it out exactly. Heads of attention are groups
+    A group that is zero makes its channel zero, so that `shrink` removes it exactly. Heads of attention are groups
     too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that cannot go (inputs,
     outputs, the width of a residual stream under a norm; what a frozen weight makes) are in none. A copy of the model
     with one channel less of each kind is called once; what makes it fail is in no group, and a warning says so. Another

@@ -41,6 +41,6 @@ class MakesRegularizer:
         return Regularizer(model, self._rules, **asdict(self._options))
 
     def _detach(self) -> None:
-        """Take all hooks off the optimizers, if there are any."""
+        """Remove all hooks from the optimizers, if there are any."""
         if self.regularizer is not None:
             self.regularizer.detach()

@@ -76,11 +76,11 @@ class RegularizerCallback(MakesRegularizer, Callback):
             regularizer.attach(optimizer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take all hooks off, so that nothing is penalized twice by another fit."""
+        """Remove all hooks, so that nothing is penalized twice by another fit."""
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take all hooks off: Lightning does not call `teardown` after an exception."""
+        """Remove all hooks: Lightning does not call `teardown` after an exception."""
         self._detach()
 
     @property
@@ -94,7 +94,7 @@ class RegularizerCallback(MakesRegularizer, Callback):
         return key
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the regularizer, which also rides in the optimizers' while fit runs."""
+        """Return the state of the regularizer, which is also part of the optimizers' while fit runs."""
         return {} if self.regularizer is None else self.regularizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -37,9 +37,9 @@ class RegularizerCallback(MakesRegularizer, TrainerCallback):
     Attributes:
         regularizer: the `Regularizer`, as soon as training has begun; it stays after the end, for its `residuals`.
 
-    The state rides in the optimizer's, so `train(resume_from_checkpoint=...)` goes on from it, unless checkpoints were
-    made with `save_only_model=True`. Every call of `train` that does not resume counts updates from 0, as the trainer
-    counts its steps.
+    The state is part of the optimizer's, so `train(resume_from_checkpoint=...)` continues from it, unless checkpoints
+    were made with `save_only_model=True`. Every call of `train` that does not resume counts updates from 0, as the
+    trainer counts its steps.
 
     >>> from shrinkage import L1
     >>> callback = RegularizerCallback({"*.attention.*.weight": L1(1e-3)})  # Trainer(..., callbacks=[callback])
@@ -70,5 +70,5 @@ class RegularizerCallback(MakesRegularizer, TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take all hooks off, so that nothing is penalized twice by another run."""
+        """Remove all hooks, so that nothing is penalized twice by another run."""
         self._detach()

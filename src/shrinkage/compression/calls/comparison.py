@@ -1,4 +1,4 @@
-"""The calls by which a smaller model is compared with a dense one, and how far its outputs are off."""
+"""The calls by which a smaller model is compared with a dense one, and how much its outputs differ."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, bytes, multiply-adds and time, in all and layer by layer."""
+"""What a model costs: parameters, bytes, multiply-adds and time, in total and by layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -92,7 +92,7 @@ def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
 
 
 class _NoModules:
-    """Have all that is counted taken for the whole model's."""
+    """Count all operations for the model as a whole, and none by layer."""
 
     parents = frozenset({"Global"})
 

@@ -1,4 +1,4 @@
-"""Modes of a model and of the process: set for a call, and afterwards as they were."""
+"""Modes of a model and of the process, set for a call and restored."""
 
 import inspect
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Give the process back as it was, also where a graph that is replayed stops between two of its operators.
+    """Restore the process afterwards, also where a graph that is replayed stops between two of its operators.
 
     Levels of `torch.func`, gradients, autocast, the default type of numbers, and the random state of the CPU.
     """

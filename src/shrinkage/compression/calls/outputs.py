@@ -38,7 +38,7 @@ def outputs_of_copy(probe: nn.Module, call: Call) -> list[Tensor]:
 
 @contextmanager
 def gradients_left_out(model: nn.Module) -> Iterator[None]:
-    """Give gradients back as they were, which code that computes some in its forward pass would add to."""
+    """Restore gradients afterwards: code that computes some in its forward pass adds to them."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         for parameter, _ in gradients:
@@ -51,7 +51,7 @@ def gradients_left_out(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Give back as they were what copies of `model` share with it, and the random states of the process."""
+    """Restore afterwards what copies of `model` share with it, and the random states of the process."""
     with random_states_left_out(), class_caches_left_out(model), gradients_left_out(model):
         yield
 

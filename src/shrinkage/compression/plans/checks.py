@@ -1,4 +1,4 @@
-"""What has to hold before a model is cut: errors come before anything is made."""
+"""Conditions that are checked before a model is cut, so that an error changes nothing."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -82,7 +82,7 @@ def check_tied(keep: Keep, under_all_names: Keep) -> None:
 
 
 def check_can_be_cut(model: nn.Module, tensors: Mapping[str, Tensor], keep: Keep) -> None:
-    """Raise `PlanError` if a tensor that is to be cut is computed, spread over processes, or no dense tensor."""
+    """Raise `PlanError` if a tensor that is to be cut is computed, sharded over processes, or not dense."""
     for path, module in model.named_modules(remove_duplicate=False):
         for computed in computed_weights(module):
             names = [joined(path, name) for name in (*own_tensors(module), *computed.sources)]
@@ -93,7 +93,7 @@ def check_can_be_cut(model: nn.Module, tensors: Mapping[str, Tensor], keep: Keep
                 )
     for name in keep:
         if is_dtensor(tensors[name]):
-            raise PlanError(f"{name!r} is spread over processes: apply the plan to the model before it is distributed")
+            raise PlanError(f"{name!r} is sharded over processes: apply the plan to the model before it is distributed")
         if tensors[name].layout != torch.strided or tensors[name].is_quantized:
             raise PlanError(f"{name!r} is stored as {tensors[name].layout}, {tensors[name].dtype}: make it dense first")
 

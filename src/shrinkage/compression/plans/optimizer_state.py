@@ -1,4 +1,4 @@
-"""An optimizer goes on with the smaller model: its parameters are swapped, what it keeps of them is cut."""
+"""An optimizer continues with the smaller model: its parameters are replaced, and its state is cut."""
 
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Attempts at a smaller model: built, compared with the dense one, and what makes a difference found by halving."""
+"""Smaller models are built and compared; bisection finds a removal that changes the outputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +137,7 @@ class Attempts:
 
 
 def culprits(coupling: Coupling, gone: Tensor, fine: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
-    """Return those of the channels `gone` that are held for the difference they make, found by halving.
+    """Return those of the channels `gone` that are held because their removal changes the outputs, found by bisection.
 
     The second result are those among them that were never tried by themselves, because `TRIALS` calls of `fine` were
     over: channels that differ among many that do not cost about twice the logarithm of their number each.

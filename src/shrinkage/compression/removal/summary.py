@@ -18,7 +18,7 @@ ADVICE = {
     "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or penalize the cause of the constant",
     "normalized over": "the width of a residual stream stays: penalize neurons and heads instead",
     "over channels": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
-    "hang together": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
+    "are coupled": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
     "by `einsum`": "give `einsum` one letter that is summed over, as after `flatten`",
     "of `einsum`": "write it as products of two operands, with one letter that is summed over",
     "slice of the channels": "cut channels into equal parts with `chunk`, or make a parameter of each part",
@@ -114,7 +114,7 @@ class ShrinkReport(NamedTuple):
         if self.layers:
             parts.append(_totals(self))
         else:
-            parts.append("no channel goes, for the reasons below" if self.kept else NOTHING)
+            parts.append("no channel is removed, for the reasons below" if self.kept else NOTHING)
         if self.layers:
             header = ["layer", "shape", "parameters", "multiply-adds", "milliseconds"]
             parts.append(table(header, [layer.cells() for layer in self.layers], right=range(1, 5)))

@@ -18,7 +18,7 @@ NARROW = {torch.float16, torch.bfloat16}
 
 @cache
 def silence_beta() -> None:
-    """Have torch say now, unheard, what it says once of CSR tensors: that they are in beta."""
+    """Let torch give its only warning about CSR tensors, that they are in beta, now and without showing it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1))

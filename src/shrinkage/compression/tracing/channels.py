@@ -51,7 +51,7 @@ def made(labels: DisjointSets, shape: Sequence[int], factors: Iterable[Tensor], 
     for factor in factors:
         factor = reduced(labels, factor)
         if not axes_of(factor):
-            labels.pin(factor, f"all channels of a tensor hang together{place}")
+            labels.pin(factor, f"all channels of a tensor are coupled{place}")
             continue
         for other in [other for other in kept if set(axes_of(other)) & set(axes_of(factor))]:
             labels.pin(factor, f"two kinds of channels share an axis{place}")

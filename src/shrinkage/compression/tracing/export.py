@@ -125,7 +125,7 @@ def _without_levels(program: ExportedProgram) -> ExportedProgram:
 
 @contextmanager
 def _masks_as_given(module: nn.Module) -> Iterator[None]:
-    """Have the transformers of torch in `module` take masks as they are, and not ask whether these are causal."""
+    """Let the transformers of torch in `module` take masks as they are, without a test whether these are causal."""
     with ExitStack() as hooks:
         for each in module.modules():
             if isinstance(each, nn.TransformerEncoder | nn.TransformerDecoder):
@@ -149,7 +149,7 @@ def _tensors_alone(module: nn.Module) -> Iterator[None]:
 
 
 def _answering_no(module: nn.Module, questions: Container[str]) -> Callable[[], None]:
-    """Have calls of `module` answer with False those of `questions` that they leave open; return what ends that."""
+    """Set to False those arguments of `questions` that calls of `module` leave out; return what ends that."""
     try:
         signature = inspect.signature(module.forward)
     except (ValueError, TypeError):  # of a traced module, which has no signature
@@ -169,7 +169,7 @@ def _answering_no(module: nn.Module, questions: Container[str]) -> Callable[[], 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Hold back what an export says of a copy that nobody trains, and the graph that it prints where it fails."""
+    """Suppress the warnings of an export about a copy that nobody trains, and the graph that it prints if it fails."""
     logs = [
         logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")
     ]
