@@ -166,3 +166,40 @@ def test_attention_without_scores_is_not_called_dead():
     model = nn.MultiheadAttention(8, 2, kdim=4, vdim=4)
     assert report(zeroed(model, "q_proj_weight", "k_proj_weight")).dead == ()
     assert report(zeroed(model, "v_proj_weight")).dead == ("v_proj_weight",)
+
+
+class Attention(nn.Module):
+    """Attention of two heads, with queries, keys and values by one layer; or with values that are a parameter."""
+
+    def __init__(self, *, own_values=False):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.values = nn.Parameter(torch.randn(1, 2, 6, 4)) if own_values else None
+
+    def forward(self, x):
+        parts = (part.unflatten(-1, (2, -1)).transpose(-3, -2) for part in self.qkv(x).chunk(3, -1))
+        query, key, value = parts
+        value = value if self.values is None else self.values.expand_as(value)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(-3, -2).flatten(-2))
+
+
+def test_attention_whose_values_are_biases_alone_is_dead():
+    torch.manual_seed(0)
+    model, x = Attention(), torch.randn(3, 6, 8)
+    with torch.no_grad():
+        model.qkv.weight[16:20] = 0
+    assert shrink(model, x).report.collapsed == ()
+    with torch.no_grad():
+        model.qkv.weight[16:] = 0
+    with pytest.warns(UserWarning, match=r"depends on the inputs.*`qkv.weight`"):
+        small = shrink(model, x).model
+    torch.testing.assert_close(small(2 * x), model(2 * x))
+
+
+def test_attention_that_chooses_among_constants_is_alive():
+    torch.manual_seed(0)
+    model, x = Attention(own_values=True), torch.randn(3, 6, 8)
+    result = shrink(model, x)
+    assert result.report.collapsed == ()
+    torch.testing.assert_close(result.model(2 * x), model(2 * x))

@@ -12,13 +12,10 @@ from zoo.case import Case
 from zoo.families import FAMILIES
 from zoo.harness import choose, difference, size
 
-ADDED = r"used by `aten.index_add.default`, an operator without a rule, in `the model`.* `coupling_rule`"
 REFUSED = {  # by name, with the reason and what to do
     "maxout-by-width": r"its code has a length as a number \(252 .*\): give it as -1",
     "kan-radial": r"summed over by `einsum`, in `1` \(288 .*\): give `einsum` one letter",
     "graph-attention-edges": r"max over channels, in `first`, `second` \(272 .*\): what is computed over all channels",
-    "graph-attention-heads": ADDED,
-    "graph-convolution": ADDED,
     "graph-attention-dense": r"a slice of the channels is taken, in `the model` \(24 .* `a`\): .* `chunk`",
     "conv-lstm": r"meets a tensor of fixed length where it is summed over, in `cell.conv` .*: .* `torch.zeros_like`",
     "conv-lstm-chunked": r"meets a tensor of fixed length .* `torch.zeros_like`",

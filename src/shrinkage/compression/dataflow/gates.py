@@ -1,6 +1,6 @@
 """Where a zero multiplies a value, whatever that is: scales of branches and channels, and the weights of norms."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -73,12 +73,14 @@ def noted(trace: Trace, node: fx.Node) -> list[fx.Node]:
 class Zeros:
     """Which elements of the values in a graph are zero for every input, as far as products tell.
 
-    `known` has those of values that are not computed from the data.
+    `known` has those of values that are not computed from the data; `uniform` are the attentions whose values are the
+    same at all positions.
     """
 
-    def __init__(self, trace: Trace, known: KnownZeros) -> None:
+    def __init__(self, trace: Trace, known: KnownZeros, uniform: Collection[fx.Node] = ()) -> None:
         self.trace = trace
         self.known = known
+        self.uniform = uniform
         self._found: dict[fx.Node, Tensor] = {}
 
     def of(self, user: fx.Node, value: Any) -> Tensor:

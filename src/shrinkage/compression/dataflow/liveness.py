@@ -175,6 +175,7 @@ class Needs:
     def _gated(self, node: fx.Node, given: Mapping[str, Any]) -> None:
         """Need all of what is multiplied and summed, unless all that it meets is zero."""
         idle = {name for name, by in WHOLE[packet_of(node)] if bool(self.zeros.of(node, given.get(by)).all())}
+        idle |= {"query", "key"} if node in self.zeros.uniform else set()  # any weights average them to the same
         self._all(value for name, value in given.items() if name not in idle)
 
     def _recurrent(self, node: fx.Node, given: Mapping[str, Any], masks: Mapping[int, Tensor]) -> None:

@@ -94,7 +94,7 @@ def analyzed(model: nn.Module, coupling: Coupling) -> Analysis:
                 [subgraph.arguments(tensors, varied(subgraph.leaves, number)) for number in range(1 + len(RUNS))]
             )
         weights = {node: seen.weight for node, seen in stimulus.seen.items()}
-        needs = Needs(subgraph.program.graph, trace, Zeros(trace, stimulus.known), weights)
+        needs = Needs(subgraph.program.graph, trace, Zeros(trace, stimulus.known, stimulus.uniform), weights)
         readings += [Reading(subgraph, c, *stimulus.seen[c.node], needs.rows_of(c)) for c in trace.contractions]
         products += [Products(c, stimulus.zeros[c.node]) for c in trace.products if c.node in needs.of]
         all_needs.append(needs)
