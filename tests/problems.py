@@ -5,12 +5,10 @@ from functools import cache
 
 import numpy as np
 import torch
-from celer import GroupLasso as CelerGroupLasso
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
-from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, MultiTaskLasso
 from torch import Tensor, nn
 
+from late import celer, datasets, linear_model
 from shrinkage import Penalty, Regularizer
 
 LASSO_STRENGTH = 0.05
@@ -57,18 +55,18 @@ def least_squares(x: Array, y: Array, solution: Array, strength: float) -> Probl
 
 
 def standardised_diabetes() -> tuple[Array, Array]:
-    x, y = load_diabetes(return_X_y=True)
+    x, y = datasets.load_diabetes(return_X_y=True)
     return (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
 
 
 def centred_diabetes() -> tuple[Array, Array]:
     """As scikit-learn bundles it: columns of norm 1, targets of 25 to 346."""
-    x, y = load_diabetes(return_X_y=True)
+    x, y = datasets.load_diabetes(return_X_y=True)
     return x - x.mean(0), y - y.mean()
 
 
 def standardised_breast_cancer() -> tuple[Array, Array]:
-    x, labels = load_breast_cancer(return_X_y=True)
+    x, labels = datasets.load_breast_cancer(return_X_y=True)
     return (x - x.mean(0)) / x.std(0), 2.0 * labels - 1
 
 
@@ -76,15 +74,15 @@ def standardised_breast_cancer() -> tuple[Array, Array]:
 def diabetes_lasso(strength: float = LASSO_STRENGTH) -> Problem:
     """The lasso on standardised diabetes data, solved by scikit-learn: 6 of 10 weights are not zero."""
     x, y = standardised_diabetes()
-    solver = Lasso(alpha=strength, fit_intercept=False, tol=1e-14, max_iter=1_000_000).fit(x, y)
+    solver = linear_model.Lasso(alpha=strength, fit_intercept=False, tol=1e-14, max_iter=1_000_000).fit(x, y)
     return least_squares(x, y, solver.coef_, strength)
 
 
 @cache
-def bundled_diabetes_lasso(alpha: float, solver=Lasso) -> Problem:
+def bundled_diabetes_lasso(alpha: float, solver=None) -> Problem:
     """The lasso on the diabetes data as they come: the largest curvature is 500 times the smallest."""
     x, y = centred_diabetes()
-    solved = solver(alpha=alpha, fit_intercept=False, tol=1e-14, max_iter=1_000_000).fit(x, y)
+    solved = (solver or linear_model.Lasso)(alpha=alpha, fit_intercept=False, tol=1e-14, max_iter=1_000_000).fit(x, y)
     return least_squares(x, y, solved.coef_, alpha)
 
 
@@ -92,28 +90,30 @@ def bundled_diabetes_lasso(alpha: float, solver=Lasso) -> Problem:
 def diabetes_elastic_net(alpha: float, l1_ratio: float) -> Problem:
     """The elastic net on diabetes data with standardised columns and targets of 25 to 346."""
     x, y = standardised_diabetes()[0], centred_diabetes()[1]
-    solver = ElasticNet(alpha=alpha, l1_ratio=l1_ratio, fit_intercept=False, tol=1e-14, max_iter=1_000_000).fit(x, y)
+    solver = linear_model.ElasticNet(
+        alpha=alpha, l1_ratio=l1_ratio, fit_intercept=False, tol=1e-14, max_iter=1_000_000
+    ).fit(x, y)
     return least_squares(x, y, solver.coef_, alpha)
 
 
 @cache
 def digits_group_lasso(fraction: float = 0.2) -> Problem:
     """One-hot regression on digits with a group per pixel, at 0.2 of the largest strength: 33 of 64 pixels are zero."""
-    x, labels = load_digits(return_X_y=True)
+    x, labels = datasets.load_digits(return_X_y=True)
     x = x / 16
     y = torch.nn.functional.one_hot(torch.tensor(labels)).double().numpy()
     x, y = x - x.mean(0), y - y.mean(0)
     strength_max = float(((x.T @ y) ** 2).sum(1).max() ** 0.5 / len(x))
     strength = fraction * strength_max
-    solver = MultiTaskLasso(alpha=strength, fit_intercept=False, tol=1e-12, max_iter=100_000).fit(x, y)
+    solver = linear_model.MultiTaskLasso(alpha=strength, fit_intercept=False, tol=1e-12, max_iter=100_000).fit(x, y)
     return Problem(torch.tensor(x), torch.tensor(y), torch.tensor(solver.coef_), strength)
 
 
 @cache
-def diabetes_pairs(strength: float, solver=CelerGroupLasso) -> Problem:
+def diabetes_pairs(strength: float, solver=None) -> Problem:
     """The group lasso on standardised diabetes data, two columns per group, not weighed by their size."""
     x, y = standardised_diabetes()
-    solved = solver(groups=2, alpha=strength, fit_intercept=False, tol=1e-14).fit(x, y)
+    solved = (solver or celer.GroupLasso)(groups=2, alpha=strength, fit_intercept=False, tol=1e-14).fit(x, y)
     return least_squares(x, y, solved.coef_, strength)
 
 
@@ -133,7 +133,7 @@ def breast_cancer_logistic_lasso(fraction: float, intercept: bool) -> LogisticPr
     strength = fraction * float(np.abs(x.T @ (labels - share)).max() / (2 * len(x)))
     # liblinear penalizes the intercept; saga does not, and takes a thousand times as long.
     how = {"solver": "saga", "tol": 1e-14} if intercept else {"solver": "liblinear", "tol": 1e-13, "random_state": 0}
-    solver = LogisticRegression(
+    solver = linear_model.LogisticRegression(
         C=1 / (len(x) * strength), l1_ratio=1.0, fit_intercept=intercept, max_iter=1_000_000, **how
     ).fit(x, labels)
     bias = float(solver.intercept_[0]) if intercept else None

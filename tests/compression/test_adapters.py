@@ -5,21 +5,20 @@ import json
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from late import peft, transformers
 from shrinkage import shrink
 
 TOKENS = torch.randint(0, 20, (4, 5), generator=torch.Generator().manual_seed(0))
-LLAMA = LlamaConfig(
-    num_hidden_layers=1,
-    hidden_size=32,
-    intermediate_size=24,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=50,
-)
+LLAMA = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+}
 
 
 class Net(nn.Module):
@@ -38,7 +37,7 @@ class Net(nn.Module):
 
 def adapted(base, zeros, **options):
     """Return `base` with random adapters, of which the first ranks are zero: as many as `zeros` says by layer."""
-    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=12, target_modules=list(zeros), **options)).eval()
+    model = peft.get_peft_model(base, peft.LoraConfig(r=8, lora_alpha=12, target_modules=list(zeros), **options)).eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if "lora_" in name:
@@ -68,7 +67,7 @@ def test_an_adapter_with_fewer_ranks_is_saved_and_loaded(zeros, options, rank, r
     small.save_pretrained(str(tmp_path))
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (saved["r"], saved["rank_pattern"]) == (rank, ranks)
-    loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
     torch.testing.assert_close(loaded(TOKENS), model(TOKENS))
     torch.testing.assert_close(loaded.merge_and_unload()(TOKENS), model(TOKENS), atol=1e-4, rtol=1e-4)
     assert model.peft_config["default"].r == 8
@@ -77,29 +76,29 @@ def test_an_adapter_with_fewer_ranks_is_saved_and_loaded(zeros, options, rank, r
 def test_each_of_two_adapters_has_ranks_of_its_own(tmp_path):
     base = Net().eval()
     model = adapted(copy.deepcopy(base), {"a": 2})
-    model.add_adapter("other", LoraConfig(r=4, target_modules=["c"]))
+    model.add_adapter("other", peft.LoraConfig(r=4, target_modules=["c"]))
     small = shrink(model, TOKENS).model
     small.save_pretrained(str(tmp_path))
     assert (small.peft_config["default"].r, small.peft_config["other"].r) == (6, 4)
-    loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
     torch.testing.assert_close(loaded(TOKENS), model(TOKENS))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_a_causal_model_with_adapters_loses_ranks_with_and_without_a_word_about_its_cache(tmp_path):
-    base = LlamaForCausalLM(LLAMA).eval()
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).eval()
     model = adapted(copy.deepcopy(base), {"q_proj": 3, "up_proj": 5})
     call = {"input_ids": TOKENS}
     plain, told = (shrink(model, (), example_kwargs=call | more) for more in ({}, {"use_cache": False}))
     assert plain.plan.keep == told.plan.keep != {}
     assert not plain.report.not_exported
     plain.model.save_pretrained(str(tmp_path))
-    loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
     torch.testing.assert_close(loaded(TOKENS).logits, model(TOKENS).logits)
 
 
 def test_other_adapters_keep_their_ranks_and_it_is_said():
-    model = get_peft_model(Net(), LoHaConfig(r=8, target_modules=["a"])).eval()
+    model = peft.get_peft_model(Net(), peft.LoHaConfig(r=8, target_modules=["a"])).eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if "hada" in name:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from late import torchvision_models
 from shrinkage import ShrinkPlan, apply_plan, shrink
 from shrinkage.compression.copying.caches import caches_of
 from shrinkage.compression.plans import shrink_plan
 from shrinkage.compression.removal import bisection
-from zoo.torchvision_models import aside
 
 X = torch.linspace(-2, 2, 120).reshape(3, 5, 8).sin()
 
@@ -275,7 +275,7 @@ def test_parameters_and_buffers_that_an_attribute_holds_too_are_no_caches():
 
 @pytest.mark.slow
 def test_levit_of_timm_keeps_biases_in_evaluation():
-    with aside():
+    with torchvision_models.aside():
         import timm
     torch.manual_seed(0)
     narrow = {"embed_dim": (16, 24, 32), "depth": (1, 1, 1), "num_heads": (2, 3, 4), "key_dim": 8}

@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
+from late import transformers
 from shrinkage import CoupledChannels, GroupError, GroupLasso, Regularizer, shrink
 from zoo.harness import difference
 from zoo.own import CASES

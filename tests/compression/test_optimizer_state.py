@@ -11,9 +11,9 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adafactor, Adagrad, Adam, AdamW, Muon, NAdam, Optimizer, RMSprop, SparseAdam
 from torch.optim.lr_scheduler import ExponentialLR
-from transformers import Adafactor as TransformersAdafactor
 
 from catalog import OPTIMIZERS, OptimizerCase
+from late import transformers
 from shrinkage import (
     L1,
     AttachmentError,
@@ -127,7 +127,7 @@ def test_without_its_state_training_would_go_another_way():
 
 FACTORED = {
     "torch": lambda p: Adafactor(p, lr=0.01),
-    "transformers": lambda p: TransformersAdafactor(p, lr=0.01, relative_step=False, scale_parameter=False),
+    "transformers": lambda p: transformers.Adafactor(p, lr=0.01, relative_step=False, scale_parameter=False),
     "CAME": lambda p: CAME(p, lr=0.01),
 }
 

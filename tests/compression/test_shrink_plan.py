@@ -18,9 +18,9 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import ResNetConfig, ResNetForImageClassification
 
 import shrinkage
+from late import transformers
 from shrinkage import L1, PlanError, ShrinkPlan, apply_plan, regularize
 from shrinkage.compression.plans import layers
 from shrinkage.compression.plans.encoding import decoded, encoded, hashed
@@ -370,7 +370,7 @@ def test_indices_as_text(kept):
 
 def test_half_of_the_channels_of_resnet_50_fit_into_a_header():
     with torch.device("meta"):
-        model = ResNetForImageClassification(ResNetConfig(num_labels=1000))
+        model = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))
     generator = random.Random(0)
 
     def half(size: int) -> tuple[int, ...]:

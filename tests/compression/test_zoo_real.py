@@ -6,11 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from late import torchvision_models
+from zoo import real
 from zoo.harness import difference, outputs
 
-real = pytest.importorskip("zoo.real")
-torchvision_models = pytest.importorskip("zoo.torchvision_models")
 CASES = [pytest.param(case, marks=[pytest.mark.slow] if case.slow else [], id=str(case)) for case in real.CASES]
+
+
+@pytest.fixture(autouse=True)
+def packages():
+    """Skips a test where torchvision is missing."""
+    pytest.importorskip("zoo.torchvision_models")
 
 
 @pytest.mark.parametrize("case", CASES)

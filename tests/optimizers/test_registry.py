@@ -9,9 +9,9 @@ from pytorch_optimizer import ADOPT, AggMo, DAdaptAdam, Prodigy, ScheduleFreeAda
 from schedulefree import AdamWScheduleFree, AdamWScheduleFreeClosure, SGDScheduleFree
 from torch import nn
 from torch.optim import SGD, Optimizer
-from transformers import Adafactor
 
 from catalog import OptimizerCase
+from late import transformers
 from models import batches, equal, loss_of, mlp, soft_, train, weights
 from problems import diabetes_lasso, digits_group_lasso, solve
 from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer, regularize
@@ -205,12 +205,16 @@ def test_decoupled_l1_shrinks_by_the_rate_that_prodigy_has_learned():
         torch.testing.assert_close(w, expected)
 
 
+def adafactor(parameters, **options):
+    return transformers.Adafactor(parameters, **options)
+
+
 OTHER_RATES = [
     (DAdaptAdam, {}, "d"),
     (ScheduleFreeAdamW, {"warmup_steps": 4}, "lr_max"),
     (AdamWScheduleFreeClosure, {"warmup_steps": 4}, "scheduled_lr"),
-    (Adafactor, {}, "relative_step"),
-    (Adafactor, {"lr": 1e-3, "relative_step": False}, "scale_parameter"),
+    (adafactor, {}, "relative_step"),
+    (adafactor, {"lr": 1e-3, "relative_step": False}, "scale_parameter"),
 ]
 
 
@@ -233,7 +237,7 @@ def test_a_penalty_times_lr_is_refused_and_not_advised_where_an_optimizer_steps_
 def test_a_penalty_times_lr_takes_optimizers_that_step_by_it():
     layer = nn.Linear(3, 2)
     for optimizer in (
-        Adafactor(layer.parameters(), lr=1e-3, relative_step=False, scale_parameter=False),
+        transformers.Adafactor(layer.parameters(), lr=1e-3, relative_step=False, scale_parameter=False),
         SGD([{"params": layer.parameters(), "d": "an option of the user's own"}], lr=0.1),
     ):
         Regularizer(layer, L1(0.1), how="decoupled").attach(optimizer)
@@ -309,7 +313,7 @@ def test_an_optimizer_that_climbs_as_a_whole_is_penalized_as_one_that_descends(m
 
 
 def test_an_unknown_optimizer_is_told_from_one_of_torch_that_has_its_name():
-    optimizer = Adafactor(nn.Linear(3, 2).parameters())
+    optimizer = transformers.Adafactor(nn.Linear(3, 2).parameters())
     with pytest.raises(MetricError) as caught:
         metric_of(optimizer)
     message = str(caught.value)

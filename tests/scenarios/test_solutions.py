@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from celer import Lasso as CelerLasso
 from torch.optim import (
     ASGD,
     SGD,
@@ -20,6 +19,7 @@ from torch.optim import (
 )
 
 from catalog import OPTIMIZERS, OptimizerCase
+from late import celer
 from problems import (
     breast_cancer_logistic_lasso,
     bundled_diabetes_lasso,
@@ -104,7 +104,7 @@ def test_a_path_of_lassos_is_scikit_learns(alpha, case):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.1])
 def test_lasso_is_celers(alpha):
-    problem = bundled_diabetes_lasso(alpha, CelerLasso)
+    problem = bundled_diabetes_lasso(alpha, celer.Lasso)
     found = solve(problem, L1(alpha), lambda p: SGD(p, lr=200.0, momentum=0.9), 700)
     assert_same(found, problem.solution)
 

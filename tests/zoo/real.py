@@ -3,14 +3,10 @@
 from functools import partial
 from typing import Any
 
-import transformers
 from torch import nn
 
+from late import torchvision_models, transformers
 from zoo.case import Case, Normal, Ones, Tokens
-from zoo.torchvision_models import aside, models
-
-with aside():
-    import timm
 
 TUPLE = {"return_dict": False}  # the outputs are plain tensors
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
@@ -35,20 +31,33 @@ VIT = SIZE | {"intermediate_size": 96, "image_size": 32, "patch_size": 8, "num_l
 CONVNEXT = {"num_channels": 3, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1], "num_labels": 5}
 
 
+def torchvision_model(name: str, **options: Any) -> nn.Module:
+    """A model of torchvision."""
+    return torchvision_models.models.get_model(name, **options)
+
+
+def timm_model(name: str) -> nn.Module:
+    """A model of timm with ten classes."""
+    with torchvision_models.aside():
+        import timm
+    return timm.create_model(name, num_classes=10)
+
+
 def vision(name: str, size: int = 64, *, slow: bool = True, **options: Any) -> Case:
     """A model of torchvision, without weights to download."""
-    build = partial(models.get_model, name, weights=None, **options)
-    return Case(name, build, (Normal(2, 3, size, size),), slow=slow)
+    return Case(name, partial(torchvision_model, name, weights=None, **options), (Normal(2, 3, size, size),), slow=slow)
 
 
 def small_vision(name: str) -> Case:
     """One of the models with which timm tests itself: its blocks, few and narrow."""
-    return Case(f"timm-{name}", partial(timm.create_model, f"test_{name}", num_classes=10), (Normal(2, 3, 160, 160),))
+    return Case(f"timm-{name}", partial(timm_model, f"test_{name}"), (Normal(2, 3, 160, 160),))
 
 
 def small_vision_transformer() -> nn.Module:
     """The vision transformer of torchvision, with two layers."""
-    return models.VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=96, num_classes=10)
+    return torchvision_models.models.VisionTransformer(
+        32, 8, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=96, num_classes=10
+    )
 
 
 def transformer(name: str, head: str, **config: Any) -> nn.Module:
