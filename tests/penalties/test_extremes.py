@@ -40,6 +40,7 @@ MIXING = ("Nuclear", "SpectralBall", "Toward")
 # The square of a smaller weight vanishes in float32, and a group of them is none.
 VANISHING = 1e-18
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SLOWER = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float64, torch.bfloat16)]
 EXACT = [case for case in PENALTIES + CONSTRAINTS if not case.name.startswith(EXPLICIT)]
 
 
@@ -89,18 +90,18 @@ def assert_right(found: Tensor, exact: Tensor, w: Tensor, *, mixing: bool) -> No
 
 
 @pytest.mark.parametrize("case", EXACT, ids=str)
-def test_every_prox_is_finite_and_right(case):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, *SLOWER])
+def test_every_prox_is_finite_and_right(case, dtype):
     penalty = made(case, case.shape)
     mixing = case.name.startswith(MIXING)
-    for dtype in DTYPES:
-        for name, w in weights(case.shape, dtype).items():
-            for size, step in steps(case.shape).items():
-                y = penalty.prox(w, step)
-                assert y.isfinite().all(), (dtype, name, size, w, y)
-                assert y.dtype == dtype
-                if dtype != torch.float64 and not (mixing and size == "spread e8"):  # iterations that come near only
-                    exact = penalty.prox(w.double(), step.double() if isinstance(step, Tensor) else step)
-                    assert_right(y, exact, w, mixing=mixing)
+    for name, w in weights(case.shape, dtype).items():
+        for size, step in steps(case.shape).items():
+            y = penalty.prox(w, step)
+            assert y.isfinite().all(), (name, size, w, y)
+            assert y.dtype == dtype
+            if dtype != torch.float64 and not (mixing and size == "spread e8"):  # iterations that come near only
+                exact = penalty.prox(w.double(), step.double() if isinstance(step, Tensor) else step)
+                assert_right(y, exact, w, mixing=mixing)
 
 
 @pytest.mark.parametrize("case", EXACT, ids=str)
@@ -120,20 +121,20 @@ def test_one_element_and_none(case, dtype):
 
 
 @pytest.mark.parametrize("case", EXACT, ids=str)
-def test_what_training_does_in_place_is_finite_and_the_same(case):
+@pytest.mark.parametrize("dtype", [torch.float32, SLOWER[1]])
+def test_what_training_does_in_place_is_finite_and_the_same(case, dtype):
     """Joined, piece by piece and in place, in the metrics of SGD and Adam."""
     penalty = made(case, case.shape)
-    for dtype in (torch.float32, torch.bfloat16):
-        for w in weights(case.shape, dtype).values():
-            moment = (10 ** (30 * torch.rand(case.shape) - 15)).to(dtype)
-            moment.view(-1)[0] = 0
-            for step in (1e-8, 1e8, torch.tensor(1e8), AdaptiveStep(0.1, moment, 1e-8, 0.1)):
-                moved = [w.clone() for _ in range(3)]
-                shrink_all_([Task(penalty, each, step) for each in moved], compile=False)
-                plain = penalty.prox(w.float(), number(step)).to(dtype)
-                for each in moved:
-                    assert each.isfinite().all()
-                    torch.testing.assert_close(each, plain, rtol=4 * torch.finfo(dtype).eps, atol=1e-30)
+    for w in weights(case.shape, dtype).values():
+        moment = (10 ** (30 * torch.rand(case.shape) - 15)).to(dtype)
+        moment.view(-1)[0] = 0
+        for step in (1e-8, 1e8, torch.tensor(1e8), AdaptiveStep(0.1, moment, 1e-8, 0.1)):
+            moved = [w.clone() for _ in range(3)]
+            shrink_all_([Task(penalty, each, step) for each in moved], compile=False)
+            plain = penalty.prox(w.float(), number(step)).to(dtype)
+            for each in moved:
+                assert each.isfinite().all()
+                torch.testing.assert_close(each, plain, rtol=4 * torch.finfo(dtype).eps, atol=1e-30)
 
 
 @pytest.mark.slow  # kernels are compiled first

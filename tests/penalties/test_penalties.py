@@ -33,7 +33,8 @@ every_penalty = pytest.mark.parametrize("case", PENALTIES, ids=str)
 CLOSED = [case for case in PENALTIES if case.closed]
 SIGNED = [case for case in PENALTIES if "NonNegative" not in case.name]
 GRID = {"atol": 1e-6, "rtol": 1e-6}  # values that differ by rounding, 1e-16, place a minimum to about its root
-STEPS = [0.02, 0.5, 1.0, 3.0, 8.0]
+STEPS = [0.02, 0.5, 1.0, 3.0, 8.0, "metric"]
+FEW = [0.02, 1.0, 8.0, "metric", *(pytest.param(step, marks=pytest.mark.slow) for step in (0.5, 3.0))]
 
 
 def tensor(shape, scale=1.0) -> torch.Tensor:
@@ -45,7 +46,7 @@ def steps_like(w: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", CLOSED, ids=str)
-@pytest.mark.parametrize("step", [*STEPS, "metric"])
+@pytest.mark.parametrize("step", FEW)
 def test_prox_is_the_minimiser_on_a_grid(case: PenaltyCase, step):
     for strength in (0.1, 0.3, 1.0, 2.5):
         w = tensor(case.small, scale=3)
@@ -60,7 +61,7 @@ def test_prox_is_the_minimiser_on_a_grid(case: PenaltyCase, step):
 
 
 @pytest.mark.parametrize("case", CLOSED, ids=str)
-@pytest.mark.parametrize("step", [*STEPS, "metric"])
+@pytest.mark.parametrize("step", STEPS)
 def test_nothing_improves_on_prox_in_any_direction(case: PenaltyCase, step):
     for strength in (0.05, 0.4):
         w = tensor(case.shape)
@@ -73,7 +74,7 @@ def test_nothing_improves_on_prox_in_any_direction(case: PenaltyCase, step):
 
 
 @every_penalty
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", STEPS[:-1])
 def test_a_number_a_0_dim_tensor_and_a_constant_metric_agree(case: PenaltyCase, step):
     w, penalty = tensor(case.shape), case.make(0.4)
     expected = penalty.prox(w, step)
