@@ -23,6 +23,7 @@ from shrinkage.errors import ShrinkError, first_line, shown
 from shrinkage.selection.parametrized import computed_weights
 
 Axis = tuple[str, int]
+Traces = Sequence[tuple[Subgraph, Trace]]
 
 
 class Coupling(NamedTuple):
@@ -41,7 +42,7 @@ class Coupling(NamedTuple):
     producing: frozenset[Axis]
     biases: frozenset[str]
     labels: DisjointSets
-    traces: tuple[tuple[Subgraph, Trace], ...]
+    traces: Traces
     unknown: Mapping[str, int]
     unexported: Mapping[str, str]
     uncalled: tuple[str, ...]
@@ -232,9 +233,7 @@ def _pin_unseen(labels: DisjointSets, own: Mapping[str, Channels], found: Sequen
     return {name for name, channels in own.items() if id(channels) not in seen}
 
 
-def _consumed(
-    labels: DisjointSets, traces: Sequence[tuple[Subgraph, Trace]], own: Mapping[str, Channels]
-) -> frozenset[Axis]:
+def _consumed(labels: DisjointSets, traces: Traces, own: Mapping[str, Channels]) -> frozenset[Axis]:
     """Return the axes of parameters along which they are summed over with the values of channels."""
     consumed: set[Axis] = set()
     for subgraph, trace in traces:
@@ -248,7 +247,7 @@ def _consumed(
     return frozenset(consumed)
 
 
-def _producing(traces: Sequence[tuple[Subgraph, Trace]], own: Mapping[str, Channels]) -> frozenset[Axis]:
+def _producing(traces: Traces, own: Mapping[str, Channels]) -> frozenset[Axis]:
     """Return the axes of parameters along which their rows lie: what makes channels, though it may also read some."""
     producing: set[Axis] = set()
     for subgraph, trace in traces:
@@ -285,7 +284,7 @@ def reachable(start: Iterable[Any], following: Callable[[Any], Iterable[Any]]) -
     return found
 
 
-def _biases(traces: Sequence[tuple[Subgraph, Trace]]) -> frozenset[str]:
+def _biases(traces: Traces) -> frozenset[str]:
     """Return the names of the parameters that are added to something or are given as a `bias`."""
     names = set()
     for subgraph, _ in traces:
