@@ -200,6 +200,6 @@ def test_attention_whose_values_are_biases_alone_is_dead():
 def test_attention_that_chooses_among_constants_is_alive():
     torch.manual_seed(0)
     model, x = Attention(own_values=True), torch.randn(3, 6, 8)
-    result = shrink(model, x)
+    result = shrink(model, x, verify=False)
     assert result.report.collapsed == ()
     torch.testing.assert_close(result.model(2 * x), model(2 * x))
