@@ -1,10 +1,13 @@
-"""Small models and one reference loop: what the tests of the hooks have in common."""
+"""Small models, one reference loop and one refused step: what the tests of the hooks have in common."""
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
+
+STRENGTH, LR = 0.2, 0.1
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -82,3 +85,32 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 def zeros(model: nn.Module) -> int:
     """Exact zeros among the weights."""
     return sum(int((w == 0).sum()) for w in weights(model))
+
+
+def sgd(model: nn.Module) -> SGD:
+    """Plain SGD on all parameters."""
+    return SGD(model.parameters(), lr=LR)
+
+
+def fill_gradients(model: nn.Module, value: float = 1.0) -> None:
+    """Give every parameter that is trained a gradient of one value."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, value)
+
+
+def assert_refused_and_unchanged(model: nn.Module, optimizer: Optimizer, error: type[Exception], message: str) -> None:
+    """One more step raises, and moves nothing."""
+    fill_gradients(model)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+class Alone(nn.Module):
+    """One parameter, called w."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(w) if w.is_floating_point() else nn.Parameter(w, requires_grad=False)
