@@ -18,6 +18,7 @@ from magnitude import TOLERANCE, magnitudes, removal_order, without
 from results import Row, verdict
 from shrinkage import Coupled, CoupledChannels, Member
 
+pytestmark = pytest.mark.xdist_group("comparison")  # one process trains for all
 EXAMPLES = {"residual_network": residual_network.main, "small_gpt": small_gpt.main}
 
 

@@ -17,6 +17,7 @@ from digits.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_rows,
 from digits.run import VARIANTS, Demo, Settings, run, train_variants
 from digits.smaller import made_smaller
 
+pytestmark = pytest.mark.xdist_group("digits")  # one process trains for all
 SETTINGS = Settings(seeds=1, epochs=2, rounds=2, steps=1)
 
 
