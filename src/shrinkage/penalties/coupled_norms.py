@@ -35,7 +35,7 @@ def prox(
         to_rest: end as soon as no group moves, which takes a look at all of them.
     """
     number = one_number(steps)
-    split = [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)]
+    split = split_by(parts, ws)
     if number is None:
         spread = [part.split(as_tensor(step, w)) for part, step, w in zip(parts, steps, ws, strict=True)]
         moved = yield from in_metric(group_penalty, parts, split, spread, to_rest=to_rest)
@@ -48,7 +48,7 @@ def prox(
 
 def gradient(group_penalty: GroupPenalty, parts: Parts, ws: Tensors) -> Reduction[list[Tensor]]:
     """Return weight * phi'(||w_g||) * w_g / ||w_g|| for each tensor."""
-    split = [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)]
+    split = split_by(parts, ws)
     norms = yield from norms_of(parts, split)
     slopes = padded(group_norms.slopes(norms, group_penalty.penalty, 1.0) * group_penalty.weights, 0.0)
     return shaped([w * part.column(slopes, w) for part, w in zip(parts, split, strict=True)], ws)
@@ -56,14 +56,14 @@ def gradient(group_penalty: GroupPenalty, parts: Parts, ws: Tensors) -> Reductio
 
 def value(group_penalty: GroupPenalty, parts: Parts, ws: Tensors) -> Reduction[Tensor]:
     """Return the sum of weight * phi(||w_g||)."""
-    norms = yield from norms_of(parts, [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)])
+    norms = yield from norms_of(parts, split_by(parts, ws))
     return (group_penalty.weights * group_penalty.penalty.cost(norms)).sum().to(norms.dtype)
 
 
 def residual(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, grads: Tensors) -> Reduction[Tensor]:
     """Return the distance per group: to the ball of radius weight * slope where w_g is 0."""
-    split = [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)]
-    slopes = [part.split(upcast(grad)) for part, grad in zip(parts, grads, strict=True)]
+    split = split_by(parts, ws)
+    slopes = split_by(parts, grads)
     norms = yield from norms_of(parts, split)
     at_zero = yield from residual_at_zero(group_penalty, parts, grads)
     penalty = yield from gradient(group_penalty, parts, split)
@@ -73,14 +73,14 @@ def residual(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, grads: Tens
 
 def residual_at_zero(group_penalty: GroupPenalty, parts: Parts, grads: Tensors) -> Reduction[Tensor]:
     """Return the residual that each group would have if it were zero."""
-    norms = yield from norms_of(parts, [part.split(upcast(grad)) for part, grad in zip(parts, grads, strict=True)])
+    norms = yield from norms_of(parts, split_by(parts, grads))
     weights = group_penalty.weights.to(norms.dtype)
     return weights * group_penalty.penalty.residual(torch.zeros_like(norms), norms / weights)
 
 
 def stays(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, averages: Tensors) -> Reduction[list[Tensor]]:
     """Return where each tensor is in a group that is zero and stationary for the gradients `averages`."""
-    norms = yield from norms_of(parts, [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)])
+    norms = yield from norms_of(parts, split_by(parts, ws))
     at_zero = yield from residual_at_zero(group_penalty, parts, averages)
     still = padded(((norms == 0) & (at_zero == 0)).to(norms.dtype), 0.0)
     split = [part.split(w) for part, w in zip(parts, ws, strict=True)]
@@ -90,7 +90,7 @@ def stays(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, averages: Tens
 
 def strength_max(group_penalty: GroupPenalty, parts: Parts, grads: Tensors) -> Reduction[Tensor]:
     """Return the strength that the largest ||grad_g|| / weight asks of the penalty."""
-    norms = yield from norms_of(parts, [part.split(upcast(grad)) for part, grad in zip(parts, grads, strict=True)])
+    norms = yield from norms_of(parts, split_by(parts, grads))
     return group_penalty.penalty.strength_max(norms / group_penalty.weights.to(norms.dtype))
 
 
@@ -148,6 +148,11 @@ def searched(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, steps: Tens
 
     multiplier = yield from secular_search.radial_multiplier(sums, at, penalty)
     return [curve.w * curve.scale(part.column(padded(multiplier, 0.0), curve.w)) for part, curve in pieces]
+
+
+def split_by(parts: Parts, ws: Tensors) -> list[Tensor]:
+    """Return tensors in float32 at least, each with dimensions within its slices."""
+    return [part.split(upcast(w)) for part, w in zip(parts, ws, strict=True)]
 
 
 def factors_of(group_penalty: GroupPenalty, norms: Tensor, step: float | Tensor) -> Tensor:
