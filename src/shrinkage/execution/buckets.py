@@ -12,6 +12,7 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.proximal.precision import at_least_float32
 
+Dims = dict[tuple[int, torch.Size], int | None]  # along which tensors can be joined, by id of their penalty and shape
 LARGEST = 1 << 15  # weights in one batch, whose copy and temporaries share 1 MiB
 LARGEST_COMPILED = 1 << 17  # a kernel needs no temporaries, and each call counts
 
@@ -22,11 +23,12 @@ def batched(tasks: Sequence[Task], largest: int = LARGEST) -> Iterator[list[Task
     A list has at most `largest` weights.
     """
     alike: dict[object, list[Task]] = {}
+    dims: Dims = {}
     for task in tasks:
         if task.w.numel() > largest // 2:
             yield [task]
         else:
-            alike.setdefault(key(task), []).append(task)
+            alike.setdefault(key(task, dims), []).append(task)
     for members in alike.values():
         yield from (members[start : start + count] for start, count in portions(members, largest))
 
@@ -43,7 +45,7 @@ def portions(members: Sequence[Task], largest: int) -> Iterator[tuple[int, int]]
     yield start, len(members) - start
 
 
-def key(task: Task) -> object:
+def key(task: Task, dims: Dims) -> object:
     """Return a key that is equal for tensors that can be joined."""
     penalty, w, step = task
     if penalty.with_tensors(Tensor.detach) is not penalty:
@@ -51,7 +53,8 @@ def key(task: Task) -> object:
     shape = w.shape
     rest: object = None
     if not isinstance(penalty, Elementwise):
-        dim = dim_between(penalty, shape)
+        known = id(penalty), shape  # the hash of a penalty takes longer than all else here
+        dim = dims[known] if known in dims else dims.setdefault(known, dim_between(penalty, shape))
         if dim is None:
             return id(w)
         rest = (dim, shape[:dim], shape[dim + 1 :])
