@@ -71,6 +71,13 @@ def test_imports_point_down_only():
             assert "training" not in others, "what comes after training knows nothing of how it was trained"
 
 
+def test_what_writes_into_weights_sees_shards_only():
+    """Distributed tensors are taken apart before, in `training/step_sizes.py`."""
+    written = [path for path in FILES if package(path) == "execution"]
+    assert written
+    assert not [path.name for path in written if "shrinkage.distributed.dtensor" in imported(path)]
+
+
 def test_files_import_each_other_in_no_circle():
     arrows = {}
     for path in FILES:
