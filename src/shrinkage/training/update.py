@@ -67,8 +67,10 @@ class Update:
     def __init__(self, optimizer: Optimizer, penalized: Pairs, lasting: Lasting) -> None:
         self._optimizer, self._penalized, self._lasting = optimizer, penalized, lasting
         self._made = lasting.updates.steps  # so many steps came before this one
-        self._before = [pair for pair in penalized if pair[0].before]
-        self._after = [pair for pair in penalized if not pair[0].before]
+        self._before: list[tuple[PenalizedParameter, Penalty]] = []  # what acts before the step
+        self._after: list[tuple[PenalizedParameter, Penalty]] = []
+        for pair in penalized:
+            (self._before if pair[0].before else self._after).append(pair)
         self._moved: set[str] = set()  # by name, what has a gradient
         self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
