@@ -33,6 +33,7 @@ MUTANTS = [
     M("torch.zeros((rows, *norms.shape[1:])", "torch.ones((rows, *norms.shape[1:])", "in_place", "norms"),
     M("torch.maximum(kept, threshold.neg_(), out=kept)", "kept", "in_place", "plain_prox and L1", quick=True),
     M("grad.add_(w, alpha=factor * fixed(penalty.strength))", "grad.add_(penalty.gradient(w) * factor)", "single_tensor"),
+    M("and value.shape == shape and not value.is_sparse\n", "and value.shape == shape\n", "single_tensor", "sparse"),
     M("type(w) is Tensor and", "", "single_tensor"),
     M("w.mul_(1 - step * fixed(penalty.strength))", "w.sub_(penalty.gradient(w) * step)", "single_tensor"),
     M("grad.add_(w, alpha=factor * fixed(penalty.strength))", "add_plainly_(penalty, grad, w, factor)", "single_tensor", "half_precision and l2"),

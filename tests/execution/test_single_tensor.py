@@ -173,6 +173,18 @@ def test_a_state_of_other_shapes_is_not_cut(monkeypatch):
     assert torch.equal(w, expected)
 
 
+def test_a_sparse_gradient_in_a_state_is_not_cut(monkeypatch):
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", 4)
+    w, steps = torch.randn(6, 4), torch.rand(6, 4)
+    state = {"steps": steps, "grad": torch.eye(6, 4).to_sparse()}
+    expected = L1(1.0).prox(w, steps)
+    seen = []
+    prox_(L1(1.0), w, MetricStep(lambda group, state, w: seen.append(state["grad"]) or state["steps"], {}, state, w))
+    assert torch.equal(w, expected)
+    assert len(seen) > 1
+    assert all(grad is state["grad"] for grad in seen)
+
+
 class Distributed(torch.Tensor):
     """Stands for a tensor whose slices are copies: what is written into them is lost."""
 

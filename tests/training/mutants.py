@@ -10,7 +10,6 @@ MUTANTS = [
     M("_replace(lr=total)", "_replace()", "intervals", "constant"),
     M("before.steps + 1", "before.steps + 2", "intervals", "added_up"),
     M("attachment.intervals.load_state_dict(self.intervals)", "pass", "intervals", "goes_on"),
-    M("and value.shape == shape and not value.is_sparse\n", "and value.shape == shape\n", "intervals", "sparse"),
     M("self._depth += 1\n            return None", "pass", "attachment"),
     M("if self._depth and runs_inside_own_step(optimizer):", "if self._depth:", "attachment"),
     M("first=first", "first=True", "attachment", file="training/attachment.py"),
