@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage import CoupledChannels, ShrinkError, shrink, to_sparse
+from shrinkage.compression.calls.cost import multiply_adds
 from shrinkage.compression.calls.modes import evaluated, process_as_it_was
 
 X = torch.linspace(-1, 1, 32).view(4, 8)
@@ -152,6 +153,12 @@ def forces(function: Any, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         energy = function(x).sum()
         return torch.autograd.grad(energy, x)[0]
+
+
+def test_operations_of_a_model_that_computes_gradients_are_counted_as_a_whole() -> None:
+    call = ((X,), {})
+    assert multiply_adds(Transformed(forces), call).keys() == {""}
+    assert multiply_adds(Transformed(forces), call)[""] >= multiply_adds(Transformed(lambda f, x: f(x)), call)[""] > 0
 
 
 @pytest.mark.parametrize("transform", REFUSED.values(), ids=REFUSED)

@@ -8,12 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 from models import LR, STRENGTH, assert_refused_and_unchanged, batches, equal, loss_of, mlp, sgd, train, train_by_hand
-from shrinkage import (
-    L1,
-    AttachmentError,
-    Regularizer,
-    regularize,
-)
+from shrinkage import L1, AttachmentError, Regularizer, regularize
 
 
 def stepped(how="proximal"):
@@ -93,6 +88,17 @@ def test_an_optimizer_that_was_replaced_with_its_parameters_is_passed_over(whole
     assert {each.strength for each in residuals.penalized} == {f"{STRENGTH + 3:g}"}
     with pytest.raises(AttachmentError):
         old.step()
+
+
+def test_strengths_outside_of_a_step_are_those_of_an_optimizer_that_still_penalizes():
+    model = mlp()
+    first, last = SGD(model[0].parameters(), lr=LR), SGD(model[2].parameters(), lr=LR)
+    regularizer = Regularizer(model, {"*.weight": L1(lambda update: STRENGTH + update)}).attach(first).attach(last)
+    train(model, first, 2)
+    train(model, last, 5)
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    residuals = regularizer.residuals(lambda: loss_of(model, batches(1)[0]))
+    assert {each.strength for each in residuals.penalized} == {f"{STRENGTH + 5:g}"}
 
 
 @pytest.mark.parametrize("change", ["double", "swap", "to", "load_state_dict", "to_empty", "half", "share_memory"])

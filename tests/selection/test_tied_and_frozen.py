@@ -73,8 +73,8 @@ def test_weights_tied_later_are_charged_once():
     torch.testing.assert_close(regularizer.value(), STRENGTH * plain.encoder.weight.detach().abs().sum())
 
 
-@pytest.mark.parametrize("declared", [False, True])
-def test_a_weight_of_another_optimizer_is_penalized_once_it_is_tied_to_one_of_this(declared):
+@pytest.mark.parametrize(("declared", "registered"), [(False, True), (False, False), (True, True)])
+def test_a_weight_of_another_optimizer_is_penalized_once_it_is_tied_to_one_of_this(declared, registered):
     model, plain = Autoencoder(), Autoencoder()
     for each in (model, plain):
         each.decoder.weight = nn.Parameter(each.encoder.weight.detach().clone())
@@ -87,7 +87,10 @@ def test_a_weight_of_another_optimizer_is_penalized_once_it_is_tied_to_one_of_th
     train(model, optimizer, 1)
     train_by_hand(plain, plain_optimizer, after=lambda: soft_(plain.head.weight, LR * STRENGTH), count=1)
     for each in (model, plain):
-        each.decoder.weight = each.encoder.weight
+        if registered:
+            each.decoder.weight = each.encoder.weight
+        else:
+            each.decoder._parameters["weight"] = each.encoder.weight
     train(model, optimizer)
 
     def after():

@@ -134,8 +134,8 @@ class Registry:
         targets = [found[identity] for identity in held if identity in found and identity in groups]
         # Sharded parameters are replaced without a registration: there, all layers are asked before each step.
         sharded = any(map(is_sharded_parameter, parameters_of(optimizer)))
-        near = [place for declaration in (declarations if sharded else concerned) for place in places_in(declaration)]
-        return Found(targets, [place for place in near if not place.holds_any(groups)])
+        asked = [place for each in (declarations if sharded else ()) for place in places_in(each)]
+        return Found(targets, [place for place in asked if not place.holds_any(groups)])
 
 
 def declared_attachments(optimizer: Optimizer) -> list[Attachment]:
