@@ -214,7 +214,7 @@ def smaller_rows(results: Results) -> list[tuple[str, ...]]:
             *(f"{mean(seed.neurons_left[layer] for seed in variant.seeds):.1f}" for layer in (0, 1)),
             f"{variant.parameters_left:,.0f}",
             f"{variant.milliseconds_per_call:.3f}",
-            f"{variant.difference:.0e}" if variant.difference else "0",
+            difference(variant),
         )
         for variant in results.variants
     ]
@@ -244,7 +244,21 @@ def findings(results: Results) -> list[str]:
         f"The group lasso (strength {group.strength:g}) sets all weights of {group.zero_pixels:.1f} of {PIXELS} pixels "
         f"and {group.zero_neurons:.1f} of {NEURONS} neurons of the second hidden layer to zero. Test accuracy is "
         f"{percent(group.test_accuracy)}.",
+        smaller_finding(group, plain),
+    ]
+
+
+def smaller_finding(group: VariantResult, plain: VariantResult) -> str:
+    """Return what `shrink` made of the network that the group lasso trained."""
+    if group.parameters_left == plain.parameters_left:
+        return "`shrink` removes nothing from that network: no neuron is zero as a whole."
+    return (
         f"`shrink` keeps {group.parameters_left:,.0f} of the {plain.parameters_left:,.0f} weights and biases of that "
         f"network. A call takes {group.milliseconds_per_call:.3f} ms instead of "
-        f"{plain.milliseconds_per_call:.3f} ms. Outputs differ by at most {group.difference:.0e} of the largest.",
-    ]
+        f"{plain.milliseconds_per_call:.3f} ms. Outputs differ by at most {difference(group)} of the largest."
+    )
+
+
+def difference(variant: VariantResult) -> str:
+    """Return by what outputs differ before and after `shrink`, as text."""
+    return f"{variant.difference:.0e}" if variant.difference else "0"

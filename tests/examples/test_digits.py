@@ -13,7 +13,7 @@ from digits import data, timing, train, variants
 from digits.choose import TOLERANCE, choose
 from digits.command_line import main
 from digits.publish import publish
-from digits.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_rows, table_rows
+from digits.results import SMALLER_HEADER, TABLE_HEADER, findings, smaller_finding, smaller_rows, table_rows
 from digits.run import VARIANTS, Demo, Settings, run, train_variants
 from digits.smaller import made_smaller
 
@@ -218,6 +218,8 @@ def test_table_has_a_row_per_variant(demo: Demo) -> None:
     assert {len(row) for row in rows} == {len(TABLE_HEADER)}
     assert rows[0][-1] == ""
     assert len(findings(demo.results)) == 4
+    plain = demo.results["no penalty"]
+    assert smaller_finding(plain, plain) == "`shrink` removes nothing from that network: no neuron is zero as a whole."
     smaller = smaller_rows(demo.results)
     assert [row[0] for row in smaller] == [row[0] for row in rows]
     assert {len(row) for row in smaller} == {len(SMALLER_HEADER)}
