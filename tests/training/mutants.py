@@ -46,7 +46,7 @@ MUTANTS = [
     M("living.added != known.added and any(each.concerns(known.held)", "False and any(each.concerns(known.held)", "regularize", "between_two_steps"),
     M("each.number > known.gone", "False", "regularize", "goes_between"),
     M("count > RECENT or not", "False and not", "regularize", "takes_in_a_parameter"),
-    M("declarations if sharded else concerned", "declarations", "regularize", "costs_the_same"),
+    M("declarations if sharded else ()", "declarations", "regularize", "costs_the_same"),
     M("declared.pop(id(target.parameter), None)", "None", "regularize", "takes_over"),
     M("inherited.pop(id(target.parameter), None)\n", "pass\n", "regularize", "ruled_otherwise"),
     M("layer if inside is None else inside", "layer", "regularize"),
