@@ -239,7 +239,7 @@ def test_the_dense_model_stays_as_it_was():
 
 def test_a_broken_choice_of_channels_is_found_and_undone(monkeypatch):
     """With constants taken for zeros, the comparison finds the neuron whose constant was lost."""
-    monkeypatch.setattr(bisection, "_shifts", lambda *_: {})
+    monkeypatch.setattr(bisection, "shifts", lambda *_: {})
     model, x = silenced(), torch.randn(6, 4)
     result = shrink(model, x)
     torch.testing.assert_close(result.model(x), model(x))

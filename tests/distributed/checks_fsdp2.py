@@ -377,7 +377,7 @@ def check_values_reports_and_thresholds(rank: int, world: int) -> None:
     assert report(spread).to_dict() == report(alone).to_dict()
     assert threshold_(spread, 0.2) == threshold_(alone, 0.2) > 0
     assert_close(spread, alone, 0.0)
-    with pytest.raises(ParameterError, match=r"'0.weight' of shape \(8, 6\) is spread over processes"):
+    with pytest.raises(ParameterError, match=r"'0.weight' of shape \(8, 6\) is sharded over processes"):
         Regularizer(spread, L1(0.1)).residuals(lambda: loss_of(spread, batches(1)[0]))
 
 

@@ -90,7 +90,7 @@ def check_a_step_that_is_left_out_where_one_process_has_no_gradients(rank: int, 
 
 
 def check_a_closure_without_gradients_on_one_process_has_the_same_value(rank: int, world: int) -> None:
-    """Of what is spread over processes every one of them asks for the value, and adds all of it to its loss."""
+    """Of what is sharded over processes every one of them asks for the value, and adds all of it to its loss."""
     model = fully_shard(mlp())
     optimizer = SGD(model.parameters(), lr=0.1)
     regularizer = Regularizer(model, {"0.weight": L1(0.3), "2.weight": L2(0.3)}, how="gradient").attach(optimizer)

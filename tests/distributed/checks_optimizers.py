@@ -111,7 +111,7 @@ def check_what_needs_the_whole_is_refused(rank: int, world: int) -> None:
         parameter = nn.Parameter(distribute_tensor(start()[0], mesh, [Shard(0)]))
         optimizer = make([parameter])
         regularizer = Regularizer(nn.ParameterList([parameter]), {"0": penalty})
-        with pytest.raises(MetricError, match=r"'0' of shape \(5, 4\) is spread over processes"):
+        with pytest.raises(MetricError, match=r"'0' of shape \(5, 4\) is sharded over processes"):
             regularizer.attach(optimizer)
         assert not optimizer._optimizer_step_pre_hooks
         Regularizer(nn.ParameterList([parameter]), {"0": penalty}, how="gradient").attach(optimizer)
@@ -123,7 +123,7 @@ def check_a_learning_rate_needs_no_metric(rank: int, world: int) -> None:
     mesh = init_device_mesh("cpu", (world,))
     weight, gradients = start()
     parameter = nn.Parameter(distribute_tensor(weight.clone(), mesh, [Shard(0)]))
-    with pytest.raises(MetricError, match="spread over processes"):
+    with pytest.raises(MetricError, match="sharded over processes"):
         Regularizer(nn.ParameterList([parameter]), {"0": L1(1.0)}).attach(Trusts([parameter]))
     optimizer = Trusts([parameter], lr=0.1)
     Regularizer(nn.ParameterList([parameter]), {"0": L1(5.0)}, how="decoupled").attach(optimizer)

@@ -720,7 +720,7 @@ def test_a_schedule_that_many_parameters_share_is_asked_once():
 
 
 def test_penalties_that_hold_tensors_are_not_compared(monkeypatch):
-    """Tensors that are spread over processes are compared by a message, which not all of them would send."""
+    """Tensors that are sharded over processes are compared by a message, which not all of them would send."""
     model = mlp()
     optimizer = SGD(model.parameters(), lr=0.1)
     regularizer = Regularizer(model, {"*.weight": Toward(L1(0.01))}).attach(optimizer)

@@ -255,7 +255,7 @@ def check_spread(name: str, parameter: Tensor, how: str, optimizer: Optimizer, *
         return
     if (how == "proximal" and not metric.elementwise) or (group_sharding and metric.iterate is not None):
         raise MetricError(
-            f"{name!r} of shape {tuple(parameter.shape)} is spread over processes, and the step of "
+            f"{name!r} of shape {tuple(parameter.shape)} is sharded over processes, and the step of "
             f"{type(optimizer).__name__} at one element depends on others, or on a tensor that the parameter follows: "
             'choose how="gradient", or keep the parameter whole on each process (DistributedDataParallel)'
         )

@@ -122,11 +122,12 @@ def memory_of(leaf: object) -> int:
     return 0
 
 
-def check_reads_own(model: nn.Module, call: Call) -> None:
+def check_reads_own(model: nn.Module, call: Call, stacklevel: int = 2) -> None:
     """Raise `ShrinkError` if a copy of `model` computes with tensors of the model itself, or with what is out of date.
 
     Functions that an attribute holds are bound to the layers of the copy; global variables, and what the methods of a
-    class close over, cannot be. What was computed from parameters once, and kept, does not follow those of a copy.
+    class close over, cannot be. What was computed from parameters once, and kept, does not follow those of a copy. A
+    warning names the line that `stacklevel` says, as seen from the caller.
     """
     memo = Memo(model, {})
     probe = emptied(evaluated(copy_with(memo, model)))
@@ -142,7 +143,7 @@ def check_reads_own(model: nn.Module, call: Call) -> None:
         for module, mode in modes.items():
             module.training = mode
     if failure is not None:
-        _warn_if_alone(model, call, failure)
+        _warn_if_alone(model, call, failure, stacklevel + 1)
     for name, path in reads.found.items():
         where = f"`{path or 'the model'}`"
         if name not in kept:
@@ -159,7 +160,7 @@ def check_reads_own(model: nn.Module, call: Call) -> None:
             )
 
 
-def _warn_if_alone(model: nn.Module, call: Call, failure: Exception) -> None:
+def _warn_if_alone(model: nn.Module, call: Call, failure: Exception, stacklevel: int) -> None:
     """Warn that nobody knows what a copy reads, where its call fails with `failure` only while somebody looks."""
     try:
         outputs(model, call)
@@ -169,7 +170,7 @@ def _warn_if_alone(model: nn.Module, call: Call, failure: Exception) -> None:
         f"whether a copy of the {type(model).__name__} computes with layers of its own is not known, since the call"
         f" fails while its operators are watched: {first_line(failure)}. The new model may hold on to layers of this"
         " one that are global variables",
-        stacklevel=4,
+        stacklevel=stacklevel + 1,
     )
 
 
