@@ -26,7 +26,7 @@ try:
     from shrinkage.diagnostics.report import Report as Report
     from shrinkage.diagnostics.report import report as report
     from shrinkage.diagnostics.residuals import Residuals as Residuals
-    from shrinkage.diagnostics.stationarity import strength_max as strength_max
+    from shrinkage.diagnostics.strength_max import strength_max as strength_max
     from shrinkage.errors import AttachmentError as AttachmentError
     from shrinkage.errors import GroupError as GroupError
     from shrinkage.errors import MetricError as MetricError

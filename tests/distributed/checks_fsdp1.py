@@ -30,7 +30,7 @@ from distributed.common import (
 from distributed.registry import worlds
 from models import loss_of, mlp
 from shrinkage import L1, GroupLasso, ParameterError, Regularizer, Rows, Toward, regularize
-from shrinkage.distributed.flattened import penalizes_any_shard
+from shrinkage.distributed.flat_parameters import penalizes_any_shard
 
 RULES = zoo_rules(ALL_CASES, 0.5).values()
 ELEMENTWISE = [case for case, rule in zip(ALL_CASES, RULES, strict=True) if penalizes_any_shard(rule)]

@@ -13,10 +13,12 @@ from shrinkage.distributed.dtensor import local, shard_like, whole
 from shrinkage.errors import ParameterError, SelectionError, shown
 from shrinkage.penalties.convex import L1
 from shrinkage.proximal.precision import at_least_float32
+from shrinkage.selection.first_match import nearest
 from shrinkage.selection.matrices import is_matrix
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import resolve
 from shrinkage.selection.rules import Rule
-from shrinkage.selection.selectors import Selector, named_parameters, nearest, selector_text
+from shrinkage.selection.selectors import Selector, selector_text
 
 
 def threshold_(model: Model, magnitude: float, *, relative: bool = False, parameters: Selector | None = None) -> int:

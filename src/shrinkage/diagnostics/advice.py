@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 
 from shrinkage.errors import shown
 from shrinkage.selection.how import decides
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan
-from shrinkage.selection.selectors import named_parameters
 
 LONG_RUN = 10_000  # updates from which on a longer average pays
 

@@ -4,10 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from shrinkage.distributed.all_reduce import full_penalty
 from shrinkage.distributed.dtensor import whole
+from shrinkage.distributed.flat_parameters import check_has_value
+from shrinkage.errors import ParameterError
 from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.penalties import coupled_norms
 from shrinkage.penalties.base import Penalty
@@ -22,6 +25,8 @@ from shrinkage.penalties.membership import (
 )
 from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import alone
+from shrinkage.selection.named_parameters import named_parameters
+from shrinkage.selection.plan import Entry, Plan
 
 
 def sum_of(values: Sequence[Tensor]) -> Tensor:
@@ -93,3 +98,31 @@ def positive(step: Number, w: Tensor) -> Tensor:
     """Return `step` in the type of `w`; 1 in place of 0, at which a schedule may have ended."""
     size = torch.as_tensor(step, dtype=w.dtype, device=w.device)
     return torch.where(size > 0, size, 1.0)
+
+
+def value(model: nn.Module, plan: Plan, iteration: int) -> Tensor:
+    """Return the sum of all penalties of `plan` at the parameters of `model`, at one update."""
+    held = {entry.name: parameter for entry, parameter in penalized_parameters(model, plan)}
+    with torch.no_grad():
+        values = [
+            value_of(penalty.at(iteration), {name: held[name] for name in names})
+            for names, penalty in plan.blocks(held)
+        ]
+    return sum_of(values) if values else torch.zeros(())
+
+
+def penalized_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Parameter]]:
+    """Return the entries of `plan` with their parameters in `model`; raise `ParameterError` if one has no value yet.
+
+    Two that were tied since the plan was made are one.
+    """
+    held = {candidate.name: candidate.parameter for candidate in named_parameters(model)}
+    found: dict[int, tuple[Entry, nn.Parameter]] = {}
+    for entry in plan:
+        parameter = held.get(entry.name)
+        if parameter is not None and is_lazy(parameter):
+            raise ParameterError(f"{entry.name!r} is lazy and has no value yet; run one forward pass first")
+        if parameter is not None:
+            check_has_value(entry.name, parameter)
+            found.setdefault(id(parameter), (entry, parameter))
+    return list(found.values())

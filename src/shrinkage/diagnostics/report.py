@@ -16,7 +16,8 @@ from shrinkage.errors import ParameterError, listed
 from shrinkage.penalties.groups import Columns, Groups, Rows
 from shrinkage.proximal.precision import at_least_float32
 from shrinkage.selection.declaration import unreached
-from shrinkage.selection.selectors import named_parameters, nearest
+from shrinkage.selection.first_match import nearest
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.unregistered import told, unregistered
 from shrinkage.tables import shape_text, table
 

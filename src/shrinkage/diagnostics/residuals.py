@@ -1,11 +1,26 @@
-"""How far parameters are from stationary: numbers, the table of them, and what they say in words."""
+"""Does a training run solve the problem that was stated? Residuals, their table and the verdict.
+
+minimize L(w) + R(w) is solved, to first order, where -grad L(w) lies in the subdifferential of R at w.
+"""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
 
 from shrinkage.diagnostics.advice import Training, advice
-from shrinkage.diagnostics.zero_layers import told_first
+from shrinkage.diagnostics.evaluation import penalized_parameters, residual_of, slope_of
+from shrinkage.diagnostics.loss_gradients import Closure, check_not_sharded, mean_gradients, trained
+from shrinkage.diagnostics.zero_layers import dead_layers, told_first
+from shrinkage.optimizers.adaptive_step import Number
+from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.membership import coupled_of
+from shrinkage.proximal.precision import upcast
+from shrinkage.selection.coupled_rules import block_text
+from shrinkage.selection.plan import Plan
 from shrinkage.tables import table
 
 
@@ -102,3 +117,77 @@ def residual_cells(each: ParameterResidual) -> list[str]:
     """Return the row of one parameter in the printed table."""
     numbers = [f"{number:.2g}" for number in (each.max, each.mean, each.relative)]
     return [each.name, each.penalty, each.strength, each.measure, *numbers, f"{100 * each.zeros:.0f}%"]
+
+
+def residuals(
+    model: nn.Module,
+    plan: Plan,
+    iteration: int,
+    steps: Mapping[str, Number],
+    maximized: Set[str],
+    closure: Closure,
+    data: Iterable[Any] | None,
+    tolerance: float,
+) -> Residuals:
+    """Return the residuals of `model`; see `Regularizer.residuals`.
+
+    Args:
+        model: whose parameters are penalized.
+        plan: what they are penalized.
+        iteration: the update at which strengths are taken.
+        steps: the optimizer's step of each parameter, for penalties that need one; 1 where it is missing.
+        maximized: parameters whose optimizer climbs instead of descending.
+        closure: returns the loss, of one batch of `data` or of everything.
+        data: batches.
+        tolerance: see `Residuals`.
+    """
+    found = penalized_parameters(model, plan)
+    check_not_sharded(found)
+    planned = {id(parameter): entry.name for entry, parameter in found}
+    held = {planned.get(id(parameter), name): parameter for name, parameter in trained(model)}
+    if not held:
+        raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
+    gradients = dict(zip(held, mean_gradients(model, list(held.values()), closure, data), strict=True))
+    points = {name: upcast(parameter.detach()) for name, parameter in held.items()}
+    descents = {name: -grad if name in maximized else grad for name, grad in gradients.items()}
+    blocks = [(names, penalty.at(iteration)) for names, penalty in plan.blocks(held)]
+    slopes = [slope_of(penalty, points[first].shape) for (first, *_), penalty in blocks]
+    unit = min((slope for slope in slopes if 0 < slope < math.inf), default=1.0)
+    penalized = []
+    with torch.no_grad():
+        for names, penalty in blocks:
+            ws = {name: penalty.unrounded(held[name].detach()) for name in names}
+            grads = {name: descents[name] for name in names}
+            measure, values = residual_of(penalty, ws, grads, steps)
+            each = summary(block_text(names), penalty, measure, list(ws.values()), values, unit)
+            penalized.append(each._replace(members=tuple(names)))
+    known = {name for names, _ in blocks for name in names}
+    others = [
+        summary(name, None, "gradient", [w], gradients[name].abs(), unit)
+        for name, w in points.items()
+        if name not in known
+    ]
+    decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
+    return Residuals(tuple(penalized), tuple(others), tolerance, decoupled, dead=_dead(model, points))
+
+
+def _dead(model: nn.Module, points: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return which `points` are zero as a whole and silence their layer, which frozen weights may keep alive."""
+    frozen = [(name, each.detach()) for name, each in model.named_parameters() if not each.requires_grad]
+    found = dead_layers((name, tuple(w.shape), not w.any()) for name, w in (*points.items(), *frozen))
+    return tuple(name for name in found if name in points)
+
+
+def summary(
+    name: str, penalty: Penalty | None, measure: str, ws: Sequence[Tensor], values: Tensor, unit: float
+) -> ParameterResidual:
+    """Return the largest and the mean of residuals, in the penalty's own unit or else in `unit`."""
+    shape = tuple(ws[0].shape) if coupled_of(penalty) is None else None
+    text, strength, _ = ("none", "-", "-") if penalty is None else penalty.describe(shape)
+    slope = 0.0 if penalty is None else slope_of(penalty, ws[0].shape)
+    largest = float(values.max()) if values.numel() else 0.0
+    largest = largest if all(bool(w.isfinite().all()) for w in ws) else math.nan
+    mean = float(values.mean()) if values.numel() else 0.0
+    zeros = sum(int((w == 0).sum()) for w in ws) / max(sum(w.numel() for w in ws), 1)
+    relative = largest / (slope if 0 < slope < math.inf else unit)
+    return ParameterResidual(name, text, strength, measure, largest, mean, relative, zeros)

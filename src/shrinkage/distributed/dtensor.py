@@ -1,8 +1,8 @@
-"""Tensors that are sharded over processes (fully_shard, tensor parallel, meshes). The only file that knows DTensor.
+"""Tensors that are sharded over processes (fully_shard, tensor parallel, meshes): what is asked of a DTensor.
 
 Each process penalizes its own shard of a parameter. No communication is needed if shards do not cut groups. If they do,
 the sums of groups are added up over the processes that share them; the all-reduces of all parameters in one round are
-sent together (`reductions.py`). A penalty that needs more than sums gets the full tensor on every process.
+sent together (`all_reduce.py`). A penalty that needs more than sums gets the full tensor on every process.
 
 Which of the three cases holds, and how often processes communicate, follows from shapes and placements alone. All
 processes know these, so that none of them waits for a message that nobody sends.

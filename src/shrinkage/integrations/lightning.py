@@ -3,10 +3,11 @@
 from typing import Any
 
 from shrinkage.errors import AttachmentError
-from shrinkage.integrations.callback import MakesRegularizer
+from shrinkage.integrations.makes_regularizer import MakesRegularizer
 from shrinkage.optimizers.introspection import stepped, unwrapped
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.rules import Rule
-from shrinkage.selection.selectors import named_parameters, selector_text
+from shrinkage.selection.selectors import selector_text
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from shrinkage.integrations.callback import MakesRegularizer
+from shrinkage.integrations.makes_regularizer import MakesRegularizer
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

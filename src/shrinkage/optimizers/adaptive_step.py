@@ -122,13 +122,6 @@ def can_be_cut(step: Step) -> bool:
     return not isinstance(step, MetricStep) or step.can_be_cut
 
 
-def zero_on_overflow(step: Step, overflow: Tensor | None) -> Step:
-    """Return `step`, or 0 if `overflow` is 1, because the update is skipped; None outside of loss scaling."""
-    if overflow is None:
-        return step
-    return step.zero_if(overflow) if isinstance(step, LATER) else zero_if(overflow, step)
-
-
 def zero_if(overflow: Tensor | None, size: Number) -> Number:
     """Return a step size, or 0 if `overflow` is 1."""
     if overflow is None:

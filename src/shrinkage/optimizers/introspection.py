@@ -121,15 +121,6 @@ def sign_of(optimizer: Optimizer, group: int) -> float:
     return -1.0 if climbs else 1.0
 
 
-def overflow_of(optimizer: Optimizer) -> Tensor | None:
-    """Return 1 on the device if a fused optimizer skips this step because of an overflow; None outside of loss scaling.
-
-    `found_inf` is summed over devices, so it may exceed 1.
-    """
-    found_inf = getattr(optimizer, "found_inf", None)
-    return None if found_inf is None else found_inf.clamp(max=1)
-
-
 def runs_inside_own_step(optimizer: Optimizer) -> bool:
     """Return whether two steps of `optimizer` are under way: one that calls its parent's, which called this hook.
 

@@ -32,6 +32,7 @@ from torch.optim import (
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import MetricError, shown
 from shrinkage.optimizers.adaptive_step import MetricStep, Number, State, Step
+from shrinkage.optimizers.learning_rate import check_learning_rate, is_torchs, other_rate
 from shrinkage.optimizers.metrics import (
     Group,
     adadelta_before,
@@ -92,9 +93,6 @@ GRADIENT = 'how="gradient" (no exact zeros)'
 DECOUPLED = 'how="decoupled" (exact zeros, strength in units of weight_decay)'
 DECOUPLED_IF_LR_IS = 'how="decoupled" (exact zeros; every step shrinks by group["lr"] times the strength)'
 
-# What groups hold beside a learning rate that is not the one which their optimizer steps by: those of D-Adaptation and
-# Prodigy, of schedule-free ones, and of Adafactor's relatives.
-OTHER_RATES = ("d", "scheduled_lr", "lr_max", "relative_step", "scale_parameter")
 
 # Optimizers whose steps have no metric of single weights: why, and what can be done.
 _without: Mapping[type[Optimizer], tuple[str, str]] = MappingProxyType(
@@ -195,51 +193,6 @@ def metric_of(optimizer: Optimizer) -> Metric:
     )
 
 
-def other_rate(optimizer: Optimizer, group: Group) -> str | None:
-    """Return the option of `group` which says that `optimizer` does not step by its "lr", if it has one."""
-    if is_torchs(inspect.unwrap(type(optimizer).step).__module__):
-        return None
-    return next((option for option in OTHER_RATES if group.get(option, False) is not False), None)
-
-
-def learning_rate(metric: Metric | None, group: Group) -> Number:
-    """Return what an optimizer with this metric, if it is known, steps by in `group`."""
-    rate: Number = group["lr"] if metric is None or metric.lr is None else metric.lr(group)
-    return rate
-
-
-def check_decoupled(name: str, smooth: bool, optimizer: Optimizer, group: Group) -> None:
-    """Raise `MetricError` if the learning rate of `optimizer` cannot decay the parameter `name`."""
-    own, metric = type(optimizer).__name__, known_metric(optimizer)
-    if metric is None or metric.lr is None:
-        check_learning_rate(name, optimizer, group)
-    if isinstance(optimizer, LBFGS):
-        reason, instead = _without[LBFGS]
-        raise MetricError(f'how="decoupled" of {name!r} does not go with {own}: {reason}; choose {instead}')
-    if smooth and metric is not None and metric.iterate is not None:
-        raise MetricError(
-            f'how="decoupled" of {name!r} decays before the step, and {own} moves another tensor, which would not '
-            'follow; choose how="proximal", how="gradient", or the weight decay of the optimizer itself'
-        )
-
-
-def check_learning_rate(name: str, optimizer: Optimizer, group: Group) -> None:
-    """Raise `MetricError` if `optimizer` does not step the parameter `name` by the "lr" of its group."""
-    own = type(optimizer).__name__
-    if "lr" not in group:
-        raise MetricError(
-            f'how="decoupled" multiplies by the learning rate, but the group of {name!r} in this {own} has no '
-            f"'lr'; choose how=\"gradient\" or register_metric({own}, ..., lr=...)"
-        )
-    option = other_rate(optimizer, group)
-    if option is not None:
-        raise MetricError(
-            f'how="decoupled" multiplies by the learning rate, but this {own} steps {name!r} by another one than its '
-            f"group's 'lr', as {option!r} in the group says; choose how=\"gradient\", for L2 the weight decay of the "
-            f"optimizer itself, or register_metric({own}, ..., lr=...)"
-        )
-
-
 def check_spread(name: str, parameter: Tensor, how: str, optimizer: Optimizer, *, group_sharding: bool) -> None:
     """Raise `MetricError` if the metric of `optimizer` needs more of a parameter than the shard on this process.
 
@@ -272,6 +225,22 @@ def full_name(optimizer_class: type[Optimizer]) -> str:
     return name if is_torchs(module) else f"{module}.{name}"
 
 
-def is_torchs(module: str) -> bool:
-    """Return whether a class or function of `module` is one of torch's optimizers, or of theirs."""
-    return f"{module}.".startswith("torch.optim.")
+def learning_rate(metric: Metric | None, group: Group) -> Number:
+    """Return what an optimizer with this metric, if it is known, steps by in `group`."""
+    rate: Number = group["lr"] if metric is None or metric.lr is None else metric.lr(group)
+    return rate
+
+
+def check_decoupled(name: str, smooth: bool, optimizer: Optimizer, group: Group) -> None:
+    """Raise `MetricError` if the learning rate of `optimizer` cannot decay the parameter `name`."""
+    own, metric = type(optimizer).__name__, known_metric(optimizer)
+    if metric is None or metric.lr is None:
+        check_learning_rate(name, optimizer, group)
+    if isinstance(optimizer, LBFGS):
+        reason, instead = _without[LBFGS]
+        raise MetricError(f'how="decoupled" of {name!r} does not go with {own}: {reason}; choose {instead}')
+    if smooth and metric is not None and metric.iterate is not None:
+        raise MetricError(
+            f'how="decoupled" of {name!r} decays before the step, and {own} moves another tensor, which would not '
+            'follow; choose how="proximal", how="gradient", or the weight decay of the optimizer itself'
+        )

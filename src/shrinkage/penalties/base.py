@@ -26,7 +26,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from shrinkage.penalties.schedules import Strength, as_factor, check_strength, multiple
+from shrinkage.penalties.schedules import Strength, as_factor, at, check_strength, multiple
 from shrinkage.penalties.value_objects import Value
 from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction
@@ -255,7 +255,7 @@ def resolved(value: Any, iteration: int) -> Any:
     """Return one field of a penalty as it is at update `iteration`."""
     if isinstance(value, Penalty):
         return value.at(iteration)
-    return value(iteration) if callable(value) else value
+    return at(value, iteration)
 
 
 Sum = Callable[[Penalty, Penalty], Penalty | None]

@@ -10,7 +10,9 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.coupled_groups import NONE, Coupled
 from shrinkage.penalties.grouped import Grouped
 from shrinkage.penalties.membership import coupled_of
-from shrinkage.selection.selectors import Named, NamedParameter, nearest, selector_text
+from shrinkage.selection.first_match import nearest
+from shrinkage.selection.named_parameters import NamedParameter
+from shrinkage.selection.selectors import Named, selector_text
 
 
 def check_named(coupled: Coupled, candidates: Sequence[NamedParameter]) -> None:

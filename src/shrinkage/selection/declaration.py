@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from shrinkage.distributed.flattened import check_stepped
+from shrinkage.distributed.flat_parameters import check_stepped
 from shrinkage.penalties.pickling import Saved
-from shrinkage.selection.eligible import is_frozen
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.rules import Rule
-from shrinkage.selection.selectors import named_parameters
+from shrinkage.selection.supported_parameters import is_frozen
 
 ATTRIBUTE = "_shrinkage_declarations"
 PATIENCE = 10  # so many steps without one that reaches a layer are told

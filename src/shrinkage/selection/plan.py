@@ -7,20 +7,17 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from shrinkage.distributed.flattened import check_piece, check_stepped
+from shrinkage.distributed.flat_parameters import check_piece, check_stepped
 from shrinkage.errors import GroupError
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.selection.coupled_rules import check_won, family_cells, sized
-from shrinkage.selection.eligible import check_not_computed, check_parameter, is_frozen
+from shrinkage.selection.first_match import first_matches
 from shrinkage.selection.how import How
+from shrinkage.selection.named_parameters import NamedParameter, named_parameters
 from shrinkage.selection.rules import Rule, Rules, as_rules, check_same_rule
-from shrinkage.selection.selectors import (
-    NamedParameter,
-    first_matches,
-    named_parameters,
-    selector_text,
-)
+from shrinkage.selection.selectors import selector_text
+from shrinkage.selection.supported_parameters import check_not_computed, check_parameter, is_frozen
 from shrinkage.selection.unregistered import told_with_errors, warn_of_unregistered
 from shrinkage.tables import names_note, shape_text, table
 

@@ -12,15 +12,9 @@ from shrinkage.errors import SelectionError, shown
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.penalties.value_objects import Value
+from shrinkage.selection.default_selector import Weights
 from shrinkage.selection.how import How, check_every, check_explicit, check_how
-from shrinkage.selection.selectors import (
-    AnySelector,
-    Named,
-    Selector,
-    Weights,
-    check_selector,
-    selector_text,
-)
+from shrinkage.selection.selectors import AnySelector, Named, Selector, check_selector, selector_text
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

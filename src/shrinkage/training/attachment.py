@@ -24,25 +24,31 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shrinkage.distributed.dtensor import is_dtensor
-from shrinkage.distributed.flattened import is_piece
+from shrinkage.distributed.flat_parameters import is_piece
 from shrinkage.errors import AttachmentError
 from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.optimizers.introspection import (
     group_indices,
-    overflow_of,
     parameters_of,
     runs_inside_own_step,
     sign_of,
     steps_for_a_checkpoint,
 )
+from shrinkage.optimizers.overflow import overflow_of
 from shrinkage.optimizers.per_optimizer import PerOptimizer
 from shrinkage.optimizers.registry import check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.penalties.base import Penalty
 from shrinkage.selection.how import decides
+from shrinkage.training.checks_before_step import (
+    check_added_once,
+    check_captured,
+    check_gradients,
+    check_kept,
+    check_moved,
+)
 from shrinkage.training.coupled_parameters import located
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import Found, PenalizedParameter, Place, at_update
-from shrinkage.training.preconditions import check_added_once, check_captured, check_gradients, check_kept, check_moved
 from shrinkage.training.step_sizes import Steps
 from shrinkage.training.update import Lasting, Update
 

@@ -21,20 +21,20 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from shrinkage.distributed.flattened import is_flat
+from shrinkage.distributed.flat_parameters import is_flat
 from shrinkage.errors import SelectionError, ShrinkageError
 from shrinkage.optimizers.hooks import hook_around, meet, uncompiled
 from shrinkage.optimizers.introspection import group_indices, parameters_of
 from shrinkage.optimizers.per_optimizer import PerOptimizer
 from shrinkage.selection.declaration import Declaration, living
-from shrinkage.selection.eligible import check_parameter
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan, check_shape, resolve
 from shrinkage.selection.rules import Penalizes, Rule
-from shrinkage.selection.selectors import named_parameters
+from shrinkage.selection.supported_parameters import check_parameter
 from shrinkage.training.attachment import Arguments, Attachment, Keywords, explicit_attachments
+from shrinkage.training.checks_before_step import check_gradients
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import NO_GROUP, Found, PenalizedParameter, Place, is_sharded_parameter, places_of
-from shrinkage.training.preconditions import check_gradients
 
 RECENT = 1000  # so many registrations are told apart; after more of them between two steps, all layers are asked
 

@@ -1,9 +1,9 @@
-"""Averaged gradients, which decide whether a weight that is exactly zero may leave zero.
+"""Averaged gradients, by which it is decided whether a weight that is exactly zero may leave zero.
 
 The gradient of one batch is noisy: it pushes weights out of zero that the gradient of all data would hold there, and
 the next proximal step brings back only some of them. A weight, or group, that is zero before a step is set back to zero
-after it as long as 0 is stationary for the running average of its gradient. Solutions stay solutions: at one, the
-average is the gradient, and holds exactly the zeros that belong there.
+after it as long as 0 is stationary for the running average of its gradient (`Penalty.stays`). Solutions stay
+solutions: at one, the average is the gradient, and holds exactly the zeros that belong there.
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ from shrinkage.optimizers.hooks import first_steps, keep_last_everywhere, uncomp
 from shrinkage.optimizers.introspection import kept_optimizers, parameters_of
 from shrinkage.optimizers.registry import known_metric
 from shrinkage.penalties.pickling import Saved
-from shrinkage.selection.selectors import named_parameters
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.training.attachment import Attachment, explicit_attachments
 from shrinkage.training.global_hook import declared_attachments
 from shrinkage.training.penalized import PenalizedParameter

@@ -10,15 +10,15 @@ from torch.optim import Optimizer
 
 from shrinkage.distributed.all_reduce import GroupSharding
 from shrinkage.distributed.dtensor import put_shards_back
-from shrinkage.distributed.flattened import check_piece, check_stepped, is_piece
+from shrinkage.distributed.flat_parameters import check_piece, check_stepped, is_piece
 from shrinkage.errors import AttachmentError
 from shrinkage.optimizers.introspection import group_indices, stepped
 from shrinkage.penalties.base import Penalty
-from shrinkage.selection.eligible import check_not_computed
 from shrinkage.selection.how import How
+from shrinkage.selection.named_parameters import NamedParameter, named_parameters
 from shrinkage.selection.plan import Entry, Plan, check_shape
 from shrinkage.selection.rules import check_same_rule
-from shrinkage.selection.selectors import NamedParameter, named_parameters
+from shrinkage.selection.supported_parameters import check_not_computed
 
 
 class Place(NamedTuple):

@@ -17,11 +17,12 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.toward import Toward
 from shrinkage.private import compiled_from
 from shrinkage.selection.declaration import ATTRIBUTE, Declaration
+from shrinkage.selection.first_match import nearest
 from shrinkage.selection.how import How
 from shrinkage.selection.matrices import weights_of
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import resolve
 from shrinkage.selection.rules import Rule
-from shrinkage.selection.selectors import named_parameters, nearest
 from shrinkage.training.global_hook import check_same_declaration, targets_of
 
 LayerType = TypeVar("LayerType", bound=nn.Module)

@@ -9,26 +9,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shrinkage.diagnostics.advice import training_of
-from shrinkage.diagnostics.residuals import Residuals
-from shrinkage.diagnostics.stationarity import Closure, residuals, value
+from shrinkage.diagnostics.evaluation import value
+from shrinkage.diagnostics.loss_gradients import Closure
+from shrinkage.diagnostics.residuals import Residuals, residuals
 from shrinkage.errors import AttachmentError
 from shrinkage.execution.compiled import Compile
 from shrinkage.optimizers.hooks import hook_around, uncompiled
 from shrinkage.optimizers.introspection import unwrapped, working
 from shrinkage.optimizers.parameter_state import Plan as ShrinkPlan
 from shrinkage.optimizers.parameter_state import before_shrink
-from shrinkage.selection.eligible import is_frozen
 from shrinkage.selection.how import How
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan, resolve, warn_of_unpenalized
 from shrinkage.selection.rules import Rules
-from shrinkage.selection.selectors import named_parameters
+from shrinkage.selection.supported_parameters import is_frozen
 from shrinkage.tables import names_note
 from shrinkage.training.attachment import Attachment, explicit_attachments
+from shrinkage.training.checks_before_step import check_together
 from shrinkage.training.global_hook import check_declared
 from shrinkage.training.options import Options
 from shrinkage.training.orphaned import Removable, follow
 from shrinkage.training.penalized import Found, names_of, targets_of
-from shrinkage.training.preconditions import check_together
 from shrinkage.training.regularize import declared_rules, rules_of
 from shrinkage.training.saved_state import Progress, state_of
 from shrinkage.training.state_hooks import Kept, leave, register_state_hooks, resume, resume_all

@@ -4,8 +4,7 @@ There a plain `load_state_dict` keeps it, so that it is still found by a regular
 optimizer was loaded.
 """
 
-import warnings
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 from weakref import ref
@@ -13,18 +12,17 @@ from weakref import ref
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from shrinkage.errors import ShrinkageError, listed
-from shrinkage.optimizers.introspection import parameters_of
+from shrinkage.errors import ShrinkageError
 from shrinkage.optimizers.parameter_state import KEY, Passenger, passengers
 from shrinkage.selection.plan import Plan
 from shrinkage.training.attachment import Attachment
+from shrinkage.training.matching_state import is_of_same, names_in, nothing, pop_state, positions_in
 from shrinkage.training.saved_state import (
     PARTS,
     Progress,
     Restore,
     State,
     checked_progress,
-    is_newer,
     membership_of,
     references_of,
     replaced,
@@ -149,44 +147,6 @@ def leave(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) ->
     return Kept(Progress.of(attachment), ref(optimizer), frozenset(state["parameters"]))
 
 
-def is_of_same(passenger: Passenger, optimizer: Optimizer, names: Set[str]) -> bool:
-    """Return whether `passenger` was left by an attachment that penalized one of the parameters called `names`."""
-    state = passenger.state(optimizer) if passenger.attachment is None else None
-    return state is not None and not names.isdisjoint(state["parameters"])
-
-
-def pop_state(
-    group: dict[str, Any], optimizer: Optimizer, attachment: Attachment, checked: Callable[[Optimizer, State], Restore]
-) -> Restore:
-    """Take the state of what penalizes the same in `optimizer` out of `group`, and return what goes on from it."""
-    states, names, positions = group.get(KEY, []), names_in(optimizer, attachment), positions_in(optimizer, attachment)
-    alike = [state for state in states if state.get("parameters") == names]
-    alike = alike or [state for state in states if is_for(state, names)]
-    mine = next((state for state in alike if state.get("positions") == positions), alike[0] if alike else None)
-    if mine is None:
-        if states:
-            saved = " and ".join(penalizing(state.get("parameters", [])) for state in states)
-            warnings.warn(
-                f"the optimizer's state comes from {saved}; {penalizing(names)} finds nothing there and keeps its own "
-                "update count: attach it with the rules that were saved, or give it a state with load_state_dict()",
-                stacklevel=2,
-            )
-        return nothing
-    restore = checked(optimizer, mine)
-    others = [state for state in states if state is not mine]
-    group.pop(KEY)
-    group.update({KEY: others} if others else {})
-    return restore
-
-
-def is_for(state: State, names: Sequence[str]) -> bool:
-    """Return whether `state` is of smaller parameters or of an older default, with some that are called `names`."""
-    saved = set(state.get("parameters", []))
-    if state.get("shrunk"):
-        return not saved.isdisjoint(names)
-    return bool(saved) and saved < set(names) and all(map(is_newer, set(names) - saved))
-
-
 def with_others(state: State, part: Plan) -> State:
     """Return `state` for the parameters of `part` alone; references that it lacks are those taken just now."""
     names = {name for entry in part for name in (entry.name, *entry.aliases)}
@@ -215,23 +175,3 @@ def checked_restore(regularizer: Planned, attachment: Attachment, optimizer: Opt
         progress.restore(attachment)
 
     return restore
-
-
-def names_in(optimizer: Optimizer, attachment: Attachment) -> list[str]:
-    """Return the names of what `attachment` penalizes in `optimizer`."""
-    return [target.name for target in attachment.targets(optimizer)]
-
-
-def positions_in(optimizer: Optimizer, attachment: Attachment) -> list[int]:
-    """Return where `optimizer` holds them, which tells two models apart whose parameters have the same names."""
-    positions = {id(parameter): index for index, parameter in enumerate(parameters_of(optimizer))}
-    return [positions[id(target.parameter)] for target in attachment.targets(optimizer)]
-
-
-def penalizing(names: Sequence[str]) -> str:
-    """Return the regularizer that penalizes `names`, as text."""
-    return f"a regularizer of {len(names)} parameters ({listed(names, most=3)})"
-
-
-def nothing() -> None:
-    """Go on from where things stand."""

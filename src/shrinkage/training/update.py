@@ -20,18 +20,19 @@ from shrinkage.execution.compiled import Compile
 from shrinkage.execution.single_tensor import add_gradient_, decay_, follow_, prox_, restore_, shrink_all_
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import MetricStep, State
-from shrinkage.optimizers.introspection import overflow_of, sign_of
+from shrinkage.optimizers.introspection import sign_of
+from shrinkage.optimizers.overflow import overflow_of
 from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.base import Penalty
 from shrinkage.proximal.precision import NARROW, upcast
 from shrinkage.selection.how import decides
+from shrinkage.training.checks_before_step import check_unscaled
 from shrinkage.training.gradient_averages import Averages
 from shrinkage.training.gradients import Gradients, dense
 from shrinkage.training.half_precision import Rounding
 from shrinkage.training.intervals import Intervals
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import PenalizedParameter
-from shrinkage.training.preconditions import check_unscaled
 from shrinkage.training.step_sizes import Steps, shard_of
 from shrinkage.training.update_count import Updates
 

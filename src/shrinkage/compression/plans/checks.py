@@ -11,8 +11,8 @@ from shrinkage.compression.plans.layers import outputs_of
 from shrinkage.compression.plans.tensors import Shape, joined, own_tensors, saved_shapes
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import PlanError, ShrinkError
+from shrinkage.selection.first_match import nearest
 from shrinkage.selection.parametrized import computed_weights
-from shrinkage.selection.selectors import nearest
 
 Keep = Mapping[str, Mapping[int, tuple[int, ...]]]
 LISTED = 3  # differences that a message names

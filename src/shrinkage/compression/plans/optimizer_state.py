@@ -13,7 +13,7 @@ from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import Shape, cut, joined
 from shrinkage.errors import PlanError
 from shrinkage.optimizers.parameter_state import put_smaller, states_beside
-from shrinkage.selection.selectors import named_parameters
+from shrinkage.selection.named_parameters import named_parameters
 
 # Which dimension the factors of a second moment lack, by how their names end: the means over columns and over rows.
 LACKS = {"row": -1, "col": -2}

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shrinkage.distributed.flattened import check_piece
+from shrinkage.distributed.flat_parameters import check_piece
 from shrinkage.errors import AttachmentError, MetricError, ParameterError
 from shrinkage.optimizers.introspection import group_indices, is_captured
 from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.membership import coupled_of
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan
-from shrinkage.selection.selectors import named_parameters
 from shrinkage.training.penalized import PenalizedParameter
 
 

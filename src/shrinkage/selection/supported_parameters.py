@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.errors import ParameterError
-from shrinkage.selection.selectors import NamedParameter
+from shrinkage.selection.named_parameters import NamedParameter
 
 COMPLEX = (
     "keep it as torch.view_as_real(...) in a parameter of its own with one dimension more, in which "
