@@ -62,7 +62,7 @@ MUTANTS = [
     M("// round_to) * round_to", "// 1) * 1", "shrink", "a_multiple"),
     M("            stay[labels[~product.zero]] = True\n", "            pass\n", "tracing", "of_a_product"),
     M("if verify else Checks(atol)", "", "shrink", "nothing_is_compared"),
-    M("if error > self.checks.atol:\n            chance", "if False:\n            chance", "shrink", "found_and_undone", quick=True),
+    M("if not self.checks.accept(error):\n            chance", "if False:\n            chance", "shrink", "found_and_undone", quick=True),
     M("return (result, untried) if fine(result) else", "return", "tracing", "in_the_code"),
     M("choice, error = trial, without", "pass", "beyond_the_rules", "by_chance"),
     M("        if halves:", "        if False:", "beyond_the_rules", "half"),

@@ -91,7 +91,7 @@ class Attempts:
         try:
             made = self.built(choice)
             error = self.checks.error(made[1])
-            if not error > self.checks.atol:
+            if self.checks.accept(error):
                 self.made = choice, made
             return error
         except PlanError as error:
@@ -100,7 +100,7 @@ class Attempts:
 
     def fits(self, choice: Choice) -> bool:
         """Return whether the outputs of the smaller model are those of the dense one, as far as they are compared."""
-        return not self.error(choice) > self.checks.atol
+        return self.checks.accept(self.error(choice))
 
     def _fits_alone(self, held: Tensor, attributes: frozenset[str]) -> bool:
         """Return whether outputs are the same where some channels that are not `held` go and `attributes` stay."""
@@ -119,19 +119,19 @@ class Attempts:
         groups = alike(changed, model)
         if groups:
             unchanged = Choice(choice.held, frozenset[str]().union(*groups))
-            if (without := self.error(unchanged)) <= self.checks.atol:
+            if self.checks.accept(without := self.error(unchanged)):
                 return unchanged, without, refusal
-        if groups and error > self.checks.atol:
+        if groups and not self.checks.accept(error):
             choice = Choice(choice.held, equal_by_chance(coupling, model, gone, self._fits_alone))
             error = self.error(choice)
-        if error > self.checks.atol:
+        if not self.checks.accept(error):
             chance = choice.attributes
             held, self.untried = culprits(coupling, gone, lambda held: self.fits(Choice(held, chance)))
             choice = Choice(held, chance)
             error = self.error(choice)
         for names in groups:
             trial = Choice(choice.held, choice.attributes | names)
-            if (without := self.error(trial)) <= self.checks.atol:
+            if self.checks.accept(without := self.error(trial)):
                 choice, error = trial, without
         return choice, error, refusal
 
