@@ -134,3 +134,10 @@ def zero_if(overflow: Tensor | None, size: Number) -> Number:
 def item_if_on_cpu(number: Number) -> Number:
     """Return a tensor's number where reading it does not wait for a device, as optimizers read it; else the tensor."""
     return number.item() if isinstance(number, Tensor) and number.device.type == "cpu" else number
+
+
+def zero_on_overflow(step: Step, overflow: Tensor | None) -> Step:
+    """Return `step`, or 0 if `overflow` is 1, because the update is skipped; None outside of loss scaling."""
+    if overflow is None:
+        return step
+    return step.zero_if(overflow) if isinstance(step, LATER) else zero_if(overflow, step)

@@ -12,8 +12,15 @@ from torch.optim import Optimizer
 from shrinkage.distributed.all_reduce import shard_penalty
 from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient, local_state
 from shrinkage.execution.task import Task
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number, State, Step, item_if_on_cpu, number
-from shrinkage.optimizers.overflow import zero_on_overflow
+from shrinkage.optimizers.adaptive_step import (
+    AdaptiveStep,
+    Number,
+    State,
+    Step,
+    item_if_on_cpu,
+    number,
+    zero_on_overflow,
+)
 from shrinkage.optimizers.registry import Metric, learning_rate
 from shrinkage.penalties.base import Penalty
 from shrinkage.proximal.precision import upcast
