@@ -8,6 +8,7 @@ MUTANTS = [
     M(" | LOOKUPS | SCATTERS or", " | LOOKUPS or", "graph_layers", "along_edges"),
     M("[*x.factors, *(factor for factor in other.factors if copied.issuperset(axes_of(factor)))]", "x.factors", "graph_layers", "along_edges"),
     M("idle |= {\"query\", \"key\"} if", "idle |= set() if", "collapse_layers", "biases_alone"),
+    M(" and not differing(value.runs[0], [-2]).any()", "", "collapse_layers", "among_constants"),
     M("live if still is None else live & ~still", "live", "graph_layers", "beside"),
     M("else zero & ~data.depends", "else zero", "graph_layers", "depends"),
     M("    if tensor.layout != torch.strided:", "    if False:", "graph_layers", "same_places"),

@@ -169,17 +169,17 @@ def test_attention_without_scores_is_not_called_dead():
 
 
 class Attention(nn.Module):
-    """Attention of two heads, with queries, keys and values by one layer; or with values that are a parameter."""
+    """Attention of two heads, with queries, keys and values by one layer; or with places added to the values."""
 
-    def __init__(self, *, own_values=False):
+    def __init__(self, *, places=False):
         super().__init__()
         self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
-        self.values = nn.Parameter(torch.randn(1, 2, 6, 4)) if own_values else None
+        self.places = nn.Parameter(torch.randn(1, 2, 6, 4)) if places else None
 
     def forward(self, x):
         parts = (part.unflatten(-1, (2, -1)).transpose(-3, -2) for part in self.qkv(x).chunk(3, -1))
         query, key, value = parts
-        value = value if self.values is None else self.values.expand_as(value)
+        value = value if self.places is None else value + self.places
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         return self.out(mixed.transpose(-3, -2).flatten(-2))
 
@@ -198,8 +198,11 @@ def test_attention_whose_values_are_biases_alone_is_dead():
 
 
 def test_attention_that_chooses_among_constants_is_alive():
+    """Values that are biases and places do not depend on the inputs, but the weights of their mean do."""
     torch.manual_seed(0)
-    model, x = Attention(own_values=True), torch.randn(3, 6, 8)
+    model, x = Attention(places=True), torch.randn(3, 6, 8)
+    with torch.no_grad():
+        model.qkv.weight[16:] = 0
     result = shrink(model, x, verify=False)
     assert result.report.collapsed == ()
     torch.testing.assert_close(result.model(2 * x), model(2 * x))
