@@ -19,6 +19,6 @@ MUTANTS = [
     M("if mesh.size(index) > 1 and not placement.is_replicate()", "if False", "processes", "sharded and columns_are_cut and not 4"),
     M("for index, dim in cuts.items() if dim not in free)", "for index, dim in cuts.items())", "processes", "check_messages and not 4"),
     M("dist.all_reduce(message, group=group)", "pass", "processes", "sharded and columns_are_cut and not 4"),
-    M("if target.group_sharding is None:\n                self._held", "if True:\n                self._held", "processes", "fsdp2 and zeros_are_held"),
+    M("if target.group_sharding is None:\n            held[", "if True:\n            held[", "processes", "fsdp2 and zeros_are_held"),
     M("target.how == \"gradient\" and (is_dtensor(target.parameter) or self._takes_part(target))", "target.how == \"gradient\" and self._has_gradient(target)", "processes", "a_closure_without_gradients"),
 ]

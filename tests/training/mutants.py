@@ -68,6 +68,6 @@ MUTANTS = [
     M("handle.remove()", "pass", "regularizer", file="training/regularizer.py"),
     M(" if each not in self._optimizers()}", "}", "regularizer", "twice"),
     M("sign if scale is None else sign / scale", "sign", "gradient_averages", "loss_scaling"),
-    M("sign = self._sign(target)\n                unscaled", "sign = 1.0\n                unscaled", "gradient_averages", "maximize"),
+    M("sign = sign_of(optimizer, target.group)\n            unscaled", "sign = 1.0\n            unscaled", "gradient_averages", "maximize"),
     M("self._sign(target) if scale is None else self._sign(target) * scale", "self._sign(target)", "attachment", "loss_scaling"),
 ]

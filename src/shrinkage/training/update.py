@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from shrinkage.diagnostics.evaluation import sum_of, value_of
 from shrinkage.distributed.all_reduce import blocks_of
-from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient, spread
-from shrinkage.execution.collective import SharedTask, add_gradients_across_, prox_across_, zeros_that_stay
+from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient
+from shrinkage.execution.collective import SharedTask, add_gradients_across_, prox_across_
 from shrinkage.execution.compiled import Compile
 from shrinkage.execution.single_tensor import add_gradient_, decay_, follow_, prox_, restore_, shrink_all_
 from shrinkage.execution.task import Task
@@ -24,12 +24,12 @@ from shrinkage.optimizers.introspection import sign_of
 from shrinkage.optimizers.overflow import overflow_of
 from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.base import Penalty
-from shrinkage.proximal.precision import NARROW, upcast
-from shrinkage.selection.how import decides
+from shrinkage.proximal.precision import NARROW
 from shrinkage.training.checks_before_step import check_unscaled
 from shrinkage.training.gradient_averages import Averages
-from shrinkage.training.gradients import Gradients, dense
+from shrinkage.training.gradients import Gradients
 from shrinkage.training.half_precision import Rounding
+from shrinkage.training.held_zeros import held_zeros
 from shrinkage.training.intervals import Intervals
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import PenalizedParameter
@@ -89,7 +89,7 @@ class Update:
             if first and metric is not None and metric.before is not None:
                 self._noted = {target.name: steps.before(target) for target, _ in self._penalized}
             if first and averages is not None:
-                self._hold_zeros(averages, scale, steps)
+                self._held = held_zeros(self._optimizer, self._taking_part(self._after), averages, steps, scale)
             self._add_gradients(in_gradient, scale)
             if first:
                 self._decay(steps)
@@ -240,29 +240,6 @@ class Update:
                 shared.append(SharedTask(penalty, w, -size, target.group_sharding, moved, generator))
         if shared:
             add_gradients_across_(shared)
-
-    def _hold_zeros(self, averages: Averages, scale: Tensor | None, steps: Steps) -> None:
-        """Average the gradients of the data, and note the zeros for which the average is stationary."""
-        overflow = overflow_of(self._optimizer)
-        shared: dict[str, SharedTask] = {}
-        for target, penalty in self._taking_part(self._after):
-            if not decides(target.penalty, target.how):
-                continue
-            iterate = steps.iterate(target)[0].detach()
-            grad = local_gradient(target.parameter)
-            own, w = shard_of(penalty, iterate)
-            if grad is None:  # others wait
-                unscaled = torch.zeros_like(upcast(w))
-                skipped: Tensor | None = unscaled.new_ones(())
-            else:
-                sign = self._sign(target)
-                unscaled, skipped = upcast(dense(grad)) * (sign if scale is None else sign / scale), overflow
-            average = local(averages.update(target.name, spread(unscaled, iterate), skipped))
-            if target.group_sharding is None:
-                self._held[target.name] = own.stays(upcast(w), average)
-            else:
-                shared[target.name] = SharedTask(penalty, w, average, target.group_sharding)
-        self._held |= zip(shared, zeros_that_stay(list(shared.values())), strict=True)
 
 
 @contextmanager
