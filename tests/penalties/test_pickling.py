@@ -202,20 +202,38 @@ def test_a_schedule_is_allowed_by_whoever_wrote_it():
     assert loaded(saved(L1(rising)), [rising]) == L1(rising)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Own(L1):
     """Somebody else's penalty."""
 
     tag: str = ""
 
 
-def test_a_penalty_of_somebody_else_is_pickled_as_ever():
-    assert pickle.loads(pickle.dumps(Own(0.1, "mine"))) == Own(0.1, "mine")
-    assert type(copy.deepcopy(Own(0.1))) is Own
-    layer = regularize(nn.Linear(2, 2), Own(100.0, "mine"))
-    with pytest.raises(pickle.UnpicklingError, match=r"test_pickling\.Own"):
+@dataclass(frozen=True, slots=True)
+class WithSlots(L1):
+    """The same, with a slot for its own field."""
+
+    tag: str = ""
+
+
+class WithCache(Own):
+    """One with an attribute that is no field, in a slot."""
+
+    __slots__ = ("seen",)
+
+
+@pytest.mark.parametrize("kind", [Own, WithSlots, WithCache])
+def test_a_penalty_of_somebody_else_is_pickled_as_ever(kind):
+    penalty = kind(0.1, "mine")
+    if kind is WithCache:
+        object.__setattr__(penalty, "seen", 3)
+    for again in (pickle.loads(pickle.dumps(penalty)), copy.deepcopy(penalty)):
+        assert again == penalty  # the class included
+        assert getattr(again, "seen", None) == getattr(penalty, "seen", None)
+    layer = regularize(nn.Linear(2, 2), kind(100.0, "mine"))
+    with pytest.raises(pickle.UnpicklingError, match=rf"test_pickling\.{kind.__name__}"):
         loaded(saved(layer))
-    assert (stepped(loaded(saved(layer), [Own]), 1) == 0).all()
+    assert (stepped(loaded(saved(layer), [kind]), 1) == 0).all()
 
 
 def test_what_a_newer_version_saved_is_refused_by_name():

@@ -47,7 +47,7 @@ class ConstraintOnGroups(Constraint):
         return Description(name, numbers, f"{count}{self.groups}")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MaxNorm(ConstraintOnGroups):
     """Keep the Euclidean norm of each group below a limit.
 
@@ -85,7 +85,7 @@ class MaxNorm(ConstraintOnGroups):
         return projections.l2_ball(rows, steps, self.limit)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MinMaxNorm(ConstraintOnGroups):
     """Keep the Euclidean norm of each group between two limits.
 
@@ -127,7 +127,7 @@ class MinMaxNorm(ConstraintOnGroups):
         return projections.l2_shell(rows, steps, self.low, self.high)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnitNorm(ConstraintOnGroups):
     """Keep the Euclidean norm of each group at 1, or at another length.
 
@@ -163,7 +163,7 @@ class UnitNorm(ConstraintOnGroups):
         return projections.l2_sphere(rows, steps, self.length)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class L1Ball(ConstraintOnGroups):
     """Keep the sum of absolute values below a radius, which makes weights exactly zero.
 
@@ -200,7 +200,7 @@ class L1Ball(ConstraintOnGroups):
         return projections.l1_ball(rows, steps, self.radius)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Simplex(ConstraintOnGroups):
     """Keep weights nonnegative, and their sum at a total: a mixture.
 
@@ -232,7 +232,7 @@ class Simplex(ConstraintOnGroups):
         return projections.simplex(rows, steps, self.total)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SpectralBall(Constraint):
     """Keep the largest singular value below a limit: a bound on how much a layer can amplify.
 

@@ -22,7 +22,7 @@ from shrinkage.tables import shape_text
 Bound = float | Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Box(Constraint):
     """Keep every weight between two bounds, with or without a penalty on top.
 

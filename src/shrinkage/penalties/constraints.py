@@ -105,7 +105,7 @@ class Constraint(Penalty):
         return Description(type(self).__name__, ", ".join(numbers) or "-", "-")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TopK(Constraint):
     """Keep the largest weights of the tensor, or of each group, and set the others to zero.
 
@@ -165,7 +165,7 @@ class TopK(Constraint):
         return Description("TopK", density, str(self.groups))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NofM(Constraint):
     """Keep the n largest of every m consecutive weights along dimension 1; sparse tensor cores run 2 of 4.
 

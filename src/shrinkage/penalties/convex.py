@@ -9,7 +9,7 @@ from shrinkage.penalties.schedules import Strength, check_positive, fixed
 from shrinkage.proximal import precision, thresholds
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class L1(Elementwise):
     """Penalize the sum of absolute values, which makes weights exactly zero.
 
@@ -48,7 +48,7 @@ class L1(Elementwise):
         return Radial(fixed(self.strength), 0.0)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class L2(Elementwise):
     """Penalize half the sum of squares: weight decay. It makes weights small, never zero.
 
@@ -95,7 +95,7 @@ class L2(Elementwise):
         return Radial(0.0, fixed(self.strength))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ElasticNet(Elementwise):
     """Penalize absolute values and half squares together: exact zeros, and correlated weights are kept together.
 
@@ -138,7 +138,7 @@ class ElasticNet(Elementwise):
         return Radial(fixed(self.l1), fixed(self.l2))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Huber(Elementwise):
     """Penalize squares of small weights and absolute values of large ones: robust decay, with no zeros.
 

@@ -38,7 +38,7 @@ class Counting(Elementwise):
         return grad.new_zeros(())
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class L0(Counting):
     """Penalize the number of nonzero weights.
 
@@ -72,7 +72,7 @@ class L0(Counting):
         return thresholds.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Counted(Counting):
     """Penalize the number of nonzero weights on top of another penalty of elements.
 
@@ -142,7 +142,7 @@ class Counted(Counting):
         return Description(f"{penalty} + L0", f"{strength}, {price}", groups)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Lp(Counting):
     """Penalize a power of each absolute value, between counting weights and summing their sizes.
 

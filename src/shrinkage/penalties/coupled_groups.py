@@ -15,7 +15,7 @@ from shrinkage.penalties.value_objects import Value
 NONE = -1  # the group of an index that belongs to none
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Member(Value):
     """Which slices of one parameter belong to which group.
 
@@ -52,7 +52,7 @@ class Member(Value):
         object.__setattr__(self, "groups", tuple(self.groups))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Slices(Groups):
     """One group per index of dimension `dim`: what a member has before its slices are counted together.
 
@@ -69,7 +69,7 @@ class Slices(Groups):
         return Layout((*shape, 1) if len(shape) == 1 else tuple(shape), (self.dim,))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Coupled(Groups):
     """Groups that span several parameters: slices with the same number form one group.
 

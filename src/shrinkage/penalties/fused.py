@@ -14,7 +14,7 @@ from shrinkage.proximal import precision
 from shrinkage.proximal.total_variation import total_variation
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FusedLasso(Penalty):
     """Penalize differences between neighbours along one dimension, which makes weights piecewise constant.
 

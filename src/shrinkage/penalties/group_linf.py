@@ -14,7 +14,7 @@ from shrinkage.proximal import precision, projections
 from shrinkage.proximal.precision import at_least_float32
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GroupLInf(PerGroup):
     """Penalize the largest weight of each group: whole groups become zero, others are clipped to one size.
 

@@ -18,7 +18,7 @@ from shrinkage.proximal.precision import at_least_float32
 from shrinkage.proximal.reductions import Reduction, alone
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Grouped(PerGroup):
     """Penalize the Euclidean norm of each group as `penalty` penalizes the size of one weight.
 

@@ -18,7 +18,7 @@ from shrinkage.penalties.value_objects import Value
 from shrinkage.proximal.precision import at_least_float32
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layout(Value):
     """How a tensor falls into groups: its shape with some dimensions split, and those that tell groups apart.
 
@@ -114,7 +114,7 @@ class Groups(Value, ABC):
         return values.reshape(layout.kept).expand(layout.shape).reshape(tuple(shape))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rows(Groups):
     """One group per index of dimension 0: the neurons of a linear layer, the filters of a convolution.
 
@@ -130,7 +130,7 @@ class Rows(Groups):
         return Layout((*shape, 1) if len(shape) == 1 else tuple(shape), (0,))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Columns(Groups):
     """One group per index of dimension 1: the input features of a linear layer, the input channels of a convolution.
 
@@ -144,7 +144,7 @@ class Columns(Groups):
         return Layout(tuple(shape), (1,))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Kernels(Groups):
     """One group per pair of an output and an input channel: the kernels of a convolution.
 
@@ -158,7 +158,7 @@ class Kernels(Groups):
         return Layout(tuple(shape), (0, 1))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Heads(Groups):
     """`count` groups of consecutive indices of dimension `dim`: the heads of an attention projection.
 
@@ -192,7 +192,7 @@ class Heads(Groups):
         return Layout(split, (self.dim,), (self.dim,))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Blocks(Groups):
     """Rectangles of `rows` x `columns` consecutive indices of dimensions 0 and 1, for block-sparse kernels.
 
@@ -227,7 +227,7 @@ class Blocks(Groups):
         return Layout(split, (0, 2), (0, 1))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Whole(Groups):
     """One group: the full tensor.
 

@@ -36,7 +36,7 @@ class OfMatrix(Penalty):
         return Description(type(self).__name__, "schedule" if callable(self.strength) else f"{self.strength:g}", "-")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Nuclear(OfMatrix):
     """Penalize the sum of singular values, which makes the matrix low-rank.
 
@@ -109,7 +109,7 @@ class Nuclear(OfMatrix):
         return largest(singular_values(as_matrix(self, upcast(grad))))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Orthogonal(OfMatrix):
     """Penalize rows that are not orthogonal to each other, or singular values that are not 1.
 

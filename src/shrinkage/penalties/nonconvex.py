@@ -16,7 +16,7 @@ from shrinkage.penalties.weighted import Weighted
 from shrinkage.proximal import thresholds
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MCP(Elementwise):
     """Penalize like L1 near zero, less and less for larger weights, and by a constant beyond gamma * strength.
 
@@ -70,7 +70,7 @@ class MCP(Elementwise):
         return MCP(multiple(factor, self.strength), self.gamma / factor if factor else self.gamma)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SCAD(Elementwise):
     """Penalize like L1 up to the strength, less and less for larger weights, and by a constant beyond a * strength.
 
@@ -130,7 +130,7 @@ class SCAD(Elementwise):
         return Weighted(self, torch.tensor(factor, dtype=torch.float64))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LogSum(Elementwise):
     """Penalize logarithms: close to counting weights, with a slope at zero that makes small weights zero.
 

@@ -14,7 +14,7 @@ from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NonNegative(Constraint):
     """Keep weights nonnegative, with or without a penalty on top.
 

@@ -5,8 +5,8 @@ The name is that of the class, without the file that it is defined in, so that a
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ class Saved:
             return
         _by_name[cls.__name__] = cls
         if "__setstate__" not in vars(cls):
-            cls.__setstate__ = set_in_order  # type: ignore[attr-defined]  # object has none
+            cls.__setstate__ = set_state  # type: ignore[attr-defined]  # object has none
         found_at_former_place(cls)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -55,11 +55,17 @@ class Saved:
         return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
 
 
-def set_in_order(self: Saved, state: Sequence[Any]) -> None:
-    """Set the fields of a dataclass from a file of version 0.1.0: their values in order, without newer ones."""
-    names = (field.name for field in fields(self))  # type: ignore[arg-type]  # only dataclasses come here
-    for attribute, value in (defaults_of(type(self)) | dict(zip(names, state, strict=False))).items():
-        object.__setattr__(self, attribute, value)
+def set_state(self: Saved, state: Any) -> None:
+    """Set the attributes that a pickle holds: of a class of somebody else, or of a file of version 0.1.0.
+
+    In such files dataclasses with slots are a list: the values of the fields in order, without newer ones.
+    """
+    if isinstance(state, list):
+        names = (field.name for field in fields(self))  # type: ignore[arg-type]  # only dataclasses have lists
+        state = dict(zip(names, state, strict=False))
+    for attributes in state if isinstance(state, tuple) else (state,):  # (attributes, slots), where there are both
+        for attribute, value in (attributes or {}).items():
+            object.__setattr__(self, attribute, value)
 
 
 def restored(name: str, data: Mapping[str, Any]) -> Saved:
@@ -70,15 +76,9 @@ def restored(name: str, data: Mapping[str, Any]) -> Saved:
             f"this file has a {name} of shrinkage, which this version does not know: load it with a newer version"
         )
     found = cls.__new__(cls)
-    for attribute, value in (defaults_of(cls) | dict(data)).items():
+    for attribute, value in data.items():
         object.__setattr__(found, attribute, value)
     return found
-
-
-def defaults_of(cls: type) -> dict[str, Any]:
-    """Return the fields of a dataclass that have a default."""
-    known = fields(cls) if is_dataclass(cls) else ()
-    return {field.name: field.default for field in known if field.default is not MISSING}
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Reduction
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ridged(Penalty):
     """Penalize half the sum of squares on top of another penalty, or inside of a constraint.
 

@@ -63,7 +63,7 @@ def fixed(strength: Strength) -> float:
     return float(strength)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Total(Value):
     """The sum of two strengths at an update.
 
@@ -79,7 +79,7 @@ class Total(Value):
         return at(self.one, iteration) + at(self.other, iteration)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Multiple(Value):
     """A number of times a schedule.
 

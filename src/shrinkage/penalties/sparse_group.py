@@ -18,7 +18,7 @@ from shrinkage.proximal.reductions import Reduction
 BISECTIONS = 70
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseGroupLasso(PerGroup):
     """Penalize weights and norms of groups together: zero groups, and zeros inside the others.
 

@@ -15,7 +15,7 @@ from shrinkage.proximal.reductions import Reduction
 Reference = Tensor | Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Toward(Penalty):
     """Penalize the distance to a reference: fine-tuning that stays near the pretrained weights, or returns to them.
 

@@ -14,7 +14,7 @@ from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.tables import shape_text
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Weighted(Elementwise):
     """Penalize each element by its own multiple of a penalty: the adaptive lasso, or elements without a penalty.
 

@@ -17,7 +17,7 @@ from shrinkage.selection.how import How, check_every, check_explicit, check_how
 from shrinkage.selection.selectors import AnySelector, Named, Selector, check_selector, selector_text
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rule(Value):
     """One penalty, the parameters it penalizes, and how it enters the optimizer's step.
 
