@@ -16,7 +16,7 @@ from catalog import EXPLICIT_PENALTIES, PENALTIES
 from distributed.common import ALL_CASES, Zoo, whole, zero_count, zoo_rules
 from distributed.registry import worlds
 from shrinkage import Grouped, Penalty, Regularizer, Rule, SparseGroupLasso, Toward
-from shrinkage.distributed.all_reduce import group_sharding_of
+from shrinkage.distributed.group_sharding import group_sharding_of
 from shrinkage.penalties.nonnegative import NonNegative
 from shrinkage.penalties.ridged import Ridged
 from shrinkage.selection.how import How

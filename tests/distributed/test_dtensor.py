@@ -12,7 +12,7 @@ import torch
 
 from catalog import CONSTRAINTS, PENALTIES
 from shrinkage import L1, Columns, Grouped, GroupLasso, Heads, Rows
-from shrinkage.distributed import all_reduce, dtensor
+from shrinkage.distributed import dtensor, group_sharding
 from shrinkage.proximal import secular, secular_search
 
 CASES = [*PENALTIES, *CONSTRAINTS]
@@ -148,9 +148,9 @@ def test_plain_tensors_pass_through():
     assert dtensor.local(w) is w
     assert dtensor.whole(w) is w
     assert dtensor.spread(w, w) is w
-    assert all_reduce.group_sharding_of(Grouped(L1(1.0), Columns()), w) is None
+    assert group_sharding.group_sharding_of(Grouped(L1(1.0), Columns()), w) is None
     penalty = GroupLasso(1.0, Rows())
-    assert all_reduce.shard_penalty(penalty, w) is penalty
+    assert group_sharding.shard_penalty(penalty, w) is penalty
 
 
 def test_distributed_tensors_are_not_imported_for_those_who_have_none():

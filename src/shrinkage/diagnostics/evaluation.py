@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from shrinkage.distributed.all_reduce import full_penalty
 from shrinkage.distributed.dtensor import whole
 from shrinkage.distributed.flat_parameters import check_has_value
+from shrinkage.distributed.group_sharding import full_penalty
 from shrinkage.errors import ParameterError
 from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.penalties import coupled_norms

@@ -1,11 +1,6 @@
 """Tensors that are sharded over processes (fully_shard, tensor parallel, meshes): what is asked of a DTensor.
 
-Each process penalizes its own shard of a parameter. No communication is needed if shards do not cut groups. If they do,
-the sums of groups are added up over the processes that share them; the all-reduces of all parameters in one round are
-sent together (`all_reduce.py`). A penalty that needs more than sums gets the full tensor on every process.
-
-Which of the three cases holds, and how often processes communicate, follows from shapes and placements alone. All
-processes know these, so that none of them waits for a message that nobody sends.
+Each process penalizes its own shard of a parameter. What holds for groups that are cut is in `group_sharding.py`.
 """
 
 import sys

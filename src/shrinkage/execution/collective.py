@@ -6,14 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shrinkage.distributed.all_reduce import (
-    GroupSharding,
-    blocks_of,
-    gradient_across,
-    prox_across,
-    run_all,
-    stays_across,
-)
+from shrinkage.distributed.all_reduce import run_all
+from shrinkage.distributed.group_sharding import GroupSharding, blocks_of, gradient_across, prox_across, stays_across
 from shrinkage.execution.compiled import Compile
 from shrinkage.execution.coupled_updates import MemberTask, shrink_together_
 from shrinkage.execution.single_tensor import write_
@@ -84,7 +78,7 @@ def zeros_that_stay(tasks: Tasks) -> list[Tensor]:
 def found_together(tasks: Tasks, compute: Callable[[Tasks], Reduction[list[Tensor]]]) -> list[Tensor]:
     """Return what `compute` finds for each task, from those that share its groups, in the order given."""
     blocks = blocks_of(tasks, lambda task: task.sharding.block)
-    results = run_all([compute(block) for block in blocks], [block[0].sharding.block for block in blocks])
+    results = run_all(list(map(compute, blocks)), [block[0].sharding.block.process_groups for block in blocks])
     pairs = (pair for block, own in zip(blocks, results, strict=True) for pair in zip(block, own, strict=True))
     found = {id(task): result for task, result in pairs}
     return [found[id(task)] for task in tasks]

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch.nn.parameter import is_lazy
 
-from shrinkage.distributed.all_reduce import Block, GroupSharding, group_sharding_of, membership_here
 from shrinkage.distributed.dtensor import process_groups_of
+from shrinkage.distributed.group_sharding import Block, GroupSharding, group_sharding_of, membership_here
 from shrinkage.penalties.coupled_groups import Coupled
 from shrinkage.penalties.membership import coupled_of, membership_of, weights_of
 from shrinkage.training.penalized import PenalizedParameter

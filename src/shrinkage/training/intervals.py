@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from shrinkage.distributed.all_reduce import blocks_of
 from shrinkage.distributed.dtensor import local, spread
+from shrinkage.distributed.group_sharding import blocks_of
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number, Step, number
 from shrinkage.training.penalized import PenalizedParameter
 

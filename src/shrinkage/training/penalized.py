@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.optim import Optimizer
 
-from shrinkage.distributed.all_reduce import GroupSharding
 from shrinkage.distributed.dtensor import put_shards_back
 from shrinkage.distributed.flat_parameters import check_piece, check_stepped, is_piece
+from shrinkage.distributed.group_sharding import GroupSharding
 from shrinkage.errors import AttachmentError
 from shrinkage.optimizers.introspection import group_indices, stepped
 from shrinkage.penalties.base import Penalty

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shrinkage.distributed.all_reduce import shard_penalty
 from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient, local_state
+from shrinkage.distributed.group_sharding import shard_penalty
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import (
     AdaptiveStep,

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shrinkage.diagnostics.evaluation import sum_of, value_of
-from shrinkage.distributed.all_reduce import blocks_of
 from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient
+from shrinkage.distributed.group_sharding import blocks_of
 from shrinkage.execution.collective import SharedTask, add_gradients_across_, prox_across_
 from shrinkage.execution.compiled import Compile
 from shrinkage.execution.single_tensor import add_gradient_, decay_, follow_, prox_, restore_, shrink_all_
