@@ -1,5 +1,6 @@
-"""Small models, one reference loop and one refused step: what the tests of the hooks have in common."""
+"""Small models, one loop that trains them and one refused step: what the tests of the hooks have in common."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 STRENGTH, LR = 0.2, 0.1
+Batch = tuple[Tensor, Tensor]
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -16,7 +18,7 @@ def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
 
 
-def batches(count: int, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+def batches(count: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
     """Random inputs and targets for `mlp`, the same at each call."""
     generator = torch.Generator().manual_seed(2)
     return [
@@ -25,45 +27,52 @@ def batches(count: int, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor
     ]
 
 
-def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     x, y = batch
     return (model(x) - y).square().mean()
 
 
-def train(model: nn.Module, optimizer: Optimizer, count: int = 5, *, closure: bool = False) -> None:
-    """Train in the plain way, or with closures."""
-    for batch in batches(count, next(model.parameters()).dtype):
+def closure_of(optimizer: Optimizer, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """What `optimizer.step` takes: it clears the gradients, computes those of the loss, and returns the loss."""
 
-        def backward(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
-            optimizer.zero_grad()
-            loss = loss_of(model, batch)
-            loss.backward()
-            return loss
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        found = loss()
+        found.backward()
+        return found
 
-        if closure:
-            optimizer.step(backward)
-        else:
-            backward()
-            optimizer.step()
+    return closure
 
 
-def train_by_hand(
+def train_step(
+    optimizer: Optimizer,
+    loss: Tensor,
+    *,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    """Step on the gradients of one loss, with code of the test's own right before and after the optimizer's step."""
+    closure_of(optimizer, lambda: loss)()
+    before()
+    optimizer.step()
+    after()
+
+
+def train(
     model: nn.Module,
     optimizer: Optimizer,
+    data: int | Sequence[Batch] = 5,
     *,
-    before: Callable[[], None] = lambda: None,
-    after: Callable[[], None] = lambda: None,
-    count: int = 5,
+    loss: Callable[[nn.Module, Batch], Tensor] = loss_of,
+    closure: bool = False,
+    **around: Callable[[], object],
 ) -> None:
-    """Train with code of the test's own right before and after each optimizer step."""
-    for batch in batches(count, next(model.parameters()).dtype):
-        optimizer.zero_grad()
-        loss_of(model, batch).backward()
-        with torch.no_grad():
-            before()
-        optimizer.step()
-        with torch.no_grad():
-            after()
+    """Train on batches, or on so many of `batches`, in the plain way (`around` as in `train_step`) or with closures."""
+    for batch in batches(data, next(model.parameters()).dtype) if isinstance(data, int) else data:
+        if closure:
+            optimizer.step(closure_of(optimizer, functools.partial(loss, model, batch)))
+        else:
+            train_step(optimizer, loss(model, batch), **around)
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
@@ -71,6 +80,7 @@ def weights(model: nn.Module) -> list[nn.Parameter]:
     return [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
 
 
+@torch.no_grad()
 def soft_(w: Tensor, threshold: float | Tensor) -> None:
     """Soft threshold in the textbook's form."""
     w.copy_(w.sign() * (w.abs() - threshold).clamp_min(0))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from late import celer, datasets, linear_model
+from models import train_step
 from shrinkage import Penalty, Regularizer
 
 LASSO_STRENGTH = 0.05
@@ -146,7 +147,5 @@ def solve(problem: Problem, penalty: Penalty, make, iterations: int, how="proxim
     optimizer = make(model.parameters())
     Regularizer(model, penalty, how=how).attach(optimizer)
     for _ in range(iterations):
-        optimizer.zero_grad()
-        problem.loss(model).backward()
-        optimizer.step()
+        train_step(optimizer, problem.loss(model))
     return model.weight.detach()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from late import transformers
+from models import train_step
 from shrinkage import CoupledChannels, GroupError, GroupLasso, Regularizer, shrink
 from zoo.harness import difference
 from zoo.own import CASES
@@ -30,9 +31,7 @@ def test_training_gives_zero_channels_all_of_which_are_taken_out(case):
     Regularizer(model, GroupLasso(STRENGTHS[case.name], channels)).attach(optimizer)
     target = model(*arguments, **keywords).detach()
     for _ in range(80):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(*arguments, **keywords), target).backward()
-        optimizer.step()
+        train_step(optimizer, nn.functional.mse_loss(model(*arguments, **keywords), target))
     parameters = dict(model.named_parameters())
     zero = {
         number

@@ -1,6 +1,7 @@
 """Training that goes on with the smaller model takes the steps that the dense model would take."""
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from catalog import OPTIMIZERS, OptimizerCase
 from late import transformers
+from models import closure_of, loss_of
 from shrinkage import (
     L1,
     AttachmentError,
@@ -68,17 +70,8 @@ def network() -> nn.Sequential:
 def train(model: nn.Module, optimizer: Optimizer, seed: int, steps: int = 4) -> None:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        x = torch.randn(16, 5, generator=generator, dtype=torch.float64)
-        y = torch.randn(16, 3, generator=generator, dtype=torch.float64)
-
-        @torch.enable_grad()
-        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
-            optimizer.zero_grad()
-            loss = (model(x) - y).square().mean()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        x, y = (torch.randn(16, width, generator=generator, dtype=torch.float64) for width in (5, 3))
+        optimizer.step(torch.enable_grad()(closure_of(optimizer, functools.partial(loss_of, model, (x, y)))))
 
 
 def started(make: Callable[[Iterable[Tensor]], Optimizer], steps: int = 4) -> tuple[nn.Sequential, Optimizer]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
+from models import train_step
 from shrinkage import L0, L1, L2, Box, GroupLasso, Regularizer, Rows
 from shrinkage.diagnostics.advice import Training, advice
 
@@ -21,9 +22,7 @@ def trained(penalty, *, steps=5, lr=0.05, hold_zeros=None, how="proximal", optim
         regularizer.attach(used)
     loss = lambda rows=x: nn.functional.mse_loss(model(rows), rows[:, :2])  # noqa: E731
     for index in range(steps):
-        used.zero_grad()
-        loss(x[index % 4 :: 4]).backward()
-        used.step()
+        train_step(used, loss(x[index % 4 :: 4]))
     found = regularizer.residuals(loss)
     assert not found.solved
     return found.verdict()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from models import batches, loss_of, mlp, train
+from models import batches, loss_of, mlp, train, train_step
 from problems import diabetes_lasso, digits_group_lasso
 from shrinkage import (
     L0,
@@ -46,9 +46,7 @@ def solved(problem, penalty, iterations=1500):
     optimizer = Adam(model.parameters(), lr=0.01)
     regularizer = Regularizer(model, penalty).attach(optimizer)
     for _ in range(iterations):
-        optimizer.zero_grad()
-        problem.loss(model).backward()
-        optimizer.step()
+        train_step(optimizer, problem.loss(model))
     return model, regularizer, optimizer
 
 
@@ -137,9 +135,7 @@ def test_solutions_of_other_penalties_are_certified(penalty):
     optimizer = SGD(model.parameters(), lr=0.2)
     regularizer = Regularizer(model, penalty).attach(optimizer)
     for _ in range(3000):
-        optimizer.zero_grad()
-        problem.loss(model).backward()
-        optimizer.step()
+        train_step(optimizer, problem.loss(model))
     assert regularizer.residuals(lambda: problem.loss(model), tolerance=1e-4).solved
     model.weight.data.add_(0.05)
     assert not regularizer.residuals(lambda: problem.loss(model), tolerance=1e-3).solved
@@ -195,9 +191,7 @@ def test_above_the_largest_strength_of_a_layer_training_leaves_nothing_of_it(mak
         optimizer = SGD([layer[0].weight], lr=0.05)
         Regularizer(layer, {"0.weight": make(factor * found)}).attach(optimizer)
         for _ in range(500):
-            layer.zero_grad()
-            loss_of(layer, data).backward()
-            optimizer.step()
+            train_step(optimizer, loss_of(layer, data))
         assert bool((layer[0].weight != 0).any()) == alive
 
 
@@ -378,9 +372,7 @@ def test_an_optimizer_that_climbs_is_judged_by_what_it_climbs():
     optimizer = SGD(model.parameters(), lr=0.1, maximize=True)
     regularizer = Regularizer(model, L1(problem.strength)).attach(optimizer)
     for _ in range(3000):
-        optimizer.zero_grad()
-        (-problem.loss(model)).backward()
-        optimizer.step()
+        train_step(optimizer, -problem.loss(model))
     assert regularizer.residuals(lambda: -problem.loss(model)).solved
 
 

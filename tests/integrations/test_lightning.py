@@ -14,7 +14,7 @@ from torch.optim import LBFGS, SGD, AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader
 
-from models import batches, equal, loss_of, mlp, soft_, weights, zeros
+from models import batches, equal, loss_of, mlp, soft_, train_step, weights, zeros
 from shrinkage import (
     L1,
     L2,
@@ -523,9 +523,7 @@ def test_a_parameter_group_that_is_added_in_the_middle_is_penalized_from_then_on
     for update, batch in enumerate(batches(COUNT) * 2):
         if update == COUNT:
             optimizer.add_param_group({"params": net[0].parameters()})
-        net.zero_grad()
-        loss_of(net, batch).backward()
-        optimizer.step()
+        train_step(optimizer, loss_of(net, batch))
         with torch.no_grad():
             thresholds(net if update >= COUNT else net[2], optimizer, update)
     assert equal(module.net, net)

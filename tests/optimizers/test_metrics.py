@@ -23,7 +23,7 @@ from torch.optim import (
 )
 
 from catalog import OPTIMIZERS
-from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, weights, zeros
+from models import batches, equal, loss_of, mlp, soft_, train, weights, zeros
 from shrinkage import L0, L1, L2, GroupLasso, MetricError, Regularizer, Rows, register_metric
 from shrinkage.optimizers.adaptive_step import number
 from shrinkage.optimizers.registry import _metrics, metric_of
@@ -321,23 +321,13 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-@pytest.mark.parametrize("how_stepped", ["plain", "closure"])
-def test_thresholds_are_those_of_a_loop_written_by_hand(name, how_stepped):
+@pytest.mark.parametrize("closure", [False, True])
+def test_thresholds_are_those_of_a_loop_written_by_hand(name, closure):
     make, note, eta = BY_HAND[name]
     ours, hand = mlp(torch.float64), mlp(torch.float64)
     optimizer, hand_optimizer = make(ours.parameters()), make(hand.parameters())
     Regularizer(ours, L1(0.02)).attach(optimizer)
-    if how_stepped == "plain":
-        train(ours, optimizer, 20)
-    for batch in batches(20, torch.float64) if how_stepped == "closure" else ():
-
-        def closure(batch=batch):
-            optimizer.zero_grad()
-            loss = loss_of(ours, batch)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+    train(ours, optimizer, 20, closure=closure)
     noted = {}
 
     def before():
@@ -347,7 +337,7 @@ def test_thresholds_are_those_of_a_loop_written_by_hand(name, how_stepped):
         for w in weights(hand):
             soft_(w, 0.02 * eta(hand_optimizer, w, noted[w]))
 
-    train_by_hand(hand, hand_optimizer, before=before, after=after, count=20)
+    train(hand, hand_optimizer, 20, before=before, after=after)
     assert zeros(ours) > 3
     assert zeros(ours) == zeros(hand)
     for one, other in zip(ours.parameters(), hand.parameters(), strict=True):

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from catalog import OptimizerCase
 from late import transformers
-from models import batches, equal, loss_of, mlp, soft_, train, weights
+from models import batches, equal, loss_of, mlp, soft_, train, train_step, weights
 from problems import diabetes_lasso, digits_group_lasso, solve
 from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer, regularize
 from shrinkage.optimizers.adaptive_step import number
@@ -76,9 +76,7 @@ def solve_schedule_free(problem, penalty, make, iterations):
     optimizer.train()
     Regularizer(model, penalty).attach(optimizer)
     for _ in range(iterations):
-        optimizer.zero_grad()
-        problem.loss(model).backward()
-        optimizer.step()
+        train_step(optimizer, problem.loss(model))
     optimizer.eval()
     last = optimizer.state[model.weight]["z"]
     return torch.where(last == 0, 0.0, model.weight.detach()), last
@@ -305,9 +303,7 @@ def test_an_optimizer_that_climbs_as_a_whole_is_penalized_as_one_that_descends(m
         optimizer = make(model.parameters(), lr=0.05, maximize=sign < 0, foreach=False)
         Regularizer(model, L1(0.02), how=how).attach(optimizer)
         for batch in batches(5, torch.float64):
-            optimizer.zero_grad()
-            (sign * loss_of(model, batch)).backward()
-            optimizer.step()
+            train_step(optimizer, sign * loss_of(model, batch))
         models.append(model)
     assert equal(*models)
 

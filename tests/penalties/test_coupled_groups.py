@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
+from models import train_step
 from oracle import best_improvement
 from shrinkage import (
     L0,
@@ -226,9 +227,7 @@ def test_training_ends_where_the_stated_problem_is_solved(make, steps):
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] *= 0.985 if isinstance(optimizer, Adam) and step > 300 else 1.0
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
+        train_step(optimizer, loss())
     residuals = regularizer.residuals(loss, tolerance=1e-6)
     assert residuals.solved
     assert [each.name for each in residuals.penalized] == ["first.weight and 1 more"]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 from catalog import CONSTRAINTS, PENALTIES
-from models import equal, mlp, train, zeros
+from models import equal, mlp, train, train_step, zeros
 from shrinkage import (
     L0,
     L1,
@@ -280,9 +280,7 @@ def test_a_declared_block_of_version_0_1_0_is_penalized_on():
     for each in (block, before):
         optimizer = SGD(each.parameters(), lr=0.1)
         for _ in range(20):
-            optimizer.zero_grad()
-            each(x).square().mean().backward()
-            optimizer.step()
+            train_step(optimizer, each(x).square().mean())
     assert zeros(block) > 0
     assert equal(before, block)
 

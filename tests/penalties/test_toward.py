@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from models import batches, equal, loss_of, mlp, train
+from models import batches, equal, mlp, train
 from shrinkage import (
     L1,
     L2,
@@ -29,13 +29,13 @@ def test_l2_sp_is_weight_decay_toward_the_pretrained_weights():
     optimizer, other = SGD(model.parameters(), lr=0.1), SGD(by_hand.parameters(), lr=0.1)
     Regularizer(model, {"*.weight": Toward(L2(0.3))}, how="gradient").attach(optimizer)
     train(model, optimizer, 10)
-    for batch in batches(10):
-        other.zero_grad()
-        loss_of(by_hand, batch).backward()
+
+    def decay():
         for name, p in by_hand.named_parameters():
             if name.endswith("weight"):
                 p.grad.add_(0.3 * (p.detach() - start[name]))
-        other.step()
+
+    train(by_hand, other, 10, before=decay)
     for one, two in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(one, two)
 
@@ -74,10 +74,7 @@ def test_a_reference_taken_from_the_model_survives_a_restart():
 
     first = mlp()
     optimizer, regularizer = start(first)
-    for batch in batches(20)[:12]:
-        optimizer.zero_grad()
-        loss_of(first, batch).backward()
-        optimizer.step()
+    train(first, optimizer, batches(20)[:12])
     stream = io.BytesIO()
     torch.save([first.state_dict(), optimizer.state_dict(), regularizer.state_dict()], stream)
     stream.seek(0)
@@ -88,10 +85,7 @@ def test_a_reference_taken_from_the_model_survives_a_restart():
     optimizer, regularizer = start(second)
     optimizer.load_state_dict(optimizer_state)
     regularizer.load_state_dict(state)
-    for batch in batches(20)[12:]:
-        optimizer.zero_grad()
-        loss_of(second, batch).backward()
-        optimizer.step()
+    train(second, optimizer, batches(20)[12:])
     assert equal(second, whole)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam
 
-from models import mlp, train
+from models import mlp, train, train_step
 from problems import diabetes_lasso
 from shrinkage import L0, L1, L2, MCP, SCAD, Box, Grouped, GroupError, GroupLasso, Lp, Regularizer, Rows, Weighted
 from shrinkage.execution.single_tensor import prox_
@@ -53,9 +53,7 @@ def test_the_adaptive_lasso_is_the_lasso_in_scaled_features():
         optimizer = SGD(model.parameters(), lr=0.1, momentum=0.5)
         Regularizer(model, penalty).attach(optimizer)
         for _ in range(3000):
-            optimizer.zero_grad()
-            ((model(x) - problem.y).square().sum() / (2 * len(x))).backward()
-            optimizer.step()
+            train_step(optimizer, (model(x) - problem.y).square().sum() / (2 * len(x)))
         found.append(model.weight.detach() * back)
     assert torch.equal(found[0] == 0, found[1] == 0)
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import SGD, Adam
 
-from models import batches, equal, loss_of, mlp, soft_, weights, zeros
+from models import batches, equal, loss_of, mlp, soft_, train, train_step, weights, zeros
 from shrinkage import L1, L2, AttachmentError, Regularizer, regularize
 
 STRENGTH = 0.05
@@ -110,10 +110,7 @@ def test_a_schedule_follows_the_updates_that_happened(make, unscale, how):
     plain = mlp()
     plain_optimizer = make(plain.parameters())
     Regularizer(plain, penalty, how=how).attach(plain_optimizer)
-    for batch in kept:
-        plain_optimizer.zero_grad()
-        loss_of(plain, batch).backward()
-        plain_optimizer.step()
+    train(plain, plain_optimizer, kept)
     assert equal(ours, plain)
     assert regularizer.state_dict()["updates"] == [4]
 
@@ -134,9 +131,7 @@ def test_held_zeros_do_not_see_an_overflow(make):
         scaler.step(optimizer)
         scaler.update()
         if not overflow:
-            plain_optimizer.zero_grad()
-            loss_of(plain, batch).backward()
-            plain_optimizer.step()
+            train_step(plain_optimizer, loss_of(plain, batch))
     assert equal(ours, plain)
     assert zeros(plain) > 5
     (found,), (wanted,) = (each.state_dict()["averages"] for each in (regularizer, expected))
@@ -163,7 +158,6 @@ def test_half_precision_by_autocast_with_loss_scaling(declare):
                 after(model)
         return model
 
-    @torch.no_grad()
     def threshold(model):
         for w in weights(model):
             soft_(w, 0.1 / 0.5 * STRENGTH)

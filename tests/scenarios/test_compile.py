@@ -1,12 +1,14 @@
 """torch.compile of the model, of the step and of the whole train step, against the same loop without it."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.optim import SGD, Adam, AdamW
 
-from models import batches, equal, loss_of, mlp, train, zeros
+from models import batches, closure_of, equal, loss_of, mlp, train, zeros
 from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, Rule, regularize
 
 STRENGTH = 0.05
@@ -162,12 +164,5 @@ def test_a_closure_in_a_compiled_step():
     ours, optimizer, _ = attached(MAKES[0])
     step = torch.compile(optimizer.step, backend="eager")
     for batch in batches(6):
-
-        def closure(batch=batch):
-            optimizer.zero_grad()
-            loss = loss_of(ours, batch)
-            loss.backward()
-            return loss
-
-        step(closure)
+        step(closure_of(optimizer, functools.partial(loss_of, ours, batch)))
     assert equal(ours, plain)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 
-from models import batches, equal, loss_of, mlp, soft_, train, weights
+from models import batches, equal, loss_of, mlp, soft_, train, train_step, weights
 from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, regularize
 from shrinkage.optimizers.registry import Metric, _metrics
 
@@ -136,12 +136,9 @@ def test_a_step_that_raised_late_is_not_charged_after_the_fact():
                 optimizer.step()
         else:
             optimizer.step()
-        hand_optimizer.zero_grad()
-        loss_of(hand, batch).backward()
-        hand_optimizer.step()
-        with torch.no_grad():
-            for w in weights(hand) if i != 1 else ():
-                soft_(w, 0.1 * STRENGTH)
+        train_step(hand_optimizer, loss_of(hand, batch))
+        for w in weights(hand) if i != 1 else ():
+            soft_(w, 0.1 * STRENGTH)
     assert equal(ours, hand)
     assert regularizer.state_dict()["updates"] == [3]
 
@@ -277,10 +274,7 @@ def test_a_loss_that_is_nan_and_left_out_leaves_everything_as_it_was(how):
     assert regularizer.state_dict()["updates"] == [4]
     del kept[2]
     plain, optimizer, _ = attached(lambda p: Adam(p, lr=0.01), L1(lambda update: STRENGTH / (1 + update)), how)
-    for batch in kept:
-        optimizer.zero_grad()
-        loss_of(plain, batch).backward()
-        optimizer.step()
+    train(plain, optimizer, kept)
     assert equal(ours, plain)
 
 

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from catalog import OPTIMIZERS
-from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, weights, zeros
+from models import batches, closure_of, equal, loss_of, mlp, soft_, train, train_step, weights, zeros
 from shrinkage import L1, L2, ElasticNet, GroupLasso, Regularizer, Rows, regularize
 from shrinkage.optimizers.registry import Metric, _metrics
 
@@ -74,9 +74,7 @@ def test_stepping_twice_on_the_same_gradients_charges_as_weight_decay_does(make,
     Regularizer(ours, {"*": L2(STRENGTH)}, how="gradient").attach(optimizer)
     for batch in batches(4):
         for model, opt in ((ours, optimizer), (theirs, other)):
-            opt.zero_grad()
-            loss_of(model, batch).backward()
-            opt.step()
+            train_step(opt, loss_of(model, batch))
             opt.step()
     assert equal(ours, theirs)
     assert not equal(ours, mlp())
@@ -261,12 +259,9 @@ def test_an_average_in_the_loop_takes_in_the_weights_with_their_zeros():
     average, expected = averaged(ours), averaged(hand)
     for batch in batches(20):
         for model, opt in ((ours, optimizer), (hand, hand_optimizer)):
-            opt.zero_grad()
-            loss_of(model, batch).backward()
-            opt.step()
-        with torch.no_grad():
-            for w in weights(hand):
-                soft_(w, 0.1 * 0.3)
+            train_step(opt, loss_of(model, batch))
+        for w in weights(hand):
+            soft_(w, 0.1 * 0.3)
         average.update_parameters(ours)
         expected.update_parameters(hand)
     assert equal(average, expected)
@@ -315,8 +310,8 @@ def test_an_average_in_a_hook_takes_in_the_weights_with_their_zeros(declare, lat
         if update:
             expected.update_parameters(hand)
 
-    train_by_hand(hand, optimizer, after=lambda: after(update=not late), count=1)
-    train_by_hand(hand, optimizer, after=after, count=20)
+    train(hand, optimizer, 1, after=lambda: after(update=not late))
+    train(hand, optimizer, 20, after=after)
     assert equal(model, hand)
     assert equal(averages[-1].module, expected.module)
 
@@ -341,10 +336,10 @@ def test_clipping_in_a_hook_comes_before_the_penalty(declare, late):
             clip(hand)
         clipped[:] = [w.grad.clone() for w in weights(hand)]
         for w in weights(hand):
-            w.grad += 0.05 * w.sign()
+            w.grad += 0.05 * w.detach().sign()
 
-    train_by_hand(hand, optimizer, before=lambda: before(first=True), count=1)
-    train_by_hand(hand, optimizer, before=before, count=20)
+    train(hand, optimizer, 1, before=lambda: before(first=True))
+    train(hand, optimizer, 20, before=before)
     assert equal(model, hand)
     assert all(torch.equal(w.grad, own) for w, own in zip(weights(model), clipped, strict=True))
 
@@ -373,9 +368,7 @@ def test_stochastic_weight_averaging():
         average = AveragedModel(model)
         scheduler = SWALR(optimizer, swa_lr=0.02, anneal_epochs=3)
         for batch in batches(8):
-            optimizer.zero_grad()
-            loss_of(model, batch).backward()
-            optimizer.step()
+            train_step(optimizer, loss_of(model, batch))
             after(optimizer.param_groups[0]["lr"])
             average.update_parameters(model)
             scheduler.step()
@@ -386,7 +379,6 @@ def test_stochastic_weight_averaging():
         regularize(layer, L1(STRENGTH))
     average = run(declared, lambda lr: None)
 
-    @torch.no_grad()
     def threshold(lr):
         for w in weights(hand):
             soft_(w, lr * STRENGTH)
@@ -413,16 +405,11 @@ def test_reduce_on_plateau_and_one_cycle_are_followed():
     hand_cycle, hand_plateau = schedulers(hand_optimizer)
     rates = set()
     for batch in batches(10):
-        optimizer.zero_grad()
-        loss_of(ours, batch).backward()
-        optimizer.step()
-        hand_optimizer.zero_grad()
-        loss_of(hand, batch).backward()
-        hand_optimizer.step()
+        train_step(optimizer, loss_of(ours, batch))
+        train_step(hand_optimizer, loss_of(hand, batch))
         lr = hand_optimizer.param_groups[0]["lr"]
-        with torch.no_grad():
-            for w in weights(hand):
-                soft_(w, lr * STRENGTH)
+        for w in weights(hand):
+            soft_(w, lr * STRENGTH)
         rates.add(lr)
         for each in (cycle, hand_cycle):
             each.step()
@@ -443,9 +430,7 @@ def test_a_warm_up_from_zero_moves_nothing_and_then_everything(make, how, penalt
     before = copy.deepcopy(model)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: max(update - 1, 0) / 4)
     for update, batch in enumerate(batches(6)):
-        optimizer.zero_grad()
-        loss_of(model, batch).backward()
-        optimizer.step()
+        train_step(optimizer, loss_of(model, batch))
         scheduler.step()
         assert equal(model, before) == (update < 2)
     assert all(p.isfinite().all() for p in model.parameters())
@@ -456,9 +441,7 @@ def test_a_group_that_is_added_later_is_penalized_from_then_on():
         optimizer = sgd(model[0].parameters())
         after = regularize_by(model, optimizer)
         for i, batch in enumerate(batches(6)):
-            model.zero_grad()
-            loss_of(model, batch).backward()
-            optimizer.step()
+            train_step(optimizer, loss_of(model, batch))
             after([model[0].weight, model[2].weight][: 1 + (i >= 3)])
             if i == 2:
                 optimizer.add_param_group({"params": list(model[2].parameters()), "lr": 0.1})
@@ -469,7 +452,6 @@ def test_a_group_that_is_added_later_is_penalized_from_then_on():
         return lambda penalized: None
 
     def by_hand(model, optimizer):
-        @torch.no_grad()
         def after(penalized):
             for w in penalized:
                 soft_(w, 0.1 * STRENGTH)
@@ -638,13 +620,7 @@ def test_a_closure_that_does_not_clear_gradients_adds_to_the_losses_alone():
 def test_a_loss_that_is_maximised_loses_the_value_of_the_penalty():
     model, optimizer, regularizer = attached(lambda p: SGD(p, lr=0.1, maximize=True), how="gradient")
     value, batch = regularizer.value(), batches(1)[0]
-
-    def closure():
-        optimizer.zero_grad()
-        loss = -loss_of(model, batch)
-        loss.backward()
-        return loss
-
+    closure = closure_of(optimizer, lambda: -loss_of(model, batch))
     expected = -loss_of(model, batch).detach() - value
     torch.testing.assert_close(optimizer.step(closure).detach(), expected)
     other, _, _ = attached()

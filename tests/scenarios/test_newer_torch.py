@@ -8,7 +8,7 @@ import torch
 from torch.optim import LBFGS, Adam, Muon
 from torch.optim.adam import adam
 
-from models import batches, equal, loss_of, mlp, train, weights
+from models import batches, closure_of, equal, loss_of, mlp, train, train_step, weights
 from shrinkage import L1, L2, GroupLasso, Regularizer, Rows
 
 FROM_2_14 = pytest.mark.skipif(torch.__version__ < "2.14", reason="torch has it from 2.14 on")
@@ -25,13 +25,7 @@ def test_lbfgs_that_climbs_still_minimises_the_penalty(line_search):
         options = {"maximize": True} if sign < 0 else {}
         optimizer = LBFGS(model.parameters(), lr=0.5, line_search_fn=line_search, **options)
         Regularizer(model, {"*": L2(0.1)}, how="gradient").attach(optimizer)
-
-        def closure(model=model, optimizer=optimizer, sign=sign):
-            optimizer.zero_grad()
-            loss = sign * loss_of(model, batch)
-            loss.backward()
-            return loss
-
+        closure = closure_of(optimizer, lambda model=model, sign=sign: sign * loss_of(model, batch))
         losses.append([sign * float(optimizer.step(closure).detach()) for _ in range(5)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -87,9 +81,7 @@ def test_fused_moments_in_bfloat16_are_penalized():
     optimizer = Adam(model.parameters(), lr=0.05, fused=True)
     regularizer = Regularizer(model, L1(10.0)).attach(optimizer)
     for step, (x, y) in enumerate(batches(20)):
-        optimizer.zero_grad()
-        loss_of(model, (x.cuda(), y.cuda())).backward()
-        optimizer.step()
+        train_step(optimizer, loss_of(model, (x.cuda(), y.cuda())))
         if step == 0:
             for state in optimizer.state.values():
                 state.update({name: state[name].bfloat16() for name in ("exp_avg", "exp_avg_sq")})

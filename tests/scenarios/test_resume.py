@@ -370,15 +370,7 @@ def test_a_wrapper_with_a_state_of_its_own_leaves_it_out_and_leaves_the_count_al
     model = mlp()
     optimizer = SAM(list(model.parameters()), base_optimizer=SGD, lr=0.1)
     regularizer = Regularizer(model, {"0.weight": L1(halving)}).attach(optimizer)
-    for batch in batches(3):
-
-        def closure(batch=batch):
-            optimizer.zero_grad()
-            loss = loss_of(model, batch)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+    train(model, optimizer, 3, closure=True)
     state = copy.deepcopy(optimizer.state_dict())
     assert KEY not in state["param_groups"][0]
     optimizer.load_state_dict(state)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from models import batches, equal, loss_of, mlp, train
+from models import batches, equal, loss_of, mlp, train, train_step
 from shrinkage import (
     L1,
     CoupledChannels,
@@ -146,9 +146,7 @@ X = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
 
 
 def step(model, optimizer):
-    optimizer.zero_grad()
-    (model(X) - X[:, :1]).square().mean().backward()
-    optimizer.step()
+    train_step(optimizer, (model(X) - X[:, :1]).square().mean())
 
 
 def rules_for(model, schedule, kind):
@@ -306,8 +304,6 @@ def test_training_goes_on_as_if_there_were_one_optimizer():
             if exchange and index % 3 == 2:
                 optimizer = SGD(model.parameters(), lr=0.1)
                 regularizer.attach(optimizer)
-            optimizer.zero_grad()
-            loss_of(model, batch).backward()
-            optimizer.step()
+            train_step(optimizer, loss_of(model, batch))
         ends.append(model)
     assert equal(*ends)

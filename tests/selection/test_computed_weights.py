@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import SGD
 
-from models import LR, STRENGTH, Alone, assert_refused_and_unchanged, equal, mlp, sgd, soft_, train, train_by_hand
+from models import LR, STRENGTH, Alone, assert_refused_and_unchanged, equal, mlp, sgd, soft_, train
 from shrinkage import (
     L1,
     ParameterError,
@@ -86,7 +86,7 @@ def test_what_a_weight_is_computed_from_can_be_charged(compute, source, _):
     Regularizer(model, {f"0.{source}": L1(STRENGTH)}).attach(optimizers[0])
     train(model, optimizers[0])
     penalized = dict(plain.named_parameters())[f"0.{source}"]
-    train_by_hand(plain, optimizers[1], after=lambda: soft_(penalized, LR * STRENGTH))
+    train(plain, optimizers[1], after=lambda: soft_(penalized, LR * STRENGTH))
     assert equal(model, plain)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import LR, STRENGTH, equal, sgd, soft_, train, train_by_hand
+from models import LR, STRENGTH, equal, sgd, soft_, train
 from shrinkage import (
     L1,
     L2,
@@ -68,7 +68,7 @@ def test_the_trained_copy_of_a_head_and_the_adapters_are_charged(first, whole):
     (early or Regularizer(seen, {"head.weight": L1(STRENGTH)})).attach(optimizer)
     Regularizer(seen, {"*lora_A*": L1(STRENGTH)}).attach(optimizer)
     train(model, optimizer)
-    train_by_hand(plain, sgd(plain), after=lambda: [soft_(w, LR * STRENGTH) for w in charged_of(plain)])
+    train(plain, sgd(plain), after=lambda: [soft_(w, LR * STRENGTH) for w in charged_of(plain)])
     assert (charged_of(plain)[1] == 0).any()
     assert equal(model, plain)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from models import LR, STRENGTH, assert_refused_and_unchanged, batches, equal, loss_of, mlp, sgd, train, train_by_hand
+from models import LR, STRENGTH, assert_refused_and_unchanged, batches, equal, loss_of, mlp, sgd, train
 from shrinkage import L1, AttachmentError, Regularizer, regularize
 
 
@@ -122,13 +122,14 @@ def test_conversions_that_keep_the_parameters_keep_the_penalty(change, momentum)
     optimizers = [SGD(each.parameters(), lr=LR, momentum=momentum) for each in (model, plain)]
     Regularizer(model, {"0.weight": L1(STRENGTH)}).attach(optimizers[0])
 
+    @torch.no_grad()
     def after():
         w = plain[0].weight.to(max(plain[0].weight.dtype, torch.float32, key=lambda dtype: dtype.itemsize))
         plain[0].weight.copy_(w - w.clamp(-LR * STRENGTH / (1 - momentum), LR * STRENGTH / (1 - momentum)))
 
     for part in range(2):
         train(model, optimizers[0])
-        train_by_hand(plain, optimizers[1], after=after)
+        train(plain, optimizers[1], after=after)
         if not part:
             changed(model)
             changed(plain)

@@ -9,18 +9,7 @@ from torch import nn
 from torch.optim import Adam
 
 from catalog import CONSTRAINTS, PENALTIES
-from models import (
-    LR,
-    STRENGTH,
-    Alone,
-    assert_refused_and_unchanged,
-    equal,
-    fill_gradients,
-    sgd,
-    soft_,
-    train,
-    train_by_hand,
-)
+from models import LR, STRENGTH, Alone, assert_refused_and_unchanged, equal, fill_gradients, sgd, soft_, train
 from shrinkage import (
     L1,
     GroupError,
@@ -52,7 +41,7 @@ def test_lazy_groups_are_the_rows_of_the_weight_that_comes_to_be(declared):
     torch.manual_seed(3)
     train(model, optimizers[0])
     torch.manual_seed(3)
-    train_by_hand(plain, optimizers[1], after=lambda: plain[0].weight.copy_(penalty.prox(plain[0].weight, LR)))
+    train(plain, optimizers[1], after=lambda: plain[0].weight.data.copy_(penalty.prox(plain[0].weight.data, LR)))
     assert (model[0].weight == 0).all(1).any()
     assert equal(model, plain)
 

@@ -8,18 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from models import (
-    LR,
-    STRENGTH,
-    assert_refused_and_unchanged,
-    equal,
-    mlp,
-    sgd,
-    soft_,
-    train,
-    train_by_hand,
-    zeros,
-)
+from models import LR, STRENGTH, assert_refused_and_unchanged, equal, mlp, sgd, soft_, train, zeros
 from shrinkage import (
     L1,
     L2,
@@ -54,7 +43,7 @@ def test_a_tied_weight_is_penalized_once_under_each_of_its_names(rule, declared)
     else:
         Regularizer(model, {rule: L1(STRENGTH)}).attach(optimizer)
     train(model, optimizer)
-    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.encoder.weight, LR * STRENGTH))
+    train(plain, sgd(plain), after=lambda: soft_(plain.encoder.weight, LR * STRENGTH))
     assert (model.encoder.weight == 0).any()
     assert equal(model, plain)
 
@@ -67,7 +56,7 @@ def test_weights_tied_later_are_charged_once():
     assert len(regularizer.plan) == 2
     model.decoder.weight = model.encoder.weight
     train(model, optimizer)
-    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.encoder.weight, LR * STRENGTH))
+    train(plain, sgd(plain), after=lambda: soft_(plain.encoder.weight, LR * STRENGTH))
     assert equal(model, plain)
     assert "not penalized" not in repr(regularizer)
     torch.testing.assert_close(regularizer.value(), STRENGTH * plain.encoder.weight.detach().abs().sum())
@@ -85,7 +74,7 @@ def test_a_weight_of_another_optimizer_is_penalized_once_it_is_tied_to_one_of_th
     else:
         Regularizer(model, {"decoder.weight": L1(STRENGTH), "head.weight": L1(STRENGTH)}).attach(optimizer)
     train(model, optimizer, 1)
-    train_by_hand(plain, plain_optimizer, after=lambda: soft_(plain.head.weight, LR * STRENGTH), count=1)
+    train(plain, plain_optimizer, 1, after=lambda: soft_(plain.head.weight, LR * STRENGTH))
     for each in (model, plain):
         if registered:
             each.decoder.weight = each.encoder.weight
@@ -97,7 +86,7 @@ def test_a_weight_of_another_optimizer_is_penalized_once_it_is_tied_to_one_of_th
         soft_(plain.head.weight, LR * STRENGTH)
         soft_(plain.encoder.weight, LR * STRENGTH)
 
-    train_by_hand(plain, plain_optimizer, after=after)
+    train(plain, plain_optimizer, after=after)
     assert (model.encoder.weight == 0).any()
     assert equal(model, plain)
 
@@ -125,7 +114,7 @@ def test_weights_that_come_apart_are_both_charged():
         soft_(plain.encoder.weight, LR * STRENGTH)
         soft_(plain.decoder.weight, LR * STRENGTH)
 
-    train_by_hand(plain, optimizers[1], after=after)
+    train(plain, optimizers[1], after=after)
     assert (model.decoder.weight == 0).any()
     assert equal(model, plain)
 
@@ -141,7 +130,7 @@ def test_a_parameter_unfrozen_in_the_middle_is_penalized_from_then_on():
         each[0].requires_grad_(False)
     assert repr(regularizer).endswith("\nfrozen, so not penalized: '0.weight'")
     train(model, optimizers[0], 2)
-    train_by_hand(plain, optimizers[1], after=lambda: soft_(plain[2].weight, LR * STRENGTH), count=2)
+    train(plain, optimizers[1], 2, after=lambda: soft_(plain[2].weight, LR * STRENGTH))
     for each in (model, plain):
         each[0].requires_grad_(True)
     assert "frozen" not in repr(regularizer)
@@ -151,7 +140,7 @@ def test_a_parameter_unfrozen_in_the_middle_is_penalized_from_then_on():
         soft_(plain[0].weight, LR * STRENGTH)
         soft_(plain[2].weight, LR * STRENGTH)
 
-    train_by_hand(plain, optimizers[1], after=after, count=5)
+    train(plain, optimizers[1], after=after)
     assert (model[0].weight == 0).any()
     assert equal(model, plain)
 
@@ -200,7 +189,7 @@ def test_a_shallow_copy_is_penalized_once_with_its_original():
     copied, plain = shallow_copy(layer), copy.deepcopy(regularize(layer, None))
     regularize(layer, L1(STRENGTH))
     train(copied, sgd(copied))
-    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.weight, LR * STRENGTH))
+    train(plain, sgd(plain), after=lambda: soft_(plain.weight, LR * STRENGTH))
     assert equal(copied, plain)
 
 
@@ -212,7 +201,7 @@ def test_a_shallow_copy_without_its_original_is_penalized_and_can_be_declared_an
     del layer
     gc.collect()
     train(copied, sgd(copied))
-    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain.weight, LR * STRENGTH))
+    train(plain, sgd(plain), after=lambda: soft_(plain.weight, LR * STRENGTH))
     assert equal(copied, plain)
     regularize(regularize(copied, None), L1(5.0))
     train(copied, sgd(copied))

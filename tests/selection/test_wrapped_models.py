@@ -9,7 +9,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from models import LR, STRENGTH, equal, mlp, sgd, soft_, train, train_by_hand
+from models import LR, STRENGTH, equal, mlp, sgd, soft_, train
 from shrinkage import (
     L1,
     L2,
@@ -60,7 +60,7 @@ def test_rules_made_before_wrapping_and_after_charge_the_same(wrapper, inside, f
     if not first:
         Regularizer(outer, rules).attach(optimizers[0])
     train(model, optimizers[0])
-    train_by_hand(plain, optimizers[1], after=lambda: soft_(plain[0][0].weight, LR * STRENGTH))
+    train(plain, optimizers[1], after=lambda: soft_(plain[0][0].weight, LR * STRENGTH))
     assert (plain[0][0].weight == 0).any()
     assert equal(model, plain)
 
@@ -72,7 +72,7 @@ def test_what_fabric_wraps_is_penalized_once():
     (entry,) = Regularizer(wrapped, {"0.weight": L1(STRENGTH)}).attach(optimizer).plan
     assert (entry.name, entry.aliases) == ("0.weight", ())
     train(model, optimizer)
-    train_by_hand(plain, sgd(plain), after=lambda: soft_(plain[0].weight, LR * STRENGTH))
+    train(plain, sgd(plain), after=lambda: soft_(plain[0].weight, LR * STRENGTH))
     assert equal(model, plain)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW
 
-from models import batches, equal, loss_of, mlp, soft_, train, train_by_hand, weights, zeros
+from models import batches, closure_of, equal, loss_of, mlp, soft_, train, train_step, weights, zeros
 from shrinkage import (
     L1,
     L2,
@@ -76,7 +76,7 @@ def test_proximal_thresholds_in_adams_metric_after_the_step(make):
         for w in weights(hand):
             soft_(w, STRENGTH * adam_step_size(hand_optimizer, w))
 
-    train_by_hand(hand, hand_optimizer, after=after, count=20)
+    train(hand, hand_optimizer, 20, after=after)
     assert zeros(ours) > 5
     assert equal(ours, hand)
 
@@ -85,7 +85,7 @@ def test_decoupled_thresholds_by_the_learning_rate_after_the_step():
     ours, optimizer, _ = attached(adam, L1(STRENGTH), "decoupled")
     train(ours, optimizer, 20)
     hand, hand_optimizer = by_hand(adam)
-    train_by_hand(hand, hand_optimizer, after=lambda: [soft_(w, 0.01 * STRENGTH) for w in weights(hand)], count=20)
+    train(hand, hand_optimizer, 20, after=lambda: [soft_(w, 0.01 * STRENGTH) for w in weights(hand)])
     assert equal(ours, hand)
 
 
@@ -96,9 +96,9 @@ def test_gradient_adds_the_derivative_before_the_step():
 
     def before():
         for w in weights(hand):
-            w.grad += STRENGTH * w.sign() + 0.5 * w
+            w.grad += STRENGTH * w.detach().sign() + 0.5 * w.detach()
 
-    train_by_hand(hand, hand_optimizer, before=before, count=20)
+    train(hand, hand_optimizer, 20, before=before)
     assert equal(ours, hand)
 
 
@@ -107,12 +107,13 @@ def test_a_group_penalty_thresholds_rows():
     train(ours, optimizer, 20)
     hand, hand_optimizer = by_hand(sgd)
 
+    @torch.no_grad()
     def after():
         for w in weights(hand):
             norm = w.norm(dim=1, keepdim=True)
             w *= (1 - 0.1 * 0.2 * w.shape[1] ** 0.5 / norm).clamp_min(0)
 
-    train_by_hand(hand, hand_optimizer, after=after, count=20)
+    train(hand, hand_optimizer, 20, after=after)
     for one, other in zip(ours.parameters(), hand.parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -138,13 +139,7 @@ def test_a_closure_gives_what_the_plain_loop_gives(how, penalty, keyword):
     train(plain, optimizer)
     ours, optimizer, _ = attached(adam, penalty, how)
     for batch in batches(5):
-
-        def closure(batch=batch):
-            optimizer.zero_grad()
-            loss = loss_of(ours, batch)
-            loss.backward()
-            return loss
-
+        closure = closure_of(optimizer, functools.partial(loss_of, ours, batch))
         optimizer.step(closure=closure) if keyword else optimizer.step(closure)
     assert equal(ours, plain)
 
@@ -209,18 +204,11 @@ def test_lbfgs_minimises_loss_and_penalty(line_search):
     schedule = lambda update: seen.append(update) or 0.1  # noqa: E731
     regularizer = Regularizer(ours, {"*": L2(schedule)}, how="gradient").attach(optimizer)
 
-    def closure():
-        optimizer.zero_grad()
-        loss = loss_of(ours, batch)
-        loss.backward()
-        return loss
+    def penalized():
+        return loss_of(hand, batch) + 0.05 * sum(p.square().sum() for p in hand.parameters())
 
-    def hand_closure():
-        hand_optimizer.zero_grad()
-        loss = loss_of(hand, batch) + 0.05 * sum(p.square().sum() for p in hand.parameters())
-        loss.backward()
-        return loss
-
+    closure = closure_of(optimizer, lambda: loss_of(ours, batch))
+    hand_closure = closure_of(hand_optimizer, penalized)
     for _ in range(5):
         torch.testing.assert_close(optimizer.step(closure), hand_optimizer.step(hand_closure))
     for one, other in zip(ours.parameters(), hand.parameters(), strict=True):
@@ -247,15 +235,14 @@ def test_gradients_that_accumulate_are_charged_once_per_update():
 def test_the_penalty_comes_after_clipping():
     ours, optimizer, _ = attached(sgd, L2(5.0), "gradient")
     hand, hand_optimizer = by_hand(sgd)
-    for model, opt in ((ours, optimizer), (hand, hand_optimizer)):
-        for batch in batches(5):
-            opt.zero_grad()
-            loss_of(model, batch).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            if model is hand:
-                for w in weights(hand):
-                    w.grad.add_(w.detach(), alpha=5.0)
-            opt.step()
+
+    def clip_and_add():
+        nn.utils.clip_grad_norm_(hand.parameters(), 0.1)
+        for w in weights(hand):
+            w.grad.add_(w.detach(), alpha=5.0)
+
+    train(ours, optimizer, before=lambda: nn.utils.clip_grad_norm_(ours.parameters(), 0.1))
+    train(hand, hand_optimizer, before=clip_and_add)
     assert equal(ours, hand)
 
 
@@ -313,12 +300,12 @@ def test_loss_scaling_with_an_overflow_is_the_plain_loop_without_that_batch(make
     rounds = rule == ("gradient", L2) and scaled
     if not rounds:
         Regularizer(plain, penalty(STRENGTH), how=how).attach(plain_optimizer)
-    for batch in kept:
-        plain_optimizer.zero_grad()
-        loss_of(plain, batch).backward()
+
+    def before():
         for w in weights(plain) if rounds else ():
             w.grad += STRENGTH * w.detach()
-        plain_optimizer.step()
+
+    train(plain, plain_optimizer, kept, before=before)
     assert equal(ours, plain)
     assert regularizer.state_dict()["updates"] == [len(kept)]
 
@@ -504,12 +491,9 @@ def test_a_learning_rate_schedule_is_followed():
     for i, batch in enumerate(batches(4)):
         for model, opt in ((ours, optimizer), (hand, hand_optimizer)):
             opt.param_groups[0]["lr"] = 0.1 * 0.5**i if model is hand else opt.param_groups[0]["lr"]
-            opt.zero_grad()
-            loss_of(model, batch).backward()
-            opt.step()
-        with torch.no_grad():
-            for w in weights(hand):
-                soft_(w, 0.1 * 0.5**i * STRENGTH)
+            train_step(opt, loss_of(model, batch))
+        for w in weights(hand):
+            soft_(w, 0.1 * 0.5**i * STRENGTH)
         scheduler.step()
     assert equal(ours, hand)
 

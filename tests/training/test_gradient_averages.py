@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from models import batches, equal, loss_of, mlp, soft_, train, weights
+from models import batches, equal, loss_of, mlp, soft_, train, train_step, weights
 from shrinkage import L0, L1, L2, ElasticNet, GroupLasso, NonNegative, Regularizer, Rows, TopK, Toward
 from shrinkage.training.gradient_averages import Averages
 
@@ -127,10 +127,7 @@ def test_a_run_that_is_interrupted_goes_on_bit_for_bit():
     noisy(whole, optimizer, 40)
 
     first, optimizer, regularizer = start()
-    for batch in batches(40)[:25]:
-        optimizer.zero_grad()
-        loss_of(first, batch).backward()
-        optimizer.step()
+    train(first, optimizer, batches(40)[:25])
     stream = io.BytesIO()
     torch.save([first.state_dict(), optimizer.state_dict(), regularizer.state_dict()], stream)
     stream.seek(0)
@@ -140,10 +137,7 @@ def test_a_run_that_is_interrupted_goes_on_bit_for_bit():
     second.load_state_dict(saved[0])
     optimizer.load_state_dict(saved[1])
     regularizer.load_state_dict(saved[2])
-    for batch in batches(40)[25:]:
-        optimizer.zero_grad()
-        loss_of(second, batch).backward()
-        optimizer.step()
+    train(second, optimizer, batches(40)[25:])
     assert equal(second, whole)
 
 
@@ -205,9 +199,7 @@ def test_maximize_turns_the_gradient_around():
         optimizer = sgd(model.parameters(), maximize=sign < 0)
         Regularizer(model, {"*.weight": NonNegative(L1(STRENGTH))}, hold_zeros=DECAY).attach(optimizer)
         for batch in batches(40):
-            optimizer.zero_grad()
-            (sign * loss_of(model, batch)).backward()
-            optimizer.step()
+            train_step(optimizer, sign * loss_of(model, batch))
         found.append(model)
     assert equal(*found)
 
@@ -240,9 +232,7 @@ def test_a_parameter_that_is_replaced_by_one_of_another_shape_is_averaged_anew()
     )
     noisy(model, optimizer, 5)
     narrowed(model, optimizer)
-    optimizer.zero_grad()
-    loss_of(model, batches(1)[0]).backward()
-    optimizer.step()
+    train_step(optimizer, loss_of(model, batches(1)[0]))
     averages = regularizer.state_dict()["averages"][0]
     assert averages["0.weight"]["total"].shape == model[0].weight.shape
     torch.testing.assert_close(averages["0.weight"]["weight"].item(), 1 - DECAY)

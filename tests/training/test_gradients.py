@@ -81,11 +81,7 @@ def test_without_a_clip_it_makes_no_difference():
     plain, optimizer, _ = attached()
     train(plain, optimizer)
     ours, optimizer, regularizer = attached()
-    for batch in batches(5):
-        optimizer.zero_grad()
-        loss_of(ours, batch).backward()
-        regularizer.add_gradients_()
-        optimizer.step()
+    train(ours, optimizer, before=regularizer.add_gradients_)
     assert equal(ours, plain)
     assert regularizer.state_dict()["updates"] == [5]
 
@@ -109,11 +105,7 @@ def test_the_strength_is_that_of_the_coming_update():
     plain, optimizer, _ = attached(penalty=penalty)
     train(plain, optimizer)
     ours, optimizer, regularizer = attached(penalty=penalty)
-    for batch in batches(5):
-        optimizer.zero_grad()
-        loss_of(ours, batch).backward()
-        regularizer.add_gradients_()
-        optimizer.step()
+    train(ours, optimizer, before=regularizer.add_gradients_)
     assert equal(ours, plain)
 
 

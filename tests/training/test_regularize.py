@@ -194,15 +194,7 @@ def test_a_step_of_another_optimizer_charges_nothing():
 def test_a_closure():
     model = declared()
     optimizer = SGD(model.parameters(), lr=0.1)
-    for batch in batches(5):
-
-        def closure(batch=batch):
-            optimizer.zero_grad()
-            loss = loss_of(model, batch)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+    train(model, optimizer, closure=True)
     assert equal(model, trained_explicitly())
 
 
