@@ -1,5 +1,6 @@
 """Every test starts from one seed, without declared layers, and with the sums that come with the library."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,3 +28,9 @@ def fresh_start():
     yield
     SUMS[:] = sums
     living.clear()
+
+
+def pytest_collection_finish():
+    """What is imported and collected lives to the end: no collection of garbage has to go through it again."""
+    gc.collect()
+    gc.freeze()

@@ -30,7 +30,7 @@ def shrunk(model, arguments, keywords):
 
 
 @pytest.mark.filterwarnings(LSTM)
-@pytest.mark.parametrize("mode", ["all", "weights"])
+@pytest.mark.parametrize("mode", ["all", pytest.param("weights", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES + RANDOM, ids=str)
 def test_outputs_are_those_of_the_dense_model(case, mode):
     result = run(case, free_channels, shrunk, mode)
@@ -50,7 +50,10 @@ def operators_of(case):
 
 @pytest.mark.filterwarnings(LSTM)
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "each"])
-@pytest.mark.parametrize("place", range(len(CASES)), ids=[str(case) for case in CASES])
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param(place, id=str(case), marks=[pytest.mark.slow] * (place % 2)) for place, case in enumerate(CASES)],
+)
 def test_what_an_unknown_operator_touches_stays(place, all_of_them, monkeypatch):
     """An operator of the model has no rule: one of them, another one in each model, or each of them in turn."""
     operators = operators_of(CASES[place])

@@ -14,11 +14,11 @@ CheckType = TypeVar("CheckType", bound=Check)
 FILES = [f"distributed.{path.stem}" for path in sorted(Path(__file__).parent.glob("checks_*.py"))]
 
 
-def worlds(*sizes: int) -> Callable[[CheckType], CheckType]:
-    """Say in how many processes a check runs."""
+def worlds(*sizes: int, slow: int | None = None) -> Callable[[CheckType], CheckType]:
+    """Say in how many processes a check runs, and for which number of them it is a slow test."""
 
     def mark(check: CheckType) -> CheckType:
-        check.worlds = sizes
+        check.worlds, check.slow = sizes, slow
         return check
 
     return mark
@@ -37,6 +37,11 @@ def checks_of(module: str, world: int) -> dict[str, Check]:
 def names(world: int) -> list[str]:
     """Return the names of all checks for `world` processes, as `file::check`."""
     return [f"{module}::{name}" for module in FILES for name in checks_of(module, world)]
+
+
+def is_slow(name: str, world: int) -> bool:
+    """Return whether a check is a slow test in `world` processes."""
+    return getattr(find(name, world), "slow", None) == world
 
 
 def find(name: str, world: int) -> Check:

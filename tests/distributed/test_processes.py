@@ -9,14 +9,14 @@ import time
 import pytest
 
 from distributed.launch import launch
-from distributed.registry import names
+from distributed.registry import is_slow, names
 
 CASES = [
     pytest.param(
         world,
         name,
         id=f"{world} processes-{name.removeprefix('distributed.checks_')}",
-        marks=pytest.mark.xdist_group(f"{world} processes"),
+        marks=[pytest.mark.xdist_group(f"{world} processes"), *[pytest.mark.slow] * is_slow(name, world)],
     )
     for world in (2, 4)
     for name in names(world)
