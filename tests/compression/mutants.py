@@ -46,7 +46,7 @@ MUTANTS = [
     M("and labels.are_loose(small):", "and False:", "tracing", "grid", quick=True),
     M("            labels.unite(other, factor)\n", "", "shrink", "so_many and resnet", quick=True),
     M("        self.labels.unite(mine, theirs)\n", "", "shrink", "so_many and mlp", quick=True),
-    M("    trace.pin(touched, f", "    trace.because(f", "shrink", "without_a_rule", quick=True),
+    M("    trace.pin(read, f", "    trace.because(f", "shrink", "without_a_rule", quick=True),
     M("(axis in follows, ", "(axis not in follows, ", "tracing", "grid"),
     M("held |= dict.fromkeys(pinned, \"pinned by you\")", "pass", "shrink", "what_is_pinned"),
     M("    if weight is None:\n        x =", "    if False:\n        x =", "shrink", "group_norm_without"),

@@ -23,7 +23,7 @@ import shrinkage
 from late import transformers
 from shrinkage import L1, PlanError, ShrinkPlan, apply_plan, regularize
 from shrinkage.compression.plans import layers
-from shrinkage.compression.plans.encoding import decoded, encoded, hashed
+from shrinkage.compression.plans.index_text import decoded, encoded, hashed
 from shrinkage.compression.plans.layers import _rules
 from shrinkage.compression.plans.tensors import cut, tensors_of
 

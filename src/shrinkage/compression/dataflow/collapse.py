@@ -8,8 +8,7 @@ from shrinkage.compression.dataflow.dependence import packet_of
 from shrinkage.compression.dataflow.gates import Zeros, arguments_of
 from shrinkage.compression.dataflow.liveness import Needs
 from shrinkage.compression.dataflow.recurrent import RECURRENT, weights_in
-from shrinkage.compression.tracing.coupling import reachable, sources
-from shrinkage.compression.tracing.export import Subgraph
+from shrinkage.compression.tracing.export import Subgraph, reachable, sources
 from shrinkage.compression.tracing.trace import Trace
 from shrinkage.diagnostics.zero_layers import INPUTS, in_backticks
 

@@ -1,15 +1,15 @@
 """Which elements of what an operator gives depend on the inputs of a model, as its operands tell by themselves."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from shrinkage.compression.dataflow.constancy import differing
 from shrinkage.compression.tracing.operators import RULES, aten, like_the_first, pointwise
-from shrinkage.compression.tracing.trace import rule_of
+from shrinkage.compression.tracing.without_rule import rule_of
 
-SPREAD = 1e-5  # relative; sums of the same numbers in another order differ by less
 Operand = tuple[Any, Any]  # a value, and a truth value for each element: whether it depends on the inputs
 
 FILLED = {aten.full: 1, aten.full_like: 1, aten.new_full: 2, aten.fill: 1}  # which argument gives the number
@@ -180,26 +180,6 @@ def _axes_looked_up(node: fx.Node, operands: Mapping[fx.Node, Operand], rank: in
         axes += range(place, place + width) if index is not None else []
         place += width
     return axes
-
-
-def differing(value: Tensor, axes: Sequence[int]) -> Tensor:
-    """Return which elements are not those at the first index along `axes`."""
-    first = value
-    for axis in axes:
-        first = first.narrow(axis, 0, 1)
-    return apart(value, first.expand_as(value))
-
-
-def apart(one: Tensor, other: Tensor) -> Tensor:
-    """Return which elements of two tensors are not the same number, up to rounding.
-
-    >>> apart(torch.tensor([1.0, 2.0, float("inf")]), torch.tensor([1.0 + 1e-7, 3.0, float("inf")]))
-    tensor([False,  True, False])
-    """
-    same = one == other
-    if one.is_floating_point() or one.is_complex():
-        same |= (one - other).abs() <= SPREAD * torch.maximum(one.abs(), other.abs())
-    return ~same
 
 
 def called(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor, fx
 from shrinkage.compression.dataflow.dependence import packet_of
 from shrinkage.compression.dataflow.recurrent import RECURRENT, weights_in
 from shrinkage.compression.tracing.operators import aten, pointwise
-from shrinkage.compression.tracing.trace import Trace, rule_of, shapes_of
+from shrinkage.compression.tracing.trace import Trace, shapes_of
+from shrinkage.compression.tracing.without_rule import rule_of
 
 # By the names of arguments: where the second one of a pair is zero, the first plays no part.
 PRODUCTS: dict[Any, tuple[tuple[str, str], ...]] = {

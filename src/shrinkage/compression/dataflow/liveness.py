@@ -24,7 +24,8 @@ from shrinkage.compression.dataflow.gates import (
 from shrinkage.compression.dataflow.recurrent import RECURRENT, directions, hears
 from shrinkage.compression.plans.tensors import selected, zero_slices
 from shrinkage.compression.tracing.operators import aten, pooling
-from shrinkage.compression.tracing.trace import Contraction, Trace, mutates, rule_of, shapes_of
+from shrinkage.compression.tracing.trace import Contraction, Trace, mutates, shapes_of
+from shrinkage.compression.tracing.without_rule import rule_of
 
 FIRST_ALONE = (aten.type_as, aten.to, aten.expand_as, aten.lift_fresh_copy)
 SHAPE_ALONE = (aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like)

@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_map_only
 
 from shrinkage.compression.calls.inputs import truths
 from shrinkage.compression.dataflow.aliasing import in_shared_memory, is_random, last_uses
-from shrinkage.compression.dataflow.dependence import called, dependent, differing, is_structural, moves, packet_of
+from shrinkage.compression.dataflow.constancy import changing, constants_along, differing, zeros_along
+from shrinkage.compression.dataflow.dependence import called, dependent, is_structural, moves, packet_of
 from shrinkage.compression.dataflow.gates import KnownZeros, arguments_of, compact, noted
-from shrinkage.compression.dataflow.values import Value, changing, constants_along, is_dense, is_stirrable, zeros_along
+from shrinkage.compression.dataflow.values import Value, is_dense, is_stirrable
 from shrinkage.compression.plans.tensors import selected, zero_slices
 from shrinkage.compression.tracing.export import Subgraph
 from shrinkage.compression.tracing.operators import aten

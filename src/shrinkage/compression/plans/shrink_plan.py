@@ -23,7 +23,7 @@ from shrinkage.compression.plans.checks import (
     check_tied,
     check_values,
 )
-from shrinkage.compression.plans.encoding import decoded, encoded, hashed, tuples
+from shrinkage.compression.plans.index_text import decoded, encoded, hashed, tuples
 from shrinkage.compression.plans.layers import layer_attributes, outputs_of
 from shrinkage.compression.plans.tensors import (
     Shape,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shrinkage.compression.dataflow.dependence import SPREAD
+from shrinkage.compression.dataflow.constancy import SPREAD
 from shrinkage.compression.dataflow.random_runs import live_rows
 from shrinkage.compression.plans.tensors import zero_slices
 from shrinkage.compression.removal.analysis import Analysis, Reading

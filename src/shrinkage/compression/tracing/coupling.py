@@ -1,7 +1,7 @@
 """Which channels of a model are one and the same: a graph of its operators, from `torch.export`."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,10 @@ from shrinkage.compression.removal.adapters import fixed_ranks
 from shrinkage.compression.tracing import contractions, indexing, shapes  # noqa: F401  they register their rules
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
-from shrinkage.compression.tracing.export import Subgraph, subgraphs
+from shrinkage.compression.tracing.export import Subgraph, sources, subgraphs
+from shrinkage.compression.tracing.graph_walk import follow
 from shrinkage.compression.tracing.operators import RULES
-from shrinkage.compression.tracing.trace import Trace, follow
+from shrinkage.compression.tracing.trace import Trace
 from shrinkage.errors import ShrinkError, first_line, shown
 from shrinkage.selection.parametrized import computed_weights
 
@@ -262,26 +263,6 @@ def _producing(traces: Traces, own: Mapping[str, Channels]) -> frozenset[Axis]:
                     if rows is not None and factor.numel() > 1 and bool(torch.isin(factor, rows).all()):
                         producing.add((name, dim))
     return frozenset(producing)
-
-
-def sources(node: Any) -> set[Any]:
-    """Return `node` and all that it is computed from."""
-    return reachable([node], lambda each: each.all_input_nodes)
-
-
-def reachable(start: Iterable[Any], following: Callable[[Any], Iterable[Any]]) -> set[Any]:
-    """Return the nodes of `start` and all that come after them, by what is `following` each.
-
-    >>> sorted(reachable([3], lambda number: [number - 1] if number else []))
-    [0, 1, 2, 3]
-    """
-    found, open_ = set(), list(start)
-    while open_:
-        node = open_.pop()
-        if node not in found:
-            found.add(node)
-            open_ += following(node)
-    return found
 
 
 def _biases(traces: Traces) -> frozenset[str]:

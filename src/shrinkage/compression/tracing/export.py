@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,3 +214,23 @@ def _children(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modul
             yield from _children(child, joined(path, name))
         else:
             yield joined(path, name), child
+
+
+def sources(node: Any) -> set[Any]:
+    """Return `node` and all that it is computed from."""
+    return reachable([node], lambda each: each.all_input_nodes)
+
+
+def reachable(start: Iterable[Any], following: Callable[[Any], Iterable[Any]]) -> set[Any]:
+    """Return the nodes of `start` and all that come after them, by what is `following` each.
+
+    >>> sorted(reachable([3], lambda number: [number - 1] if number else []))
+    [0, 1, 2, 3]
+    """
+    found, open_ = set(), list(start)
+    while open_:
+        node = open_.pop()
+        if node not in found:
+            found.add(node)
+            open_ += following(node)
+    return found

@@ -1,10 +1,9 @@
-"""Follow channels through an exported graph, operator by operator."""
+"""What is known of the channels of a graph, while they are followed through it and afterwards."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx
 
 from shrinkage.compression.tracing.channels import Channels, axes_of, combined, fixed, made, reshaped
@@ -94,7 +93,7 @@ class Trace:
 
     def pin(self, value: Any, text: str) -> None:
         """Note that nothing that `value`, or a tuple or list of values, holds can go."""
-        for factor in _factors(value):
+        for factor in labels_in(value):
             self.labels.pin(factor, self.because(text))
 
     def combine(self, operands: Sequence[Any], shape: Sequence[int] | None = None) -> Channels:
@@ -158,71 +157,10 @@ def shapes_of(node: fx.Node) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor)]
 
 
-def follow(
-    trace: Trace, graph: fx.Graph, given: dict[fx.Node, Channels], data: Iterable[fx.Node], owner: str = ""
-) -> None:
-    """Follow the channels through `graph`, that of the module called `owner`, or of the whole model.
-
-    Args:
-        trace: where what is found is noted.
-        graph: as `torch.export` gives it.
-        given: the channels of the placeholders.
-        data: the placeholders of the inputs.
-        owner: the dotted name of the module.
-    """
-    put_out = f"put out by `{owner}`, which was exported by itself" if owner else "an output of the model"
-    trace.from_data.update(data)
-    trace.values.update(given)
-    for node in graph.nodes:
-        trace.node = node
-        if any(argument in trace.from_data for argument in node.all_input_nodes):
-            trace.from_data.add(node)
-            if mutates(node):
-                trace.from_data.update(_views(node.args[0]))
-        if node.op == "output":
-            for factor in _factors(fx.map_arg(node.args, lambda argument: trace.values.get(argument))):
-                trace.labels.pin(factor, put_out)
-        elif node.op != "placeholder" and (shapes_of(node) or node.users):
-            trace.values[node] = _result(trace, node)
-
-
-def _result(trace: Trace, node: fx.Node) -> Any:
-    """Return the channels of the output of `node`."""
-    arguments: Any
-    keywords: Any
-    arguments, keywords = fx.map_arg((node.args, node.kwargs), lambda argument: trace.values.get(argument))
-    if getattr(node.target, "__name__", "") == "getitem" and node.op == "call_function":
-        several, place = arguments
-        return several[place] if isinstance(several, tuple | list) and isinstance(place, int) else None
-    touched = [trace.values.get(argument) for argument in node.all_input_nodes]
-    if not _factors(touched) and not _makes_channels(node):
-        return _without_channels(node)
-    rule = rule_of(trace.rules, node.target)
-    name = str(node.target)
-    if rule is not None:
-        try:
-            return rule(trace, *arguments, **keywords)
-        except Exception as error:  # A form of the operator that its rule does not know is as good as no rule.
-            name = f"{name} in this form ({type(error).__name__})"
-    if not all(trace.labels.are_loose(factor) for factor in _factors(touched)):
-        trace.unknown[name] = trace.unknown.get(name, 0) + 1
-    trace.pin(touched, f"used by `{name}`, an operator without a rule")
-    return _without_channels(node)
-
-
 def mutates(node: fx.Node) -> bool:
     """Return whether `node` writes into one of its operands."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
-
-
-def _views(node: Any) -> set[fx.Node]:
-    """Return `node` and the first arguments that it is a view of, if it is one: all may see what is written to it."""
-    views: set[fx.Node] = set()
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        views.add(node)
-        node = node.args[0] if node.args else None
-    return views
 
 
 def path_of(node: fx.Node) -> str:
@@ -231,35 +169,8 @@ def path_of(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0])
 
 
-def rule_of(rules: dict[Any, Rule], target: Any) -> Rule | None:
-    """Return the rule of an operator: its own, that of its form out of place, or the pointwise one by its tag."""
-    packet = getattr(target, "overloadpacket", None)
-    if packet in rules:
-        return rules[packet]
-    name = str(packet).removeprefix("aten.")
-    if name.endswith("_") and not name.startswith("_"):
-        plain = getattr(torch.ops.aten, name.rstrip("_"), None)
-        if plain in rules:
-            return rules[plain]
-    if torch.Tag.pointwise in getattr(target, "tags", ()):
-        return rules[torch.Tag.pointwise]
-    return None
-
-
-def _makes_channels(node: fx.Node) -> bool:
-    return getattr(node.target, "overloadpacket", None) is torch.ops.aten.expand
-
-
-def _factors(value: Any) -> list[Tensor]:
+def labels_in(value: Any) -> list[Tensor]:
     """Return all labels that `value`, or a tuple or list of values, holds."""
     if isinstance(value, tuple | list):
-        return [factor for item in value for factor in _factors(item)]
+        return [factor for item in value for factor in labels_in(item)]
     return list(value.factors) if isinstance(value, Channels) else []
-
-
-def _without_channels(node: fx.Node) -> Any:
-    """Return the outputs of `node`, all of fixed length."""
-    value = node.meta.get("val")
-    if isinstance(value, tuple | list):
-        return tuple(Channels(tuple(item.shape)) if isinstance(item, Tensor) else None for item in value)
-    return Channels(tuple(value.shape)) if isinstance(value, Tensor) else None
