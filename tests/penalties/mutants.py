@@ -111,7 +111,9 @@ MUTANTS = [
     M("if _by_name.get(cls.__name__) is not cls:", "if False:", "pickling", "somebody_else"),
     M("type(value) in (bool, int, float) or not isinstance(value, Real)", "True", "pickling", "numpy"),
     M("if (other.groups, other.weigh_by_size) != (one.groups, one.weigh_by_size):", "if False:", "two_penalties"),
-    M("torch.finfo(w.dtype).eps * exact.abs().amax()", "0 * exact.abs().amax()", "constraints", "rounding_moved", quick=True),
+    M("<= eps * exact.abs().amax()", "<= 0 * exact.abs().amax()", "constraints", "rounding_moved", quick=True),
+    M("(1 + eps, 1 - eps)", "(1.0, 1 - eps)", "constraints", "off_the_border"),
+    M("(1 + eps, 1 - eps)", "(1 + eps, 1.0)", "constraints", "off_the_border"),
     M("torch.where(w == full.to(w.dtype), full, exact)", "exact", "constraints", "rounded_to_their"),
     M("self is other if not is_dataclass(self) else", "", "value_objects", "no_dataclass"),
 ]

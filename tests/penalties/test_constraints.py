@@ -297,6 +297,35 @@ def test_weights_that_rounding_moved_out_of_the_set_are_inside(case: ConstraintC
     assert regularizer.value() == math.inf
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("constraint", "size", "towards"),
+    [
+        (MaxNorm(0.7), 3.0, 1),
+        (MinMaxNorm(0.3, 0.7), 3.0, 1),
+        (MinMaxNorm(0.7, 2.0), 0.05, -1),
+        (UnitNorm(), 3.0, 1),
+        (SpectralBall(0.7), 3.0, 1),
+    ],
+)
+def test_weights_that_rounding_moved_off_the_border_are_at_the_border(constraint, size, towards, dtype):
+    """The loss pushes each of them against the constraint, so that they are stationary."""
+    layer = nn.Module()
+    layer.weight = nn.Parameter(constraint.prox(size * torch.randn(6, 8).to(dtype), 1.0))
+    push = layer.weight.detach().float()
+    if isinstance(constraint, SpectralBall):  # outwards in the singular values that are at the limit
+        left, values, right = torch.linalg.svd(push, full_matrices=False)
+        push = (left * (values > 0.69)) @ right
+    regularizer = Regularizer(layer, {"weight": constraint})
+    pressed, free = (
+        regularizer.residuals(lambda sign=sign: -(sign * towards * push * layer.weight.float()).sum())
+        for sign in (1, -1)
+    )
+    assert pressed.penalized[0].max <= 3e-3 * push.abs().max()
+    if not isinstance(constraint, UnitNorm):
+        assert free.penalized[0].max >= 0.9 * push.abs().max()
+
+
 @pytest.mark.parametrize("high", [0.3, 0.7, torch.tensor([0.1, 0.3, 0.6, 0.7])])  # rounded up, down, and both
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_weights_at_a_bound_that_is_rounded_to_their_type_are_at_the_bound(high, dtype):

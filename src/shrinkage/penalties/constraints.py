@@ -46,13 +46,20 @@ class Constraint(Penalty):
         return torch.where(inside, 0.0, torch.inf).to(at_least_float32(w.dtype))
 
     def unrounded(self, w: Tensor) -> Tensor:
-        """Return the nearest point of the set if it is as near as rounding to the type of `w` would bring it."""
+        """Return the point at the border of the set that rounding to the type of `w` moved, into the set or out of it.
+
+        If there is none, return `w`.
+        """
         exact = precision.upcast(w)
         if w.dtype not in precision.NARROW or not w.numel():
             return exact
-        nearest = self.prox(exact, 1.0)
-        near = (nearest - exact).abs() <= torch.finfo(w.dtype).eps * exact.abs().amax()
-        return torch.where(near.all(), nearest, exact)
+        eps, found = torch.finfo(w.dtype).eps, exact
+        for factor in (1 + eps, 1 - eps):  # a ball ends above, and a least norm below
+            moved = factor * exact
+            nearest = self.prox(moved, 1.0)
+            found = torch.where(nearest == moved, found, nearest)
+        near = (found - exact).abs() <= eps * exact.abs().amax()
+        return torch.where(near.all(), found, exact)
 
     def gradient(self, w: Tensor) -> Tensor:
         """Return 0, the normal of least norm."""
