@@ -35,10 +35,22 @@ class Plan(Protocol):
 passengers: PerOptimizer[list[Passenger]] = PerOptimizer("passengers")
 
 
+def states_in(group: Mapping[str, Any]) -> list[State]:
+    """Return the states that the first parameter group of an optimizer, or of its `state_dict`, holds."""
+    return list(group.get(KEY, []))
+
+
+def put_states(group: dict[str, Any], states: Sequence[State]) -> None:
+    """Let the first parameter group of an optimizer, or of its `state_dict`, hold these states and no others."""
+    group.pop(KEY, None)
+    if states:
+        group[KEY] = list(states)
+
+
 def states_beside(optimizer: Optimizer) -> list[State]:
     """Return what regularizers keep of the parameters of `optimizer`, and what none of them has taken up yet."""
     found = [passenger.state(optimizer) for passenger in passengers.get(optimizer, [])]
-    return [*optimizer.param_groups[0].get(KEY, []), *(state for state in found if state is not None)]
+    return [*states_in(optimizer.param_groups[0]), *(state for state in found if state is not None)]
 
 
 def put_smaller(
@@ -59,8 +71,7 @@ def put_smaller(
         positions = [after.get(place, place) for place in places]
         cut_ones.append({**smaller_state(state, by_name), "positions": positions, "shrunk": True})
     passengers[optimizer] = []
-    if cut_ones:
-        optimizer.param_groups[0][KEY] = cut_ones
+    put_states(optimizer.param_groups[0], cut_ones)
 
 
 def before_shrink(state: State, plan: Plan | None) -> tuple[State, tuple[str, ...]]:

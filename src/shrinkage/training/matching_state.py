@@ -8,13 +8,9 @@ from torch.optim import Optimizer
 
 from shrinkage.errors import listed
 from shrinkage.optimizers.introspection import parameters_of
-from shrinkage.optimizers.parameter_state import KEY, Passenger
+from shrinkage.optimizers.parameter_state import Passenger, put_states, states_in
 from shrinkage.training.attachment import Attachment
-from shrinkage.training.saved_state import (
-    Restore,
-    State,
-    is_newer,
-)
+from shrinkage.training.saved_state import Restore, State, is_newer
 
 
 def is_of_same(passenger: Passenger, optimizer: Optimizer, names: Set[str]) -> bool:
@@ -27,7 +23,7 @@ def pop_state(
     group: dict[str, Any], optimizer: Optimizer, attachment: Attachment, checked: Callable[[Optimizer, State], Restore]
 ) -> Restore:
     """Take the state of what penalizes the same in `optimizer` out of `group`, and return what goes on from it."""
-    states, names, positions = group.get(KEY, []), names_in(optimizer, attachment), positions_in(optimizer, attachment)
+    states, names, positions = states_in(group), names_in(optimizer, attachment), positions_in(optimizer, attachment)
     alike = [state for state in states if state.get("parameters") == names]
     alike = alike or [state for state in states if is_for(state, names)]
     mine = next((state for state in alike if state.get("positions") == positions), alike[0] if alike else None)
@@ -41,9 +37,7 @@ def pop_state(
             )
         return nothing
     restore = checked(optimizer, mine)
-    others = [state for state in states if state is not mine]
-    group.pop(KEY)
-    group.update({KEY: others} if others else {})
+    put_states(group, [state for state in states if state is not mine])
     return restore
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.errors import ShrinkageError
-from shrinkage.optimizers.parameter_state import KEY, Passenger, passengers
+from shrinkage.optimizers.parameter_state import Passenger, passengers, put_states, states_in
 from shrinkage.selection.plan import Plan
 from shrinkage.training.attachment import Attachment
 from shrinkage.training.matching_state import is_of_same, names_in, nothing, pop_state, positions_in
@@ -107,7 +107,7 @@ def register_state_hooks(optimizer: Optimizer, attachment: Attachment, regulariz
     def after_save(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         first, *_ = state_dict["param_groups"]
         state = stored_state(regularizer, attachment, optimizer)
-        first[KEY] = [*first.get(KEY, []), state]
+        put_states(first, [*states_in(first), state])
 
     def before_load(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         nonlocal restore
