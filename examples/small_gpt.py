@@ -114,9 +114,9 @@ def load() -> Texts:
 
 
 def windows(text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pieces of `text` that start there, and the bytes that come next."""
-    pieces = text[starts[:, None] + torch.arange(CONTEXT + 1)].long()
-    return pieces[:, :-1], pieces[:, 1:]
+    """Return the windows of `text` that start there, and the bytes that come next."""
+    symbols = text[starts[:, None] + torch.arange(CONTEXT + 1)].long()
+    return symbols[:, :-1], symbols[:, 1:]
 
 
 def batch(text: Tensor, seed: int, number: int) -> tuple[Tensor, Tensor]:
@@ -126,10 +126,10 @@ def batch(text: Tensor, seed: int, number: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def bits_per_byte(model: nn.Module, text: Tensor, pieces: int) -> float:
-    """Return the mean information of a byte under `model`, over so many evenly spaced pieces of `text`."""
+def bits_per_byte(model: nn.Module, text: Tensor, count: int) -> float:
+    """Return the mean information of a byte under `model`, over so many evenly spaced windows of `text`."""
     nats = []
-    for starts in torch.linspace(0, len(text) - CONTEXT - 1, pieces).long().split(32):
+    for starts in torch.linspace(0, len(text) - CONTEXT - 1, count).long().split(32):
         inputs, following = windows(text, starts)
         nats.append(F.cross_entropy(model(inputs).flatten(0, 1), following.flatten()).item())
     return sum(nats) / len(nats) / math.log(2)
@@ -140,8 +140,8 @@ def optimizer(model: nn.Module) -> Optimizer:
     return AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
 
-def task(texts: Texts, layers: int, pieces: int) -> Task:
-    """Return the task of telling the next byte, by a model of so many layers, measured on so many pieces of text."""
+def task(texts: Texts, layers: int, count: int) -> Task:
+    """Return the task of telling the next byte, by a model of so many layers, measured on so many windows of text."""
     return Task(
         name="sources of Python's standard library, small GPT",
         unit="bits per byte",
@@ -151,8 +151,8 @@ def task(texts: Texts, layers: int, pieces: int) -> Task:
         learning_rate=LEARNING_RATE,
         inputs=windows(texts.validation, torch.tensor([0]))[0],
         batch=lambda seed, number: batch(texts.train, seed, number),
-        validation=lambda model: bits_per_byte(model, texts.validation, pieces),
-        test=lambda model: bits_per_byte(model, texts.test, pieces),
+        validation=lambda model: bits_per_byte(model, texts.validation, count),
+        test=lambda model: bits_per_byte(model, texts.test, count),
     )
 
 

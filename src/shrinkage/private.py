@@ -19,7 +19,7 @@ WRAPPERS = (
     (*FSDP, "_fsdp_wrapped_module"),
     ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "CheckpointWrapper", "_checkpoint_wrapped_module"),
 )
-FLATTENED = "_fsdp_flattened"  # FSDP1's mark on a parameter of which each process has a flat piece
+FLATTENED = "_fsdp_flattened"  # FSDP1's mark on a parameter of which each process has a flat shard
 
 
 def private(owner: Any, name: str, use: str) -> Any:
@@ -78,7 +78,7 @@ def check_marks(module: nn.Module) -> None:
     """Raise `ShrinkageError` if `module` is a wrapper of torch that does not leave the marks by which it is known."""
     wrapped(module)
     if is_a(module, *FSDP):
-        use = "tell the flat pieces of parameters that FullyShardedDataParallel leaves to processes"
+        use = "tell the flat shards of parameters that FullyShardedDataParallel leaves to processes"
         common = sys.modules["torch.distributed.fsdp._common_utils"]
         if private(common, "FSDP_FLATTENED", use) != FLATTENED:
             raise missing(f"mark {FLATTENED!r} on parameters", use)

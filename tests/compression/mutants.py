@@ -52,7 +52,7 @@ MUTANTS = [
     M("    if weight is None:\n        x =", "    if False:\n        x =", "shrink", "group_norm_without"),
     M("trace.labels.unite(members, members[:, :1])", "pass", "shrink", "so_many and group-norm", file="compression/tracing/operators.py"),
     M("trace.labels.unite(members, members[:, :1])", "pass", "shrink", "so_many and grouped-conv", file="compression/tracing/contractions.py"),
-    M("trace.labels.unite(piece, pieces[0])", "pass", "tracing", "grid or every_zero"),
+    M("trace.labels.unite(chunk, chunks[0])", "pass", "tracing", "grid or every_zero"),
     M("if isinstance(padding, str) else any(as_sequence(padding))", "if isinstance(padding, str) else False", "shrink", "zeros_at_a_border", quick=True),
     M("    return torch.where(same, (low + high) / 2, ", "    return torch.where(same, low * 0, ", "shrink", "goes_into_a_bias"),
     M("[runs[0], *stirred], live if", "runs, None if", "tracing", "on_the_examples_alone"),

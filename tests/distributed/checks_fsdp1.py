@@ -1,4 +1,4 @@
-"""FullyShardedDataParallel (FSDP1): at a step every process holds a flat piece of each parameter, or nothing of it.
+"""FullyShardedDataParallel (FSDP1): at a step every process holds a flat shard of each parameter, or nothing of it.
 
 With `use_orig_params=True` penalties of single elements are those of one process, bit for bit; what needs the shape of
 a parameter is refused by name, and so is every penalty where a flat parameter takes the place of the model's own.
@@ -40,7 +40,7 @@ OTHERS = [case for case in ALL_CASES if case not in ELEMENTWISE]
 
 
 def flattened(model: nn.Module, *, use_orig_params: bool = True) -> FullyShardedDataParallel:
-    """The model in flat pieces."""
+    """The model in flat shards."""
     cpu = torch.device("cpu")
     return FullyShardedDataParallel(model, use_orig_params=use_orig_params, device_id=cpu)
 
@@ -175,9 +175,9 @@ def check_more_that_is_refused(rank: int, world: int) -> None:
     with pytest.raises(ParameterError, match="cannot be penalized by Toward"):
         Regularizer(wrapped, {"*.weight": Toward(L1(0.1))})
     regularizer = Regularizer(wrapped, {"*.weight": L1(0.1)})
-    with pytest.raises(ParameterError, match=r"holds a flat piece of '0\.weight'"):
+    with pytest.raises(ParameterError, match=r"holds a flat shard of '0\.weight'"):
         regularizer.value()
-    with pytest.raises(ParameterError, match=r"holds a flat piece of '0\.weight'"):
+    with pytest.raises(ParameterError, match=r"holds a flat shard of '0\.weight'"):
         regularizer.residuals(lambda: loss_of(wrapped, parts(rank)[0]))
 
 
@@ -226,7 +226,7 @@ def check_a_declaration_outside_of_flat_parameters_holds(rank: int, world: int) 
     assert zero_count(alone[2]) > 0
 
 
-def check_pieces_that_are_whole(rank: int, world: int) -> None:
+def check_flat_shards_that_are_whole(rank: int, world: int) -> None:
     """Without sharding every process has everything, but flat all the same: refused too, as the marks are the same."""
     model = mlp()
     regularizer = Regularizer(model, GroupLasso(0.1, Rows()))

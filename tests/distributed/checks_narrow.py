@@ -97,7 +97,7 @@ def check_a_penalty_too_small_to_move_a_piece_is_said(rank: int, world: int) -> 
         model = fully_shard(ones(rows=3))
         shape = tuple(model.weight.to_local().shape)
         if shape[0]:
-            piece = rf"this process's piece of 'weight', of shape \({shape[0]}, 64\)"
+            piece = rf"this process's shard of 'weight', of shape \({shape[0]}, 64\)"
             with pytest.warns(UserWarning, match=f"too small to move 100% of the weights of {piece}") as told:
                 decayed(model, penalty, how)
             assert len(told) == 1

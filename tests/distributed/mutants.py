@@ -6,7 +6,7 @@ MUTANTS = [
     M("        if part.counts:", "        if True:", "processes", "every_placement and not 4"),
     M("each.group_name in own or ", "", "processes", "every_placement and not 4"),
     M("found_together(tasks, gradients_of), strict=True):\n        if task.target is not None:\n", "found_together(tasks, gradients_of), strict=True):\n        if True:\n", "processes", "fsdp2 and a_process_without_gradients and not 4"),
-    M("return parameter.grad is not None or is_dtensor(parameter) or is_piece(parameter)", "return parameter.grad is not None or is_dtensor(parameter)", "processes", "fsdp1 and an_update_counts"),
+    M("return parameter.grad is not None or is_dtensor(parameter) or is_flat_shard(parameter)", "return parameter.grad is not None or is_dtensor(parameter)", "processes", "fsdp1 and an_update_counts"),
     M("parameters_of(self._whole() or optimizer)", "parameters_of(optimizer)", "processes", "a_group_that_is_added and 4"),
     M(", *place_of(target.parameter))", ")", "processes", "copies_and_pieces and 2"),
     M("or target.group_sharding is not None", "or place_of(target.parameter) != ()", "processes", "too_small and 2"),

@@ -220,7 +220,7 @@ def test_deepspeed_is_refused():
     model = mlp()
     optimizer = DeepSpeedZeroOptimizer(AdamW(model.parameters()))
     for each in (optimizer, Engine(optimizer)):
-        with pytest.raises(AttachmentError, match="DeepSpeed's DeepSpeedZeroOptimizer steps flat pieces"):
+        with pytest.raises(AttachmentError, match="DeepSpeed's DeepSpeedZeroOptimizer steps flat shards"):
             Regularizer(model, L1(0.1)).attach(each)
     assert unwrapped(Engine(AdamW(model.parameters()))).param_groups  # an engine without ZeRO leaves it as it is
 

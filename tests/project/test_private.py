@@ -122,10 +122,10 @@ def test_marks_of_flat_pieces_are_the_known_ones(monkeypatch):
     monkeypatch.setattr(fsdp, "FullyShardedDataParallel", Holder)
     monkeypatch.setattr(_common_utils, "FSDP_FLATTENED", "_another")
     Regularizer(mlp(), L1(0.1))
-    with pytest.raises(ShrinkageError, match=r"mark '_fsdp_flattened'.*flat pieces"):
+    with pytest.raises(ShrinkageError, match=r"mark '_fsdp_flattened'.*flat shards"):
         Regularizer(Holder("_fsdp_wrapped_module"), L1(0.1))
     monkeypatch.delattr(_common_utils, "FSDP_FLATTENED")
-    with pytest.raises(ShrinkageError, match=r"_common_utils\.FSDP_FLATTENED.*flat pieces"):
+    with pytest.raises(ShrinkageError, match=r"_common_utils\.FSDP_FLATTENED.*flat shards"):
         Regularizer(Holder("_fsdp_wrapped_module"), L1(0.1))
 
 

@@ -224,8 +224,8 @@ def readable(name: str, tensor: Tensor) -> Tensor:
 
 def memory_of(tensor: Tensor) -> tuple[int, int]:
     """Return where a tensor lies: two that share their elements agree, even if the shard of this process is empty."""
-    piece = local(tensor)
-    return piece.untyped_storage()._cdata, piece.storage_offset()
+    shard = local(tensor)
+    return shard.untyped_storage()._cdata, shard.storage_offset()
 
 
 def tensor_report(name: str, tensor: Tensor, below: float) -> TensorReport:

@@ -1,9 +1,9 @@
 """Parameters that another system flattens: FullyShardedDataParallel (FSDP1) and DeepSpeed's ZeRO.
 
 Both lay parameters end to end and cut the line between processes, across rows and wherever it falls. Of FSDP1 with
-`use_orig_params=True` a process steps pieces of the model's own parameters, so that penalties of single elements are
-right; everything else is refused by name. Such parameters are recognized by attributes that these systems set on them;
-nothing is imported.
+`use_orig_params=True`, a process steps flat shards of the model's own parameters. There, penalties of single elements
+are right; everything else is refused by name. Such parameters are recognized by attributes that these systems set on
+them; nothing is imported.
 """
 
 from contextlib import suppress
@@ -20,8 +20,8 @@ def is_flat(parameter: Tensor | None) -> bool:
     return is_a(parameter, *FLAT)
 
 
-def is_piece(parameter: Tensor | None) -> bool:
-    """Return whether FSDP1 leaves a flat piece of this parameter to each process (`use_orig_params=True`)."""
+def is_flat_shard(parameter: Tensor | None) -> bool:
+    """Return whether FSDP1 leaves a flat shard of this parameter to each process (`use_orig_params=True`)."""
     return getattr(parameter, FLATTENED, False) and not is_flat(parameter)
 
 
@@ -39,21 +39,21 @@ def check_stepped(name: str, parameter: Tensor | None) -> None:
         )
 
 
-def check_piece(name: str, parameter: Tensor, penalty: Penalty) -> None:
-    """Raise `ParameterError` if a process holds a flat piece of `parameter`, and `penalty` cannot penalize that."""
-    if is_piece(parameter) and not penalizes_any_shard(penalty):
+def check_flat_shard(name: str, parameter: Tensor, penalty: Penalty) -> None:
+    """Raise `ParameterError` if a process holds a flat shard of `parameter`, and `penalty` cannot penalize that."""
+    if is_flat_shard(parameter) and not penalizes_any_shard(penalty):
         raise ParameterError(
-            f"{name!r} cannot be penalized by {penalty}: FullyShardedDataParallel leaves a flat piece of shape "
+            f"{name!r} cannot be penalized by {penalty}: FullyShardedDataParallel leaves a flat shard of shape "
             f"{tuple(parameter.shape)} of it to this process, and only penalties of single elements, without weights "
             "or a reference for each, can penalize that; use fully_shard, which keeps the shape"
         )
 
 
 def check_has_value(name: str, parameter: Tensor) -> None:
-    """Raise `ParameterError` if this process holds a flat piece of `parameter` only."""
-    if is_piece(parameter):
+    """Raise `ParameterError` if this process holds a flat shard of `parameter` only."""
+    if is_flat_shard(parameter):
         raise ParameterError(
-            f"this process holds a flat piece of {name!r}, of shape {tuple(parameter.shape)}, so that it knows neither "
+            f"this process holds a flat shard of {name!r}, of shape {tuple(parameter.shape)}, so that it knows neither "
             "the penalty's value nor its residual; load the full state_dict into a model that is not wrapped and ask "
             "a Regularizer of that one"
         )

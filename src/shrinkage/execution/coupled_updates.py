@@ -117,7 +117,7 @@ def shrink_in_metric_(linear: Tensor, quadratic: Tensor, members: Sequence[Membe
     forms: list[PlainMember | CompiledMember] = []
     for member in members:
         own = CompiledMember.of(member.part, member.task, slopes, curves) if kernels else None
-        forms += [own] if own is not None else [PlainMember(piece, slopes, curves) for piece in cut(member)]
+        forms += [own] if own is not None else [PlainMember(chunk, slopes, curves) for chunk in cut(member)]
     to_rest = all(member.w.device.type == "cpu" for member in members)
 
     def sums() -> Tensor:

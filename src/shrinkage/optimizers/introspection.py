@@ -101,8 +101,8 @@ def check_hooks_see_steps(optimizer: object) -> None:
     """Raise `AttachmentError` if `optimizer` steps what are not the model's parameters, or not in `step`."""
     if any(parent.__module__.startswith("deepspeed.runtime.") for parent in type(optimizer).__mro__):
         raise AttachmentError(
-            f"DeepSpeed's {type(optimizer).__name__} steps flat pieces of the parameters of its own, in which no "
-            "penalty finds its parameter; train with fully_shard (FSDP2) or ZeroRedundancyOptimizer instead, or attach "
+            f"DeepSpeed's {type(optimizer).__name__} steps flat shards that it made of the parameters, in which no "
+            "penalty finds its own; train with fully_shard (FSDP2) or ZeroRedundancyOptimizer instead, or attach "
             "to the torch optimizer of an engine that uses neither ZeRO nor half precision"
         )
     if isinstance(optimizer, Optimizer) and is_sharded(optimizer) and getattr(optimizer, "_overlap_with_ddp", False):

@@ -115,24 +115,24 @@ def in_metric(
     slope = padded(group_penalty.weights * linear, 0.0)
     thresholds = [step * part.column(slope, w) for part, w, step in zip(parts, ws, steps, strict=True)]
     metrics = [each.clamp_min(1 / secular.largest(each.dtype)).reciprocal() for each in thresholds]
-    pieces = list(zip(parts, ws, metrics, strict=True))
+    members = list(zip(parts, ws, metrics, strict=True))
 
     def sums() -> Tensor:
-        return added(parts, [secular.secular_sums(w, metric, part.within(w)) for part, w, metric in pieces])
+        return added(parts, [secular.secular_sums(w, metric, part.within(w)) for part, w, metric in members])
 
     def terms(theta: Tensor, resting: Tensor) -> Tensor:
-        each = [(part, w, metric, part.column(padded(theta, 0.0), w)) for part, w, metric in pieces]
+        each = [(part, w, metric, part.column(padded(theta, 0.0), w)) for part, w, metric in members]
         return added(parts, [secular.secular_terms(w, metric, own, part.within(w)) for part, w, metric, own in each])
 
     root = yield from secular.secular_root(sums, terms, to_rest=to_rest)
-    scales = [secular.secular_scale(metric, part.column(padded(root, 0.0), w)) for part, w, metric in pieces]
+    scales = [secular.secular_scale(metric, part.column(padded(root, 0.0), w)) for part, w, metric in members]
     pairs = zip(ws, scales, thresholds, strict=True)
     return [w * scale.masked_fill(threshold == 0, 1.0) for w, scale, threshold in pairs]
 
 
 def searched(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, steps: Tensors) -> Reduction[list[Tensor]]:
     """Return the proximal point of a penalty that may have several minima, the best of them for each group."""
-    pieces = [
+    members = [
         (part, secular_search.Curve(w, step, part.within(w))) for part, w, step in zip(parts, ws, steps, strict=True)
     ]
     penalty = group_norms.target_of(
@@ -140,14 +140,14 @@ def searched(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, steps: Tens
     )
 
     def sums() -> Tensor:
-        return added(parts, [curve.sums() for _, curve in pieces])
+        return added(parts, [curve.sums() for _, curve in members])
 
     def at(multiplier: Tensor, *, distance: bool) -> Tensor:
-        columns = [(part.column(padded(multiplier, 0.0), curve.w), curve) for part, curve in pieces]
+        columns = [(part.column(padded(multiplier, 0.0), curve.w), curve) for part, curve in members]
         return added(parts, [curve.at(column, distance=distance) for column, curve in columns])
 
     multiplier = yield from secular_search.radial_multiplier(sums, at, penalty)
-    return [curve.w * curve.scale(part.column(padded(multiplier, 0.0), curve.w)) for part, curve in pieces]
+    return [curve.w * curve.scale(part.column(padded(multiplier, 0.0), curve.w)) for part, curve in members]
 
 
 def split_by(parts: Parts, ws: Tensors) -> list[Tensor]:

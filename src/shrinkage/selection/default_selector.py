@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from shrinkage.distributed.flat_parameters import is_piece
+from shrinkage.distributed.flat_parameters import is_flat_shard
 from shrinkage.errors import ParameterError
 from shrinkage.selection.matrices import is_matrix
 from shrinkage.selection.named_parameters import NamedParameter
@@ -34,7 +34,7 @@ class Weights:
         named = candidate.attribute == "weight" or is_matrix(candidate.attribute)
         if not named or isinstance(candidate.module, LEFT_ALONE):
             return False
-        if is_piece(parameter):
+        if is_flat_shard(parameter):
             raise ParameterError(
                 f"FullyShardedDataParallel has flattened {candidate.name!r}, so that matrices cannot be told from "
                 "vectors any more; make the Regularizer before it wraps the model, or name parameters with a glob such "

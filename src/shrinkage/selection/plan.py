@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from shrinkage.distributed.flat_parameters import check_piece, check_stepped
+from shrinkage.distributed.flat_parameters import check_flat_shard, check_stepped
 from shrinkage.errors import GroupError
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import coupled_of
@@ -166,11 +166,11 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     check_parameter(first.name, first.parameter)
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
-    check_piece(first.name, first.parameter, rule.penalty)
+    check_flat_shard(first.name, first.parameter, rule.penalty)
     if shape is not None:
         check_shape(first.name, shape, rule.penalty)
     penalty = rule.penalty.bound(first.name, first.parameter)
-    check_piece(first.name, first.parameter, penalty)
+    check_flat_shard(first.name, first.parameter, penalty)
     if shape is not None and penalty is not rule.penalty:  # it may have found a reference
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)

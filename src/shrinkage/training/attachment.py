@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shrinkage.distributed.dtensor import is_dtensor
-from shrinkage.distributed.flat_parameters import is_piece
+from shrinkage.distributed.flat_parameters import is_flat_shard
 from shrinkage.errors import AttachmentError
 from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.optimizers.introspection import (
@@ -256,7 +256,7 @@ def averaged(targets: Sequence[PenalizedParameter]) -> dict[str, Tensor]:
 
 def may_move(parameter: Tensor) -> bool:
     """Return whether a step moves `parameter`, here or on another process that holds a shard of it."""
-    return parameter.grad is not None or is_dtensor(parameter) or is_piece(parameter)
+    return parameter.grad is not None or is_dtensor(parameter) or is_flat_shard(parameter)
 
 
 def with_shared_penalties(targets: Iterable[PenalizedParameter]) -> list[PenalizedParameter]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shrinkage.distributed.flat_parameters import check_piece
+from shrinkage.distributed.flat_parameters import check_flat_shard
 from shrinkage.errors import AttachmentError, MetricError, ParameterError
 from shrinkage.optimizers.introspection import group_indices, is_captured
 from shrinkage.optimizers.registry import Metric
@@ -46,7 +46,7 @@ def check_gradients(targets: Sequence[PenalizedParameter]) -> None:
     """Raise `ParameterError` if a penalty is to be added to a sparse gradient, or a parameter was flattened."""
     for target in targets:
         name, parameter = target.name, target.parameter
-        check_piece(name, parameter, target.penalty)
+        check_flat_shard(name, parameter, target.penalty)
         if target.how != "gradient":
             continue
         if parameter.grad is not None and parameter.grad.layout != torch.strided:

@@ -48,7 +48,7 @@ class Rounding:
         share = stuck_share(*task, prox=not target.before)
         if share > 0.5:
             self.told.add(target.name)
-            cut = "this process's piece of " if place_of(target.parameter) else ""
+            cut = "this process's shard of " if place_of(target.parameter) else ""
             warnings.warn(
                 f"{task.penalty} is too small to move {100 * share:.0f}% of the weights of {cut}{target.name!r}, of "
                 f"shape {tuple(task.w.shape)}, in a step: {task.w.dtype} rounds them back to where they were; keep "

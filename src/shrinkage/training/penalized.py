@@ -9,7 +9,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.optim import Optimizer
 
 from shrinkage.distributed.dtensor import put_shards_back
-from shrinkage.distributed.flat_parameters import check_piece, check_stepped, is_piece
+from shrinkage.distributed.flat_parameters import check_flat_shard, check_stepped, is_flat_shard
 from shrinkage.distributed.group_sharding import GroupSharding
 from shrinkage.errors import AttachmentError
 from shrinkage.optimizers.introspection import group_indices, stepped
@@ -107,7 +107,7 @@ def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place
 
 def is_sharded_parameter(parameter: Tensor) -> bool:
     """Return whether a process holds a shard of `parameter`; a module may hold something else in its place."""
-    return type(parameter) not in (nn.Parameter, UninitializedParameter) or is_piece(parameter)
+    return type(parameter) not in (nn.Parameter, UninitializedParameter) or is_flat_shard(parameter)
 
 
 def targets_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimizer) -> Found:
@@ -160,7 +160,7 @@ def names_of(model: nn.Module, targets: Iterable[PenalizedParameter]) -> set[str
 
 def target_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, group: int) -> PenalizedParameter:
     """Return the penalty of one parameter, found under one name, in one group of an optimizer."""
-    check_piece(candidate.name, parameter, entry.penalty)
+    check_flat_shard(candidate.name, parameter, entry.penalty)
     lazy = is_lazy(parameter)
     if not lazy:
         check_shape(candidate.name, parameter.shape, entry.penalty)

@@ -151,16 +151,16 @@ def split(trace: Trace, x: Channels, sizes: Any, axis: int = 0) -> tuple[Channel
     parts: list[list[Tensor]] = [[] for _ in lengths]
     for factor in x.factors:
         if factor.shape[axis] == 1:
-            pieces = [factor] * len(lengths)
+            chunks = [factor] * len(lengths)
         else:
-            pieces = list(torch.split(factor, lengths, axis))
+            chunks = list(torch.split(factor, lengths, axis))
             if even:
-                for piece in pieces[1:]:
-                    trace.labels.unite(piece, pieces[0])
+                for chunk in chunks[1:]:
+                    trace.labels.unite(chunk, chunks[0])
             if not by_count:
-                trace.literals += [Literal(trace.path, n, p, axis) for n, p in zip(lengths, pieces, strict=True)]
-        for part, piece in zip(parts, pieces, strict=True):
-            part.append(piece)
+                trace.literals += [Literal(trace.path, n, p, axis) for n, p in zip(lengths, chunks, strict=True)]
+        for part, chunk in zip(parts, chunks, strict=True):
+            part.append(chunk)
     shapes = shapes_of(trace.node)
     return tuple(trace.make(part, shape) for part, shape in zip(parts, shapes, strict=True))
 
@@ -180,7 +180,7 @@ def cat(trace: Trace, tensors: Sequence[Channels], axis: int = 0) -> Channels:
     """Channels one after the other."""
     rank = len(trace.shape)
     axis %= rank
-    pieces: list[Tensor] = []
+    factors: list[Tensor] = []
     others: list[Channels] = []
     tensors = [x for x in tensors if len(x.shape) == rank]
     if all(x.along(axis) is None for x in tensors):
@@ -193,11 +193,11 @@ def cat(trace: Trace, tensors: Sequence[Channels], axis: int = 0) -> Channels:
         if factor is None:
             factor = trace.labels.new(x.shape[axis]).reshape([-1 if other == axis else 1 for other in range(rank)])
             trace.labels.pin(factor, trace.because("put together with channels of fixed number"))
-        pieces.append(factor)
+        factors.append(factor)
         rest = tuple(other for other in x.factors if other.shape[axis] == 1)
         others.append(Channels(_one(x.shape, axis), rest))
     whole = Channels(
-        tuple(trace.shape[axis] if other == axis else 1 for other in range(rank)), (torch.cat(pieces, axis),)
+        tuple(trace.shape[axis] if other == axis else 1 for other in range(rank)), (torch.cat(factors, axis),)
     )
     return trace.combine([whole, *others])
 
