@@ -42,9 +42,8 @@ class ConstraintOnGroups(Constraint):
         return self.groups.cuts(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        name, numbers, _ = Constraint.describe(self, shape)
         count = "" if shape is None else f"{self.groups.layout(shape).count} x "
-        return Description(name, numbers, f"{count}{self.groups}")
+        return super().describe(shape)._replace(groups=f"{count}{self.groups}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -21,12 +21,13 @@ import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from shrinkage.penalties.schedules import Strength, as_factor, at, check_strength, multiple
+from shrinkage.penalties.schedules import Strength, as_factor, at, check_strength, multiple, strength_text
 from shrinkage.penalties.value_objects import Value
 from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction
@@ -90,9 +91,18 @@ class Penalty(Value, ABC):
         Empty if only the whole tensor can be penalized.
         """
 
-    @abstractmethod
     def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return what a printed plan says of this penalty on a tensor of `shape` (None: not yet known)."""
+        """Return what a printed plan says of this penalty on a tensor of `shape` (None: not yet known).
+
+        That is the class, its strengths, and its other numbers with their names.
+        """
+        strengths = strengths_of(type(self))
+        texts = [
+            strength_text(value) if name in strengths else f"{name} {float(value):g}"
+            for name, value in self.arguments().items()
+            if name in strengths or (isinstance(value, Real) and not isinstance(value, bool))
+        ]
+        return Description(type(self).__name__, ", ".join(texts) or "-", "-")
 
     @property
     def smooth(self) -> bool:

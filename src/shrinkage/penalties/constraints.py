@@ -107,10 +107,6 @@ class Constraint(Penalty):
         """Return none: the elements share the constraint."""
         return ()
 
-    def describe(self, shape: Sequence[int] | None) -> Description:
-        numbers = [f"{name} {value:g}" for name, value in self.arguments().items() if isinstance(value, int | float)]
-        return Description(type(self).__name__, ", ".join(numbers) or "-", "-")
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TopK(Constraint):

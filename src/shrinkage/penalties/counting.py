@@ -10,7 +10,7 @@ from torch import Tensor
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import Elementwise
-from shrinkage.penalties.schedules import Strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed, strength_text
 from shrinkage.proximal import precision, thresholds
 
 
@@ -138,8 +138,7 @@ class Counted(Counting):
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         penalty, strength, groups = self.penalty.describe(shape)
-        price = "schedule" if callable(self.l0) else f"{self.l0:g}"
-        return Description(f"{penalty} + L0", f"{strength}, {price}", groups)
+        return Description(f"{penalty} + L0", f"{strength}, {strength_text(self.l0)}", groups)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.base import Penalty
 
 
 class Radial(NamedTuple):
@@ -68,10 +68,6 @@ class Elementwise(Penalty):
         """Return all dimensions: elements are independent."""
         return tuple(range(len(shape)))
 
-    def describe(self, shape: Sequence[int] | None) -> Description:
-        """Return the class, its strengths, and its other numbers with their names."""
-        return Description(type(self).__name__, ", ".join(map(number_text, self.arguments().items())), "-")
-
 
 def largest(values: Tensor) -> Tensor:
     """Return the largest of `values` >= 0, 0 if there are none."""
@@ -81,10 +77,3 @@ def largest(values: Tensor) -> Tensor:
 def infinite_unless_zero(grad: Tensor) -> Tensor:
     """Return infinity, or 0 if `grad` is 0 everywhere."""
     return torch.where(largest(grad.abs()) > 0, torch.inf, 0.0).to(grad.dtype)
-
-
-def number_text(field: tuple[str, object]) -> str:
-    """Return one number of a penalty as a plan prints it: a strength bare, others with their name."""
-    name, value = field
-    text = "schedule" if callable(value) else f"{value:g}" if isinstance(value, int | float) else str(value)
-    return text if name in ("strength", "l1", "l2", "group") else f"{name} {text}"

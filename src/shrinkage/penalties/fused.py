@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.base import Description, Penalty
-from shrinkage.penalties.schedules import Strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed, strength_text
 from shrinkage.proximal import precision
 from shrinkage.proximal.total_variation import total_variation
 
@@ -104,8 +104,7 @@ class FusedLasso(Penalty):
         return tuple(dim for dim in range(len(shape)) if dim != self.dim % len(shape))
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        strength = "schedule" if callable(self.strength) else f"{self.strength:g}"
-        return Description("FusedLasso", strength, f"along dimension {self.dim}")
+        return Description("FusedLasso", strength_text(self.strength), f"along dimension {self.dim}")
 
     def _rows(self, w: Tensor) -> Tensor:
         """Return `w` as rows along the dimension, in float64."""

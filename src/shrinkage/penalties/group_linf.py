@@ -54,9 +54,6 @@ class GroupLInf(PerGroup):
         """Return the sum of sizes of gradient that a zero group withstands."""
         return fixed(self.strength) * self.weight(shape)
 
-    def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        return "GroupLInf", "schedule" if callable(self.strength) else f"{self.strength:g}"
-
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weight * max |w_g|."""
         rows = self.groups.view(w).abs()

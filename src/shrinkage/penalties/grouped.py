@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties import group_norms
+from shrinkage.penalties.base import Description
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.groups import Groups, norms_within
@@ -110,10 +111,10 @@ class Grouped(PerGroup):
             return None
         return Parts(0.0, weight * radial.linear, weight * radial.quadratic)
 
-    def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        """Return the penalty of a norm in words."""
+    def describe(self, shape: Sequence[int] | None) -> Description:
         penalty, strength, _ = self.penalty.describe(None)
-        return "GroupLasso" if isinstance(self.penalty, L1) else f"Grouped {penalty}", strength
+        name = "GroupLasso" if isinstance(self.penalty, L1) else f"Grouped {penalty}"
+        return super().describe(shape)._replace(penalty=name, strength=strength)
 
     def value(self, w: Tensor) -> Tensor:
         """sum of weight * phi(||w_g||)."""

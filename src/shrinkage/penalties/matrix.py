@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.errors import GroupError, shown
-from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero, largest
 from shrinkage.penalties.schedules import Strength, fixed
 from shrinkage.proximal import precision
@@ -31,9 +31,6 @@ class OfMatrix(Penalty):
     def cuts(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return none: a matrix is penalized as a whole."""
         return ()
-
-    def describe(self, shape: Sequence[int] | None) -> Description:
-        return Description(type(self).__name__, "schedule" if callable(self.strength) else f"{self.strength:g}", "-")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

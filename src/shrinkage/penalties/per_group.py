@@ -1,7 +1,6 @@
 """What penalties have in common that are a sum over groups."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,10 +42,6 @@ class PerGroup(Penalty):
         """Return the penalty of a group of a tensor of `shape`, if it is such a sum and the same for all groups."""
         return None
 
-    @abstractmethod
-    def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        """Return the name and the strength that a printed plan shows."""
-
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise `GroupError` if a tensor of `shape` does not fall into the groups."""
         self.groups.layout(shape)
@@ -56,7 +51,7 @@ class PerGroup(Penalty):
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         count = "" if shape is None else f"{self.groups.layout(shape).count} x "
-        return Description(*self.penalty_text(shape), f"{count}{self.groups}")
+        return super().describe(shape)._replace(groups=f"{count}{self.groups}")
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         """Return the elements of groups that are zero and stationary for the gradient `average`."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.convex import L2
-from shrinkage.penalties.schedules import Strength, fixed, multiple
+from shrinkage.penalties.schedules import Strength, fixed, multiple, strength_text
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Reduction
 
@@ -137,5 +137,5 @@ class Ridged(Penalty):
 
     def describe(self, shape: Sequence[int] | None) -> Description:
         penalty, strength, groups = self.penalty.describe(shape)
-        squares = "schedule" if callable(self.l2) else f"{self.l2:g}"
+        squares = strength_text(self.l2)
         return Description(f"{penalty} + L2", squares if strength == "-" else f"{strength}, {squares}", groups)

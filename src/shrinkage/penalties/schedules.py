@@ -34,6 +34,15 @@ def check_strength(owner: str, name: str, strength: Strength) -> None:
         )
 
 
+def strength_text(strength: Strength) -> str:
+    """Return a strength as a plan prints it.
+
+    >>> strength_text(0.5), strength_text(lambda update: 0.1 * update)
+    ('0.5', 'schedule')
+    """
+    return "schedule" if callable(strength) else f"{float(strength):g}"
+
+
 def check_positive(owner: str, name: str, number: float, *, above: float = 0.0) -> None:
     """Raise unless `number` is a finite number greater than `above`.
 

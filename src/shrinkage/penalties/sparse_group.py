@@ -68,10 +68,6 @@ class SparseGroupLasso(PerGroup):
     def parts(self, shape: Sequence[int]) -> Parts | None:
         return Parts(fixed(self.l1), self.of_groups.weight(shape) * fixed(self.group), 0.0)
 
-    def penalty_text(self, shape: Sequence[int] | None) -> tuple[str, str]:
-        texts = ["schedule" if callable(strength) else f"{strength:g}" for strength in (self.l1, self.group)]
-        return "SparseGroupLasso", ", ".join(texts)
-
     def value(self, w: Tensor) -> Tensor:
         """l1 * sum |w| plus the group lasso's value."""
         return L1(self.l1).value(w) + self.of_groups.value(w)
