@@ -1,4 +1,4 @@
-"""Every test starts from one seed, without declared layers, and with the sums that come with the library."""
+"""Every test starts from one seed, without declared layers, and with what the library itself registers."""
 
 import gc
 import os
@@ -9,6 +9,8 @@ import torch
 from hypothesis import settings
 
 import shrinkage
+from shrinkage.compression.plans.layers import _rules
+from shrinkage.optimizers.registry import _metrics
 from shrinkage.penalties.base import SUMS
 from shrinkage.selection.declaration import living
 
@@ -24,9 +26,12 @@ settings.load_profile("shrinkage")
 @pytest.fixture(autouse=True)
 def fresh_start():
     torch.manual_seed(0)
-    sums = list(SUMS)
+    sums, metrics, rules = list(SUMS), dict(_metrics), dict(_rules)
     yield
     SUMS[:] = sums
+    for table, kept in ((_metrics, metrics), (_rules, rules)):
+        table.clear()
+        table.update(kept)
     living.clear()
 
 

@@ -1,12 +1,16 @@
 """Small models, one loop that trains them and one refused step: what the tests of the hooks have in common."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+
+from shrinkage import Penalty, Regularizer
+from shrinkage.selection.how import How
 
 STRENGTH, LR = 0.2, 0.1
 Batch = tuple[Tensor, Tensor]
@@ -102,6 +106,18 @@ def sgd(model: nn.Module) -> SGD:
     return SGD(model.parameters(), lr=LR)
 
 
+def attached(
+    make: Callable[[Iterator[nn.Parameter]], Optimizer],
+    rules: Penalty | Mapping[Any, Penalty | None],
+    how: How = "proximal",
+    **options: Any,
+) -> tuple[nn.Sequential, Optimizer, Regularizer]:
+    """A model, its optimizer, and a regularizer that is attached to it."""
+    model = mlp()
+    optimizer = make(model.parameters())
+    return model, optimizer, Regularizer(model, rules, how=how, **options).attach(optimizer)
+
+
 def fill_gradients(model: nn.Module, value: float = 1.0) -> None:
     """Give every parameter that is trained a gradient of one value."""
     for parameter in model.parameters():
@@ -124,3 +140,10 @@ class Alone(nn.Module):
     def __init__(self, w: Tensor) -> None:
         super().__init__()
         self.w = nn.Parameter(w) if w.is_floating_point() else nn.Parameter(w, requires_grad=False)
+
+
+class CallsItsParent(SGD):
+    """A step inside of a step."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)

@@ -22,9 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import shrinkage
 from late import transformers
 from shrinkage import L1, PlanError, ShrinkPlan, apply_plan, regularize
-from shrinkage.compression.plans import layers
 from shrinkage.compression.plans.index_text import decoded, encoded, hashed
-from shrinkage.compression.plans.layers import _rules
 from shrinkage.compression.plans.tensors import cut, tensors_of
 
 GUIDE = (Path(__file__).parents[2] / "docs/plans.md").read_text()
@@ -634,7 +632,6 @@ def test_layers_that_are_cut_wrongly_stop_before_anything_is_made():
 
 def test_the_guides_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(layers, "_rules", dict(_rules))
     names = {}
     for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
         exec(code, names)

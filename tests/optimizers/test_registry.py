@@ -23,28 +23,16 @@ GUIDE = (Path(__file__).parents[2] / "docs/optimizers.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def names():
-    """What the guide's code defines, after all of it has run."""
+    """What the guide's code defines, after all of it has run; what it registers is known in this file only."""
     torch.manual_seed(0)
-    found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shrinkage.optimizers.registry._metrics", dict(_metrics))
-        for code in CODE:
-            exec(code, found)
-        found["metrics"] = dict(metrics_now())
-    return found
-
-
-def metrics_now():
-    import shrinkage.optimizers.registry
-
-    return shrinkage.optimizers.registry._metrics
-
-
-@pytest.fixture(autouse=True)
-def registered(names, monkeypatch):
-    monkeypatch.setattr("shrinkage.optimizers.registry._metrics", names["metrics"])
+    found, known = {}, dict(_metrics)
+    for code in CODE:
+        exec(code, found)
+    yield found
+    _metrics.clear()
+    _metrics.update(known)
 
 
 def test_the_guides_example_ends_with_exact_zeros(names):

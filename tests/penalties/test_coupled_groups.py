@@ -40,6 +40,7 @@ from shrinkage import (
     regularize,
     strength_max,
 )
+from shrinkage.training.attachment import explicit_attachments
 
 CHANNELS = 6
 MEMBERS = ("0.weight", "0.bias", "1.weight", "1.bias")
@@ -190,11 +191,11 @@ def test_a_step_in_several_metrics_is_the_least_of_the_objective(make, penalty):
     for each in (model, twin):
         rates = zip(MEMBERS, (0.02, 0.2, 0.1, 0.5), strict=True)
         optimizers.append(make([{"params": [each.get_parameter(name)], "lr": rate} for name, rate in rates]))
-    regularizer = Regularizer(model, Grouped(penalty, channels())).attach(optimizers[0])
+    Regularizer(model, Grouped(penalty, channels())).attach(optimizers[0])
     for each, optimizer in zip((model, twin), optimizers, strict=True):
         give(each, steps(1)[0])
         optimizer.step()
-    ((_, attachment, _),) = regularizer._attachments
+    (attachment,) = explicit_attachments[optimizers[0]]
     sizes = attachment.steps(optimizers[0])
     eta = joined(torch.as_tensor(sizes[name]).expand(model.get_parameter(name).shape) for name in MEMBERS)
     found, before = weights_of(model), weights_of(twin)

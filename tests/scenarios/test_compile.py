@@ -8,7 +8,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.optim import SGD, Adam, AdamW
 
-from models import batches, closure_of, equal, loss_of, mlp, train, zeros
+from models import attached, batches, closure_of, equal, loss_of, mlp, train, zeros
 from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, Rule, regularize
 
 STRENGTH = 0.05
@@ -26,12 +26,6 @@ def nothing_is_compiled_yet():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-def attached(make, rules=RULES):
-    model = mlp()
-    optimizer = make(model.parameters())
-    return model, optimizer, Regularizer(model, rules).attach(optimizer)
 
 
 def run_compiled(which, backend, model, optimizer, count=6):
@@ -53,9 +47,9 @@ def run_compiled(which, backend, model, optimizer, count=6):
 @pytest.mark.parametrize("which", ["model", "step", "train step"])
 @pytest.mark.parametrize("make", MAKES, ids=["SGD", "AdamW fused"])
 def test_what_is_compiled_is_penalized_as_what_is_not(which, make):
-    plain, optimizer, _ = attached(make)
+    plain, optimizer, _ = attached(make, RULES)
     train(plain, optimizer, 6)
-    ours, optimizer, regularizer = attached(make)
+    ours, optimizer, regularizer = attached(make, RULES)
     run_compiled(which, "eager", ours, optimizer)
     assert equal(ours, plain)
     assert regularizer.state_dict()["updates"] == [6]
@@ -65,9 +59,9 @@ def test_what_is_compiled_is_penalized_as_what_is_not(which, make):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["model", "step", "train step"])
 def test_inductor(which):
-    plain, optimizer, _ = attached(adam)
+    plain, optimizer, _ = attached(adam, RULES)
     train(plain, optimizer, 6)
-    ours, optimizer, regularizer = attached(adam)
+    ours, optimizer, regularizer = attached(adam, RULES)
     run_compiled(which, "inductor", ours, optimizer)
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):  # other formulas, which round otherwise
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -159,9 +153,9 @@ def test_declarations_in_a_compiled_train_step():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks there
 def test_a_closure_in_a_compiled_step():
-    plain, optimizer, _ = attached(MAKES[0])
+    plain, optimizer, _ = attached(MAKES[0], RULES)
     train(plain, optimizer, 6)
-    ours, optimizer, _ = attached(MAKES[0])
+    ours, optimizer, _ = attached(MAKES[0], RULES)
     step = torch.compile(optimizer.step, backend="eager")
     for batch in batches(6):
         step(closure_of(optimizer, functools.partial(loss_of, ours, batch)))

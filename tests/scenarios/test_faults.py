@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 
-from models import batches, equal, loss_of, mlp, soft_, train, train_step, weights
-from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, regularize
-from shrinkage.optimizers.registry import Metric, _metrics
+from models import attached, batches, equal, loss_of, mlp, soft_, train, train_step, weights
+from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, register_metric, regularize
 
 STRENGTH = 0.05
 HOWS = ["gradient", "decoupled", "proximal"]
@@ -32,10 +31,8 @@ class Fails(SGD):
 
 
 @pytest.fixture(autouse=True)
-def known_metric(monkeypatch):
-    monkeypatch.setattr(
-        "shrinkage.optimizers.registry._metrics", {**_metrics, Fails: Metric(lambda group, state, w: group["lr"])}
-    )
+def known_metric():
+    register_metric(Fails, lambda group, state, w: group["lr"])
 
 
 def failing(p):
@@ -44,12 +41,6 @@ def failing(p):
 
 def sgd(p):
     return SGD(p, lr=0.1)
-
-
-def attached(make, penalty, how, **options):
-    model = mlp()
-    optimizer = make(model.parameters())
-    return model, optimizer, Regularizer(model, penalty, how=how, **options).attach(optimizer)
 
 
 def gradients_of(model):
@@ -123,7 +114,7 @@ def test_a_step_that_raised_is_forgotten_with_its_batch(how, set_to_none):
 
 def test_a_step_that_raised_late_is_not_charged_after_the_fact():
     """The weights have moved, the prox has not come: the next step starts from there, as a loop by hand would."""
-    ours, optimizer, regularizer = attached(failing, L1(STRENGTH), "proximal")
+    ours, optimizer, regularizer = attached(failing, L1(STRENGTH))
     hand = mlp()
     hand_optimizer = sgd(hand.parameters())
     optimizer.late = True
@@ -296,8 +287,8 @@ def test_a_gradient_that_is_nan_stays_in_its_element(make, how, penalty):
 
 
 def test_a_gradient_that_is_nan_stays_in_its_group():
-    model, optimizer, _ = attached(sgd, GroupLasso(STRENGTH, Rows()), "proximal")
-    finite, other, _ = attached(sgd, GroupLasso(STRENGTH, Rows()), "proximal")
+    model, optimizer, _ = attached(sgd, GroupLasso(STRENGTH, Rows()))
+    finite, other, _ = attached(sgd, GroupLasso(STRENGTH, Rows()))
     for trained, opt in ((model, optimizer), (finite, other)):
         loss_of(trained, batches(1)[0]).backward()
         if trained is model:
@@ -311,9 +302,9 @@ def test_a_gradient_that_is_nan_stays_in_its_group():
 
 def test_zeros_that_averages_hold_take_in_a_gradient_once():
     """A step that raised has averaged its gradient for nothing: tried again, it must not count twice."""
-    plain, plain_optimizer, plain_regularizer = attached(sgd, L1(STRENGTH), "proximal", hold_zeros=0.9)
+    plain, plain_optimizer, plain_regularizer = attached(sgd, L1(STRENGTH), hold_zeros=0.9)
     train(plain, plain_optimizer, 40)
-    ours, optimizer, regularizer = attached(failing, L1(STRENGTH), "proximal", hold_zeros=0.9)
+    ours, optimizer, regularizer = attached(failing, L1(STRENGTH), hold_zeros=0.9)
     for i, batch in enumerate(batches(40)):
         optimizer.zero_grad()
         loss_of(ours, batch).backward()

@@ -11,9 +11,8 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from catalog import OPTIMIZERS
-from models import batches, closure_of, equal, loss_of, mlp, soft_, train, train_step, weights, zeros
-from shrinkage import L1, L2, ElasticNet, GroupLasso, Regularizer, Rows, regularize
-from shrinkage.optimizers.registry import Metric, _metrics
+from models import attached, batches, closure_of, equal, loss_of, mlp, soft_, train, train_step, weights, zeros
+from shrinkage import L1, L2, ElasticNet, GroupLasso, Regularizer, Rows, register_metric, regularize
 
 STRENGTH = 0.05
 PENALTY = L1(STRENGTH)
@@ -22,12 +21,6 @@ HOWS = ["gradient", "decoupled", "proximal"]
 
 def sgd(p, **options):
     return SGD(p, lr=0.1, **options)
-
-
-def attached(make=sgd, penalty=PENALTY, how="proximal", **options):
-    model = mlp()
-    optimizer = make(model.parameters())
-    return model, optimizer, Regularizer(model, penalty, how=how, **options).attach(optimizer)
 
 
 def charge_by_hand(model, how, step):
@@ -94,7 +87,7 @@ def test_a_step_leaves_gradients_as_they_were(make, options):
 
 
 def test_gradients_that_are_never_cleared_accumulate_without_the_penalty():
-    ours, optimizer, _ = attached(how="gradient")
+    ours, optimizer, _ = attached(sgd, PENALTY, "gradient")
     hand = mlp()
     hand_optimizer = sgd(hand.parameters())
     for batch in batches(4):
@@ -120,18 +113,16 @@ class Clears(SGD):
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_an_optimizer_that_clears_its_gradients(monkeypatch, how, set_to_none):
-    monkeypatch.setattr(
-        "shrinkage.optimizers.registry._metrics", {**_metrics, Clears: Metric(lambda group, state, w: group["lr"])}
-    )
-    ours, optimizer, regularizer = attached(lambda p: Clears(p, lr=0.1), how=how)
+def test_an_optimizer_that_clears_its_gradients(how, set_to_none):
+    register_metric(Clears, lambda group, state, w: group["lr"])
+    ours, optimizer, regularizer = attached(lambda p: Clears(p, lr=0.1), PENALTY, how)
     optimizer.set_to_none = set_to_none
     for batch in batches(5):
         loss_of(ours, batch).backward()
         optimizer.step()
         assert all(p.grad is None if set_to_none else not p.grad.any() for p in ours.parameters())
     assert regularizer.state_dict()["updates"] == [5]
-    plain, plain_optimizer, _ = attached(how=how)
+    plain, plain_optimizer, _ = attached(sgd, PENALTY, how)
     train(plain, plain_optimizer)
     assert equal(ours, plain)
 
@@ -141,7 +132,7 @@ def test_an_optimizer_that_clears_its_gradients(monkeypatch, how, set_to_none):
 
 @pytest.mark.parametrize("how", HOWS)
 def test_two_backward_passes_of_one_graph_and_several_losses_are_one_update(how):
-    ours, optimizer, _ = attached(how=how)
+    ours, optimizer, _ = attached(sgd, PENALTY, how)
     hand = mlp()
     hand_optimizer = sgd(hand.parameters())
     for batch in batches(5):
@@ -159,9 +150,9 @@ def test_two_backward_passes_of_one_graph_and_several_losses_are_one_update(how)
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("how", HOWS)
 def test_activation_checkpointing(how, reentrant):
-    plain, optimizer, _ = attached(how=how)
+    plain, optimizer, _ = attached(sgd, PENALTY, how)
     train(plain, optimizer)
-    ours, optimizer, _ = attached(how=how)
+    ours, optimizer, _ = attached(sgd, PENALTY, how)
     for x, y in batches(5):
         optimizer.zero_grad()
         hidden = checkpoint(ours[:2], x.requires_grad_(), use_reentrant=reentrant)
@@ -189,7 +180,7 @@ def test_gradients_of_zero_are_charged_as_weight_decay_charges_them(make):
 @pytest.mark.parametrize("how", ["gradient", "proximal"])
 @pytest.mark.parametrize("clear", [True, False])
 def test_a_layer_that_a_batch_does_not_use_is_penalized_only_where_its_gradient_is_zero(how, clear):
-    ours, optimizer, _ = attached(how=how)
+    ours, optimizer, _ = attached(sgd, PENALTY, how)
     hand = mlp()
     hand_optimizer = sgd(hand.parameters())
     for i, (x, y) in enumerate(batches(6)):
@@ -205,7 +196,7 @@ def test_a_layer_that_a_batch_does_not_use_is_penalized_only_where_its_gradient_
 @pytest.mark.parametrize("how", HOWS)
 def test_optimizers_that_step_inside_of_the_backward_pass(how):
     """One optimizer per parameter; a regularizer attaches to those that hold what it penalizes."""
-    plain, optimizer, _ = attached(how=how)
+    plain, optimizer, _ = attached(sgd, PENALTY, how)
     train(plain, optimizer)
     ours = mlp()
     regularizer = Regularizer(ours, L1(STRENGTH), how=how)
@@ -232,7 +223,7 @@ def test_optimizers_that_step_inside_of_the_backward_pass(how):
 def test_torchs_own_optimizers_in_backward():
     from torch.distributed.optim import _apply_optimizer_in_backward, _get_in_backward_optimizers
 
-    plain, optimizer, _ = attached()
+    plain, optimizer, _ = attached(sgd, PENALTY)
     train(plain, optimizer)
     ours = mlp()
     _apply_optimizer_in_backward(SGD, ours.parameters(), {"lr": 0.1})
@@ -253,7 +244,7 @@ def averaged(model):
 
 
 def test_an_average_in_the_loop_takes_in_the_weights_with_their_zeros():
-    ours, optimizer, _ = attached(penalty=L1(0.3))
+    ours, optimizer, _ = attached(sgd, L1(0.3))
     hand = mlp()
     hand_optimizer = sgd(hand.parameters())
     average, expected = averaged(ours), averaged(hand)
@@ -398,7 +389,7 @@ def test_reduce_on_plateau_and_one_cycle_are_followed():
             torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0),
         ]
 
-    ours, optimizer, _ = attached()
+    ours, optimizer, _ = attached(sgd, PENALTY)
     hand = mlp()
     hand_optimizer = sgd(hand.parameters())
     cycle, plateau = schedulers(optimizer)
@@ -467,10 +458,10 @@ def test_a_state_that_is_loaded_in_the_middle():
     def adam(p):
         return Adam(p, lr=0.01)
 
-    straight, optimizer, _ = attached(adam)
+    straight, optimizer, _ = attached(adam, PENALTY)
     train(straight, optimizer, 3)
     train(straight, optimizer, 3)
-    ours, optimizer, regularizer = attached(adam)
+    ours, optimizer, regularizer = attached(adam, PENALTY)
     train(ours, optimizer, 3)
     saved = copy.deepcopy([each.state_dict() for each in (ours, optimizer, regularizer)])
     train(ours, optimizer, 2)
@@ -483,10 +474,10 @@ def test_a_state_that_is_loaded_in_the_middle():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
 def test_a_copy_of_an_optimizer_is_not_attached_and_can_be_attached_again(copied):
-    straight, optimizer, _ = attached()
+    straight, optimizer, _ = attached(sgd, PENALTY)
     train(straight, optimizer, 3)
     train(straight, optimizer, 3)
-    ours, optimizer, regularizer = attached()
+    ours, optimizer, regularizer = attached(sgd, PENALTY)
     train(ours, optimizer, 3)
     model, optimizer, regularizer = copied((ours, optimizer, regularizer))
     assert "not attached" in repr(regularizer)
@@ -604,7 +595,7 @@ def test_a_closure_that_does_not_clear_gradients_adds_to_the_losses_alone():
             closure()
             super().step()
 
-    ours, optimizer, _ = attached(lambda p: Twice(p, lr=0.1), how="gradient")
+    ours, optimizer, _ = attached(lambda p: Twice(p, lr=0.1), PENALTY, "gradient")
     hand = mlp()
     hand_optimizer = sgd(hand.parameters())
     for batch in batches(4):
@@ -618,12 +609,12 @@ def test_a_closure_that_does_not_clear_gradients_adds_to_the_losses_alone():
 
 
 def test_a_loss_that_is_maximised_loses_the_value_of_the_penalty():
-    model, optimizer, regularizer = attached(lambda p: SGD(p, lr=0.1, maximize=True), how="gradient")
+    model, optimizer, regularizer = attached(lambda p: SGD(p, lr=0.1, maximize=True), PENALTY, "gradient")
     value, batch = regularizer.value(), batches(1)[0]
     closure = closure_of(optimizer, lambda: -loss_of(model, batch))
     expected = -loss_of(model, batch).detach() - value
     torch.testing.assert_close(optimizer.step(closure).detach(), expected)
-    other, _, _ = attached()
+    other, _, _ = attached(sgd, PENALTY)
     other_optimizer = sgd(other.parameters())
     regularizer = Regularizer(other, L1(STRENGTH), how="gradient").attach(other_optimizer)
     train(other, other_optimizer, 1)
@@ -650,7 +641,7 @@ def test_a_loss_that_is_maximised_loses_the_value_of_the_penalty():
 def test_a_step_in_any_context_is_the_step_without_it(context, how, penalty):
     found = []
     for inside in (False, True):
-        model, optimizer, _ = attached(penalty=penalty, how=how)
+        model, optimizer, _ = attached(sgd, penalty, how)
         for batch in batches(4):
             optimizer.zero_grad()
             loss_of(model, batch).backward()

@@ -10,7 +10,20 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW
 
-from models import batches, closure_of, equal, loss_of, mlp, soft_, train, train_step, weights, zeros
+from models import (
+    CallsItsParent,
+    attached,
+    batches,
+    closure_of,
+    equal,
+    loss_of,
+    mlp,
+    soft_,
+    train,
+    train_step,
+    weights,
+    zeros,
+)
 from shrinkage import (
     L1,
     L2,
@@ -27,7 +40,6 @@ from shrinkage import (
     regularize,
 )
 from shrinkage.execution.buckets import Joined
-from shrinkage.optimizers.registry import _metrics
 
 STRENGTH = 0.02
 
@@ -36,13 +48,6 @@ def adam_step_size(optimizer, w, group=0):
     state, options = optimizer.state[w], optimizer.param_groups[group]
     correction = 1 - options["betas"][1] ** float(state["step"])
     return options["lr"] / ((state["exp_avg_sq"] / correction).sqrt() + options["eps"])
-
-
-def attached(make, penalty, how="proximal"):
-    model = mlp()
-    optimizer = make(model.parameters())
-    regularizer = Regularizer(model, penalty, how=how).attach(optimizer)
-    return model, optimizer, regularizer
 
 
 def by_hand(make):
@@ -349,11 +354,6 @@ def test_a_schedule_counts_updates_and_not_skipped_steps():
     assert seen == [0, 0, 1, 1, 2]
 
 
-class CallsItsParent(SGD):
-    def step(self, closure=None):
-        return super().step(closure)
-
-
 class CallsItsParentTwiceRemoved(CallsItsParent):
     def step(self, closure=None):
         return super().step(closure)
@@ -362,8 +362,7 @@ class CallsItsParentTwiceRemoved(CallsItsParent):
 @pytest.mark.parametrize("how", ["gradient", "decoupled", "proximal"])
 @pytest.mark.parametrize("make", [CallsItsParent, CallsItsParentTwiceRemoved])
 @pytest.mark.parametrize("declare", [False, True])
-def test_a_step_that_calls_its_parents_is_one_step(monkeypatch, how, make, declare):
-    monkeypatch.setattr("shrinkage.optimizers.registry._metrics", dict(_metrics))
+def test_a_step_that_calls_its_parents_is_one_step(how, make, declare):
     SGD([nn.Parameter(torch.zeros(1))])  # from now on torch runs the hooks around the parent's step too
     register_metric(make, lambda group, state, parameter: group["lr"])
     ours = mlp()
@@ -409,8 +408,7 @@ class Fails(SGD):
 
 
 @pytest.mark.parametrize("how", ["gradient", "proximal"])
-def test_a_step_that_raised_does_not_swallow_the_next_one(monkeypatch, how):
-    monkeypatch.setattr("shrinkage.optimizers.registry._metrics", dict(_metrics))
+def test_a_step_that_raised_does_not_swallow_the_next_one(how):
     register_metric(Fails, lambda group, state, parameter: group["lr"])
     ours, optimizer, regularizer = attached(lambda p: Fails(p, lr=0.1), L1(STRENGTH), how)
     kept_alive = []

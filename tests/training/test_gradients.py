@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 
-from models import batches, equal, loss_of, mlp, train, weights
+from models import attached, batches, equal, loss_of, mlp, train, weights
 from shrinkage import L1, L2, AttachmentError, GroupLasso, ParameterError, Regularizer, Rows
 
 STRENGTH = 0.5
@@ -34,12 +34,6 @@ def fused_adam(p):
     return Adam(p, lr=0.01, fused=True)
 
 
-def attached(make=sgd, penalty=PENALTY, how="gradient"):
-    model = mlp()
-    optimizer = make(model.parameters())
-    return model, optimizer, Regularizer(model, penalty, how=how).attach(optimizer)
-
-
 def clipped_steps(model, optimizer, *, add=lambda: None, term=None, micro=1):
     """Train with clipping; the penalty comes from `add`, called before the clipping, or as a `term` of the loss."""
     norms = []
@@ -58,7 +52,7 @@ def clipped_steps(model, optimizer, *, add=lambda: None, term=None, micro=1):
 @pytest.mark.parametrize("make", [sgd, fused_adam])
 @pytest.mark.parametrize("micro", [1, 2])
 def test_clipped_with_the_penalty_it_is_a_term_of_the_loss_bit_for_bit(make, micro):
-    ours, optimizer, regularizer = attached(make)
+    ours, optimizer, regularizer = attached(make, PENALTY, "gradient")
     norms = clipped_steps(ours, optimizer, add=regularizer.add_gradients_, micro=micro)
     hand = mlp()
     expected = clipped_steps(hand, make(hand.parameters()), term=l1, micro=micro)
@@ -69,7 +63,7 @@ def test_clipped_with_the_penalty_it_is_a_term_of_the_loss_bit_for_bit(make, mic
 
 @pytest.mark.parametrize(("penalty", "term"), [(L2(STRENGTH), l2), (GroupLasso(STRENGTH, Rows()), rows)])
 def test_other_penalties_are_the_term_of_the_loss_to_rounding(penalty, term):
-    ours, optimizer, regularizer = attached(penalty=penalty)
+    ours, optimizer, regularizer = attached(sgd, penalty, "gradient")
     clipped_steps(ours, optimizer, add=regularizer.add_gradients_)
     hand = mlp()
     clipped_steps(hand, sgd(hand.parameters()), term=term)
@@ -78,9 +72,9 @@ def test_other_penalties_are_the_term_of_the_loss_to_rounding(penalty, term):
 
 
 def test_without_a_clip_it_makes_no_difference():
-    plain, optimizer, _ = attached()
+    plain, optimizer, _ = attached(sgd, PENALTY, "gradient")
     train(plain, optimizer)
-    ours, optimizer, regularizer = attached()
+    ours, optimizer, regularizer = attached(sgd, PENALTY, "gradient")
     train(ours, optimizer, before=regularizer.add_gradients_)
     assert equal(ours, plain)
     assert regularizer.state_dict()["updates"] == [5]
@@ -88,9 +82,9 @@ def test_without_a_clip_it_makes_no_difference():
 
 def test_a_step_without_the_call_adds_the_penalty_itself():
     """The call is about one step; the loop may leave it out the next time."""
-    plain, optimizer, _ = attached()
+    plain, optimizer, _ = attached(sgd, PENALTY, "gradient")
     train(plain, optimizer)
-    ours, optimizer, regularizer = attached()
+    ours, optimizer, regularizer = attached(sgd, PENALTY, "gradient")
     for i, batch in enumerate(batches(5)):
         optimizer.zero_grad(set_to_none=False)
         loss_of(ours, batch).backward()
@@ -102,9 +96,9 @@ def test_a_step_without_the_call_adds_the_penalty_itself():
 
 def test_the_strength_is_that_of_the_coming_update():
     penalty = L1(lambda update: 0.1 * 0.5**update)
-    plain, optimizer, _ = attached(penalty=penalty)
+    plain, optimizer, _ = attached(sgd, penalty, "gradient")
     train(plain, optimizer)
-    ours, optimizer, regularizer = attached(penalty=penalty)
+    ours, optimizer, regularizer = attached(sgd, penalty, "gradient")
     train(ours, optimizer, before=regularizer.add_gradients_)
     assert equal(ours, plain)
 
@@ -112,7 +106,7 @@ def test_the_strength_is_that_of_the_coming_update():
 @pytest.mark.parametrize("inside", [True, False])
 def test_with_a_closure(inside):
     """Lightning calls it inside of the closure (automatic), or before a closure that does nothing (manual)."""
-    ours, optimizer, regularizer = attached()
+    ours, optimizer, regularizer = attached(sgd, PENALTY, "gradient")
     for batch in batches(6):
 
         def backward(batch=batch):
@@ -159,7 +153,7 @@ def test_lbfgs_gets_the_value_of_what_was_added_inside_its_closure():
 
 
 def test_maximize_takes_the_penalty_off():
-    ours, _, regularizer = attached(lambda p: SGD(p, lr=0.1, maximize=True))
+    ours, _, regularizer = attached(lambda p: SGD(p, lr=0.1, maximize=True), PENALTY, "gradient")
     hand, before = mlp(), copy.deepcopy(ours)
     loss_of(ours, batches(1)[0]).backward()
     regularizer.add_gradients_()
@@ -171,9 +165,9 @@ def test_maximize_takes_the_penalty_off():
 
 @pytest.mark.parametrize("how", ["proximal", "decoupled"])
 def test_rules_that_act_around_the_step_are_not_concerned(how):
-    plain, optimizer, _ = attached(how=how)
+    plain, optimizer, _ = attached(sgd, PENALTY, how)
     train(plain, optimizer)
-    ours, optimizer, regularizer = attached(how=how)
+    ours, optimizer, regularizer = attached(sgd, PENALTY, how)
     for batch in batches(5):
         optimizer.zero_grad()
         loss_of(ours, batch).backward()
@@ -186,7 +180,7 @@ def test_rules_that_act_around_the_step_are_not_concerned(how):
 
 @pytest.mark.parametrize("between", ["nothing", "clip", "backward"])
 def test_a_second_call_on_the_same_gradients_is_refused(between):
-    model, _, regularizer = attached()
+    model, _, regularizer = attached(sgd, PENALTY, "gradient")
     loss_of(model, batches(1)[0]).backward()
     regularizer.add_gradients_()
     if between == "clip":
@@ -202,7 +196,7 @@ def test_a_second_call_on_the_same_gradients_is_refused(between):
 
 
 def test_a_step_that_the_loop_leaves_out_is_forgotten_with_its_gradients():
-    ours, optimizer, regularizer = attached()
+    ours, optimizer, regularizer = attached(sgd, PENALTY, "gradient")
     kept = []
     for i, batch in enumerate(batches(6)):
         optimizer.zero_grad()
@@ -228,7 +222,7 @@ def test_one_of_several_optimizers():
     model = mlp()
     parts = [sgd(model[0].parameters()), sgd(model[2].parameters())]
     regularizer = Regularizer(model, L1(STRENGTH), how="gradient").attach(parts[0]).attach(parts[1])
-    alone, optimizer, _ = attached()
+    alone, optimizer, _ = attached(sgd, PENALTY, "gradient")
     train(alone, optimizer)
     for batch in batches(5):
         model.zero_grad()
@@ -247,7 +241,7 @@ def test_one_of_several_optimizers():
 
 
 def test_it_needs_an_attached_optimizer():
-    model, _, regularizer = attached()
+    model, _, regularizer = attached(sgd, PENALTY, "gradient")
     with pytest.raises(AttachmentError, match="optimizer that this regularizer is attached to"):
         Regularizer(model, L1(STRENGTH), how="gradient").add_gradients_()
     with pytest.raises(AttachmentError, match="optimizer that this regularizer is attached to"):
@@ -265,7 +259,7 @@ def test_a_sparse_gradient_is_refused_before_anything_changes():
 
 
 def test_parameters_without_a_gradient_stay_without_one():
-    model, _, regularizer = attached()
+    model, _, regularizer = attached(sgd, PENALTY, "gradient")
     model[2](torch.ones(8)).sum().backward()
     regularizer.add_gradients_()
     assert model[0].weight.grad is None
