@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from distributed.common import whole
 from distributed.registry import worlds
+from models import train_step
 from shrinkage import L2, MCP, Coupled, Grouped, GroupLasso, Member, Penalty, Regularizer, Rule
 from shrinkage.selection.how import How
 
@@ -141,9 +142,7 @@ def losses(model: nn.Module, optimizer: Optimizer) -> None:
     generator = torch.Generator().manual_seed(3)
     for _ in range(STEPS):
         x = torch.randn(8, 3, 6, 6, generator=generator, dtype=torch.float64)
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
+        train_step(optimizer, model(x).square().mean())
 
 
 @worlds(2, 4)

@@ -35,7 +35,7 @@ from distributed.common import (
     zoo_rules,
 )
 from distributed.registry import worlds
-from models import loss_of, mlp, soft_, weights
+from models import loss_of, mlp, soft_, train_step, weights
 from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, regularize
 from shrinkage.selection.how import How
 
@@ -116,17 +116,14 @@ def check_against_a_loop_written_by_hand(rank: int, world: int) -> dict[str, flo
     optimizer, reference = adam(list(together.parameters())), adam(list(hand.parameters()))
     wrapped = data_parallel(together)
     Regularizer(wrapped, L1(0.05)).attach(optimizer)
-    for batch in parts(rank, 10):
-        optimizer.zero_grad()
-        loss_of(wrapped, batch).backward()
-        for mine, other in zip(together.parameters(), hand.parameters(), strict=True):
-            other.grad = mine.grad.clone()
-        optimizer.step()
-        reference.step()
+
+    def threshold() -> None:
         for w in weights(hand):
             state = reference.state[w]
             denominator = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt() + 1e-8
-            soft_(w.data, 0.05 * (0.02 / denominator))
+            soft_(w, 0.05 * (0.02 / denominator))
+
+    train_alike(wrapped, optimizer, hand, reference, parts(rank, 10), after=threshold)
     assert_equal(together, hand)
     assert_same_everywhere(together)
     assert zero_count(together) > 5
@@ -224,9 +221,7 @@ def check_parameters_without_a_gradient(rank: int, world: int) -> None:
         seen = [parts(each) for each in range(world)]
         for step in range(STEPS):
             together.used = rank == 1
-            optimizer.zero_grad()
-            loss_of(wrapped, seen[rank][step]).backward()
-            optimizer.step()
+            train_step(optimizer, loss_of(wrapped, seen[rank][step]))
             reference.zero_grad()
             gradients = []
             for each in range(world):
@@ -358,9 +353,7 @@ def check_a_loss_that_is_nan_on_one_process(rank: int, world: int) -> None:
     train_alone(alone, reference, world, range(3))
     saved = copy.deepcopy((together.state_dict(), optimizer.state_dict(), regularizer.state_dict()))
 
-    optimizer.zero_grad()
-    (loss_of(wrapped, parts(rank)[0]) * (torch.nan if rank == 1 else 1.0)).backward()
-    optimizer.step()
+    train_step(optimizer, loss_of(wrapped, parts(rank)[0]) * (torch.nan if rank == 1 else 1.0))
     assert all(w.isnan().all() for w in weights(together))
     assert_same_everywhere(together)
     assert regularizer.state_dict()["updates"] == [4]

@@ -28,7 +28,7 @@ from distributed.common import (
     zoo_rules,
 )
 from distributed.registry import worlds
-from models import loss_of, mlp
+from models import loss_of, mlp, train_step
 from shrinkage import L1, GroupLasso, ParameterError, Regularizer, Rows, Toward, regularize
 from shrinkage.distributed.flat_parameters import penalizes_any_shard
 
@@ -219,9 +219,7 @@ def check_a_declaration_outside_of_flat_parameters_holds(rank: int, world: int) 
     optimizer, reference = SGD(together.parameters(), lr=0.1), SGD(alone.parameters(), lr=0.1)
     for _ in range(20):  # every process sees the same batch here: only the first layer averages
         for model, each in ((together, optimizer), (alone, reference)):
-            each.zero_grad()
-            loss_of(model, parts(0)[0]).backward()
-            each.step()
+            train_step(each, loss_of(model, parts(0)[0]))
     assert_equal(together[2], alone[2])
     assert zero_count(alone[2]) > 0
 

@@ -36,7 +36,7 @@ from distributed.common import (
     whole,
 )
 from distributed.registry import worlds
-from models import batches, loss_of, mlp
+from models import batches, loss_of, mlp, train, train_step
 from shrinkage import (
     L1,
     L2,
@@ -189,9 +189,7 @@ def check_accumulation(rank: int, world: int) -> None:
         spread.set_requires_gradient_sync(True)
         loss_of(spread, second).backward()
         optimizer.step()
-        reference.zero_grad()
-        (loss_of(alone, first) + loss_of(alone, second)).backward()
-        reference.step()
+        train_step(reference, loss_of(alone, first) + loss_of(alone, second))
     assert_close(spread, alone)
 
 
@@ -407,10 +405,7 @@ def check_sequence_parallel(rank: int, world: int) -> None:
             optimizer = sgd(list(model.parameters()))
             Regularizer(model, {"0.weight": L1(0.05)}, how=how, hold_zeros=0.9).attach(optimizer)
             for x, _ in batches(STEPS):
-                optimizer.zero_grad()
-                hidden = whole(model[0](x[None]))
-                model[1](hidden).square().mean().backward()
-                optimizer.step()
+                train_step(optimizer, model[1](whole(model[0](x[None]))).square().mean())
         assert_close(one, two)
 
 
@@ -458,27 +453,21 @@ def check_distributed_checkpoint_on_another_number_of_processes(rank: int, world
         optimizer = adamw(list(model.parameters()))
         return model, optimizer, Regularizer(model, rules, hold_zeros=0.9).attach(optimizer)
 
-    def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
-        for step in steps:
-            optimizer.zero_grad()
-            loss_of(model, batches(8)[step]).backward()
-            optimizer.step()
-
     alone, reference, _ = started(mlp())
-    train(alone, reference, range(8))
+    train(alone, reference, 8)
     for saving, loading in ((2, 4), (4, 2)):
         path = shared_folder(rank)
         if rank < saving:
             model, optimizer, regularizer = started(sharded(mlp(), mesh=DeviceMesh.from_group(groups[saving], "cpu")))
-            train(model, optimizer, range(4))
+            train(model, optimizer, 4)
             dcp.save(state_of(model, optimizer, regularizer), checkpoint_id=path, process_group=groups[saving])
         dist.barrier()
         if rank < loading:
             model, optimizer, regularizer = started(sharded(mlp(), mesh=DeviceMesh.from_group(groups[loading], "cpu")))
-            train(model, optimizer, range(1))  # so that there are averages to load into
+            train(model, optimizer, 1)  # so that there are averages to load into
             resume(path, model, optimizer, regularizer, process_group=groups[loading])
             assert regularizer.state_dict()["updates"] == [4]
-            train(model, optimizer, range(4, 8))
+            train(model, optimizer, batches(8)[4:])
             assert_close(model, alone)
         dist.barrier()
 

@@ -6,8 +6,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD
 
-from distributed.common import Batch, average_gradients_, parts
-from models import loss_of, mlp
+from distributed.common import average_gradients_, parts
+from models import Batch, loss_of, mlp
 from shrinkage import L1, L2, Columns, GroupLasso, Regularizer
 
 RULES = {"0.weight": GroupLasso(0.3, Columns()), "2.weight": L1(0.3)}  # the groups of the first cross processes

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW
 
 from catalog import EXPLICIT_PENALTIES
 from distributed.common import (
     ALL_CASES,
     STEPS,
-    Batch,
     Zoo,
     assert_equal,
     assert_same_everywhere,
@@ -31,7 +30,7 @@ from distributed.common import (
     zoo_rules,
 )
 from distributed.registry import worlds
-from models import loss_of, mlp
+from models import mlp, train
 from shrinkage import L1, AttachmentError, GroupLasso, Regularizer, Rows, regularize
 from shrinkage.selection.how import How
 
@@ -143,22 +142,10 @@ def check_buckets_and_closures(rank: int, world: int) -> None:
         wrapped = data_parallel(together)
         reference = SGD(alone.parameters(), lr=0.1)
         Regularizer(alone, L1(0.05), how=how).attach(reference)
-        train_with_closures(wrapped, optimizer, rank)
+        train(wrapped, optimizer, parts(rank), closure=True)
         train_alone(alone, reference, world)
         assert_equal(together, alone)
         assert_same_everywhere(together)
-
-
-def train_with_closures(model: nn.Module, optimizer: Optimizer, rank: int) -> None:
-    for batch in parts(rank):
-
-        def closure(batch: Batch = batch) -> Tensor:
-            optimizer.zero_grad()
-            loss = loss_of(model, batch)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
 
 
 @worlds(2, 4)

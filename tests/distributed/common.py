@@ -16,12 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 from catalog import CONSTRAINTS, PENALTIES, ConstraintCase, PenaltyCase
-from models import batches, loss_of
+from models import Batch, batches, loss_of, train
 from shrinkage import Penalty, Regularizer
 
 STEPS = 5
 Value = TypeVar("Value")
-Batch = tuple[Tensor, Tensor]
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "SGD momentum": lambda p: SGD(p, lr=0.05, momentum=0.9),
@@ -71,10 +70,7 @@ def train_together(
     loss: Callable[[nn.Module, Batch], Tensor] = loss_of,
 ) -> None:
     """Train on this process's part."""
-    for batch in parts(rank, steps.stop)[steps.start :]:
-        optimizer.zero_grad()
-        loss(model, batch).backward()
-        optimizer.step()
+    train(model, optimizer, parts(rank, steps.stop)[steps.start :], loss=loss)
 
 
 def train_alike(
@@ -86,19 +82,24 @@ def train_alike(
     *,
     loss: Callable[[nn.Module, Batch], Tensor] = loss_of,
     gathered: Callable[[], AbstractContextManager[None]] = nullcontext,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """Train on this process's batches, and `alone` on the very gradients that come of it.
 
     So they are the same, whatever the order in which processes are summed. Inside of `gathered` they can be read.
+    `after` is called when both have stepped.
     """
-    for batch in own:
-        optimizer.zero_grad()
-        loss(model, batch).backward()
+
+    def copy_gradients() -> None:
         with gathered():
             for mine, other in zip(model.parameters(), alone.parameters(), strict=True):
                 other.grad = None if mine.grad is None else whole(mine.grad).clone()
-        optimizer.step()
+
+    def follow() -> None:
         reference.step()
+        after()
+
+    train(model, optimizer, own, loss=loss, before=copy_gradients, after=follow)
 
 
 class Zoo(nn.Module):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW, Optimizer
 
-from distributed.common import assert_equal, parts, resume, state_of
-from models import loss_of, mlp
+from distributed.common import assert_equal, resume, state_of, train_together
+from models import mlp
 from shrinkage import L1, Columns, GroupLasso, Regularizer
 
 
@@ -63,27 +63,20 @@ def started(dies: bool = False) -> tuple[nn.Module, Optimizer, Regularizer]:
     return model, optimizer, Regularizer(model, rules, hold_zeros=0.9).attach(optimizer)
 
 
-def train(model: nn.Module, optimizer: Optimizer, rank: int, steps: range) -> None:
-    for step in steps:
-        optimizer.zero_grad()
-        loss_of(model, parts(rank, STEPS)[step]).backward()
-        optimizer.step()
-
-
 def check_that_is_killed(rank: int, world: int) -> None:
     model, optimizer, regularizer = started(dies=rank == 1)
-    train(model, optimizer, rank, range(SAVED))
+    train_together(model, optimizer, rank, range(SAVED))
     dcp.save(state_of(model, optimizer, regularizer), checkpoint_id=os.environ["CHECKPOINT"])
-    train(model, optimizer, rank, range(SAVED, STEPS))
+    train_together(model, optimizer, rank, range(SAVED, STEPS))
 
 
 def check_that_resumes(rank: int, world: int) -> None:
     """As a run that was never stopped, bit for bit."""
     straight, resumed = started(), started()
-    train(*straight[:2], rank, range(STEPS))
-    train(*resumed[:2], rank, range(1))  # so that there are averages to load into
+    train_together(*straight[:2], rank, range(STEPS))
+    train_together(*resumed[:2], rank, range(1))  # so that there are averages to load into
     resume(Path(os.environ["CHECKPOINT"]), *resumed)
     assert resumed[2].state_dict()["updates"] == [SAVED]
-    train(*resumed[:2], rank, range(SAVED, STEPS))
+    train_together(*resumed[:2], rank, range(SAVED, STEPS))
     assert_equal(resumed[0], straight[0])
     assert resumed[2].state_dict()["updates"] == [STEPS]
