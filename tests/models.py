@@ -118,6 +118,12 @@ def attached(
     return model, optimizer, Regularizer(model, rules, how=how, **options).attach(optimizer)
 
 
+def hooks(optimizer: Optimizer) -> int:
+    """How many hooks are left around the step and the state of an optimizer."""
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_post_hooks")
+    return sum(len(getattr(optimizer, name)) for name in names)
+
+
 def fill_gradients(model: nn.Module, value: float = 1.0) -> None:
     """Give every parameter that is trained a gradient of one value."""
     for parameter in model.parameters():

@@ -14,7 +14,7 @@ from torch.optim import LBFGS, SGD, AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader
 
-from models import batches, equal, loss_of, mlp, soft_, train_step, weights, zeros
+from models import batches, equal, hooks, loss_of, mlp, soft_, train_step, weights, zeros
 from shrinkage import (
     L1,
     L2,
@@ -358,11 +358,6 @@ def test_what_a_validation_loaded_is_not_taken_over_by_a_fit(tmp_path):
     module.net.load_state_dict(mlp().state_dict())
     running.fit(module, loader(batches(COUNT)), loader(batches(1)))
     assert equal(module.net, by_hand())
-
-
-def hooks(optimizer):
-    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_post_hooks")
-    return sum(len(getattr(optimizer, name)) for name in names)
 
 
 def test_another_fit_of_the_same_trainer_goes_on_and_charges_once():

@@ -8,7 +8,7 @@ from torch.utils.data import SequentialSampler
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from transformers.optimization import get_linear_schedule_with_warmup
 
-from models import batches, equal, loss_of, mlp, soft_, weights, zeros
+from models import batches, equal, hooks, loss_of, mlp, soft_, weights, zeros
 from shrinkage import L1, L2, AttachmentError, Regularizer, SelectionError, regularize
 from shrinkage.integrations.transformers import RegularizerCallback
 
@@ -182,11 +182,6 @@ def test_a_checkpoint_without_the_state_is_resumed_with_a_warning(tmp_path):
         with pytest.warns(UserWarning, match="resumes at step 5, but the checkpoint's optimizer holds no state"):
             trainer(Model(), tmp_path / "again", callback).train(str(tmp_path / kind / "checkpoint-5"))
         assert callback.regularizer.state_dict()["updates"] == [COUNT - 5]
-
-
-def hooks(optimizer):
-    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_post_hooks")
-    return sum(len(getattr(optimizer, name)) for name in names)
 
 
 def test_another_run_of_the_same_trainer_charges_once_and_counts_from_zero(tmp_path):
