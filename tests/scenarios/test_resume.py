@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten
 
 from models import batches, equal, loss_of, mlp, train
 from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, Toward, regularize
+from shrinkage.optimizers.parameter_state import states_in
 
 KEY = "shrinkage"
 
@@ -327,6 +328,8 @@ def test_each_of_several_optimizers_takes_its_own_part_along():
     optimizers, _ = begin(straight)
     run(straight, optimizers, 4)
     saved = copy.deepcopy((straight.state_dict(), [optimizer.state_dict() for optimizer in optimizers]))
+    stored = [states_in(state["param_groups"][0]) for state in saved[1]]
+    assert [[list(each["references"]) for each in states] for states in stored] == [[["0.weight"]], [["2.weight"]]]
     run(straight, optimizers, 4)
     resumed = mlp()
     resumed.load_state_dict(saved[0])
