@@ -31,11 +31,16 @@ class Work:
     architecture: Architecture | None = None
 
     @staticmethod
-    def of(shapes: Sequence[Shape], device: torch.device, architecture: Architecture | None = None) -> "Work":
+    def of(
+        shapes: Sequence[Shape],
+        device: torch.device,
+        architecture: Architecture | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Work":
         """Return work on tensors of these shapes; skip it if memory is short."""
         numel = sum(torch.Size(shape).numel() for shape in shapes)
-        require(4 * TENSORS * numel, device)
-        block = 0.02 * torch.randn(min(BLOCK, numel + 1), device=device)
+        require(dtype.itemsize * TENSORS * numel, device)
+        block = 0.02 * torch.randn(min(BLOCK, numel + 1), device=device, dtype=dtype)
         return Work.around([nn.Parameter(tiled(block, shape)) for shape in shapes], architecture)
 
     @staticmethod
@@ -44,8 +49,9 @@ class Work:
 
         Second moments spread over four decades. Gradients are their roots with random signs, so that they stay so.
         """
-        numel, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
-        second = 10 ** (4 * torch.rand(min(BLOCK, numel + 1), device=device) - 10)
+        numel = sum(parameter.numel() for parameter in parameters)
+        device, dtype = parameters[0].device, parameters[0].dtype
+        second = (10 ** (4 * torch.rand(min(BLOCK, numel + 1), device=device) - 10)).to(dtype)
         signs = torch.randint(2, second.shape, device=device) * 2 - 1
         grad = second.sqrt() * signs
         for parameter in parameters:
@@ -119,7 +125,7 @@ def tiled(block: Tensor, shape: Shape) -> Tensor:
     tensor([[1., 2.],
             [3., 1.]])
     """
-    tensor = torch.empty(shape, device=block.device)
+    tensor = torch.empty(shape, device=block.device, dtype=block.dtype)
     for piece in tensor.view(-1).split(block.numel()):
         piece.copy_(block[: piece.numel()])
     return tensor
