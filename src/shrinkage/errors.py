@@ -1,12 +1,18 @@
-"""What can go wrong, by kind. Every message says what was expected, what was found and what to do."""
+"""What can go wrong, by kind, and how it is told: what was expected, what was found and what to do."""
 
+import os
 import re
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 LONGEST = 80  # characters of a value in a message
+PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__) if file)
 
 
 class ShrinkageError(Exception):
@@ -43,6 +49,14 @@ class SparseFormatError(ShrinkageError, ValueError):
 
 class ShrinkError(ShrinkageError, ValueError):
     """A model cannot be made smaller as asked."""
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the user's program that called this package, or the step of torch that calls it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def first_line(error: Exception) -> str:

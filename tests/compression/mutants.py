@@ -165,7 +165,7 @@ MUTANTS = [
     M("tree_map(self._inside, args)", "args", "beyond_the_rules", "in_the_branches"),
     M("(Operators(self), Functions(self))", "(Operators(self),)", "beyond_the_rules", "no_mode_sees"),
     M(" != \"__get__\" and any(", " is not None and any(", "beyond_the_rules", "no_mode_sees"),
-    M("        _warn_if_alone(model, call, failure, stacklevel + 1)", "        pass", "beyond_the_rules", "while_it_is_watched"),
+    M("        _warn_if_alone(model, call, failure)", "        pass", "beyond_the_rules", "while_it_is_watched"),
     M("_explain_products(analysis, reasons)\n            return", "return", "families", "product_that_reads"),
     M("if len(self.axes[name, dim]) > 1", "if True", "families", "broadcasts"),
     M("    \"data-dependent\": ", "    \"data-dependant\": ", "families", "stays_as_it_is and branching"),

@@ -16,7 +16,8 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adam, AdamW
 
 from shrinkage import L1, L2, Regularizer, regularize
-from shrinkage.training.orphaned import PACKAGES, Copied, _links
+from shrinkage.errors import PACKAGES
+from shrinkage.training.orphaned import Copied, _links
 
 X = torch.ones(4, 3)
 

@@ -1,6 +1,5 @@
 """From exact zeros to a physically smaller model with the same outputs."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import tensors_of
 from shrinkage.compression.removal.summary import ShrinkReport
 from shrinkage.diagnostics.zero_layers import CAUSE, CONSTANT, WHOLE
-from shrinkage.errors import ShrinkError, shown
+from shrinkage.errors import ShrinkError, shown, warn_user
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,8 +98,8 @@ def shrink(
     _check(model, round_to)
     small, plan, report = made_smaller(model, (args, kwargs), pin=pin, atol=atol, round_to=round_to, verify=verify)
     for text in (each for each in report.collapsed if CONSTANT in each):
-        warnings.warn(f"{text}. {CAUSE}", stacklevel=2)
-    warn_of_hooks(model, stacklevel=2)
+        warn_user(f"{text}. {CAUSE}")
+    warn_of_hooks(model)
     return Shrunk(small, plan, report)
 
 

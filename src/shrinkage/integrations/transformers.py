@@ -1,11 +1,11 @@
 """A Hugging Face `TrainerCallback` that applies penalties around the steps of the optimizer that the trainer makes."""
 
-import warnings
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from shrinkage.errors import warn_user
 from shrinkage.integrations.makes_regularizer import MakesRegularizer
 
 try:
@@ -61,10 +61,9 @@ class RegularizerCallback(MakesRegularizer, TrainerCallback):
         self.regularizer = self._make(model)
         self.regularizer.attach(optimizer)
         if state.global_step and not any(self.regularizer.state_dict()["updates"]):
-            warnings.warn(
+            warn_user(
                 f"training resumes at step {state.global_step}, but the checkpoint's optimizer holds no state of a "
-                "regularizer: update counts of schedules, averaged gradients and references start anew",
-                stacklevel=2,
+                "regularizer: update counts of schedules, averaged gradients and references start anew"
             )
 
     def on_train_end(

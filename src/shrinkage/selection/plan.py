@@ -1,6 +1,5 @@
 """Rules, and the plan they resolve to: which parameter has which penalty."""
 
-import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from shrinkage.distributed.flat_parameters import check_flat_shard, check_stepped
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, warn_user
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.selection.coupled_rules import check_won, family_cells, sized
@@ -140,7 +139,7 @@ def selected(model: nn.Module, rules: Sequence[Rule]) -> list[tuple[NamedParamet
 
 def warn_of_unpenalized(model: nn.Module, rules: Rules, how: How) -> None:
     """Warn of layers that a model hides, and of every rule that selects frozen parameters only, as PEFT leaves them."""
-    warn_of_unregistered(model, stacklevel=3)
+    warn_of_unregistered(model)
     by_rule: dict[int, list[NamedParameter]] = {}
     ordered = as_rules(rules, how)
     for candidate, rule in selected(model, ordered):
@@ -149,10 +148,9 @@ def warn_of_unpenalized(model: nn.Module, rules: Rules, how: How) -> None:
         found = by_rule[id(rule)]
         if rule.penalty is not None and all(is_frozen(candidate.parameter) for candidate in found):
             selector = selector_text(rule.selector(model))
-            warnings.warn(
+            warn_user(
                 f"the rule {selector} matches frozen parameters only ({found[0].name!r} ...): nothing is penalized "
-                "until they require a gradient; adapters trained instead, such as 'lora_A', have their own names",
-                stacklevel=3,
+                "until they require a gradient; adapters trained instead, such as 'lora_A', have their own names"
             )
 
 

@@ -1,13 +1,12 @@
 """Layers and parameters that a model holds in plain lists and dictionaries, where torch does not find them."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from shrinkage.errors import SelectionError
+from shrinkage.errors import SelectionError, warn_user
 
 
 def unregistered(model: nn.Module) -> dict[str, int]:
@@ -63,7 +62,7 @@ def told_with_errors(model: nn.Module) -> Iterator[None]:
         raise SelectionError(f"{error}; {hidden}") if hidden else error from error.__cause__
 
 
-def warn_of_unregistered(model: nn.Module, stacklevel: int) -> None:
+def warn_of_unregistered(model: nn.Module) -> None:
     """Warn of the layers that `model` hides, which neither rules nor optimizers that are given it find."""
     if hidden := unregistered(model):
-        warnings.warn(told(hidden), stacklevel=stacklevel + 1)
+        warn_user(told(hidden))

@@ -1,12 +1,12 @@
 """Penalized parameters in bfloat16 and float16: a warning where rounding undoes a penalty, or stochastic rounding."""
 
-import warnings
 from dataclasses import dataclass, field
 from zlib import crc32
 
 import torch
 
 from shrinkage.distributed.dtensor import place_of
+from shrinkage.errors import warn_user
 from shrinkage.execution.single_tensor import stuck_share
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.introspection import is_captured
@@ -49,10 +49,9 @@ class Rounding:
         if share > 0.5:
             self.told.add(target.name)
             cut = "this process's shard of " if place_of(target.parameter) else ""
-            warnings.warn(
+            warn_user(
                 f"{task.penalty} is too small to move {100 * share:.0f}% of the weights of {cut}{target.name!r}, of "
                 f"shape {tuple(task.w.shape)}, in a step: {task.w.dtype} rounds them back to where they were; keep "
                 "the parameters in float32 (autocast computes in half precision), or choose "
-                "Regularizer(..., stochastic_rounding=True)",
-                stacklevel=2,
+                "Regularizer(..., stochastic_rounding=True)"
             )

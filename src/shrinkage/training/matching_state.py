@@ -1,12 +1,11 @@
 """Which of the states that an optimizer holds belongs to an attachment."""
 
-import warnings
 from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from torch.optim import Optimizer
 
-from shrinkage.errors import listed
+from shrinkage.errors import listed, warn_user
 from shrinkage.optimizers.introspection import parameters_of
 from shrinkage.optimizers.parameter_state import Passenger, put_states, states_in
 from shrinkage.training.attachment import Attachment
@@ -30,10 +29,9 @@ def pop_state(
     if mine is None:
         if states:
             saved = " and ".join(penalizing(state.get("parameters", [])) for state in states)
-            warnings.warn(
+            warn_user(
                 f"the optimizer's state comes from {saved}; {penalizing(names)} finds nothing there and keeps its own "
-                "update count: attach it with the rules that were saved, or give it a state with load_state_dict()",
-                stacklevel=2,
+                "update count: attach it with the rules that were saved, or give it a state with load_state_dict()"
             )
         return nothing
     restore = checked(optimizer, mine)

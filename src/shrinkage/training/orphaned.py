@@ -7,20 +7,15 @@ which the rules cannot act, such as LBFGS after Adam. A copy of an optimizer kno
 """
 
 import gc
-import os
-import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 from weakref import ref
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from shrinkage.errors import ShrinkageError, listed
+from shrinkage.errors import ShrinkageError, listed, warn_user
 from shrinkage.optimizers.hooks import first_steps, keep_last_everywhere, uncompiled
 from shrinkage.optimizers.introspection import kept_optimizers, parameters_of
 from shrinkage.optimizers.registry import known_metric
@@ -30,8 +25,6 @@ from shrinkage.training.attachment import Attachment, explicit_attachments
 from shrinkage.training.global_hook import declared_attachments
 from shrinkage.training.penalized import PenalizedParameter
 from shrinkage.training.regularize import declared_rules
-
-PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__) if file)
 
 
 class Copied(Saved):
@@ -197,14 +190,10 @@ def kind_of(optimizer: Optimizer) -> str:
 
 
 def warn(what: str) -> None:
-    """Warn at the line that called the step."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGES):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(
+    """Say that `what` happened, and what to do."""
+    warn_user(
         f"{what}: nothing penalizes it here. Call attach(optimizer) of a Regularizer for every new or copied optimizer "
-        "before its first step; detach() ends it on purpose",
-        stacklevel=level,
+        "before its first step; detach() ends it on purpose"
     )
 
 

@@ -3,14 +3,13 @@
 The `state_dict` of every optimizer that is attached to holds it as well: see `state_hooks.py`.
 """
 
-import warnings
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from shrinkage.errors import listed
+from shrinkage.errors import listed, warn_user
 from shrinkage.penalties.toward import Toward
 from shrinkage.selection.matrices import is_matrix
 from shrinkage.selection.plan import Plan
@@ -151,9 +150,8 @@ def is_newer(name: str) -> bool:
 
 def warn_of_older(names: Iterable[str]) -> None:
     """Warn that a state knows nothing of the parameters called `names`."""
-    warnings.warn(
+    warn_user(
         "the state was saved when a bare penalty, or one for a class, left these parameters alone: "
         f"{', '.join(map(repr, sorted(names)))}. What belongs to them starts now; a rule with None before the others "
-        "leaves them alone still",
-        stacklevel=4,
+        "leaves them alone still"
     )

@@ -1,7 +1,6 @@
 """Copies of a model, and the model inside of what wraps it."""
 
 import copy
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from shrinkage.compression.calls.modes import has_own_modes
 from shrinkage.compression.copying.rebinding import Memo
 from shrinkage.compression.plans.tensors import joined
-from shrinkage.errors import ShrinkError, shown
+from shrinkage.errors import ShrinkError, shown, warn_user
 from shrinkage.private import compiled_from
 
 
@@ -70,14 +69,13 @@ def hooked_parameters(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def warn_of_hooks(model: nn.Module, stacklevel: int) -> None:
+def warn_of_hooks(model: nn.Module) -> None:
     """Warn, once, of the hooks on gradients of the parameters of `model`, which a copy of it does not have."""
     names = hooked_parameters(model)
     if names:
-        warnings.warn(
+        warn_user(
             f"hooks on the gradients of {', '.join(names)} do not pass to the new model, whose parameters are others:"
-            " register them again there",
-            stacklevel=stacklevel + 1,
+            " register them again there"
         )
 
 

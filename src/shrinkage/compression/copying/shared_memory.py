@@ -1,6 +1,5 @@
 """Whether a copy of a model computes with tensors of its own."""
 
-import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from types import FunctionType
@@ -19,7 +18,7 @@ from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import copy_with
 from shrinkage.compression.copying.rebinding import Memo, reached
 from shrinkage.compression.plans.tensors import joined, tensors_of
-from shrinkage.errors import ShrinkError, first_line
+from shrinkage.errors import ShrinkError, first_line, warn_user
 
 
 class Reads:
@@ -122,12 +121,11 @@ def memory_of(leaf: object) -> int:
     return 0
 
 
-def check_reads_own(model: nn.Module, call: Call, stacklevel: int = 2) -> None:
+def check_reads_own(model: nn.Module, call: Call) -> None:
     """Raise `ShrinkError` if a copy of `model` computes with tensors of the model itself, or with what is out of date.
 
     Functions that an attribute holds are bound to the layers of the copy; global variables, and what the methods of a
-    class close over, cannot be. What was computed from parameters once, and kept, does not follow those of a copy. A
-    warning names the line that `stacklevel` says, as seen from the caller.
+    class close over, cannot be. What was computed from parameters once, and kept, does not follow those of a copy.
     """
     memo = Memo(model, {})
     probe = emptied(evaluated(copy_with(memo, model)))
@@ -143,7 +141,7 @@ def check_reads_own(model: nn.Module, call: Call, stacklevel: int = 2) -> None:
         for module, mode in modes.items():
             module.training = mode
     if failure is not None:
-        _warn_if_alone(model, call, failure, stacklevel + 1)
+        _warn_if_alone(model, call, failure)
     for name, path in reads.found.items():
         where = f"`{path or 'the model'}`"
         if name not in kept:
@@ -160,17 +158,16 @@ def check_reads_own(model: nn.Module, call: Call, stacklevel: int = 2) -> None:
             )
 
 
-def _warn_if_alone(model: nn.Module, call: Call, failure: Exception, stacklevel: int) -> None:
+def _warn_if_alone(model: nn.Module, call: Call, failure: Exception) -> None:
     """Warn that nobody knows what a copy reads, where its call fails with `failure` only while somebody looks."""
     try:
         outputs(model, call)
     except Exception:  # The calls that follow tell what is wrong with it.
         return
-    warnings.warn(
+    warn_user(
         f"whether a copy of the {type(model).__name__} computes with layers of its own is not known, since the call"
         f" fails while its operators are watched: {first_line(failure)}. The new model may hold on to layers of this"
-        " one that are global variables",
-        stacklevel=stacklevel + 1,
+        " one that are global variables"
     )
 
 

@@ -1,6 +1,5 @@
 """An optimizer continues with the smaller model: its parameters are replaced, and its state is cut."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import Shape, cut, joined
-from shrinkage.errors import PlanError
+from shrinkage.errors import PlanError, warn_user
 from shrinkage.optimizers.parameter_state import put_smaller, states_beside
 from shrinkage.selection.named_parameters import named_parameters
 
@@ -157,10 +156,9 @@ def smaller_state(
         cuts = cuts_of(key, value, shape, dims)
         if cuts is None:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            warnings.warn(
+            warn_user(
                 f"what the optimizer keeps of {name!r} starts anew: its {key!r} ({found}) does not have the shape "
-                f"{shape} of the parameter, and how to cut it is not known",
-                stacklevel=3,
+                f"{shape} of the parameter, and how to cut it is not known"
             )
             return {}
         result[key] = cut(value, cuts) if cuts else value

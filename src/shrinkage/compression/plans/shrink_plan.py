@@ -212,7 +212,7 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     Linear(in_features=4, out_features=2, bias=False)
     """
     result = applied(model, plan)
-    warn_of_hooks(plain(model), stacklevel=2)
+    warn_of_hooks(plain(model))
     return result
 
 

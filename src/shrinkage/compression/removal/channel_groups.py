@@ -1,6 +1,5 @@
 """Which channels of a model can go, as groups: those that make them and nothing pins."""
 
-import warnings
 from collections.abc import Mapping, Sequence, Set
 
 import torch
@@ -17,7 +16,7 @@ from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
 from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.diagnostics.zero_layers import NAMED, in_backticks
-from shrinkage.errors import GroupError
+from shrinkage.errors import GroupError, warn_user
 from shrinkage.penalties.coupled_groups import Coupled, Member
 
 
@@ -26,10 +25,9 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str]) -> Coupled:
     args, kwargs = call
     coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
     for path, error in coupling.unexported.items():
-        warnings.warn(
+        warn_user(
             f"{f'`{path}`' if path else 'the model'} cannot be exported as a whole, so that its children are, and "
-            f"channels that pass between them are in no group: {error}",
-            stacklevel=3,
+            f"channels that pass between them are in no group: {error}"
         )
     free = _made_by(coupling, model)
     roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
@@ -139,9 +137,8 @@ def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis,
     held, _ = culprits(coupling, gone, runs)
     names = [(name, set(distinct(channels).tolist())) for (name, _), channels in free.items() if held[channels].any()]
     stuck = set().union(*(own for _, own in names)) & roots
-    warnings.warn(
+    warn_user(
         f"the model fails when channels of {', '.join(name for name, _ in names)} go, so that they are in no group: "
-        "where its code has a length as a number, give it as -1 or as an integer attribute of the module",
-        stacklevel=4,
+        "where its code has a length as a number, give it as -1 or as an integer attribute of the module"
     )
     return stuck

@@ -28,7 +28,7 @@ def made_smaller(
     """Return the smaller model, the plan that makes it from `model`, and the report; arguments as in `shrink`."""
     args, kwargs = call
     with left_as_it_was(model):
-        check_reads_own(model, call, stacklevel=3)
+        check_reads_own(model, call)
         coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
         try:
             analysis = analyzed(model, coupling)

@@ -143,7 +143,7 @@ def to_sparse(
             "rounding: the model looks at the class of its layers, or gives other outputs at each call; convert single "
             "layers with SparseLinear.from_linear"
         )
-    warn_of_hooks(model, stacklevel=2)
+    warn_of_hooks(model)
     return Sparsified(result, report)
 
 
@@ -162,7 +162,7 @@ def to_dense(model: nn.Module) -> nn.Module:
       (0): Linear(in_features=3, out_features=2, bias=True)
     )
     """
-    warn_of_hooks(model, stacklevel=2)
+    warn_of_hooks(model)
     return copy_of(model, {m: m.to_linear() for m in model.modules() if isinstance(m, SparseLinear)})
 
 

@@ -48,7 +48,7 @@ def to_semi_structured(model: nn.Module) -> Sparsified:
     if not report.converted:
         reasons = "; ".join(f"{choice.name or 'the model'}: {choice.kept_because}" for choice in choices)
         raise SparseFormatError(f"no linear layer can be stored in the 2:4 format; {reasons or 'the model has none'}")
-    warn_of_hooks(model, stacklevel=2)
+    warn_of_hooks(model)
     result = copy_of(model, {})
     for name in report.converted:
         layer = result.get_submodule(name)
