@@ -32,6 +32,7 @@ def test_layers_may_be_called_with_views_of_parameters(verify):
     result = shrink(model, X, verify=verify)
     assert result.model.inner.out_features == 11
     assert result.report.before.multiply_adds == 6 * (8 * 16 + 16 * 3) + 2 * 8 * 8
+    assert [layer.before.multiply_adds for layer in result.report.layers] == [6 * 8 * 16, 6 * 16 * 3]
     assert all(parameter.requires_grad for parameter in model.parameters())
     torch.testing.assert_close(result.model(X), model(X))
 
