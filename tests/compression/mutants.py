@@ -134,7 +134,7 @@ MUTANTS = [
     M("            value.update(before)", "            pass", "caches", "as_they_were"),
     M("parameter.grad = gradient", "pass", "caches", "as_they_were"),
     M("put_back()", "pass", "caches", "as_they_were", file="diagnostics/random_states.py"),
-    M("numpy.seed(0)", "pass", "caches", "with_numpy"),
+    M("numpy.seed(0)", "pass", "caches", "drawn_before"),
     M("if self.training is not None and", "if False and", "caches", "trained_on"),
     M("if self.made is not None and self.made[0] is choice else", "if False else", "caches", "handed_back"),
     M("mask = mask | differing(value, axes)", "pass", "inputs", "looked_up"),

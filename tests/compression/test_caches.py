@@ -10,6 +10,7 @@ from torch import nn
 
 from late import torchvision_models
 from shrinkage import ShrinkPlan, apply_plan, shrink
+from shrinkage.compression.calls.outputs import outputs
 from shrinkage.compression.copying.caches import caches_of
 from shrinkage.compression.plans import shrink_plan
 from shrinkage.compression.removal import bisection
@@ -87,15 +88,19 @@ EMPTIED = [EmptiedAlways, EmptiedForTraining, EmptiedForEvaluation, EmptiedUnles
 
 @torch.no_grad()
 def called(model, when):
-    """`model` with a head that is zero, called in evaluation mode before or after that, and perhaps trained then."""
+    """`model` with a head that is zero, called in evaluation mode before or after that, and perhaps trained in part."""
     if when == "before":
         model(X)
     model.zeroed()
     if when != "before":
         model(X)
     if when == "training":
-        model.train()
+        model.train().out.eval()
     return model
+
+
+def modes(model):
+    return {path: module.training for path, module in model.named_modules()}
 
 
 @pytest.mark.parametrize("when", ["before", "after", "training"])
@@ -104,9 +109,10 @@ def test_tensors_that_a_model_empties_by_itself_hold_no_channel(kind, when):
     if kind is EmptiedUnlessTrained and when == "training":
         when = "after"
     model = called(kind(), when)
-    before, kept = model.training, dict(model.kept)
+    before, kept = modes(model), dict(model.kept)
     result = shrink(model, X)
-    assert (result.model.heads, result.model.training, model.training) == (1, before, before)
+    assert result.model.heads == 1
+    assert modes(result.model) == modes(model) == before
     assert kept.keys() == model.kept.keys()
     assert all(model.kept[name] is kept[name] for name in kept)
     assert result.model.kept == {}
@@ -237,14 +243,17 @@ class Leaving(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_comparing_leaves_model_class_and_process_as_they_were(training):
+def test_comparing_leaves_model_class_and_process_as_they_were(training, monkeypatch):
+    seen = {7: X.mean()}
+    monkeypatch.setattr(Leaving, "seen", dict(seen))
+    monkeypatch.setattr(Leaving, "lengths", [7])
     model = Leaving().train(training)
     gradient = torch.ones(16, 8)
     model.inner.weight.grad = gradient
     states = random.getstate(), torch.get_rng_state(), numpy.random.get_state()[2]
     result = shrink(model, X)
     assert result.model.inner.out_features == 11
-    assert (Leaving.seen, Leaving.lengths) == ({}, [])
+    assert (Leaving.seen, Leaving.lengths) == (seen, [7])
     assert model.inner.weight.grad is gradient
     assert torch.equal(gradient, torch.ones(16, 8))
     assert random.getstate() == states[0]
@@ -253,9 +262,25 @@ def test_comparing_leaves_model_class_and_process_as_they_were(training):
     assert all(parameter.grad is None for parameter in result.model.parameters())
 
 
+DRAWS = {"python": random.random, "numpy": numpy.random.rand, "torch": lambda: torch.rand(1).item()}
+
+
 class Noisy(Leaving):
+    def __init__(self, source="numpy"):
+        super().__init__()
+        self.source = source
+
     def forward(self, x):
-        return super().forward(x) + float(numpy.random.rand())
+        return super().forward(x) + float(DRAWS[self.source]())
+
+
+@pytest.mark.parametrize("source", DRAWS)
+def test_outputs_are_the_same_whatever_was_drawn_before(source):
+    model, call = Noisy(source).eval(), ((X,), {})
+    (first,) = outputs(model, call)
+    DRAWS[source]()
+    (second,) = outputs(model, call)
+    assert torch.equal(first, second)
 
 
 def test_a_model_that_draws_with_numpy_is_compared_on_the_same_numbers():
