@@ -167,7 +167,7 @@ MUTANTS = [
     M(" != \"__get__\" and any(", " is not None and any(", "beyond_the_rules", "no_mode_sees"),
     M("        _warn_if_alone(model, call, failure)", "        pass", "beyond_the_rules", "while_it_is_watched"),
     M("_explain_products(analysis, reasons)\n            return", "return", "families", "product_that_reads"),
-    M("if len(self.axes[name, dim]) > 1", "if True", "families", "broadcasts"),
+    M("if len(self.axes[name, dim]) > 1", "if True", "families", "stays_as_it_is and convnext"),
     M("    \"data-dependent\": ", "    \"data-dependant\": ", "families", "stays_as_it_is and branching"),
     M("if not kept:", "if False:", "shrink_plan", "indices", file="compression/plans/checks.py"),
     M("later <= earlier", "later < earlier", "shrink_plan", "indices"),
