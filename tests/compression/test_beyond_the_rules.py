@@ -79,6 +79,11 @@ class Labelled(Neurons):
         return self.outer(relu(self.inner(x) + self.table[label]))
 
 
+class Placed(Labelled):
+    def forward(self, x):
+        return super().forward(x, torch.arange(x.shape[1]))
+
+
 @pytest.mark.parametrize(
     ("model", "example", "others"),
     [
@@ -88,6 +93,7 @@ class Labelled(Neurons):
         (Masked(), (SEQUENCES, torch.ones(4, 6)), [(SEQUENCES, torch.full((4, 6), 0.3))]),
         (Timed(), (X, torch.full((5,), 500)), [(X, 100 * torch.arange(5))]),
         (Labelled(), (X[:1], torch.tensor([3])), [(X[:1], torch.tensor([7]))]),
+        (Placed(), (SEQUENCES[:, :1],), [(SEQUENCES,)]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
