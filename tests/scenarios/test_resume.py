@@ -400,7 +400,14 @@ def test_a_parameter_group_that_came_later_is_part_of_the_state():
     assert equal(straight, resumed)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+# Of torch's distributed checkpoints in one process, and of those of torch 2.10.
+of_checkpoints = pytest.mark.filterwarnings(
+    "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning",
+    "ignore:TypedStorage is deprecated:UserWarning",
+)
+
+
+@of_checkpoints
 @pytest.mark.parametrize("flat", [False, True])
 def test_distributed_checkpoints_take_it_along_unless_they_are_flattened(flat, tmp_path):
     """Loading needs a template; making one steps the optimizer with a learning rate of 0."""
@@ -429,7 +436,7 @@ def test_distributed_checkpoints_take_it_along_unless_they_are_flattened(flat, t
     assert equal(straight, resumed)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+@of_checkpoints
 @pytest.mark.parametrize(
     "make", [lambda p: SGD(p, lr=0.1), lambda p: Adam(p, lr=0.01), lambda p: AdamW(p, lr=torch.tensor(0.01))]
 )
@@ -455,7 +462,7 @@ def test_an_update_that_warms_up_from_a_learning_rate_of_zero_counts():
     assert regularizer.state_dict()["updates"] == [2]
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+@of_checkpoints
 def test_the_step_that_a_distributed_checkpoint_makes_is_not_charged_by_layers():
     model = mlp()
     regularize(model[0], L2(0.5), how="gradient")
