@@ -384,6 +384,31 @@ def test_inputs_that_depend_on_each_other():
     assert result.report.unvaried == ()
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_entries_of_bags_that_are_all_alike_are_no_constant(rows, verify):
+    """Whole numbers are drawn up to the largest of the example, so that no run reads the entries that differ."""
+    model = Neurons(lambda self, ids: self.body(self.table(ids)))
+    model.table = nn.EmbeddingBag(5, 6)
+    with torch.no_grad():
+        model.table.weight[:rows] = 0.5
+    ids = torch.arange(8).reshape(2, 4)
+    check(model, ids % rows, [(ids % 5,)], left=12, verify=verify)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_an_operator_makes_that_fails_on_noise_is_no_constant(verify):
+    """The entropy of mixed probabilities: noise in their place has none."""
+
+    def entropies(self, x):
+        mixed = F.linear(x, self.shares)
+        return self.body(F.binary_cross_entropy(mixed, mixed, reduction="none"))
+
+    model, other = Neurons(entropies), torch.linspace(0.1, 0.9, 12).reshape(2, 6)
+    model.shares = nn.Parameter(torch.eye(6) / 2 + torch.ones(6, 6) / 12)
+    check(model, torch.full((2, 6), 0.5), [(other,), (other.flip(0),)], left=12, verify=verify)
+
+
 def test_edges_of_a_graph():
     def messages(self, x, edges):
         hidden = torch.relu(self.inner(x))
