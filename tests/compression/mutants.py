@@ -145,7 +145,7 @@ MUTANTS = [
     M("failed or _sees_too_few(node, operands.values())", "failed", "inputs", "bags_that"),
     M("failed or _sees_too_few(node, operands", "_sees_too_few(node, operands", "inputs", "on_noise"),
     M("depends.copy_(masks)", "depends", "inputs", "makes_of_zeros"),
-    M("else self._unfrozen(node, runs, masks), masks", "else runs, masks", "inputs", "no_constant or resemble"),
+    M("else self._unfrozen(node, runs, masks), masks", "else runs, masks", "inputs", "bags_that"),
     M("    if upcast:\n", "    if False:\n", "inputs", "unless_all_are_the_same"),
     M("drawn[..., 0], drawn[..., -1] = True, False", "pass", "inputs", "something_of_each_row"),
     M("isinstance(value, UserDict)", "False", "inputs", "inside_of_others"),

@@ -386,9 +386,10 @@ def test_inputs_that_depend_on_each_other():
 
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_entries_of_bags_that_are_all_alike_are_no_constant(rows, verify):
+@pytest.mark.parametrize("step", [torch.relu, lambda x: x.cumsum(-1)], ids=["relu", "cumsum"])
+def test_entries_of_bags_that_are_all_alike_are_no_constant(step, rows, verify):
     """Whole numbers are drawn up to the largest of the example, so that no run reads the entries that differ."""
-    model = Neurons(lambda self, ids: self.body(self.table(ids)))
+    model = Neurons(lambda self, ids: self.body(step(self.table(ids))))
     model.table = nn.EmbeddingBag(5, 6)
     with torch.no_grad():
         model.table.weight[:rows] = 0.5
