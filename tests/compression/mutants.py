@@ -117,7 +117,7 @@ MUTANTS = [
     M("    for path in fixed_ranks(model):", "    for path in ():", "adapters", "other_adapters"),
     M(" - {name for name, _ in producing}  #", "  #", "tracing", "standardized"),
     M("elif training or mean is None:", "elif False:", "tracing", "standardized", quick=True),
-    M("_without(trace, masks, -1)])", "masks])", "tracing", "beside_a_mask"),
+    M("_without(trace, masks, -1)])", "masks])", "tracing", "one_by_one"),
     M("        if fits(alone, names):", "        if False:", "coupled_channels", "by_itself or as_large"),
     M("    chance = equal_by_chance(coupling, model, gone, runs)\n", "", "coupled_channels", "as_large"),
     M("torch.compiler.set_stance(\"force_eager\"), mode", "mode", "copies", "branch_of"),

@@ -215,3 +215,27 @@ def test_heads_go_beside_a_mask_with_weights_of_their_own():
     assert small.report.unknown_operators == {}
     assert (small.model.q.out_features, len(small.model.shift)) == (24, 3)
     torch.testing.assert_close(small.model(*inputs), model(*inputs))
+
+
+class Undivided(nn.Module):
+    """Attention of one head, with a mask that is a parameter."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(*sizes) for sizes in ((8, 8), (8, 8), (8, width), (width, 8)))
+        self.shift = nn.Parameter(torch.randn(5, 9))
+
+    def forward(self, x, memory):
+        return self.out(F.scaled_dot_product_attention(self.q(x), self.k(memory), self.v(memory), self.shift))
+
+
+@pytest.mark.parametrize("width", [9, 12])
+def test_values_go_one_by_one_beside_a_mask_that_is_a_parameter(width):
+    """Positions, which a mask has along its last axis, are no values, also where there are as many."""
+    model, inputs = Undivided(width).eval(), (torch.randn(2, 5, 8), torch.randn(2, 9, 8))
+    with torch.no_grad():
+        model.v.weight[:4] = model.v.bias[:4] = 0
+    small = shrink(model, inputs).model
+    assert (small.q.out_features, small.v.out_features) == (8, width - 4)
+    assert small.shift.shape == model.shift.shape
+    torch.testing.assert_close(small(*inputs), model(*inputs))
