@@ -510,12 +510,12 @@ def test_layers_of_nobody_are_found_where_no_mode_sees_operators():
         def forward(self, x):
             if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
                 raise TypeError("no modes, please")
-            return self.outer(far(x) if self.far_is_read else self.inner(x) * far.weight.shape[0])
+            return self.outer(far(x) if self.far_is_read else self.inner(x) * far.weight.data.size(0))
 
     Modeless.far_is_read = True
     with pytest.raises(ShrinkError, match=r"computes with 'far\.weight' of the model that was given"):
         shrink(Modeless(), X)
-    Modeless.far_is_read = False  # its shape is, of which nothing is computed
+    Modeless.far_is_read = False  # its size is, of which nothing is computed
     model = Modeless()
     torch.testing.assert_close(shrink(model, X).model(X), model(X))
 

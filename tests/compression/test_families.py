@@ -90,6 +90,14 @@ def test_a_family_that_stays_as_it_is_has_the_reason_and_what_to_do(case):
     assert largest_difference(case, model, shrink(model, example).model) < 1e-5
 
 
+@pytest.mark.parametrize(("name", "where"), [("branching", "the model"), ("branching-inside", "block")])
+def test_a_branch_that_depends_on_the_data_is_told_in_plain_words(name, where):
+    case = next(case for case in FAMILIES if case.name == name)
+    report = str(shrink(case.make(), case.example()[0]).report)
+    assert f"`{where}` was not exported: its code asks for a number that depends on the data" in report
+    assert "write it with torch.where or torch.cond" in report
+
+
 def test_a_product_that_reads_a_constant_is_the_reason_why_it_stays():
     """What a network for the weights of another one is given is a parameter, so that both sides are computed."""
     case = next(case for case in FAMILIES if case.name == "hyper-layers")
