@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import compilations, memory, variants
+from benchmarks import compilations, device, device_checks, memory, variants
 from benchmarks.compilations import compilations_when_all_changes, compiled_graphs
 from benchmarks.kernels import measure_kernels, rule_alone
 from benchmarks.memory import extra_peak, require
@@ -507,6 +507,35 @@ def test_the_command_writes_all_parts(tmp_path, monkeypatch, capsys):
     assert written["tables"]["results"][0]["rows"][1]["ratio"].keys() == {"median", "lower", "upper"}
     assert (tmp_path / "runs" / "scaling.png").exists()
     assert "Torch-Pruning" in capsys.readouterr().out
+
+
+def test_a_device_is_checked_and_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(device_checks, "HOWS", ("gradient",))
+    monkeypatch.setattr(device, "variants", lambda: [ADAMW_ALONE, rule("L1", "decoupled", compile=False)])
+    monkeypatch.setattr(device, "gpt2", lambda *sizes: [(4, 6), (6,)])
+    monkeypatch.setattr(device, "llama", lambda *sizes: [(6, 4)])
+    monkeypatch.setattr(sys, "argv", ["device", "--device", "cpu", "--seconds", "0.1", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        device.main()
+    torch.set_flush_denormal(False)
+    assert end.value.code == 0
+    numbers = json.loads((tmp_path / "device-cpu.json").read_text())
+    assert [check["passed"] for check in numbers["checks"]] == [True, None, None, None, True]
+    *tables, training = numbers["results"]
+    assert [len(table["rows"]) for table in tables] == [2, 2, 2, 2]
+    assert tables[0]["rows"][1]["floor"] == pytest.approx(1 + 2 * 24 / (7 * 30))
+    assert len(training["rows"]) == 2
+    assert "skipped  no waiting: is for CUDA, not for cpu" in capsys.readouterr().out
+
+
+def test_a_device_that_gives_other_numbers_fails(monkeypatch):
+    exact = device_checks.trained
+    monkeypatch.setattr(device_checks, "HOWS", ("gradient",))
+    monkeypatch.setattr(device_checks, "trained", lambda *args: exact(*args) * (1.001 if "device" in args[-1] else 1.0))
+    first = next(device_checks.run_checks(torch.device("cpu")))
+    assert first.passed is False
+    assert "AssertionError: 86 of 172 differ" in first.detail
+    assert "L1, gradient, SGD with momentum, float32" in first.detail
 
 
 def test_the_command_refuses_a_part_that_does_not_exist(monkeypatch, capsys):
