@@ -24,7 +24,7 @@ MUTANTS = [
     M("self.averages.go_on_from(other.averages)", "pass", "schedules_and_counts", "averaged_gradients"),
     M("*own, *alike, *open_to_all", "*own, *open_to_all", "schedules_and_counts", "same_parameters"),
     M("value = value.index_select(dim,", "value.index_select(dim,", "schedules_and_counts", "goes_on_in_the_same"),
-    M("    passengers[optimizer] = []\n", "", "schedules_and_counts", "goes_on_in_the_same"),
+    M("    passengers[optimizer] = []\n", "", "schedules_and_counts", "waits_for_its_regularizer"),
     M("not in (None, tuple(tensor.shape))", "== ()", "schedules_and_counts", "from_before_the_shrink"),
     M("return is_matrix(name.rpartition", "return False and is_matrix(name.rpartition", "schedules_and_counts", "earlier"),
 ]

@@ -21,6 +21,7 @@ from shrinkage import (
     shrink,
     shrink_optimizer_,
 )
+from shrinkage.optimizers.parameter_state import states_in
 
 
 class Counted:
@@ -201,6 +202,30 @@ def test_a_smaller_model_goes_on_in_the_same_optimizer(kind, detach, times):
         with torch.no_grad():
             model[0].weight[0] = 0
             model[0].bias[0] = 0
+
+
+def test_a_state_that_waits_for_its_regularizer_is_cut_by_every_plan():
+    model = dense()
+    optimizer = Adam(model.parameters(), lr=1e-4)
+    names = ("0.weight", "2.weight")
+    regularizers = [Regularizer(model, {name: L1(0.01)}, hold_zeros=0.9).attach(optimizer) for name in names]
+    for _ in range(5):
+        step(model, optimizer)
+    expected = regularizers[1].state_dict()["averages"][0]["2.weight"]["total"]
+    for _ in range(2):
+        small = shrink(model, X)
+        for each in regularizers:
+            each.detach()
+        shrink_optimizer_(optimizer, small.plan, model, small.model)
+        expected, model = cut_of(small.plan, "2.weight", expected), small.model
+        regularizers = [Regularizer(model, {"0.weight": L1(0.01)}, hold_zeros=0.9).attach(optimizer)]
+        step(model, optimizer)
+        with torch.no_grad():
+            model[0].weight[0] = model[0].bias[0] = 0
+    waited = Regularizer(model, {"2.weight": L1(0.01)}, hold_zeros=0.9).attach(optimizer).state_dict()
+    assert states_in(optimizer.param_groups[0]) == []  # nothing of an earlier shape is left
+    assert waited["updates"] == [5]
+    assert torch.equal(waited["averages"][0]["2.weight"]["total"], expected)
 
 
 def written(state):
