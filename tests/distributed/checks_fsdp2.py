@@ -75,7 +75,7 @@ def assert_close(spread: nn.Module, alone: nn.Module, tolerance: float = 1e-6) -
     """The same zeros, and values that agree; return the largest difference."""
     worst = 0.0
     for (name, mine), (_, other) in zip(spread.named_parameters(), alone.named_parameters(), strict=True):
-        full = whole(mine.detach())
+        full, other = whole(mine.detach()), other.detach()
         worst = max(worst, float((full - other).abs().max()))
         assert torch.equal(full == 0, other == 0), f"{name}: other zeros"
         assert worst <= tolerance * max(1.0, float(other.abs().max())), f"{name}: {worst}"

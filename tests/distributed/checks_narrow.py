@@ -55,10 +55,10 @@ def check_stochastic_rounding_of_copies_and_pieces(rank: int, world: int) -> dic
         again = decayed(fully_shard(ones()), penalty, how, stochastic_rounding=True).weight
         assert torch.equal(again.to_local(), piece)
 
-        exact = decayed(ones(dtype=torch.float32), penalty, how).weight.mean()
+        exact = decayed(ones(dtype=torch.float32), penalty, how).weight.detach().mean()
         for weights in (alone, torch.cat(pieces)):
             # One weight is off by at most half a unit in the last place in each step, in the mean over draws.
-            error = float((weights.float().mean() - exact).abs())
+            error = float((weights.detach().float().mean() - exact).abs())
             assert error <= 5 * STEPS**0.5 * torch.finfo(torch.bfloat16).eps / 2 / weights.numel() ** 0.5
             measured[f"error of the mean, {penalty}"] = error
     return measured

@@ -51,4 +51,5 @@ MUTANTS = [
     M("elif seen[candidate.name] is not candidate.parameter:", "elif False:", "wrapped_models", "come_to_one"),
     M("component == \"module\" and isinstance(modules[parent], WRAPPING_CLASSES)", "component == \"module\"", "selectors", "trace"),
     M("found.setdefault(id(parameter), (entry, parameter))", "found[len(found)] = (entry, parameter)", "tied_and_frozen", "later"),
+    M("    if is_flat(value):", "    if False:", "processes", "every_elementwise_penalty and not 4", file="selection/unregistered.py"),
 ]

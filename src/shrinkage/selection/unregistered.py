@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from shrinkage.distributed.flat_parameters import is_flat
 from shrinkage.errors import SelectionError, warn_user
 
 
@@ -34,6 +35,8 @@ CONTAINERS = (list, tuple, set, frozenset, Mapping)
 
 def _parameters(value: Any, seen: set[int]) -> Iterator[nn.Parameter]:
     """Yield the parameters in nested containers, and those of modules in them."""
+    if is_flat(value):  # which FSDP1 keeps beside the parameters that are views of it
+        return
     if isinstance(value, nn.Parameter):
         yield value
     elif isinstance(value, nn.Module):
