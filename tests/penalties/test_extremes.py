@@ -203,6 +203,15 @@ def test_balls_are_those_of_fractions(dtype, top):
         assert torch.equal(L1Ball(1.0).prox(signed, 1.0).abs(), L1Ball(1.0).prox(w, 1.0))
 
 
+@pytest.mark.parametrize("size", [1e-310, 1e-300, 1e307])
+def test_the_smallest_and_largest_weights_come_to_the_sphere_in_a_metric(size):
+    w = size * torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    steps = torch.tensor([[1.0, 2.0, 0.5]], dtype=torch.float64)
+    for length in (1e-6, 1.0, 1e6):
+        norm = float(UnitNorm(length=length).prox(w, steps).norm())
+        assert norm == pytest.approx(length, rel=1e-9)
+
+
 def test_large_weights_come_to_the_ball():
     assert torch.equal(L1Ball(1.0).prox(torch.tensor([[3e7, 1.0, 2.0]]), 1.0), torch.tensor([[1.0, 0.0, 0.0]]))
     assert torch.equal(Simplex(1.0).prox(torch.tensor([3e7, 1.0]), 1.0), torch.tensor([1.0, 0.0]))

@@ -219,6 +219,9 @@ def test_a_plan_ends_with_the_matrices_that_no_rule_names():
     many = nn.Sequential(*(nn.Linear(1, 1) for _ in range(7)))
     text = repr(Regularizer(many, {"0.weight": L1(0.1)}))
     assert text.endswith("\nno rule names these matrices (6 weights): '1.weight', '2.weight', '3.weight' and 3 others")
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    assert last_line(resolve(tied, {"2.weight": L1(0.1)})) == "no rule names these matrices (4 weights): '0.weight'"
     lazy = nn.Sequential(nn.Linear(1, 1), nn.LazyLinear(3))
     assert "no rule" not in str(resolve(lazy, {"0.weight": L1(0.1)}))
 
