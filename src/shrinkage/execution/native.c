@@ -1,0 +1,1189 @@
+/* Proximal operators on CPUs, in place, in one pass over memory.
+ *
+ * The plain forms in `proximal/` and `penalties/` say what is computed; here it is said how. Nothing of Python or torch
+ * is included: `native.py` calls the exported functions at the end with pointers, which it has checked.
+ *
+ * Elements are moved in chunks that stay in a processor's first cache: a penalty is a short list of operations, each a
+ * loop over the chunk, which compilers turn into vectors. Groups are moved in blocks that stay in its second cache: the
+ * sums over a group, the iterations of its secular equation and the write all happen there.
+ *
+ * Sums are added up in vectors of 64 bytes on every machine, so that they do not depend on how long its registers are.
+ * No product is contracted with a sum: elements agree with the plain form bit for bit where that uses arithmetic alone.
+ *
+ * The file includes itself once for each type that is computed in, T. bfloat16 and float16 are computed in float.
+ */
+#ifndef T
+
+#define _POSIX_C_SOURCE 200809L
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline)) /* one copy of it compiles in less time */
+
+#define UNROLL _Pragma("GCC unroll 16") /* so that the loop around becomes one over vectors */
+
+enum { CHUNK = 1024 };       /* elements that are moved at a time */
+enum { LANES = 64 };         /* columns, at most, that are added up side by side: four vectors of floats */
+enum { BLOCK = 64 };         /* groups, at most, that are solved together */
+enum { PIECE = 1 << 14 };    /* elements in a task of its own */
+enum { SERIAL = 1 << 15 };   /* elements below which one thread does all */
+enum { NEAR = 1 << 12 };     /* elements of a block whose groups are long rows: the first cache holds them */
+enum { FAR = 1 << 17 };      /* elements of a block at most, unless one vector of columns has more: the second cache */
+enum { FARTHEST = 1 << 20 }; /* elements of a block that are kept; a larger one is read again in each iteration */
+enum { NEWTON_ITERATIONS = 12 };
+
+enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 }; /* types of tensors */
+enum { ELEMENTS, GROUPS, COUPLED };           /* forms of a call */
+
+/* Operations of a program; a and b are their numbers. */
+enum {
+    SOFT,       /* threshold step * a */
+    DIVIDE,     /* by 1 + step * a */
+    RIDGE,      /* by 1 + step * a, the step as well */
+    HUBER,      /* strength a, delta b */
+    FIRM,       /* strength a, gamma b */
+    CLIPPED,    /* strength a, the a of SCAD b */
+    LOG,        /* strength a, epsilon b */
+    HARD,       /* threshold sqrt(2 step a) */
+    HALF,       /* strength a of |y|^(1/2) */
+    TWO_THIRDS, /* strength a of |y|^(2/3) */
+    WEIGH,      /* steps times the job's tensor */
+    POSITIVE,   /* no element below 0, where a step is not 0 */
+    BOUNDED,    /* from here on steps are numbers of the computed type, and 0 where they are not above 0 */
+    CLAMP,      /* between a and b, where a step is not 0 */
+    KEEP,       /* keeps the elements for COUNT */
+    COUNT,      /* 0 where the objective is not lowered by a; the penalty costs b |y| + c y^2 */
+    LEAVE,      /* the distance to the job's tensor in place of the elements */
+    RETURN      /* back */
+};
+
+typedef struct {
+    int64_t code;
+    double a, b, c;
+} Op;
+
+typedef struct { /* what changes from call to call, of each job */
+    void *w;
+    const void *moment;
+} Pointers;
+
+typedef struct {
+    double lr, eps, correction;
+} Step;
+
+/* One tensor: (batch, outer, slices, inner) in the order of memory, where batch and slices tell groups apart. */
+typedef struct {
+    void *w;
+    const void *moment;    /* NULL: the step is the number lr; else lr / (sqrt(moment / correction) + eps) */
+    const void *extra;     /* weights, or a reference, of each element */
+    const int64_t *order;  /* slices by their group's number; NULL: each slice is the group of its own number */
+    const int64_t *starts; /* where in `order` each group begins, one more than there are groups */
+    int64_t batch, outer, slices, inner;
+    Step step;
+    double weight;
+    int32_t type, moment_type, extra_type, spare;
+    int64_t block, tasks; /* groups in a task, and tasks up to this job and with it; set in a call */
+} Job;
+
+typedef struct {
+    Job *jobs;
+    const Pointers *pointers;
+    const Step *steps;
+    const Op *ops, *norm_ops; /* of elements; of norms in a plain metric */
+    const double *weights;    /* of the penalty of each coupled group */
+    double linear, quadratic; /* what norms are penalized in a metric, times weights */
+    int64_t count, op_count, norm_op_count, groups;
+    int32_t form, wide, metric, threads;
+    int32_t exact, spare; /* steps of elements bit for bit, where a penalty would enlarge what is rounded otherwise */
+} Call;
+
+typedef struct { /* zeros that are held: see `hold_task` */
+    void *w;
+    const void *grad, *total;
+    void *next;
+    uint8_t *mask;
+    double *sums; /* room for two numbers of each group; NULL: elements are held, each by itself */
+    int64_t batch, outer, slices, inner;
+    double share, sign, sum_of_shares;       /* of one gradient in the running sum; its sign; of all gradients */
+    double slope, group_slope, group_weight; /* what holds an element, < 0 for nothing; what holds a group */
+    double most;                             /* larger averages count as 0 */
+    int64_t size, tasks;
+    int32_t type, grad_type;
+} Held;
+
+typedef struct {
+    Held *held;
+    int64_t count;
+} Holding;
+
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+static Parallel parallel;
+
+typedef struct {
+    void (*task)(const void *, int64_t);
+    const void *given;
+    int64_t count, next;
+} Work;
+
+static void work_on(void *given) {
+    Work *work = given;
+    int64_t index;
+    while ((index = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) < work->count) work->task(work->given, index);
+}
+
+/* Runs all tasks, which share nothing that is written, in the threads that torch uses itself. */
+static void run_tasks(void (*task)(const void *, int64_t), const void *given, int64_t count, int64_t size,
+                      int threads) {
+    Work work = {task, given, count, 0};
+    if (parallel && threads > 1 && count > 1 && size >= SERIAL)
+        parallel(work_on, &work, (unsigned)threads, 0);
+    else
+        work_on(&work);
+}
+
+INLINE int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
+INLINE int64_t most(int64_t one, int64_t other) { return one > other ? one : other; }
+INLINE int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
+static int64_t size_of(const Job *job) { return job->batch * job->outer * job->slices * job->inner; }
+
+INLINE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+INLINE float from_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+INLINE float from_bfloat16(uint16_t x) { return from_bits((uint32_t)x << 16); }
+
+INLINE uint16_t to_bfloat16(float x) { /* to the nearest, ties to even */
+    uint32_t bits = bits_of(x);
+    uint16_t rounded = (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    return x == x ? rounded : 0x7FC0;
+}
+
+/* The exponent is moved by a product of floats, which also makes subnormal numbers normal. */
+INLINE float from_float16(uint16_t x) {
+    uint32_t sign = (uint32_t)(x & 0x8000) << 16, size = (uint32_t)(x & 0x7FFF) << 13;
+    float normal = from_bits(size + (112u << 23)), tiny = from_bits(size + (113u << 23)) - from_bits(113u << 23);
+    float finite = size >> 23 ? normal : tiny;
+    return from_bits(sign | (size >= 0x0F800000u ? size + (224u << 23) : bits_of(finite)));
+}
+
+INLINE uint16_t to_float16(float x) { /* to the nearest, ties to even */
+    uint32_t bits = bits_of(x), sign = (bits >> 16) & 0x8000, size = bits & 0x7FFFFFFF;
+    uint32_t normal = (size - (112u << 23) + 0x0FFF + ((size >> 13) & 1)) >> 13;
+    uint32_t tiny = bits_of(from_bits(size) + 0.5f) - bits_of(0.5f); /* the sum rounds to multiples of 2^-24 */
+    uint32_t finite = size < (113u << 23) ? tiny : normal;
+    return (uint16_t)(sign | (size > 0x7F800000u ? 0x7E00 : size >= 0x477FF000u ? 0x7C00 : finite));
+}
+
+/* Finds the job that a task is of, as jobs count tasks up, and leaves its number within the job. */
+#define FIND_JOB(jobs, count, index, place)           \
+    for (int64_t high = (count) - 1; place < high;) { \
+        int64_t middle = (place + high) / 2;          \
+        if ((jobs)[middle].tasks <= (index))          \
+            place = middle + 1;                       \
+        else                                          \
+            high = middle;                            \
+    }                                                 \
+    if (place) (index) -= (jobs)[(place) - 1].tasks
+
+#define SQRT(x) _Generic((x), float: sqrtf, double: sqrt)(x)
+#define ABS(x) _Generic((x), float: fabsf, double: fabs)(x)
+#define FMAX(x, y) _Generic((x), float: fmaxf, double: fmax)(x, y)
+#define COPYSIGN(x, y) _Generic((x), float: copysignf, double: copysign)(x, y)
+#define OF_T(of_float, of_double) (sizeof(T) == 4 ? (of_float) : (of_double))
+#define OWN OF_T(FLOAT32, FLOAT64)
+#define TINY ((T)OF_T(FLT_MIN, DBL_MIN))
+#define MOST ((T)OF_T(FLT_MAX, DBL_MAX))
+#define LARGEST ((T)OF_T(1e19, 1e150)) /* of which the square does not overflow */
+#define AT_REST \
+    ((T)OF_T(1.7263349e-4, 7.450580596923828e-9)) /* half the root of epsilon: one more step is lost to rounding */
+#define SHARE ((T)OF_T(1e-9, 1e-30))
+#define MANTISSA OF_T(23, 52)                               /* bits */
+#define HALF_ROOT ((I)OF_T(0x3F3504F3, 0x3FE6A09E667F3BCD)) /* bits of sqrt(1/2) */
+
+#define T float
+#define I int32_t
+#define NAME(name) name##_float
+#include "native.c"
+#undef T
+#undef I
+#undef NAME
+#define T double
+#define I int64_t
+#define NAME(name) name##_double
+#include "native.c"
+
+/* Takes what starts a team of threads, as GOMP_parallel does; NULL: one thread does all. */
+EXPORT void shrinkage_use_threads(Parallel given) { parallel = given; }
+
+/* The size of each struct, by which a caller sees that it means the same. */
+EXPORT int64_t shrinkage_size(int which) {
+    return which == 0 ? sizeof(Op) : which == 1 ? sizeof(Job) : which == 2 ? sizeof(Call) : sizeof(Held);
+}
+
+/* Moves all tensors of a call to their proximal points. */
+EXPORT void shrinkage_prox(Call *call) {
+    if (call->wide)
+        prox_double(call);
+    else
+        prox_float(call);
+}
+
+/* Averages gradients, and notes which zeros they hold. */
+EXPORT void shrinkage_hold(Held *held, int64_t count, int wide, int threads) {
+    int64_t tasks = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        held[i].size = held[i].batch * held[i].outer * held[i].slices * held[i].inner;
+        held[i].tasks = tasks += held[i].sums ? 1 : parts(held[i].size, PIECE);
+        size += held[i].size;
+    }
+    Holding all = {held, count};
+    run_tasks(wide ? hold_task_double : hold_task_float, &all, tasks, size, threads);
+}
+
+#define RESTORE(kind) \
+    for (int64_t j = 0; j < held[i].size; j++) ((kind *)held[i].w)[j] = held[i].mask[j] ? 0 : ((kind *)held[i].w)[j]
+
+/* Sets elements to 0 where the mask is 1. */
+EXPORT void shrinkage_restore(Held *held, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (held[i].type == FLOAT32)
+            RESTORE(float);
+        else if (held[i].type == FLOAT64)
+            RESTORE(double);
+        else
+            RESTORE(uint16_t);
+}
+
+#else /* what there is once for each T */
+
+typedef T NAME(V) __attribute__((vector_size(64)));
+typedef I NAME(VI) __attribute__((vector_size(64)));
+#define V NAME(V)
+#define VI NAME(VI)
+#define L ((int64_t)(64 / sizeof(T)))
+typedef T NAME(Loose) __attribute__((vector_size(64), aligned(sizeof(T)))); /* anywhere in memory */
+#define Loose NAME(Loose)
+#define AT(pointer) (*(const V *)(pointer)) /* all that is read so lies at multiples of 64 bytes */
+#define PUT(pointer) (*(V *)(pointer))
+
+/* Picks `one` where the mask is -1, and `other` where it is 0. */
+#define PICK(mask, one, other) (V)(((VI)(one) & (mask)) | ((VI)(other) & ~(mask)))
+
+/* Reading and writing */
+
+NOINLINE void NAME(load)(T *to, const void *from, int type, int64_t at, int64_t stride, int64_t n) {
+    if (type == OWN) {
+        const T *own = (const T *)from + at;
+        if (stride == 1)
+            memcpy(to, own, (size_t)n * sizeof(T));
+        else
+            for (int64_t i = 0; i < n; i++) to[i] = own[i * stride];
+    } else if (type == BFLOAT16) {
+        const uint16_t *own = (const uint16_t *)from + at;
+        for (int64_t i = 0; i < n; i++) to[i] = from_bfloat16(own[i * stride]);
+    } else if (type == FLOAT16) {
+        const uint16_t *own = (const uint16_t *)from + at;
+        for (int64_t i = 0; i < n; i++) to[i] = from_float16(own[i * stride]);
+    }
+}
+
+NOINLINE void NAME(store)(const T *from, void *to, int type, int64_t at, int64_t stride, int64_t n) {
+    if (type == OWN) {
+        T *own = (T *)to + at;
+        if (stride == 1)
+            memcpy(own, from, (size_t)n * sizeof(T));
+        else
+            for (int64_t i = 0; i < n; i++) own[i * stride] = from[i];
+    } else if (type == BFLOAT16) {
+        uint16_t *own = (uint16_t *)to + at;
+        for (int64_t i = 0; i < n; i++) own[i * stride] = to_bfloat16((float)from[i]);
+    } else if (type == FLOAT16) {
+        uint16_t *own = (uint16_t *)to + at;
+        for (int64_t i = 0; i < n; i++) own[i * stride] = to_float16((float)from[i]);
+    }
+}
+
+/* sqrt(v / correction) + eps, and 1 where v is exactly 0, to d, which may be v. A product takes a third of the time
+ * of a division, and its root is another number in the last place. */
+NOINLINE void NAME(denominators)(T *d, const T *v, int64_t n, const Step *step, int exact) {
+    T eps = (T)step->eps, correction = (T)step->correction, scale = (T)(1 / sqrt(step->correction));
+    for (int64_t i = 0; exact && i < n; i++) {
+        T root = SQRT(v[i] / correction) + eps;
+        root = root > MOST ? MOST : root; /* NaN stays */
+        d[i] = v[i] == 0 ? (T)1 : root;
+    }
+    for (int64_t i = 0; !exact && i < n; i++) {
+        T root = SQRT(v[i]) * scale + eps;
+        root = root > MOST ? MOST : root;
+        d[i] = v[i] == 0 ? (T)1 : root;
+    }
+}
+
+/* Programs */
+
+typedef struct {
+    T *x, *s;      /* elements, and their steps; s is NULL as long as the step is a number */
+    double number; /* the step, then */
+    int grouped;   /* whether elements are of groups */
+    int rounded;   /* whether it is a number of type T, of which products are rounded at once */
+    int64_t n;
+    const T *extra; /* of each element */
+    T *steps;       /* room for s */
+    T *kept, *left; /* elements that an operation comes back to */
+} NAME(State);
+#define State NAME(State)
+
+/* step * strength of all elements, to u. */
+NOINLINE void NAME(products)(const State *state, double strength, T *restrict u) {
+    if (state->s) {
+        for (int64_t i = 0; i < state->n; i++) u[i] = state->s[i] * (T)strength;
+        return;
+    }
+    T product = state->rounded ? (T)state->number * (T)strength : (T)(state->number * strength);
+    for (int64_t i = 0; i < state->n; i++) u[i] = product;
+}
+
+/* 1 + step * strength of all elements, to u. */
+NOINLINE void NAME(divisors)(const State *state, double strength, T *restrict u) {
+    if (state->s) {
+        for (int64_t i = 0; i < state->n; i++) u[i] = 1 + state->s[i] * (T)strength;
+        return;
+    }
+    T divisor = state->rounded ? 1 + (T)state->number * (T)strength : (T)(1 + state->number * strength);
+    for (int64_t i = 0; i < state->n; i++) u[i] = divisor;
+}
+
+/* The steps themselves: those of each element, or the number to u. */
+static const T *NAME(steps)(const State *state, T *u) {
+    if (state->s) return state->s;
+    for (int64_t i = 0; i < state->n; i++) u[i] = (T)state->number;
+    return u;
+}
+
+/* Comparisons are written so that a threshold of NaN gives NaN, as a clamp by NaN does. */
+INLINE T NAME(soft)(T x, T u) {
+    T inside = x > u ? u : x;
+    inside = x < -u ? -u : inside;
+    return u >= 0 ? x - inside : (T)NAN;
+}
+
+INLINE T NAME(hard)(T x, T u) { return ABS(x) <= u ? 0 : x; }
+
+INLINE T NAME(huber)(T x, T u, T delta) { return ABS(x) <= u + delta ? x * (delta / (u + delta)) : x - COPYSIGN(u, x); }
+
+INLINE T NAME(firm)(T x, T s, T strength, T end, T gamma) {
+    T size = ABS(x), convex = s < gamma;
+    T line = x - COPYSIGN(s, x) * (end - size) / (convex ? gamma - s : 1);
+    T threshold = strength * (convex ? s : SQRT(s * gamma));
+    T y = convex && size <= end ? line : x;
+    return size <= threshold ? 0 : y;
+}
+
+INLINE T NAME(clipped)(T x, T s, T strength, T end, T a_less, T a_more) {
+    T size = ABS(x);
+    int convex = s < a_less;
+    T line = x - COPYSIGN(s, x) * (end - size) / (convex ? a_less - s : 1);
+    T y = size <= end ? line : x;
+    T end_of_soft = strength * (convex ? 1 + s : (a_more + s) / 2);
+    y = size <= end_of_soft ? NAME(soft)(x, s * strength) : y;
+    return s > a_more ? NAME(hard)(x, strength * SQRT(s * a_more)) : y;
+}
+
+INLINE T NAME(placed)(T x, T size, int zero, int unchanged) {
+    T y = zero ? 0 : COPYSIGN(size, x);
+    return unchanged || !(ABS(x) <= MOST) ? x : y;
+}
+
+/* log(1 + z) for z >= 0, to some roundings: z = 2^e m - 1 with m next to 1, and log(m) = 2 artanh((m - 1) / (m + 1)).
+ */
+INLINE T NAME(log1p)(T z) {
+    T t = 1 + z, m, sum = 0;
+    I bits, exponent;
+    memcpy(&bits, &t, sizeof(T));
+    exponent = (bits - HALF_ROOT) >> MANTISSA;
+    bits -= (I)((uint64_t)exponent << MANTISSA);
+    memcpy(&m, &bits, sizeof(T));
+    T s = (m - 1) / (m + 1), square = s * s;
+    UNROLL for (int k = OF_T(6, 11); k > 0; k--) sum = sum * square + (T)2 / (2 * k - 1);
+    T rest = (z - (t - 1)) / t; /* what 1 + z has lost */
+    T log = (T)exponent * (T)0.69314718055994531 + sum * s + rest;
+    return z <= MOST ? log : z;
+}
+
+INLINE T NAME(logsum)(T x, T u, T epsilon) {
+    T size = ABS(x), shifted = size + epsilon, least_ = 2 * SQRT(u), inside = shifted - least_;
+    T root = SQRT(inside < 0 ? 0 : inside) * SQRT(shifted + least_);
+    T y = size - 2 * u / (shifted + root);
+    y = y < 0 ? 0 : y;
+    T gain = (T)0.5 * y * (2 * size - y) - u * NAME(log1p)(y / epsilon);
+    return NAME(placed)(x, y, shifted < least_ || gain <= 0, u == 0);
+}
+
+/* z = sqrt(y) is the largest root of z^3 - |x| z + u / 2, which Newton's method reaches from above. */
+INLINE T NAME(half)(T x, T u) {
+    T size = ABS(x), z = SQRT(size), half = u / 2;
+    UNROLL for (int k = 0; k < OF_T(5, 6); k++) {
+        T square = z * z, slope = 3 * square - size;
+        T moved = z - (z * (square - size) + half) / slope;
+        z = slope > 0 && moved > 0 && moved <= MOST ? moved
+                                                    : z; /* an infinite product is that of a large |x|, its own root */
+    }
+    T y = size - half / z;
+    return NAME(placed)(x, y, size * SQRT(size) <= (T)1.8371173070873836 * u, u == 0);
+}
+
+/* c = y^(1/3) is the largest root of c^4 - |x| c + 2 u / 3. A first guess of it comes from a third of the exponent. */
+INLINE T NAME(two_thirds)(T x, T u) {
+    T size = ABS(x), part = u * (T)(2.0 / 3.0), c;
+    I bits;
+    memcpy(&bits, &size, sizeof(T));
+    bits = bits / 3 + (I)OF_T(709958130, 3071306043645493248);
+    memcpy(&c, &bits, sizeof(T));
+    UNROLL for (int k = 0; k < OF_T(6, 7); k++) {
+        T cube = c * c * c, slope = 4 * cube - size;
+        T moved = c - c * ((cube - size + part / c) / slope);
+        c = slope > 0 && moved > 0 && moved <= MOST ? moved : c;
+    }
+    T root = SQRT(SQRT(part)), y = size - part / c;
+    return NAME(placed)(x, y, size <= 2 * root * root * root, u == 0);
+}
+
+static void NAME(count)(State *state, const Op *op, T *restrict u) {
+    T *restrict x = state->x, price = (T)op->a, linear = (T)op->b, square = (T)op->c;
+    const T *s = NAME(steps)(state, u), *kept = state->kept;
+    for (int64_t i = 0; i < state->n; i++) {
+        T y = x[i], gain = ((T)0.5 * y / s[i]) * (2 * kept[i] - y) - (linear * ABS(y) + square * (y * y));
+        x[i] = gain < price && s[i] > 0 && ABS(kept[i]) <= MOST ? 0 : y;
+    }
+}
+
+static void NAME(ridge)(State *state, double strength, T *restrict u) {
+    NAME(divisors)(state, strength, u);
+    for (int64_t i = 0; i < state->n; i++) state->x[i] /= u[i];
+    if (state->s)
+        for (int64_t i = 0; i < state->n; i++) state->s[i] /= u[i];
+    else if (state->rounded)
+        state->number = (T)state->number / (1 + (T)state->number * (T)strength);
+    else
+        state->number /= 1 + state->number * strength;
+}
+
+static void NAME(bound)(State *state) {
+    if (!state->s) {
+        state->number = (T)state->number > 0 ? (T)state->number : 0;
+        state->rounded = 1;
+        return;
+    }
+    if (!state->grouped) /* a step of NaN shows in all of a group */
+        for (int64_t i = 0; i < state->n; i++) state->s[i] = state->s[i] > 0 ? state->s[i] : 0;
+}
+
+static void NAME(weigh)(State *state) {
+    const T *weights = state->extra;
+    T *steps = state->steps, number = (T)state->number;
+    if (state->s)
+        for (int64_t i = 0; i < state->n; i++) steps[i] = state->s[i] * weights[i];
+    else
+        for (int64_t i = 0; i < state->n; i++) steps[i] = number * weights[i];
+    state->s = steps;
+}
+
+static void NAME(leave)(State *state) {
+    for (int64_t i = 0; i < state->n; i++) {
+        state->left[i] = state->x[i];
+        state->x[i] -= state->extra[i];
+        state->kept[i] = state->x[i];
+    }
+}
+
+static void NAME(come_back)(State *state) {
+    for (int64_t i = 0; i < state->n; i++) {
+        T moved = state->extra[i] + state->x[i];
+        state->x[i] = state->x[i] == state->kept[i] ? state->left[i] : moved;
+    }
+}
+
+#define EACH(values, value)                           \
+    do {                                              \
+        const T *restrict u = values;                 \
+        for (int64_t i = 0; i < n; i++) x[i] = value; \
+    } while (0)
+
+static void NAME(apply)(const Op *op, State *state, T *room) {
+    T *restrict x = state->x, a = (T)op->a, b = (T)op->b;
+    int64_t n = state->n;
+    switch (op->code) {
+        case SOFT:
+            NAME(products)(state, op->a, room);
+            EACH(room, NAME(soft)(x[i], u[i]));
+            return;
+        case DIVIDE:
+            NAME(divisors)(state, op->a, room);
+            EACH(room, x[i] / u[i]);
+            return;
+        case RIDGE: NAME(ridge)(state, op->a, room); return;
+        case HUBER: EACH(NAME(steps)(state, room), NAME(huber)(x[i], u[i] * a, b)); return;
+        case FIRM: {
+            T end = (T)(op->b * op->a);
+            EACH(NAME(steps)(state, room), NAME(firm)(x[i], u[i], a, end, b));
+            return;
+        }
+        case CLIPPED: {
+            T end = (T)(op->b * op->a), a_less = (T)(op->b - 1), a_more = (T)(op->b + 1);
+            EACH(NAME(steps)(state, room), NAME(clipped)(x[i], u[i], a, end, a_less, a_more));
+            return;
+        }
+        case LOG:
+            NAME(products)(state, op->a, room);
+            EACH(room, NAME(logsum)(x[i], u[i], b));
+            return;
+        case HARD:
+            if (state->s || state->rounded) {
+                EACH(NAME(steps)(state, room), NAME(hard)(x[i], SQRT(2 * u[i] * a)));
+            } else {
+                T threshold = (T)sqrt(2 * state->number * op->a);
+                EACH(room, ((void)u, NAME(hard)(x[i], threshold)));
+            }
+            return;
+        case HALF:
+            NAME(products)(state, op->a, room);
+            EACH(room, NAME(half)(x[i], u[i]));
+            return;
+        case TWO_THIRDS:
+            NAME(products)(state, op->a, room);
+            EACH(room, NAME(two_thirds)(x[i], u[i]));
+            return;
+        case WEIGH: NAME(weigh)(state); return;
+        case BOUNDED: NAME(bound)(state); return;
+        case POSITIVE: EACH(NAME(steps)(state, room), x[i] < 0 && u[i] > 0 ? 0 : x[i]); return;
+        case CLAMP: EACH(NAME(steps)(state, room), u[i] > 0 ? (x[i] < a ? a : x[i] > b ? b : x[i]) : x[i]); return;
+        case KEEP: memcpy(state->kept, x, (size_t)n * sizeof(T)); return;
+        case COUNT: NAME(count)(state, op, room); return;
+        case LEAVE: NAME(leave)(state); return;
+        case RETURN: NAME(come_back)(state); return;
+    }
+}
+
+NOINLINE void NAME(run)(const Op *ops, int64_t count, State *state) {
+    T room[CHUNK], steps[CHUNK], kept[CHUNK], left[CHUNK];
+    state->steps = steps;
+    state->kept = kept;
+    state->left = left;
+    for (int64_t i = 0; i < count; i++) NAME(apply)(ops + i, state, room);
+    state->steps = state->kept = state->left = NULL;
+}
+
+/* Elements */
+
+/* The soft threshold in a metric, what is used most, in one loop, in which memory is read while roots are computed. */
+static void NAME(soft_in_metric)(T *restrict w, const T *restrict moment, int64_t n, const Step *step,
+                                 double strength) {
+    T lr = (T)step->lr, eps = (T)step->eps, scale = (T)(1 / sqrt(step->correction)), l1 = (T)strength;
+    for (int64_t i = 0; i < n; i++) {
+        T root = SQRT(moment[i]) * scale + eps;
+        root = root > MOST ? MOST : root;
+        w[i] = NAME(soft)(w[i], lr / (moment[i] == 0 ? (T)1 : root) * l1);
+    }
+}
+
+static void NAME(elements)(const Call *call, const Job *job, int64_t from, int64_t to) {
+    int own_types = job->type == OWN && job->moment && job->moment_type == OWN;
+    if (own_types && call->op_count == 1 && call->ops->code == SOFT) {
+        NAME(soft_in_metric)((T *)job->w + from, (const T *)job->moment + from, to - from, &job->step, call->ops->a);
+        return;
+    }
+    T own[CHUNK], steps[CHUNK], extra[CHUNK];
+    for (int64_t at = from; at < to; at += CHUNK) {
+        int64_t n = least(CHUNK, to - at);
+        State state = {.number = job->step.lr, .n = n, .extra = extra};
+        state.x = job->type == OWN ? (T *)job->w + at : own;
+        if (job->type != OWN) NAME(load)(own, job->w, job->type, at, 1, n);
+        if (job->extra) NAME(load)(extra, job->extra, job->extra_type, at, 1, n);
+        if (job->moment) {
+            T lr = (T)job->step.lr;
+            NAME(load)(steps, job->moment, job->moment_type, at, 1, n);
+            NAME(denominators)(steps, steps, n, &job->step, call->exact);
+            if (call->exact)
+                for (int64_t i = 0; i < n; i++) steps[i] = 1 / steps[i] * lr;
+            else
+                for (int64_t i = 0; i < n; i++) steps[i] = lr / steps[i];
+            state.s = steps;
+        }
+        NAME(run)(call->ops, call->op_count, &state);
+        if (job->type != OWN) NAME(store)(own, job->w, job->type, at, 1, n);
+    }
+}
+
+/* Groups
+ *
+ * The slices of a group lie along memory or across it. A strip is what is read at a time: one slice that lies along, in
+ * rows of one vector whose lanes all belong to its group; or up to LANES slices side by side, in rows that have a lane
+ * for each. Sums are those of lanes, and then of groups.
+ */
+
+enum { NAME(SUMS), NAME(TERMS), NAME(WRITE), NAME(MEASURE) }; /* what a pass over a block does */
+
+typedef struct {
+    const Call *call;
+    const Job *jobs;
+    int64_t count, first, groups; /* jobs, and the groups of the block */
+    T *cache;                     /* where elements and metrics stay from pass to pass; NULL: nowhere */
+    int64_t need;                 /* elements that the cache has to hold */
+    double total[5][BLOCK];
+    T theta[BLOCK], factor[BLOCK];
+    double linear[BLOCK], quadratic[BLOCK];
+    uint8_t rests[BLOCK], zero[BLOCK];
+} NAME(Block);
+#define Block NAME(Block)
+
+typedef struct {
+    const Job *job;
+    int64_t batch, slice, lanes, width; /* the slices, and the lanes of a row with those that stand empty */
+    int64_t size;                       /* elements of a slice */
+    int along;
+    int16_t group[LANES]; /* of each lane, within the block */
+} NAME(Strip);
+#define Strip NAME(Strip)
+
+/* Elements from..to of one slice, as they follow each other. */
+NOINLINE void NAME(move_along)(const Strip *strip, void *tensor, int type, T *x, int64_t from, int64_t to, int write) {
+    const Job *job = strip->job;
+    int64_t inner = job->inner, stride = inner == 1 ? job->slices : 1, run;
+    int64_t o = job->outer == 1 ? 0 : from / inner, i = from - o * inner;
+    for (int64_t at = from; at < to; at += run, o++, i = 0) {
+        int64_t place = ((strip->batch * job->outer + o) * job->slices + strip->slice) * inner + i;
+        run = inner == 1 ? to - at : least(inner - i, to - at);
+        if (!write && type == OWN && stride == 1)
+            for (int64_t ahead = 0; ahead < run; ahead += L) __builtin_prefetch((T *)tensor + place + CHUNK + ahead, 1);
+        if (write)
+            NAME(store)(x + at - from, tensor, type, place, stride, run);
+        else
+            NAME(load)(x + at - from, tensor, type, place, stride, run);
+    }
+}
+
+/* Whole vectors of rows from..to that lie next to each other. */
+static void NAME(move_columns)(const Strip *strip, T *tensor, T *x, int64_t from, int64_t to, int write) {
+    const Job *job = strip->job;
+    int64_t width = strip->width;
+    T *row = tensor + (strip->batch * job->outer + from) * job->slices + strip->slice;
+    for (int64_t at = from; at < to; at++, x += width, row += job->slices)
+        for (int64_t c = 0; c < width; c += L) {
+            __builtin_prefetch(row + 4 * job->slices + c, 1); /* beyond the end of the tensor this does nothing */
+            if (write)
+                *(Loose *)(row + c) = AT(x + c);
+            else
+                PUT(x + c) = *(const Loose *)(row + c);
+        }
+}
+
+/* Rows from..to of several slices, side by side. */
+NOINLINE void NAME(move_across)(const Strip *strip, void *tensor, int type, T *x, int64_t from, int64_t to, int write) {
+    const Job *job = strip->job;
+    int64_t inner = job->inner, o = inner == 1 ? from : from / inner, i = from - o * inner;
+    if (type == OWN && inner == 1 && strip->lanes == strip->width) {
+        NAME(move_columns)(strip, tensor, x, from, to, write);
+        return;
+    }
+    for (int64_t at = from; at < to; at++, x += strip->width) {
+        int64_t place = ((strip->batch * job->outer + o) * job->slices + strip->slice) * inner + i;
+        if (write)
+            NAME(store)(x, tensor, type, place, inner, strip->lanes);
+        else
+            NAME(load)(x, tensor, type, place, inner, strip->lanes);
+        if (++i == inner) {
+            i = 0;
+            o++;
+        }
+    }
+}
+
+/* Reads or writes rows from..to of a strip; lanes that stand empty hold `none`. */
+NOINLINE void NAME(move)(const Strip *strip, void *tensor, int type, T *x, int64_t from, int64_t to, int write,
+                         T none) {
+    int64_t width = strip->width, n = (to - from) * width;
+    if (strip->along) {
+        int64_t start = from * width, end = least(to * width, strip->size);
+        NAME(move_along)(strip, tensor, type, x, start, end, write);
+        if (!write)
+            for (int64_t i = end - start; i < n; i++) x[i] = none;
+        return;
+    }
+    if (!write && strip->lanes < width)
+        for (int64_t r = 0; r < to - from; r++)
+            for (int64_t l = strip->lanes; l < width; l++) x[r * width + l] = none;
+    NAME(move_across)(strip, tensor, type, x, from, to, write);
+}
+
+/* Divides elements and steps by 1 + step * quadratic, and turns steps, which are lr / m, into m = 1 / (step * linear).
+ */
+static void NAME(take_parts)(const Block *block, const Strip *strip, T *x, T *m, int64_t rows) {
+    T unit[LANES] __attribute__((aligned(64))), curve[LANES] __attribute__((aligned(64)));
+    int64_t width = strip->width;
+    double lr = strip->job->step.lr;
+    int curved = 0;
+    for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
+        int64_t group = strip->group[l];
+        unit[l] = (T)(1 / (lr * block->linear[group]));
+        curve[l] = (T)(lr * block->quadratic[group]);
+        curved |= curve[l] != 0;
+    }
+    if (strip->along) {
+        PUT(unit) = (V){0} + unit[0];
+        PUT(curve) = (V){0} + curve[0];
+    }
+    for (int64_t c = 0; c < width; c += L) {
+        V u = AT(unit + c), q = AT(curve + c), largest = (V){0} + LARGEST;
+        for (int64_t at = c; at < rows * width; at += width) {
+            V metric = AT(m + at);
+            if (curved) {
+                V shrunk = metric + q;
+                PUT(x + at) = AT(x + at) * (metric / shrunk);
+                metric = shrunk;
+            }
+            metric *= u;
+            PUT(m + at) = PICK(metric > largest, largest, metric); /* NaN stays */
+        }
+    }
+}
+
+/* What is left for the penalty of norms: elements in x, and 1 / (step * its strength) in m. */
+static void NAME(read_strip)(const Block *block, const Strip *strip, T *restrict x, T *restrict m, int64_t from,
+                             int64_t to) {
+    const Job *job = strip->job;
+    const Call *call = block->call;
+    int64_t width = strip->width, n = (to - from) * width;
+    NAME(move)(strip, job->w, job->type, x, from, to, 0, 0);
+    if (!call->metric) {
+        State state = {.x = x, .number = job->step.lr, .grouped = 1, .n = n};
+        if (call->op_count) NAME(run)(call->ops, call->op_count, &state);
+        return;
+    }
+    if (job->moment) {
+        const T *v = (const T *)job->moment + strip->slice * job->inner + from * width;
+        if (!strip->along || job->outer > 1 || job->moment_type != OWN || to * width > strip->size)
+            NAME(move)(strip, (void *)job->moment, job->moment_type, m, from, to, 0, 0), v = m;
+        NAME(denominators)(m, v, n, &job->step, 0);
+    } else {
+        for (int64_t i = 0; i < n; i++) m[i] = 1;
+    }
+    T lr = (T)job->step.lr;
+    if (call->op_count) {
+        for (int64_t i = 0; i < n; i++) m[i] = lr / m[i];
+        State state = {.x = x, .s = m, .grouped = 1, .n = n};
+        NAME(run)(call->ops, call->op_count, &state);
+        for (int64_t i = 0; i < n; i++) m[i] = lr / m[i];
+    }
+    NAME(take_parts)(block, strip, x, m, to - from);
+}
+
+INLINE void NAME(add_lanes)(double *sums, V lanes) {
+    T each[L] __attribute__((aligned(64)));
+    PUT(each) = lanes;
+    for (int64_t l = 0; l < L; l++) sums[l] += each[l];
+}
+
+/* The sum of the lanes of one vector, in halves. */
+INLINE double NAME(sum_of)(const double *sums) {
+    double halves[L / 2];
+    for (int64_t l = 0; l < L / 2; l++) halves[l] = sums[l] + sums[l + L / 2];
+    for (int64_t n = L / 4; n > 0; n /= 2)
+        for (int64_t l = 0; l < n; l++) halves[l] += halves[l + n];
+    return halves[0];
+}
+
+/* Sums of x^2; in a metric 1 / t those of x^2 t, x^2 t^2, (x / t)^2 and (x / t)^2 / t as well. */
+static void NAME(add_sums)(const Call *call, const T *x, const T *m, int64_t rows, int64_t width,
+                           double sums[5][LANES]) {
+    for (int64_t c = 0; c < width; c += L) {
+        V a = {0}, b = {0}, d = {0}, e = {0}, f = {0};
+        if (call->metric) {
+            for (int64_t r = 0; r < rows; r++) {
+                V y = AT(x + r * width + c), u = AT(m + r * width + c), t = 1 / u, q = y * y, z = y * u;
+                a += q;
+                q *= t;
+                b += q;
+                q *= t;
+                d += q;
+                z *= z;
+                e += z;
+                f += z * u;
+            }
+            NAME(add_lanes)(sums[1] + c, b);
+            NAME(add_lanes)(sums[2] + c, d);
+            NAME(add_lanes)(sums[3] + c, e);
+            NAME(add_lanes)(sums[4] + c, f);
+        } else {
+            for (int64_t at = c; at < rows * width; at += 2 * width) { /* two sums, as one waits for its last product */
+                V y = AT(x + at), z = at + width < rows * width ? AT(x + at + width) : (V){0};
+                a += y * y;
+                b += z * z;
+            }
+            a += b;
+        }
+        NAME(add_lanes)(sums[0] + c, a);
+    }
+}
+
+/* Sums of (x / (theta + t))^2 and x^2 / (theta + t)^3. */
+static void NAME(add_terms)(const T *theta, const T *x, const T *m, int64_t rows, int64_t width,
+                            double sums[5][LANES]) {
+    for (int64_t c = 0; c < width; c += L) {
+        V a = {0}, b = {0}, root = AT(theta + c);
+        for (int64_t r = 0; r < rows; r++) {
+            V u = AT(m + r * width + c), inverse = u / (root * u + 1), y = AT(x + r * width + c) * inverse, q = y * y;
+            a += q;
+            b += q * inverse;
+        }
+        NAME(add_lanes)(sums[0] + c, a);
+        NAME(add_lanes)(sums[1] + c, b);
+    }
+}
+
+/* Scales each element by the factor of its lane: in a metric by root / (root + t), unless the strength is 0. */
+static void NAME(scale)(const Block *block, const Strip *strip, T *x, const T *m, int64_t rows) {
+    T factors[LANES] __attribute__((aligned(64)));
+    I frees[LANES] __attribute__((aligned(64)));
+    int64_t width = strip->width, metric = block->call->metric;
+    for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
+        int64_t group = strip->group[l];
+        factors[l] = block->factor[group];
+        frees[l] = metric && strip->job->step.lr * block->linear[group] == 0 ? -1 : 0;
+    }
+    if (strip->along) {
+        PUT(factors) = (V){0} + factors[0];
+        *(VI *)frees = (VI){0} + frees[0];
+    }
+    for (int64_t c = 0; c < width; c += L) {
+        V factor = AT(factors + c), one = (V){0} + 1;
+        VI is_free = *(const VI *)(frees + c);
+        for (int64_t at = c; at < rows * width; at += width) {
+            V part = factor;
+            if (metric) {
+                part = factor * AT(m + at);
+                part /= part + 1;
+                part = PICK(is_free, one, part);
+            }
+            PUT(x + at) = AT(x + at) * part;
+        }
+    }
+}
+
+/* Does a pass over one strip, chunk by chunk, and returns how many elements of the cache it takes. */
+NOINLINE int64_t NAME(pass_strip)(Block *block, const Strip *strip, int pass, T *cache) {
+    T own[2 * CHUNK] __attribute__((aligned(64))), theta[LANES] __attribute__((aligned(64)));
+    int64_t width = strip->width, rows = strip->along ? parts(strip->size, width) : strip->size,
+            by = width == L ? CHUNK / L : (int32_t)CHUNK / (int32_t)width;
+    int64_t planes = block->call->metric ? 2 : 1; /* elements, and metrics if there are any */
+    int kinds = pass == NAME(TERMS) ? 2 : block->call->metric ? 5 : 1;
+    double sums[5][LANES];
+    if (pass == NAME(MEASURE)) return planes * rows * width;
+    for (int k = 0; k < kinds; k++) memset(sums[k], 0, (size_t)width * sizeof(double));
+    int resting = 1;
+    for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
+        theta[l] = block->theta[strip->group[l]];
+        resting &= block->rests[strip->group[l]];
+    }
+    if (strip->along) PUT(theta) = (V){0} + theta[0];
+    if (pass == NAME(TERMS) && resting) return planes * rows * width;
+    for (int64_t from = 0; from < rows; from += by) {
+        int64_t to = least(from + by, rows), n = (to - from) * width;
+        T *x = cache ? cache + planes * from * width : own, *m = x + (cache ? n : CHUNK);
+        if (pass == NAME(SUMS) || !cache) NAME(read_strip)(block, strip, x, m, from, to);
+        if (pass == NAME(SUMS)) NAME(add_sums)(block->call, x, m, to - from, width, sums);
+        if (pass == NAME(TERMS)) NAME(add_terms)(theta, x, m, to - from, width, sums);
+        if (pass == NAME(WRITE)) {
+            NAME(scale)(block, strip, x, m, to - from);
+            NAME(move)(strip, strip->job->w, strip->job->type, x, from, to, 1, 0);
+        }
+    }
+    if (pass == NAME(WRITE)) return planes * rows * width;
+    for (int k = 0; k < kinds; k++)
+        if (strip->along)
+            block->total[k][strip->group[0]] += NAME(sum_of)(sums[k]);
+        else
+            for (int64_t l = 0; l < strip->lanes; l++) block->total[k][strip->group[l]] += sums[k][l];
+    return planes * rows * width;
+}
+
+/* Whether slices lie so that they are read one after the other. */
+INLINE int NAME(lies_along)(const Job *job) { return job->inner >= 8 * L; }
+
+/* Does a pass over the slices of one tensor that belong to groups of the block. */
+NOINLINE T *NAME(pass_job)(Block *block, const Job *job, int pass, T *cache) {
+    int64_t first = job->order ? job->starts[block->first] : block->first;
+    int64_t end = job->order ? job->starts[block->first + block->groups] : block->first + block->groups;
+    int64_t group = 0;
+    int along = NAME(lies_along)(job);
+    for (int64_t at = first, run; at < end; at += run) {
+        int64_t slice = job->order ? job->order[at] : at, batch = job->batch == 1 ? 0 : slice / job->slices;
+        Strip strip;
+        strip.job = job;
+        strip.batch = batch;
+        strip.slice = slice - batch * job->slices;
+        int64_t together =
+            along ? 1 : least(least(end - at, job->slices - strip.slice), LANES * sizeof(float) / sizeof(T));
+        for (run = 0; run < together && (!job->order || job->order[at + run] == slice + run); run++) {
+            while (job->order && at + run >= job->starts[block->first + group + 1]) group++;
+            strip.group[run] = (int16_t)(job->order ? group : at + run - block->first);
+        }
+        strip.size = job->outer * job->inner;
+        strip.along = along || run < L / 2;
+        if (strip.along) run = 1;
+        strip.lanes = run;
+        strip.width = strip.along ? L : parts(run, L) * L;
+        for (int64_t l = run; l < strip.width; l++) strip.group[l] = strip.group[0];
+        if (job->order) group = strip.group[run - 1];
+        int64_t used = NAME(pass_strip)(block, &strip, pass, cache);
+        if (pass == NAME(MEASURE)) block->need += used;
+        if (cache) cache += used;
+    }
+    return cache;
+}
+
+NOINLINE void NAME(pass)(Block *block, int pass) {
+    T *cache = block->cache;
+    for (int k = 0; k < 5; k++) memset(block->total[k], 0, (size_t)block->groups * sizeof(double));
+    for (int64_t i = 0; i < block->count; i++) cache = NAME(pass_job)(block, block->jobs + i, pass, cache);
+}
+
+/* A point near the root of a group's secular equation or below it: see `secular_start` and `secular_lower_bound`. */
+static T NAME(start)(T square, T weighted, T second, T dual_square, T dual_weighted) {
+    T norm = SQRT(square), safe = square < TINY ? TINY : square, mean = weighted / safe;
+    T spread = (second / safe - mean * mean) / safe;
+    T near = spread > 0 && spread < (T)0.1 ? norm * (1 + (T)1.5 * spread) - mean : 0;
+    T by_dual = (SQRT(dual_square) - 1) * (dual_square / (dual_weighted < TINY ? TINY : dual_weighted));
+    T bound = FMAX(FMAX(norm - mean, by_dual), SHARE * norm);
+    bound = bound < TINY ? TINY : bound;
+    return FMAX(near, norm > MOST ? norm : bound);
+}
+
+/* Newton's method on all groups of a block that are not at rest. */
+static void NAME(solve)(Block *block) {
+    int done = 1;
+    for (int64_t g = 0; g < block->groups; g++) {
+        double (*sums)[BLOCK] = block->total;
+        block->zero[g] = block->rests[g] = (T)sums[3][g] <= 1;
+        block->theta[g] = NAME(start)((T)sums[0][g], (T)sums[1][g], (T)sums[2][g], (T)sums[3][g], (T)sums[4][g]);
+        done &= block->rests[g];
+    }
+    for (int k = 0; k < NEWTON_ITERATIONS && !done; k++) {
+        NAME(pass)(block, NAME(TERMS));
+        done = 1;
+        for (int64_t g = 0; g < block->groups; g++) {
+            if (block->rests[g]) continue;
+            T theta = block->theta[g], total = (T)block->total[0][g], slope = (T)block->total[1][g];
+            T moved = theta + (SQRT(total) - 1) * total / (slope < TINY ? TINY : slope);
+            if (theta > MOST) moved = theta;
+            block->rests[g] = ABS(moved - theta) <= AT_REST * moved || !(ABS(moved) <= MOST);
+            block->theta[g] = moved;
+            done &= block->rests[g];
+        }
+    }
+    for (int64_t g = 0; g < block->groups; g++) {
+        T root = block->theta[g] > LARGEST ? LARGEST : block->theta[g];
+        block->factor[g] = block->zero[g] ? 0 : root;
+    }
+}
+
+/* prox(norm) / norm of each group, in the metric of one step for all. */
+static void NAME(factors)(Block *block) {
+    const Call *call = block->call;
+    T norms[BLOCK], moved[BLOCK], steps[BLOCK];
+    State own = {.number = block->jobs->step.lr}; /* what the operations on elements leave of the step */
+    NAME(run)(call->ops, call->op_count, &own);
+    State state = {.x = moved, .n = block->groups, .rounded = own.rounded};
+    double weight = block->jobs->weight;
+    state.number = own.rounded ? (T)own.number * (T)weight : own.number * weight;
+    for (int64_t g = 0; g < block->groups; g++) {
+        T norm = SQRT((T)block->total[0][g]);
+        norm = norm > LARGEST ? LARGEST : norm;
+        norms[g] = moved[g] = norm < 1 / LARGEST ? 1 / LARGEST : norm;
+        if (call->weights) steps[g] = (T)(own.number * call->weights[block->first + g]);
+    }
+    if (call->weights) state.s = steps;
+    NAME(run)(call->norm_ops, call->norm_op_count, &state);
+    int skipped = own.rounded && own.number == 0; /* a constraint leaves NaN alone too, then */
+    for (int64_t g = 0; g < block->groups; g++) block->factor[g] = skipped ? 1 : moved[g] / norms[g];
+}
+
+/* Memory of this thread's own, at a multiple of 64 bytes; NULL if there is none. */
+static T *NAME(scratch)(int64_t size) {
+    static _Thread_local void *memory;
+    static _Thread_local int64_t held;
+    if (size > held) {
+        free(memory);
+        held = 0;
+        if (posix_memalign(&memory, 64, (size_t)size * sizeof(T))) memory = NULL;
+        if (memory) held = size;
+    }
+    return memory;
+}
+
+static void NAME(move_block)(const Call *call, const Job *jobs, int64_t count, int64_t first, int64_t groups) {
+    Block block;
+    block.call = call;
+    block.jobs = jobs;
+    block.count = count;
+    block.first = first;
+    block.groups = groups;
+    block.need = 0;
+    block.cache = NULL;
+    for (int64_t g = 0; g < groups; g++) {
+        block.theta[g] = block.factor[g] = 0;
+        block.rests[g] = block.zero[g] = 0;
+        double weight = call->weights ? call->weights[first + g] : jobs->weight;
+        block.linear[g] = call->linear * weight;
+        block.quadratic[g] = call->quadratic * weight;
+    }
+    NAME(pass)(&block, NAME(MEASURE));
+    block.cache = block.need <= FARTHEST ? NAME(scratch)(block.need) : NULL;
+    NAME(pass)(&block, NAME(SUMS));
+    if (!call->metric)
+        NAME(factors)(&block);
+    else if (call->linear != 0)
+        NAME(solve)(&block);
+    NAME(pass)(&block, NAME(WRITE));
+}
+
+/* Calls */
+
+/* How many groups are solved together: as many as a cache holds. */
+static int64_t NAME(block_of)(const Job *jobs, int64_t count, int64_t groups, int planes) {
+    int64_t size = 0, along = 1, lanes = least(BLOCK, 4 * L);
+    for (int64_t i = 0; i < count; i++) {
+        size += parts(planes * size_of(jobs + i), most(groups, 1));
+        along &= NAME(lies_along)(jobs + i);
+    }
+    if (along) return most(1, least(BLOCK, NEAR / most(size, 1)));
+    while (lanes > L && lanes * size > FAR) lanes /= 2;
+    return lanes * size > FARTHEST ? least(BLOCK, 4 * L) : lanes;
+}
+
+static void NAME(prox_task)(const void *given, int64_t index) {
+    const Call *call = given;
+    if (call->form == COUPLED) {
+        int64_t block = call->jobs->block, first = index * block;
+        NAME(move_block)(call, call->jobs, call->count, first, least(block, call->groups - first));
+        return;
+    }
+    int64_t place = 0;
+    FIND_JOB(call->jobs, call->count, index, place);
+    const Job *job = call->jobs + place;
+    int64_t first = index * job->block;
+    if (call->form == ELEMENTS)
+        NAME(elements)(call, job, first, least(first + job->block, size_of(job)));
+    else
+        NAME(move_block)(call, job, 1, first, least(job->block, job->batch * job->slices - first));
+}
+
+static void NAME(prox)(Call *call) {
+    int64_t tasks = 0, size = 0;
+    for (int64_t i = 0; i < call->count; i++) {
+        Job *job = call->jobs + i;
+        job->w = call->pointers[i].w;
+        job->moment = call->pointers[i].moment;
+        job->step = call->steps[i];
+        size += size_of(job);
+        job->block =
+            call->form == ELEMENTS ? PIECE : NAME(block_of)(job, 1, job->batch * job->slices, call->metric ? 2 : 1);
+        job->tasks = tasks += parts(call->form == ELEMENTS ? size_of(job) : job->batch * job->slices, job->block);
+    }
+    if (call->form == COUPLED) {
+        call->jobs->block = NAME(block_of)(call->jobs, call->count, call->groups, call->metric ? 2 : 1);
+        tasks = parts(call->groups, call->jobs->block);
+    }
+    run_tasks(NAME(prox_task), call, tasks, size, call->threads);
+}
+
+/* Zeros that are held: the running sum of gradients takes one more in. An element that is 0 stays there if the average
+ * is no larger than the slope of its penalty, and a group if the norm is, of what is left of the average by a soft
+ * threshold. */
+static void NAME(take_in)(const Held *held, int64_t at, int64_t n, T *restrict w, T *restrict mean) {
+    const T *total = (const T *)held->total + at;
+    T *next = (T *)held->next + at, share = (T)held->share, sign = (T)held->sign, most_ = (T)held->most;
+    T shares = (T)held->sum_of_shares;
+    NAME(load)(w, held->w, held->type, at, 1, n);
+    NAME(load)(mean, held->grad, held->grad_type, at, 1, n);
+    for (int64_t i = 0; i < n; i++) {
+        next[i] = total[i] + share * (mean[i] * sign - total[i]);
+        T average = next[i] / shares;
+        mean[i] = average > most_ ? 0 : average;
+    }
+}
+
+static void NAME(hold_groups)(const Held *held) {
+    T w[CHUNK], mean[CHUNK], slope = (T)held->slope, weight = (T)held->group_weight, limit = (T)held->group_slope;
+    int64_t row = held->slices * held->inner, rows = held->batch * held->outer, count = held->batch * held->slices;
+    memset(held->sums, 0, (size_t)(2 * count) * sizeof(double));
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t at = 0, n; at < row; at += n) {
+                n = least(CHUNK, row - at);
+                int64_t group = r / held->outer * held->slices + at / held->inner, place = at % held->inner;
+                uint8_t *mask = held->mask + r * row + at;
+                if (pass == 0) NAME(take_in)(held, r * row + at, n, w, mean);
+                for (int64_t i = 0; i < n; i++) {
+                    double *sums = held->sums + 2 * group;
+                    if (pass == 0) {
+                        T left = NAME(soft)(mean[i], slope < 0 ? 0 : slope);
+                        sums[0] += w[i] * w[i];
+                        sums[1] += left * left;
+                        mask[i] = (w[i] == 0) & (ABS(mean[i]) <= slope);
+                    } else {
+                        int still = (T)sums[0] == 0 && SQRT((T)sums[1]) / weight <= limit;
+                        mask[i] = still | ((T)sums[0] > 0 && mask[i]);
+                    }
+                    if (++place == held->inner) {
+                        place = 0;
+                        group++;
+                    }
+                }
+            }
+    }
+}
+
+static void NAME(hold_task)(const void *given, int64_t index) {
+    const Holding *holding = given;
+    int64_t place = 0;
+    FIND_JOB(holding->held, holding->count, index, place);
+    const Held *held = holding->held + place;
+    if (held->sums) {
+        NAME(hold_groups)(held);
+        return;
+    }
+    T w[CHUNK], mean[CHUNK], slope = (T)held->slope;
+    for (int64_t at = index * PIECE, end = least(at + PIECE, held->size), n; at < end; at += n) {
+        n = least(CHUNK, end - at);
+        uint8_t *mask = held->mask + at;
+        NAME(take_in)(held, at, n, w, mean);
+        for (int64_t i = 0; i < n; i++) mask[i] = (w[i] == 0) & (ABS(mean[i]) <= slope);
+    }
+}
+
+#undef V
+#undef Loose
+#undef VI
+#undef L
+#undef PUT
+#undef PICK
+#undef State
+#undef Block
+#undef Strip
+#undef AT
+#undef EACH
+#endif

@@ -1,0 +1,114 @@
+"""How a call of the native kernels is laid out in memory: the structs and numbers of `native.c`, in its order."""
+
+import ctypes
+import struct
+from enum import IntEnum
+
+POINTER, INT64, INT32, DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
+
+
+class Type(IntEnum):
+    """Types of tensors."""
+
+    FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
+
+
+class Form(IntEnum):
+    """What a call moves."""
+
+    ELEMENTS, GROUPS, COUPLED = range(3)
+
+
+class Code(IntEnum):
+    """Operations of which the proximal operator of an element is made."""
+
+    SOFT, DIVIDE, RIDGE, HUBER, FIRM, CLIPPED, LOG, HARD, HALF, TWO_THIRDS = range(10)
+    WEIGH, POSITIVE, BOUNDED, CLAMP, KEEP, COUNT, LEAVE, RETURN = range(10, 18)
+
+
+class Op(ctypes.Structure):
+    """One operation, and its numbers."""
+
+    _fields_ = (("code", INT64), ("a", DOUBLE), ("b", DOUBLE), ("c", DOUBLE))
+
+
+class Pointers(ctypes.Structure):
+    """Where a tensor and its second moment are; the latter is None where the step is a number."""
+
+    _fields_ = (("w", POINTER), ("moment", POINTER))
+
+
+class Step(ctypes.Structure):
+    """The step is lr, or lr / (sqrt(moment / correction) + eps)."""
+
+    _fields_ = (("lr", DOUBLE), ("eps", DOUBLE), ("correction", DOUBLE))
+
+
+class Job(ctypes.Structure):
+    """One tensor, as (batch, outer, slices, inner) in the order of memory; batch and slices tell groups apart."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("w", "moment", "extra", "order", "starts")),
+        *((name, INT64) for name in ("batch", "outer", "slices", "inner")),
+        ("step", Step),
+        ("weight", DOUBLE),
+        *((name, INT32) for name in ("type", "moment_type", "extra_type", "spare")),
+        *((name, INT64) for name in ("block", "tasks")),
+    )
+
+
+class Call(ctypes.Structure):
+    """Tensors that are moved together."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("jobs", "pointers", "steps", "ops", "norm_ops", "weights")),
+        *((name, DOUBLE) for name in ("linear", "quadratic")),
+        *((name, INT64) for name in ("count", "op_count", "norm_op_count", "groups")),
+        *((name, INT32) for name in ("form", "wide", "metric", "threads", "exact", "spare")),
+    )
+
+
+class Held(ctypes.Structure):
+    """One tensor whose zeros may be held, its gradient, the running sum of gradients, its successor, and the mask."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("w", "grad", "total", "next", "mask", "sums")),
+        *((name, INT64) for name in ("batch", "outer", "slices", "inner")),
+        *((name, DOUBLE) for name in ("share", "sign", "sum_of_shares")),
+        *((name, DOUBLE) for name in ("slope", "group_slope", "group_weight", "most")),
+        *((name, INT64) for name in ("size", "tasks")),
+        *((name, INT32) for name in ("type", "grad_type")),
+    )
+
+
+def is_right(native: ctypes.CDLL) -> bool:
+    """Return whether a library has these structs, and whether its soft threshold and its rows are right."""
+    native.shrinkage_size.argtypes, native.shrinkage_size.restype = [ctypes.c_int], INT64
+    sizes = [native.shrinkage_size(which) for which in range(4)]
+    if sizes != [ctypes.sizeof(kind) for kind in (Op, Job, Call, Held)]:
+        return False
+    soft = moved(native, Form.ELEMENTS, [-3.0, 0.5, 2.0], [Op(Code.SOFT, 1.0)], moments=None)
+    rows = moved(native, Form.GROUPS, [3.0, 4.0, 0.1, 0.2], [], moments=[0.0, 0.0, 0.0, 0.0])
+    return soft == [-2.0, 0.0, 1.0] and rows[2:] == [0.0, 0.0] and all(map(near, rows, [2.4, 3.2, 0.0, 0.0]))
+
+
+def near(one: float, other: float) -> bool:
+    """Return whether two numbers are equal to the rounding of float32."""
+    return abs(one - other) < 1e-5
+
+
+def moved(native: ctypes.CDLL, form: Form, w: list[float], ops: list[Op], moments: list[float] | None) -> list[float]:
+    """Return `w` after a call in float32, elements or rows of two, with a step and a strength of 1."""
+    width = 2 if form == Form.GROUPS else len(w)
+    values = (ctypes.c_float * len(w))(*w)
+    second = (ctypes.c_float * len(w))(*(moments or []))
+    job = Job(batch=1, outer=1, slices=len(w) // width, inner=width, weight=1.0)
+    pointers = Pointers(ctypes.addressof(values), ctypes.addressof(second) if moments else None)
+    step = Step(1.0, 0.0, 1.0)
+    program = (Op * max(len(ops), 1))(*ops)
+    call = Call(
+        *map(ctypes.addressof, (job, pointers, step, program, program)), None, 1.0, 0.0, 1, len(ops), 0, 0, form, 0
+    )
+    call.metric, call.threads = int(moments is not None), 1
+    native.shrinkage_prox(ctypes.byref(call))
+    return list(struct.unpack(f"{len(w)}f", values))
