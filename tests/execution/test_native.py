@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from catalog import CONSTRAINTS, PENALTIES, PenaltyCase
 from shrinkage import L1, L2, MCP, Columns, ElasticNet, GroupLasso, Lp, Penalty, Ridged, Rows, SparseGroupLasso
 from shrinkage.execution import native, native_build
-from shrinkage.execution.buckets import Shrink
 from shrinkage.execution.native_coupled import shrink_together_
 from shrinkage.execution.native_zeros import Zeros, hold_, restore_, slopes_of
+from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
 from shrinkage.penalties import coupled_norms
 from shrinkage.penalties.membership import GroupPenalty, Membership
@@ -62,8 +62,8 @@ def metric(w: Tensor, lr: float = LR) -> AdaptiveStep:
     return AdaptiveStep(lr, moment, 1e-3, 0.7)
 
 
-def expected(shrink: Shrink) -> Tensor:
-    return shrink.penalty.prox(upcast(shrink.w), number(shrink.step)).to(shrink.w.dtype)
+def expected(task: Task) -> Tensor:
+    return task.penalty.prox(upcast(task.w), number(task.step)).to(task.w.dtype)
 
 
 def roundings(found: Tensor, plain: Tensor, w: Tensor, case: object) -> float:
@@ -87,9 +87,9 @@ def test_every_penalty_is_the_plain_form(case, kind, dtype):
     for shape in shapes_of(case):
         penalty = made(case, shape, dtype)
         w = torch.randn(shape).to(dtype)
-        shrink = Shrink(penalty, w, LR if kind == "number" else metric(w))
-        before, plain = w.clone(), expected(shrink)
-        left = native.shrink_all_([shrink])
+        task = Task(penalty, w, LR if kind == "number" else metric(w))
+        before, plain = w.clone(), expected(task)
+        left = native.shrink_all_([task])
         if case.name in NEVER or (kind == "metric" and case.name in PLAIN_ONLY):
             assert len(left) == 1
             assert torch.equal(w, before)
@@ -109,7 +109,7 @@ def test_roots_solve_their_equation(p, scale):
     w = torch.randn(4000) * scale
     u = LR * 0.01
     found = w.clone()
-    assert not native.shrink_all_([Shrink(Lp(0.01, p), found, LR)])
+    assert not native.shrink_all_([Task(Lp(0.01, p), found, LR)])
     kept = found != 0
     y, size = found[kept].double().abs(), w[kept].double().abs()
     for _ in range(4):
@@ -141,9 +141,9 @@ def test_odd_values_are_the_plain_forms(case, place):
             step = metric(w) if place == "moment" else LR
             target = step.moment if isinstance(step, AdaptiveStep) else w
             target.view(-1)[torch.arange(len(values)) * 5] = values.abs() if place == "moment" else values
-            shrink = Shrink(made(case, shape, torch.float32, strength), w, step)
-            plain = expected(shrink)
-            assert not native.shrink_all_([shrink])
+            task = Task(made(case, shape, torch.float32, strength), w, step)
+            plain = expected(task)
+            assert not native.shrink_all_([task])
             assert torch.equal(w == 0, plain == 0), (odd, strength)
             torch.testing.assert_close(w, plain, rtol=3e-6, atol=3e-7, equal_nan=True)
 
@@ -156,14 +156,14 @@ def test_a_step_of_0_leaves_all_as_it_is(case, kind):
     w = torch.randn(case.shape)
     before = w.clone()
     assert not native.shrink_all_(
-        [Shrink(made(case, case.shape, torch.float32), w, 0.0 if kind == "number" else metric(w, 0.0))]
+        [Task(made(case, case.shape, torch.float32), w, 0.0 if kind == "number" else metric(w, 0.0))]
     )
     torch.testing.assert_close(w, before, rtol=1e-6, atol=0)
 
 
 def test_a_moment_of_zero_steps_by_the_rate():
     w = torch.tensor([3.0, -3.0])
-    native.shrink_all_([Shrink(L1(1.0), w, AdaptiveStep(0.5, torch.zeros(2), 1e-8, 0.1))])
+    native.shrink_all_([Task(L1(1.0), w, AdaptiveStep(0.5, torch.zeros(2), 1e-8, 0.1))])
     assert w.tolist() == [2.5, -2.5]
 
 
@@ -185,9 +185,9 @@ STRIDED = {
 def test_any_order_of_memory_without_gaps(name, penalty, kind):
     w = STRIDED[name]()
     moment = torch.empty_like(w).copy_(torch.rand(w.shape))
-    shrink = Shrink(penalty, w, LR if kind == "number" else AdaptiveStep(LR, moment, 1e-3, 0.7))
-    plain, before = expected(shrink), w.clone()
-    assert not native.shrink_all_([shrink])
+    task = Task(penalty, w, LR if kind == "number" else AdaptiveStep(LR, moment, 1e-3, 0.7))
+    plain, before = expected(task), w.clone()
+    assert not native.shrink_all_([task])
     assert torch.equal(w == 0, plain == 0)
     assert roundings(w, plain, before, "") <= 4
 
@@ -215,8 +215,8 @@ def with_gaps() -> dict[str, tuple[Tensor, object]]:
 def test_what_kernels_cannot_read_is_left(name):
     w, step = with_gaps()[name]
     before = None if w.is_meta else w.clone()
-    shrink = Shrink(L1(0.1), w, step)
-    assert native.shrink_all_([shrink]) == [shrink]
+    task = Task(L1(0.1), w, step)
+    assert native.shrink_all_([task]) == [task]
     if before is not None:
         assert torch.equal(w.to_dense() if w.is_sparse else w, before.to_dense() if before.is_sparse else before)
 
@@ -229,14 +229,14 @@ def test_subclasses_of_tensors_and_penalties_are_left():
         pass
 
     w = torch.randn(4)
-    assert native.shrink_all_([Shrink(Own(0.1), w, LR)])
-    assert native.shrink_all_([Shrink(L1(0.1), w.as_subclass(Other), LR)])
+    assert native.shrink_all_([Task(Own(0.1), w, LR)])
+    assert native.shrink_all_([Task(L1(0.1), w.as_subclass(Other), LR)])
 
 
 def test_tensors_made_in_inference_mode_are_left():
     with torch.inference_mode():
         w = torch.randn(4)
-    assert native.shrink_all_([Shrink(L1(0.1), w, LR)])
+    assert native.shrink_all_([Task(L1(0.1), w, LR)])
 
 
 CHANGES = {
@@ -254,11 +254,11 @@ def test_data_that_is_replaced_under_a_batch_is_seen(change, penalty):
     """The same object with other memory behind it: the batch is made anew, or the tensor is left."""
     parameter = nn.Parameter(torch.randn(8, 6))
     for _ in range(2):
-        assert not native.shrink_all_([Shrink(penalty, parameter.detach(), LR)])
+        assert not native.shrink_all_([Task(penalty, parameter.detach(), LR)])
     parameter.data = CHANGES[change](parameter.data)
     w = parameter.detach()
-    plain = expected(Shrink(penalty, w, LR))
-    left = native.shrink_all_([Shrink(penalty, w, LR)])
+    plain = expected(Task(penalty, w, LR))
+    left = native.shrink_all_([Task(penalty, w, LR)])
     assert len(left) == (change == "gaps")
     if not left:
         torch.testing.assert_close(w, plain, rtol=1e-3 if w.dtype == torch.half else 1e-6, atol=0)
@@ -273,14 +273,14 @@ def test_nothing_is_written_beside_a_tensor():
                 memory = torch.full((size + 128,), 7.0, dtype=dtype)
                 w = memory[64 : 64 + size].view(shape)
                 w.copy_(torch.randn(shape))
-                assert not native.shrink_all_([Shrink(made(case, shape, dtype), w, LR)])
+                assert not native.shrink_all_([Task(made(case, shape, dtype), w, LR)])
                 assert bool((memory[:64] == 7).all() and (memory[64 + size :] == 7).all()), case
 
 
 def test_autograd_sees_the_write():
     w = nn.Parameter(torch.randn(4))
     squares = (w * w).sum()
-    native.shrink_all_([Shrink(L1(0.1), w.detach(), LR)])
+    native.shrink_all_([Task(L1(0.1), w.detach(), LR)])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         squares.backward()
 
@@ -292,16 +292,16 @@ def test_autograd_sees_the_write():
 def test_many_tensors_of_several_penalties_in_any_order(kind):
     penalties = [L1(0.1), GroupLasso(0.1, Rows()), L2(0.2), GroupLasso(0.1, Columns())]
     shapes = [(7, 5), (3, 40), (64, 33), (1, 1), (2, 3, 4), (5, 1)]
-    shrinks = []
+    tasks = []
     for index in range(48):
         w = torch.randn(shapes[index % 6], dtype=torch.float64 if index % 7 == 0 else torch.float32)
         step = metric(w, 0.1 + 0.01 * index) if kind == "metric" else 0.1
-        shrinks.append(Shrink(penalties[index % 4], w, step))
-    plain = [expected(shrink) for shrink in shrinks]
-    assert not native.shrink_all_(shrinks)
-    for shrink, one in zip(shrinks, plain, strict=True):
-        assert torch.equal(shrink.w == 0, one == 0)
-        torch.testing.assert_close(shrink.w, one, rtol=1e-6, atol=1e-7)
+        tasks.append(Task(penalties[index % 4], w, step))
+    plain = [expected(task) for task in tasks]
+    assert not native.shrink_all_(tasks)
+    for task, one in zip(tasks, plain, strict=True):
+        assert torch.equal(task.w == 0, one == 0)
+        torch.testing.assert_close(task.w, one, rtol=1e-6, atol=1e-7)
 
 
 def test_a_batch_follows_its_numbers():
@@ -309,9 +309,9 @@ def test_a_batch_follows_its_numbers():
     w = torch.randn(30)
     moment = torch.rand(30)
     for lr, correction in ((0.1, 0.1), (0.2, 0.1), (0.2, 0.3)):
-        shrink = Shrink(L1(0.05), w, AdaptiveStep(torch.tensor(lr, dtype=torch.float64), moment, 1e-3, correction))
-        plain = expected(shrink._replace(step=AdaptiveStep(lr, moment, 1e-3, correction)))
-        native.shrink_all_([shrink])
+        task = Task(L1(0.05), w, AdaptiveStep(torch.tensor(lr, dtype=torch.float64), moment, 1e-3, correction))
+        plain = expected(task._replace(step=AdaptiveStep(lr, moment, 1e-3, correction)))
+        native.shrink_all_([task])
         torch.testing.assert_close(w, plain, rtol=1e-6, atol=1e-7)
 
 
@@ -322,7 +322,7 @@ def test_threads_do_not_change_a_bit(penalty):
         torch.manual_seed(0)
         w = torch.randn(300, 400)
         torch.set_num_threads(threads)
-        native.shrink_all_([Shrink(penalty, w, metric(w))])
+        native.shrink_all_([Task(penalty, w, metric(w))])
         torch.set_num_threads(1)
         found.append(w)
     assert torch.equal(*found)
@@ -332,9 +332,9 @@ def test_threads_do_not_change_a_bit(penalty):
 @pytest.mark.parametrize("kind", ["number", "metric"])
 def test_groups_that_no_cache_holds_are_read_again(penalty, kind):
     w = torch.randn((70_000, 40) if "Columns" in str(penalty) else (2, 1_200_000))
-    shrink = Shrink(penalty, w, LR if kind == "number" else metric(w))
-    plain = penalty.prox(w.double(), number(shrink.step) if kind == "number" else shrink.step.tensor().double())
-    native.shrink_all_([shrink])
+    task = Task(penalty, w, LR if kind == "number" else metric(w))
+    plain = penalty.prox(w.double(), number(task.step) if kind == "number" else task.step.tensor().double())
+    native.shrink_all_([task])
     torch.testing.assert_close(w, plain.float(), rtol=3e-6, atol=1e-7)
 
 
@@ -345,7 +345,7 @@ def test_threads_of_python_do_not_meet():
     def steps(seed: int) -> Tensor:
         w = torch.randn(64, 512, generator=torch.Generator().manual_seed(seed))
         for _ in range(30):
-            native.shrink_all_([Shrink(penalty, w, 0.1)])
+            native.shrink_all_([Task(penalty, w, 0.1)])
         return w
 
     alone_ = [steps(seed) for seed in range(4)]
@@ -358,12 +358,12 @@ def test_a_child_of_fork_has_one_thread():
     if not hasattr(os, "fork"):
         pytest.skip("this system does not fork")
     w = torch.randn(300, 400)
-    native.shrink_all_([Shrink(L1(0.01), w.clone(), LR)])
-    plain = expected(Shrink(L1(0.01), w, LR))
+    native.shrink_all_([Task(L1(0.01), w.clone(), LR)])
+    plain = expected(Task(L1(0.01), w, LR))
     child = os.fork()
     if child == 0:
         torch.set_num_threads(4)
-        left = native.shrink_all_([Shrink(L1(0.01), w, LR)])
+        left = native.shrink_all_([Task(L1(0.01), w, LR)])
         torch.set_num_threads(1)  # with more, torch itself waits for ever for the threads of its parent
         os._exit(0 if not left and torch.equal(w, plain) else 1)
     assert os.waitpid(child, 0)[1] == 0

@@ -13,7 +13,7 @@ import torch
 
 from shrinkage import L1
 from shrinkage.execution import native, native_build
-from shrinkage.execution.buckets import Shrink
+from shrinkage.execution.task import Task
 
 built = native_build.library()
 pytestmark = pytest.mark.skipif(built is None or sys.platform == "win32", reason="there is no compiler, or no POSIX")
@@ -57,9 +57,9 @@ def builds(log: Path) -> int:
 def plain_path_says(caplog) -> str:
     """What is said once, and that a step goes on without native kernels."""
     with caplog.at_level(logging.WARNING, logger="shrinkage"):
-        shrink = Shrink(L1(0.1), torch.ones(3), 1.0)
+        task = Task(L1(0.1), torch.ones(3), 1.0)
         for _ in range(2):
-            assert native.shrink_all_([shrink]) == [shrink]
+            assert native.shrink_all_([task]) == [task]
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
     assert "\n" not in message

@@ -38,9 +38,9 @@ from shrinkage import (
 )
 from shrinkage.errors import GroupError
 from shrinkage.execution import native, native_build
-from shrinkage.execution.buckets import Shrink
 from shrinkage.execution.native_coupled import shrink_together_
 from shrinkage.execution.native_zeros import Zeros, hold_
+from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
 from shrinkage.penalties.membership import GroupPenalty, Membership
 from shrinkage.proximal.precision import at_least_float32, upcast
@@ -105,7 +105,7 @@ def check_one(draw: random.Random) -> None:
     except GroupError:
         return
     plain, before = penalty.prox(upcast(w), number(step)).to(dtype), w.clone()
-    if native.shrink_all_([Shrink(penalty, w, step)]):
+    if native.shrink_all_([Task(penalty, w, step)]):
         assert torch.equal(w, before)
         return
     distance = float((w.double() - plain.double()).abs().max())
@@ -179,7 +179,7 @@ def test_no_bit_depends_on_the_vectors_of_a_machine(tmp_path, monkeypatch):
             for library in (own, other):
                 monkeypatch.setattr(native_build._state, "library", library)
                 found.append(w.clone())
-                native.shrink_all_([Shrink(penalty, found[-1], step)])
+                native.shrink_all_([Task(penalty, found[-1], step)])
             assert torch.equal(*found), (penalty, shape)
 
 
