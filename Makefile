@@ -6,7 +6,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip install --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all test-matrix lint types bench experiments docs clean
+.PHONY: demo test test-all test-matrix lint types bench experiments docs wheel clean
 
 # make demo DEMO="--seeds 1 --epochs 8"
 demo: $(VENV)/installed
@@ -44,6 +44,12 @@ experiments: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/build.py
+
+# A wheel that carries native kernels for this system and machine; `pip wheel .` makes one that builds them at first use.
+wheel: $(VENV)/installed
+	$(BIN)/python -m shrinkage.execution.native_build
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	rm -r src/shrinkage/execution/prebuilt
 
 clean:
 	rm -rf $(VENV) .venv-* runs
