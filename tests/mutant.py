@@ -11,15 +11,15 @@ from pathlib import Path
 @cache
 def texts_in(source: Path) -> dict[Path, str]:
     """What each file below `source` says, read once for all mutants."""
-    return {path: path.read_text() for path in source.rglob("*.py")}
+    return {path: path.read_text() for path in source.rglob("*.[cp]*") if path.suffix in (".py", ".c")}
 
 
 @dataclass(frozen=True)
 class Mutant:
     """One change of one text, and the test file that has to notice it: `"thresholds"` is `test_thresholds.py`.
 
-    The text is looked for in all files; `file` says which one is meant if several have it. `select` names the tests
-    that run. `make test` plants the quick ones, `make test-all` plants all.
+    The text is looked for in all files of Python; `file` says which one is meant if several have it, or one of C.
+    `select` names the tests that run. `make test` plants the quick ones, `make test-all` plants all.
     """
 
     original: str
@@ -35,7 +35,7 @@ class Mutant:
     def found_in(self, source: Path) -> Path:
         """The one file below `source` that has the text."""
         texts = texts_in(source)
-        files = [source / self.file] if self.file else list(texts)
+        files = [source / self.file] if self.file else [path for path in texts if path.suffix == ".py"]
         found = [path for path in files if self.original in texts[path]]
         if len(found) != 1:
             raise LookupError(f"{len(found)} files have the text {self.original!r}: plant this mutant anew")

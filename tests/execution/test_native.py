@@ -14,7 +14,7 @@ from shrinkage.execution import native, native_build
 from shrinkage.execution.native_coupled import shrink_together_
 from shrinkage.execution.native_zeros import Zeros, hold_, restore_, slopes_of
 from shrinkage.execution.task import Task
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep, number
 from shrinkage.penalties import coupled_norms
 from shrinkage.penalties.membership import GroupPenalty, Membership
 from shrinkage.penalties.toward import Toward
@@ -208,6 +208,7 @@ def with_gaps() -> dict[str, tuple[Tensor, object]]:
         "a view of the negative": (torch._neg_view(whole.clone()), LR),
         "sparse": (whole.to_sparse(), LR),
         "a number that is rounded": (whole.clone(), torch.tensor(LR)),
+        "a step that is a function": (whole.clone(), MetricStep(lambda group, state, w: LR, {}, {}, whole)),
     }
 
 
@@ -431,6 +432,8 @@ def test_members_that_do_not_fit_their_groups_are_left():
     w = torch.randn(8, 4)
     weights = torch.ones(COUNT, dtype=torch.float64)
     short = part(list(range(6)))
+    later = MetricStep(lambda group, state, w: LR, {}, {}, w)
+    assert not shrink_together_(GroupPenalty(L1(0.1), weights), [(part(list(range(8))), w, later)])
     assert not shrink_together_(GroupPenalty(L1(0.1), weights), [(short, w, LR)])
     assert not shrink_together_(GroupPenalty(L1(0.1), weights[:5].clone()), [(part(list(range(8))), w, LR)])
     assert not shrink_together_(GroupPenalty(L1(0.1), weights), [(part(list(range(8))), torch.randn(8, 8)[:, ::2], LR)])

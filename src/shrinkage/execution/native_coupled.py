@@ -14,7 +14,7 @@ from shrinkage.execution.native import all_fit, program_in_memory, threads_for
 from shrinkage.execution.native_layout import TYPES, Known, folded, is_number, is_plain, moment_fits
 from shrinkage.execution.native_programs import numbers_of, program_of
 from shrinkage.execution.native_structs import Call, Form, Job, Op, Pointers, Step
-from shrinkage.optimizers.adaptive_step import AdaptiveStep
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep
 from shrinkage.optimizers.adaptive_step import Step as AnyStep
 from shrinkage.penalties.coupled_groups import Slices
 from shrinkage.penalties.membership import GroupPenalty, Membership
@@ -31,7 +31,7 @@ def shrink_together_(group_penalty: GroupPenalty, members: Sequence[Member]) -> 
     False, and nothing is done, where there is no kernel for them.
     """
     library = native_build.library()
-    if library is None:
+    if library is None or not all(is_number(step) for _, _, step in members):
         return False
     key = (id(group_penalty.weights), get_ident())  # calls of other threads go on meanwhile
     family = _families.get(key)
@@ -61,7 +61,7 @@ def have_kernel(group_penalty: GroupPenalty, members: Sequence[Member]) -> bool:
 def member_fits(member: Member) -> bool:
     """Return whether a parameter can be read by a kernel."""
     part, w, step = member
-    if not is_plain(w) or not part.counts or not part.groups.is_cpu or not w.numel() or not is_number(step):
+    if not is_plain(w) or not part.counts or not part.groups.is_cpu or not w.numel():
         return False
     if part.dim >= w.dim() or len(part.groups) != w.shape[part.dim]:
         return False
@@ -80,7 +80,10 @@ def in_metric(members: Sequence[Member]) -> bool:
 
 def as_number(step: AnyStep) -> float:
     """Return a step that is a number, and the rate of another."""
-    return float(step.lr if isinstance(step, AdaptiveStep) else step)
+    found = step.lr if isinstance(step, AdaptiveStep) else step
+    if isinstance(found, MetricStep):
+        raise TypeError("a step that is a function has to be computed first")
+    return float(found)
 
 
 class Family:
@@ -125,7 +128,7 @@ class Family:
         if (penalty is not self._penalty and penalty != self._penalty) or in_metric(members) != self._in_metric:
             return False
         for (own, known, moment), (part, w, step) in zip(self._known, members, strict=True):
-            if part is not own or not all_fit([known], [w]) or not is_number(step):
+            if part is not own or not all_fit([known], [w]):
                 return False
             adaptive = isinstance(step, AdaptiveStep)
             if adaptive != (moment is not None):

@@ -72,7 +72,9 @@ def is_number(step: Step) -> bool:
     if isinstance(step, AdaptiveStep):
         rest = (step.lr, step.eps, step.correction)
         return all(not isinstance(each, Tensor) or (each.numel() == 1 and each.device.type == "cpu") for each in rest)
-    return not isinstance(step, Tensor) or (step.dim() == 0 and step.dtype == torch.float64 and step.is_cpu)
+    if isinstance(step, Tensor):
+        return step.dim() == 0 and step.dtype == torch.float64 and step.is_cpu
+    return isinstance(step, int | float)
 
 
 def in_one_type(w: Tensor, other: Tensor) -> bool:

@@ -165,7 +165,7 @@ def numbers_of(penalty: Elementwise) -> tuple[float, float] | None:
 
 def weight_of(norms: Norms, size: int) -> float:
     """Return what the penalty of a group of `size` elements is multiplied by."""
-    return math.sqrt(max(size, 1)) if norms.weigh_by_size else 1.0
+    return math.sqrt(max(1, size)) if norms.weigh_by_size else 1.0
 
 
 TRANSLATIONS: MappingProxyType[type[Penalty], Callable[[Any], Program | None]] = MappingProxyType(
