@@ -10,6 +10,7 @@ from hypothesis import settings
 
 import shrinkage
 from shrinkage.compression.plans.layers import _rules
+from shrinkage.execution import native_build
 from shrinkage.optimizers.registry import _metrics
 from shrinkage.penalties.base import SUMS
 from shrinkage.selection.declaration import living
@@ -33,6 +34,14 @@ def fresh_start():
         table.clear()
         table.update(kept)
     living.clear()
+
+
+@pytest.fixture
+def without_native(monkeypatch):
+    """No native kernels, as where there is no compiler for them."""
+    state = native_build._State()
+    state.asked = True
+    monkeypatch.setattr(native_build, "_state", state)
 
 
 def pytest_collection_finish():

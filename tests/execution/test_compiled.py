@@ -30,6 +30,8 @@ from shrinkage.execution.compiled import compiled_shrink_, pays
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
 
+pytestmark = pytest.mark.usefixtures("without_native")
+
 ELEMENTS = [L1(0.1), ElasticNet(0.1, 0.2), MCP(0.1)]
 GROUPS = [
     GroupLasso(1.0, Rows()),

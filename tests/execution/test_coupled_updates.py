@@ -15,6 +15,8 @@ from shrinkage.penalties import coupled_norms
 from shrinkage.penalties.membership import GroupPenalty, Membership
 from shrinkage.proximal.reductions import alone
 
+pytestmark = pytest.mark.usefixtures("without_native")
+
 COUNT = 40
 TARGETS = [L1(0.5), ElasticNet(0.4, 0.5), L2(2.0), MCP(0.4)]
 

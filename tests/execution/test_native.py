@@ -7,12 +7,27 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW
 
 from catalog import CONSTRAINTS, PENALTIES, PenaltyCase
-from shrinkage import L1, L2, MCP, Columns, ElasticNet, GroupLasso, Lp, Penalty, Ridged, Rows, SparseGroupLasso
+from shrinkage import (
+    L1,
+    L2,
+    MCP,
+    Columns,
+    ElasticNet,
+    GroupLasso,
+    Lp,
+    Penalty,
+    Regularizer,
+    Ridged,
+    Rows,
+    SparseGroupLasso,
+)
 from shrinkage.execution import native, native_build
 from shrinkage.execution.native_coupled import shrink_together_
 from shrinkage.execution.native_zeros import Zeros, hold_, restore_, slopes_of
+from shrinkage.execution.single_tensor import with_number
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep, number
 from shrinkage.penalties import coupled_norms
@@ -337,6 +352,31 @@ def test_groups_that_no_cache_holds_are_read_again(penalty, kind):
     plain = penalty.prox(w.double(), number(task.step) if kind == "number" else task.step.tensor().double())
     native.shrink_all_([task])
     torch.testing.assert_close(w, plain.float(), rtol=3e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["number", "metric"])
+def test_the_regularizer_uses_them_unless_it_compiles_nothing(adaptive, monkeypatch):
+    moved = []
+    monkeypatch.setattr(native.Batch, "move_", lambda self, library, tasks: moved.extend(tasks) or True)
+    for compile, count in (("auto", 2), (True, 2), (False, 0)):
+        moved.clear()
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        optimizer = (AdamW if adaptive else SGD)(model.parameters(), lr=0.1)
+        Regularizer(model, MCP(0.1), compile=compile).attach(optimizer)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        assert len(moved) == count
+
+
+def test_a_step_that_a_function_computes_is_a_number_where_it_can_be():
+    w = torch.randn(30, 20)
+    later = MetricStep(lambda group, state, w: LR, {}, {}, w)
+    plain = expected(Task(L1(0.5), w, LR))
+    task = with_number(Task(L1(0.5), w, later))
+    assert task.step == LR
+    assert native.shrink_all_([task]) == []
+    assert torch.equal(w, plain)
 
 
 def test_threads_of_python_do_not_meet():

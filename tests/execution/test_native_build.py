@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import SGD
 
-from shrinkage import L1
+from shrinkage import L1, AttachmentError, Regularizer
 from shrinkage.execution import native, native_build
 from shrinkage.execution.task import Task
 
@@ -196,6 +198,22 @@ def test_a_library_that_computes_something_else(home, monkeypatch, caplog):
     with_compiler(home, monkeypatch)
     monkeypatch.setattr(native_build, "is_right", lambda library: False)
     assert "does not compute" in plain_path_says(caplog)
+
+
+def test_who_insists_on_kernels_is_told_why_there_are_none(home, monkeypatch):
+    """Before anything is attached; "auto" goes on, and so does who turned them off."""
+    monkeypatch.setenv("PATH", str(home))
+    monkeypatch.delenv("CC", raising=False)
+    layer = nn.Linear(3, 2)
+    optimizer = SGD(layer.parameters(), lr=0.1)
+    regularizer = Regularizer(layer, L1(0.1), compile=True)
+    with pytest.raises(AttachmentError, match=r"compile=True .* no C compiler is found"):
+        regularizer.attach(optimizer)
+    assert not optimizer._optimizer_step_post_hooks
+    Regularizer(layer, L1(0.1)).attach(optimizer)
+    monkeypatch.setenv(native_build.OFF, "0")
+    monkeypatch.setattr(native_build, "_state", native_build._State())
+    regularizer.attach(SGD(layer.parameters(), lr=0.1))
 
 
 def test_a_variable_turns_it_off(home, monkeypatch, caplog):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shrinkage.execution import native_coupled
 from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, batched
 from shrinkage.execution.compiled import Compile, is_wanted
 from shrinkage.execution.coupled_kernels import CompiledMember
@@ -50,6 +51,8 @@ def by_slices(dim: int) -> Grouped:
 
 def shrink_together_(group_penalty: GroupPenalty, members: Sequence[MemberTask], *, compile: Compile) -> None:
     """Move members that share groups to their common proximal point."""
+    if compile is not False and native_coupled.shrink_together_(group_penalty, members):
+        return
     kernels = is_wanted(compile, [member.task for member in members])
     steps = [member.step for member in members]
     plain = None if any(isinstance(step, AdaptiveStep) for step in steps) else one_number(list(map(number, steps)))

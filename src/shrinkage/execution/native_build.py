@@ -56,6 +56,7 @@ class _State:
         self.lock = threading.Lock()
         self.asked = False
         self.library: ctypes.CDLL | None = None
+        self.reason: str | None = None  # why there is none, unless none is wanted
 
 
 _state = _State()
@@ -80,8 +81,14 @@ def found() -> ctypes.CDLL | None:
     try:
         return loaded(prebuilt() or built())
     except (Unavailable, OSError, subprocess.SubprocessError) as error:
-        _log.warning("native kernels are not used, and steps take longer: %s", first_line(error))
+        _state.reason = first_line(error)
+        _log.warning("native kernels are not used, and steps take longer: %s", _state.reason)
         return None
+
+
+def reason_for_none() -> str | None:
+    """Return why there is no library; None if there is one, or if it was turned off."""
+    return None if library() is not None else _state.reason
 
 
 def prebuilt() -> Path | None:

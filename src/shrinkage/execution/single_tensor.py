@@ -5,8 +5,8 @@ or, with a generator, stochastically. The plain form takes any penalty. A penalt
 registered beside it with the operation that they use, so that results agree with theirs bit for bit.
 
 Large tensors are penalized in chunks, each so small that its temporaries stay in a processor's cache. `prox_` is the
-plain form of what `shrink_all_` does faster: small tensors joined (`buckets.py`), in place where torch touches each
-weight once (`in_place.py`), and compiled (`compiled.py`).
+plain form of what `shrink_all_` does faster: by native kernels (`native.py`), small tensors joined (`buckets.py`), in
+place where torch touches each weight once (`in_place.py`), and compiled (`compiled.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,12 @@ from functools import partial, singledispatch
 import torch
 from torch import Tensor, nn
 
+from shrinkage.execution import native
 from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, batched
 from shrinkage.execution.compiled import Compile, compiled_shrink_, is_wanted
 from shrinkage.execution.in_place import shrink_, touches_once
 from shrinkage.execution.task import Task
-from shrinkage.optimizers.adaptive_step import Number, Step, StepT, can_be_cut, narrowed, number
+from shrinkage.optimizers.adaptive_step import MetricStep, Number, Step, StepT, can_be_cut, narrowed, number
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1, L2
 from shrinkage.penalties.schedules import fixed
@@ -109,7 +110,9 @@ def prox_(penalty: Penalty, w: Tensor, step: Step, generator: torch.Generator | 
 
 
 def shrink_all_(tasks: Sequence[Task], *, compile: Compile) -> None:
-    """Do what `prox_` does for many tensors: joined, in place, or compiled."""
+    """Do what `prox_` does for many tensors: by native kernels, joined, in place, or compiled."""
+    if compile is not False:
+        tasks = native.shrink_all_([with_number(task) for task in tasks])
     kernels = is_wanted(compile, tasks)
     for batch in batched(tasks, LARGEST_COMPILED if kernels else LARGEST):
         joined = Joined(batch) if len(batch) > 1 else None
@@ -118,6 +121,12 @@ def shrink_all_(tasks: Sequence[Task], *, compile: Compile) -> None:
             shrink_in_chunks_(*task)
         if joined is not None:
             joined.write_back()
+
+
+def with_number(task: Task) -> Task:
+    """Return a task whose step is computed now, where that needs no more memory than one chunk does."""
+    small = isinstance(task.step, MetricStep) and task.w.numel() <= CHUNK
+    return task._replace(step=number(task.step)) if small else task
 
 
 def shrink_in_chunks_(penalty: Penalty, w: Tensor, step: Step) -> None:

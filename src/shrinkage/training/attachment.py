@@ -45,6 +45,7 @@ from shrinkage.training.checks_before_step import (
     check_gradients,
     check_kept,
     check_moved,
+    check_native,
 )
 from shrinkage.training.coupled_parameters import located
 from shrinkage.training.options import Options
@@ -130,6 +131,8 @@ class Attachment(Lasting):
 
     def _check(self, targets: Sequence[PenalizedParameter], optimizer: Optimizer) -> None:
         """Raise if another attachment penalizes one of the parameters, or a learning rate is needed and missing."""
+        if self.compile is True:
+            check_native(targets)
         others = [other for other in explicit_attachments.get(optimizer, []) if other is not self]
         taken = {id(target.parameter) for other in others for target in other._targets}
         for target in targets:

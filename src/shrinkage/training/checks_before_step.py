@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from shrinkage.distributed.flat_parameters import check_flat_shard
 from shrinkage.errors import AttachmentError, MetricError, ParameterError
+from shrinkage.execution import native_build
 from shrinkage.optimizers.introspection import group_indices, is_captured
 from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.membership import coupled_of
@@ -27,6 +28,15 @@ def check_kept(before: Sequence[PenalizedParameter], now: Sequence[PenalizedPara
                 f"{type(optimizer).__name__} still updates the parameter that was there; make the optimizer from the "
                 "parameters of the model as it is now, and attach to that"
             )
+
+
+def check_native(targets: Sequence[PenalizedParameter]) -> None:
+    """Raise `AttachmentError` if a parameter is on a CPU and there are no native kernels."""
+    if any(target.parameter.device.type == "cpu" for target in targets) and native_build.reason_for_none() is not None:
+        raise AttachmentError(
+            f"compile=True asks for native kernels on the CPU, and there are none: {native_build.reason_for_none()}; "
+            'with compile="auto" the same steps are computed by torch, which takes longer'
+        )
 
 
 def check_captured(targets: Iterable[PenalizedParameter], *, averaged: bool) -> None:

@@ -55,8 +55,8 @@ class Regularizer:
         stochastic_rounding: write bfloat16 and float16 parameters rounded up or down at random, so that penalties too
             small to move a weight in one step move it in the mean. The same in all replicas of a model, whatever the
             seeds; other types are not concerned, nor is what how="gradient" adds to gradients.
-        compile: move large parameters by kernels of torch.compile, which takes seconds at the first step. "auto" does
-            so where it saves those in a thousand steps, and on accelerators. Without a compiler nothing else changes.
+        compile: move parameters by kernels: native ones on CPUs, built at first use, and those of torch.compile for the
+            rest, if "auto" where that saves its seconds in a thousand steps. True raises if there are no native ones.
 
     Raises:
         ValueError: `hold_zeros` is not between 0 and 1, or `compile` is not one of its three values.
@@ -116,9 +116,9 @@ class Regularizer:
 
         Raises:
             TypeError: there is no optimizer in `optimizer`.
-            AttachmentError: the optimizer holds none of the penalized parameters, or another regularizer penalizes one
-            of
-                them there, or its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`).
+            AttachmentError: the optimizer holds none of the penalized parameters, another regularizer penalizes one of
+                them there, its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`), or `compile` is True and
+                there are no native kernels on a CPU.
             MetricError: a rule is proximal, and the optimizer's metric is not known.
             ValueError: what was loaded has averages or references of other shapes.
         """
