@@ -26,6 +26,13 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline)) /* one copy of it compiles in less time */
 
+#if defined(__AVX512F__) && !defined(__clang__)
+#define HAS_SHUFFLE 1
+#define SHUFFLE __builtin_shuffle /* one instruction for lanes of two vectors of 64 bytes */
+#else
+#define HAS_SHUFFLE 0
+#define SHUFFLE(one, other, lanes) (one) /* not called */
+#endif
 #define UNROLL _Pragma("GCC unroll 16") /* so that the loop around becomes one over vectors */
 
 enum { CHUNK = 1024 };       /* elements that are moved at a time */
@@ -152,17 +159,13 @@ INLINE int64_t most(int64_t one, int64_t other) { return one > other ? one : oth
 INLINE int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
 static int64_t size_of(const Job *job) { return job->batch * job->outer * job->slices * job->inner; }
 
-INLINE uint32_t bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
-
-INLINE float from_bits(uint32_t bits) {
+typedef union {
     float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
+    uint32_t bits;
+} Word;
+
+INLINE uint32_t bits_of(float x) { return ((Word){.x = x}).bits; }
+INLINE float from_bits(uint32_t bits) { return ((Word){.bits = bits}).x; }
 
 INLINE float from_bfloat16(uint16_t x) { return from_bits((uint32_t)x << 16); }
 
@@ -214,6 +217,30 @@ INLINE uint16_t to_float16(float x) { /* to the nearest, ties to even */
 #define MANTISSA OF_T(23, 52)                               /* bits */
 #define HALF_ROOT ((I)OF_T(0x3F3504F3, 0x3FE6A09E667F3BCD)) /* bits of sqrt(1/2) */
 
+/* What follows is written in names of the type T. */
+#define V NAME(V)
+#define VI NAME(VI)
+#define L ((int64_t)(64 / sizeof(T)))
+#define Loose NAME(Loose)
+#define AT(pointer) (*(const V *)(pointer)) /* all that is read so lies at multiples of 64 bytes */
+#define PUT(pointer) (*(V *)(pointer))
+/* Picks `one` where the mask is -1, and `other` where it is 0. */
+#define PICK(mask, one, other) (V)(((VI)(one) & (mask)) | ((VI)(other) & ~(mask)))
+#define LIES_ALONG(job) ((job)->inner >= 8 * L) /* slices are read one after the other */
+#define State NAME(State)
+#define Block NAME(Block)
+#define Strip NAME(Strip)
+#define EACH(values, value)                           \
+    do {                                              \
+        const T *restrict u = values;                 \
+        for (int64_t i = 0; i < n; i++) x[i] = value; \
+    } while (0)
+#define EACH_OF(kind, tensor, statement)                                        \
+    do {                                                                        \
+        kind *own = (kind *)(tensor) + at;                                      \
+        for (int64_t i = 0, place = 0; i < n; i++, place += stride) statement; \
+    } while (0)
+
 #define T float
 #define I int32_t
 #define NAME(name) name##_float
@@ -255,14 +282,14 @@ EXPORT void shrinkage_hold(Held *held, int64_t count, int wide, int threads) {
 }
 
 #define RESTORE(kind) \
-    for (int64_t j = 0; j < held[i].size; j++) ((kind *)held[i].w)[j] = held[i].mask[j] ? 0 : ((kind *)held[i].w)[j]
+    for (int64_t j = 0; j < each->size; j++) ((kind *)each->w)[j] = each->mask[j] ? 0 : ((kind *)each->w)[j]
 
 /* Sets elements to 0 where the mask is 1. */
 EXPORT void shrinkage_restore(Held *held, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        if (held[i].type == FLOAT32)
+    for (Held *each = held; each < held + count; each++)
+        if (each->type == FLOAT32)
             RESTORE(float);
-        else if (held[i].type == FLOAT64)
+        else if (each->type == FLOAT64)
             RESTORE(double);
         else
             RESTORE(uint16_t);
@@ -272,49 +299,28 @@ EXPORT void shrinkage_restore(Held *held, int64_t count) {
 
 typedef T NAME(V) __attribute__((vector_size(64)));
 typedef I NAME(VI) __attribute__((vector_size(64)));
-#define V NAME(V)
-#define VI NAME(VI)
-#define L ((int64_t)(64 / sizeof(T)))
 typedef T NAME(Loose) __attribute__((vector_size(64), aligned(sizeof(T)))); /* anywhere in memory */
-#define Loose NAME(Loose)
-#define AT(pointer) (*(const V *)(pointer)) /* all that is read so lies at multiples of 64 bytes */
-#define PUT(pointer) (*(V *)(pointer))
-
-/* Picks `one` where the mask is -1, and `other` where it is 0. */
-#define PICK(mask, one, other) (V)(((VI)(one) & (mask)) | ((VI)(other) & ~(mask)))
-
-/* Reading and writing */
 
 NOINLINE void NAME(load)(T *to, const void *from, int type, int64_t at, int64_t stride, int64_t n) {
-    if (type == OWN) {
-        const T *own = (const T *)from + at;
-        if (stride == 1)
-            memcpy(to, own, (size_t)n * sizeof(T));
-        else
-            for (int64_t i = 0; i < n; i++) to[i] = own[i * stride];
-    } else if (type == BFLOAT16) {
-        const uint16_t *own = (const uint16_t *)from + at;
-        for (int64_t i = 0; i < n; i++) to[i] = from_bfloat16(own[i * stride]);
-    } else if (type == FLOAT16) {
-        const uint16_t *own = (const uint16_t *)from + at;
-        for (int64_t i = 0; i < n; i++) to[i] = from_float16(own[i * stride]);
-    }
+    if (type == OWN && stride == 1)
+        memcpy(to, (const T *)from + at, (size_t)n * sizeof(T));
+    else if (type == OWN)
+        EACH_OF(const T, from, to[i] = own[place]);
+    else if (type == BFLOAT16)
+        EACH_OF(const uint16_t, from, to[i] = from_bfloat16(own[place]));
+    else
+        EACH_OF(const uint16_t, from, to[i] = from_float16(own[place]));
 }
 
 NOINLINE void NAME(store)(const T *from, void *to, int type, int64_t at, int64_t stride, int64_t n) {
-    if (type == OWN) {
-        T *own = (T *)to + at;
-        if (stride == 1)
-            memcpy(own, from, (size_t)n * sizeof(T));
-        else
-            for (int64_t i = 0; i < n; i++) own[i * stride] = from[i];
-    } else if (type == BFLOAT16) {
-        uint16_t *own = (uint16_t *)to + at;
-        for (int64_t i = 0; i < n; i++) own[i * stride] = to_bfloat16((float)from[i]);
-    } else if (type == FLOAT16) {
-        uint16_t *own = (uint16_t *)to + at;
-        for (int64_t i = 0; i < n; i++) own[i * stride] = to_float16((float)from[i]);
-    }
+    if (type == OWN && stride == 1)
+        memcpy((T *)to + at, from, (size_t)n * sizeof(T));
+    else if (type == OWN)
+        EACH_OF(T, to, own[place] = from[i]);
+    else if (type == BFLOAT16)
+        EACH_OF(uint16_t, to, own[place] = to_bfloat16((float)from[i]));
+    else
+        EACH_OF(uint16_t, to, own[place] = to_float16((float)from[i]));
 }
 
 /* sqrt(v / correction) + eps, and 1 where v is exactly 0, to d, which may be v. A product takes a third of the time
@@ -333,8 +339,6 @@ NOINLINE void NAME(denominators)(T *d, const T *v, int64_t n, const Step *step, 
     }
 }
 
-/* Programs */
-
 typedef struct {
     T *x, *s;      /* elements, and their steps; s is NULL as long as the step is a number */
     double number; /* the step, then */
@@ -345,26 +349,15 @@ typedef struct {
     T *steps;       /* room for s */
     T *kept, *left; /* elements that an operation comes back to */
 } NAME(State);
-#define State NAME(State)
 
-/* step * strength of all elements, to u. */
-NOINLINE void NAME(products)(const State *state, double strength, T *restrict u) {
+/* more + step * strength of all elements, to u; `more` is 0 or 1. */
+NOINLINE void NAME(products)(const State *state, T more, double strength, T *restrict u) {
     if (state->s) {
-        for (int64_t i = 0; i < state->n; i++) u[i] = state->s[i] * (T)strength;
+        for (int64_t i = 0; i < state->n; i++) u[i] = more + state->s[i] * (T)strength;
         return;
     }
-    T product = state->rounded ? (T)state->number * (T)strength : (T)(state->number * strength);
+    T product = state->rounded ? more + (T)state->number * (T)strength : (T)(more + state->number * strength);
     for (int64_t i = 0; i < state->n; i++) u[i] = product;
-}
-
-/* 1 + step * strength of all elements, to u. */
-NOINLINE void NAME(divisors)(const State *state, double strength, T *restrict u) {
-    if (state->s) {
-        for (int64_t i = 0; i < state->n; i++) u[i] = 1 + state->s[i] * (T)strength;
-        return;
-    }
-    T divisor = state->rounded ? 1 + (T)state->number * (T)strength : (T)(1 + state->number * strength);
-    for (int64_t i = 0; i < state->n; i++) u[i] = divisor;
 }
 
 /* The steps themselves: those of each element, or the number to u. */
@@ -472,7 +465,7 @@ static void NAME(count)(State *state, const Op *op, T *restrict u) {
 }
 
 static void NAME(ridge)(State *state, double strength, T *restrict u) {
-    NAME(divisors)(state, strength, u);
+    NAME(products)(state, 1, strength, u);
     for (int64_t i = 0; i < state->n; i++) state->x[i] /= u[i];
     if (state->s)
         for (int64_t i = 0; i < state->n; i++) state->s[i] /= u[i];
@@ -517,40 +510,18 @@ static void NAME(come_back)(State *state) {
     }
 }
 
-#define EACH(values, value)                           \
-    do {                                              \
-        const T *restrict u = values;                 \
-        for (int64_t i = 0; i < n; i++) x[i] = value; \
-    } while (0)
-
 static void NAME(apply)(const Op *op, State *state, T *room) {
     T *restrict x = state->x, a = (T)op->a, b = (T)op->b;
+    T end = (T)(op->b * op->a), less = (T)(op->b - 1), more = (T)(op->b + 1);
     int64_t n = state->n;
     switch (op->code) {
-        case SOFT:
-            NAME(products)(state, op->a, room);
-            EACH(room, NAME(soft)(x[i], u[i]));
-            return;
-        case DIVIDE:
-            NAME(divisors)(state, op->a, room);
-            EACH(room, x[i] / u[i]);
-            return;
+        case SOFT: NAME(products)(state, 0, op->a, room); EACH(room, NAME(soft)(x[i], u[i])); return;
+        case DIVIDE: NAME(products)(state, 1, op->a, room); EACH(room, x[i] / u[i]); return;
         case RIDGE: NAME(ridge)(state, op->a, room); return;
         case HUBER: EACH(NAME(steps)(state, room), NAME(huber)(x[i], u[i] * a, b)); return;
-        case FIRM: {
-            T end = (T)(op->b * op->a);
-            EACH(NAME(steps)(state, room), NAME(firm)(x[i], u[i], a, end, b));
-            return;
-        }
-        case CLIPPED: {
-            T end = (T)(op->b * op->a), a_less = (T)(op->b - 1), a_more = (T)(op->b + 1);
-            EACH(NAME(steps)(state, room), NAME(clipped)(x[i], u[i], a, end, a_less, a_more));
-            return;
-        }
-        case LOG:
-            NAME(products)(state, op->a, room);
-            EACH(room, NAME(logsum)(x[i], u[i], b));
-            return;
+        case FIRM: EACH(NAME(steps)(state, room), NAME(firm)(x[i], u[i], a, end, b)); return;
+        case CLIPPED: EACH(NAME(steps)(state, room), NAME(clipped)(x[i], u[i], a, end, less, more)); return;
+        case LOG: NAME(products)(state, 0, op->a, room); EACH(room, NAME(logsum)(x[i], u[i], b)); return;
         case HARD:
             if (state->s || state->rounded) {
                 EACH(NAME(steps)(state, room), NAME(hard)(x[i], SQRT(2 * u[i] * a)));
@@ -559,14 +530,8 @@ static void NAME(apply)(const Op *op, State *state, T *room) {
                 EACH(room, ((void)u, NAME(hard)(x[i], threshold)));
             }
             return;
-        case HALF:
-            NAME(products)(state, op->a, room);
-            EACH(room, NAME(half)(x[i], u[i]));
-            return;
-        case TWO_THIRDS:
-            NAME(products)(state, op->a, room);
-            EACH(room, NAME(two_thirds)(x[i], u[i]));
-            return;
+        case HALF: NAME(products)(state, 0, op->a, room); EACH(room, NAME(half)(x[i], u[i])); return;
+        case TWO_THIRDS: NAME(products)(state, 0, op->a, room); EACH(room, NAME(two_thirds)(x[i], u[i])); return;
         case WEIGH: NAME(weigh)(state); return;
         case BOUNDED: NAME(bound)(state); return;
         case POSITIVE: EACH(NAME(steps)(state, room), x[i] < 0 && u[i] > 0 ? 0 : x[i]); return;
@@ -580,14 +545,10 @@ static void NAME(apply)(const Op *op, State *state, T *room) {
 
 NOINLINE void NAME(run)(const Op *ops, int64_t count, State *state) {
     T room[CHUNK], steps[CHUNK], kept[CHUNK], left[CHUNK];
-    state->steps = steps;
-    state->kept = kept;
-    state->left = left;
+    state->steps = steps, state->kept = kept, state->left = left;
     for (int64_t i = 0; i < count; i++) NAME(apply)(ops + i, state, room);
     state->steps = state->kept = state->left = NULL;
 }
-
-/* Elements */
 
 /* The soft threshold in a metric, what is used most, in one loop, in which memory is read while roots are computed. */
 static void NAME(soft_in_metric)(T *restrict w, const T *restrict moment, int64_t n, const Step *step,
@@ -648,7 +609,6 @@ typedef struct {
     double linear[BLOCK], quadratic[BLOCK];
     uint8_t rests[BLOCK], zero[BLOCK];
 } NAME(Block);
-#define Block NAME(Block)
 
 typedef struct {
     const Job *job;
@@ -657,7 +617,6 @@ typedef struct {
     int along;
     int16_t group[LANES]; /* of each lane, within the block */
 } NAME(Strip);
-#define Strip NAME(Strip)
 
 /* Elements from..to of one slice, as they follow each other. */
 NOINLINE void NAME(move_along)(const Strip *strip, void *tensor, int type, T *x, int64_t from, int64_t to, int write) {
@@ -684,11 +643,25 @@ static void NAME(move_columns)(const Strip *strip, T *tensor, T *x, int64_t from
     for (int64_t at = from; at < to; at++, x += width, row += job->slices)
         for (int64_t c = 0; c < width; c += L) {
             __builtin_prefetch(row + 4 * job->slices + c, 1); /* beyond the end of the tensor this does nothing */
-            if (write)
-                *(Loose *)(row + c) = AT(x + c);
-            else
-                PUT(x + c) = *(const Loose *)(row + c);
+            *(Loose *)(write ? row + c : x + c) = *(const Loose *)(write ? x + c : row + c);
         }
+}
+
+/* Turns L by L elements over: in each stage, pairs of rows exchange half of their lanes. */
+static void NAME(transpose)(const T *from, int64_t from_next, T *to, int64_t to_next) {
+    V tile[L], one, other;
+    VI lane;
+    UNROLL for (int l = 0; l < L; l++) tile[l] = *(const Loose *)(from + l * from_next), lane[l] = l;
+    UNROLL for (int stage = 1; stage < L; stage *= 2) {
+        VI upper = (lane & stage) != 0, low = (lane & ~upper) | ((lane + (I)(L - stage)) & upper);
+        VI high = ((lane + stage) & ~upper) | ((lane + (I)L) & upper);
+        UNROLL for (int l = 0; l < L; l++) {
+            if (l & stage) continue;
+            one = tile[l], other = tile[l + stage];
+            tile[l] = SHUFFLE(one, other, low), tile[l + stage] = SHUFFLE(one, other, high);
+        }
+    }
+    UNROLL for (int l = 0; l < L; l++) *(Loose *)(to + l * to_next) = tile[l];
 }
 
 /* Rows from..to of several slices, side by side. */
@@ -699,12 +672,22 @@ NOINLINE void NAME(move_across)(const Strip *strip, void *tensor, int type, T *x
         NAME(move_columns)(strip, tensor, x, from, to, write);
         return;
     }
-    for (int64_t at = from; at < to; at++, x += strip->width) {
+    int64_t width = strip->width, tiled = HAS_SHUFFLE && type == OWN && inner > 1 ? strip->lanes / L * L : 0;
+    for (int64_t at = from; at < to; at++, x += width) {
         int64_t place = ((strip->batch * job->outer + o) * job->slices + strip->slice) * inner + i;
-        if (write)
-            NAME(store)(x, tensor, type, place, inner, strip->lanes);
-        else
-            NAME(load)(x, tensor, type, place, inner, strip->lanes);
+        int64_t rows = tiled && least(inner - i, to - at) >= L ? L : 1, done = rows == L ? tiled : 0;
+        for (int64_t c = 0; c < done; c += L) {
+            T *tile = (T *)tensor + place + c * inner;
+            NAME(transpose)(write ? x + c : tile, write ? width : inner, write ? tile : x + c, write ? inner : width);
+        }
+        for (int64_t r = 0; done < strip->lanes && r < rows; r++)
+            if (write)
+                NAME(store)(x + r * width + done, tensor, type, place + done * inner + r, inner, strip->lanes - done);
+            else
+                NAME(load)(x + r * width + done, tensor, type, place + done * inner + r, inner, strip->lanes - done);
+        at += rows - 1;
+        x += (rows - 1) * width;
+        i += rows - 1;
         if (++i == inner) {
             i = 0;
             o++;
@@ -920,21 +903,16 @@ NOINLINE int64_t NAME(pass_strip)(Block *block, const Strip *strip, int pass, T 
     return planes * rows * width;
 }
 
-/* Whether slices lie so that they are read one after the other. */
-INLINE int NAME(lies_along)(const Job *job) { return job->inner >= 8 * L; }
-
 /* Does a pass over the slices of one tensor that belong to groups of the block. */
 NOINLINE T *NAME(pass_job)(Block *block, const Job *job, int pass, T *cache) {
     int64_t first = job->order ? job->starts[block->first] : block->first;
     int64_t end = job->order ? job->starts[block->first + block->groups] : block->first + block->groups;
     int64_t group = 0;
-    int along = NAME(lies_along)(job);
+    int along = LIES_ALONG(job);
     for (int64_t at = first, run; at < end; at += run) {
         int64_t slice = job->order ? job->order[at] : at, batch = job->batch == 1 ? 0 : slice / job->slices;
         Strip strip;
-        strip.job = job;
-        strip.batch = batch;
-        strip.slice = slice - batch * job->slices;
+        strip.job = job, strip.batch = batch, strip.slice = slice - batch * job->slices;
         int64_t together =
             along ? 1 : least(least(end - at, job->slices - strip.slice), LANES * sizeof(float) / sizeof(T));
         for (run = 0; run < together && (!job->order || job->order[at + run] == slice + run); run++) {
@@ -944,8 +922,7 @@ NOINLINE T *NAME(pass_job)(Block *block, const Job *job, int pass, T *cache) {
         strip.size = job->outer * job->inner;
         strip.along = along || run < L / 2;
         if (strip.along) run = 1;
-        strip.lanes = run;
-        strip.width = strip.along ? L : parts(run, L) * L;
+        strip.lanes = run, strip.width = strip.along ? L : parts(run, L) * L;
         for (int64_t l = run; l < strip.width; l++) strip.group[l] = strip.group[0];
         if (job->order) group = strip.group[run - 1];
         int64_t used = NAME(pass_strip)(block, &strip, pass, cache);
@@ -1021,6 +998,12 @@ static void NAME(factors)(Block *block) {
     for (int64_t g = 0; g < block->groups; g++) block->factor[g] = skipped ? 1 : moved[g] / norms[g];
 }
 
+static void NAME(begin)(Block *block, const Call *call, const Job *jobs, int64_t first, int64_t groups) {
+    block->call = call, block->jobs = jobs;
+    block->first = first, block->groups = groups;
+    block->need = 0, block->cache = NULL;
+}
+
 /* Memory of this thread's own, at a multiple of 64 bytes; NULL if there is none. */
 static T *NAME(scratch)(int64_t size) {
     static _Thread_local void *memory;
@@ -1036,13 +1019,8 @@ static T *NAME(scratch)(int64_t size) {
 
 static void NAME(move_block)(const Call *call, const Job *jobs, int64_t count, int64_t first, int64_t groups) {
     Block block;
-    block.call = call;
-    block.jobs = jobs;
+    NAME(begin)(&block, call, jobs, first, groups);
     block.count = count;
-    block.first = first;
-    block.groups = groups;
-    block.need = 0;
-    block.cache = NULL;
     for (int64_t g = 0; g < groups; g++) {
         block.theta[g] = block.factor[g] = 0;
         block.rests[g] = block.zero[g] = 0;
@@ -1060,14 +1038,44 @@ static void NAME(move_block)(const Call *call, const Job *jobs, int64_t count, i
     NAME(pass)(&block, NAME(WRITE));
 }
 
-/* Calls */
+/* The sum of squares of numbers that follow each other: as `add_sums` adds up a slice that lies along. */
+static double NAME(squares)(const T *x, int64_t n) {
+    double sums[L] = {0};
+    for (int64_t from = 0; from < n; from += CHUNK) {
+        int64_t at = from, end = least(from + CHUNK, n);
+        V a = {0}, b = {0}, rest[2] = {{0}};
+        for (; at + 2 * L <= end; at += 2 * L) {
+            V y = *(const Loose *)(x + at), z = *(const Loose *)(x + at + L);
+            a += y * y;
+            b += z * z;
+        }
+        for (int64_t i = 0; i < end - at; i++) ((T *)rest)[i] = x[at + i];
+        a += rest[0] * rest[0];
+        b += rest[1] * rest[1];
+        NAME(add_lanes)(sums, a + b);
+    }
+    return NAME(sum_of)(sums);
+}
+
+/* Moves rows that are scaled by one step for all where they are, without a copy. */
+static void NAME(move_rows)(const Call *call, const Job *job, int64_t first, int64_t groups) {
+    T *rows = (T *)job->w + first * job->inner;
+    Block block;
+    NAME(begin)(&block, call, job, first, groups);
+    for (int64_t g = 0; g < groups; g++) block.total[0][g] = NAME(squares)(rows + g * job->inner, job->inner);
+    NAME(factors)(&block);
+    for (int64_t g = 0; g < groups; g++) {
+        T *row = rows + g * job->inner, factor = block.factor[g];
+        for (int64_t i = 0; i < job->inner; i++) row[i] *= factor;
+    }
+}
 
 /* How many groups are solved together: as many as a cache holds. */
 static int64_t NAME(block_of)(const Job *jobs, int64_t count, int64_t groups, int planes) {
     int64_t size = 0, along = 1, lanes = least(BLOCK, 4 * L);
     for (int64_t i = 0; i < count; i++) {
         size += parts(planes * size_of(jobs + i), most(groups, 1));
-        along &= NAME(lies_along)(jobs + i);
+        along &= LIES_ALONG(jobs + i);
     }
     if (along) return most(1, least(BLOCK, NEAR / most(size, 1)));
     while (lanes > L && lanes * size > FAR) lanes /= 2;
@@ -1087,6 +1095,8 @@ static void NAME(prox_task)(const void *given, int64_t index) {
     int64_t first = index * job->block;
     if (call->form == ELEMENTS)
         NAME(elements)(call, job, first, least(first + job->block, size_of(job)));
+    else if (!call->metric && !call->op_count && job->type == OWN && job->outer == 1 && job->inner > 1)
+        NAME(move_rows)(call, job, first, least(job->block, job->batch * job->slices - first));
     else
         NAME(move_block)(call, job, 1, first, least(job->block, job->batch * job->slices - first));
 }
@@ -1095,9 +1105,7 @@ static void NAME(prox)(Call *call) {
     int64_t tasks = 0, size = 0;
     for (int64_t i = 0; i < call->count; i++) {
         Job *job = call->jobs + i;
-        job->w = call->pointers[i].w;
-        job->moment = call->pointers[i].moment;
-        job->step = call->steps[i];
+        job->w = call->pointers[i].w, job->moment = call->pointers[i].moment, job->step = call->steps[i];
         size += size_of(job);
         job->block =
             call->form == ELEMENTS ? PIECE : NAME(block_of)(job, 1, job->batch * job->slices, call->metric ? 2 : 1);
@@ -1126,34 +1134,47 @@ static void NAME(take_in)(const Held *held, int64_t at, int64_t n, T *restrict w
     }
 }
 
+/* Adds squares to the sums of one group, or of the group of each element where they take turns; notes the elements that
+ * are held by themselves, if the penalty holds any. */
+NOINLINE void NAME(add_squares)(const Held *held, const T *restrict w, const T *restrict mean, int64_t n, int64_t group,
+                                uint8_t *restrict mask) {
+    double *restrict weights = held->sums + group, *restrict means = weights + held->batch * held->slices;
+    T slope = (T)held->slope, of_elements[CHUNK];
+    const T *left = slope < 0 ? mean : of_elements;
+    if (slope < 0) memset(mask, 0, (size_t)n);
+    for (int64_t i = 0; slope >= 0 && i < n; i++) mask[i] = (w[i] == 0) & (ABS(mean[i]) <= slope);
+    for (int64_t i = 0; slope >= 0 && i < n; i++) of_elements[i] = NAME(soft)(mean[i], slope);
+    if (held->inner == 1) {
+        for (int64_t i = 0; i < n; i++) weights[i] += (double)(w[i] * w[i]);
+        for (int64_t i = 0; i < n; i++) means[i] += (double)(left[i] * left[i]);
+    } else {
+        *weights += NAME(squares)(w, n);
+        *means += NAME(squares)(left, n);
+    }
+}
+
 static void NAME(hold_groups)(const Held *held) {
-    T w[CHUNK], mean[CHUNK], slope = (T)held->slope, weight = (T)held->group_weight, limit = (T)held->group_slope;
-    int64_t row = held->slices * held->inner, rows = held->batch * held->outer, count = held->batch * held->slices;
-    memset(held->sums, 0, (size_t)(2 * count) * sizeof(double));
-    for (int pass = 0; pass < 2; pass++) {
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t at = 0, n; at < row; at += n) {
-                n = least(CHUNK, row - at);
-                int64_t group = r / held->outer * held->slices + at / held->inner, place = at % held->inner;
-                uint8_t *mask = held->mask + r * row + at;
-                if (pass == 0) NAME(take_in)(held, r * row + at, n, w, mean);
-                for (int64_t i = 0; i < n; i++) {
-                    double *sums = held->sums + 2 * group;
-                    if (pass == 0) {
-                        T left = NAME(soft)(mean[i], slope < 0 ? 0 : slope);
-                        sums[0] += w[i] * w[i];
-                        sums[1] += left * left;
-                        mask[i] = (w[i] == 0) & (ABS(mean[i]) <= slope);
-                    } else {
-                        int still = (T)sums[0] == 0 && SQRT((T)sums[1]) / weight <= limit;
-                        mask[i] = still | ((T)sums[0] > 0 && mask[i]);
-                    }
-                    if (++place == held->inner) {
-                        place = 0;
-                        group++;
-                    }
-                }
+    T w[CHUNK], mean[CHUNK], weight = (T)held->group_weight, limit = (T)held->group_slope;
+    int64_t inner = held->inner, row = held->slices * inner, count = held->batch * held->slices;
+    double *sums = memset(held->sums, 0, (size_t)(2 * count) * sizeof(double));
+    for (int64_t r = 0; r < held->batch * held->outer; r++)
+        for (int64_t at = 0, n; at < row; at += n) {
+            n = least(CHUNK, row - at);
+            NAME(take_in)(held, r * row + at, n, w, mean);
+            for (int64_t i = 0, run; i < n; i += run) { /* inner == 1: all that is read; else what is of one group */
+                int64_t group = r / held->outer * held->slices + (at + i) / inner;
+                run = inner == 1 ? n : least(inner - (at + i) % inner, n - i);
+                NAME(add_squares)(held, w + i, mean + i, run, group, held->mask + r * row + at + i);
             }
+        }
+    for (int64_t g = 0; g < count; g++) /* 2 where a group stays, 1 where its elements decide */
+        sums[g] = (T)sums[g] == 0 && SQRT((T)sums[count + g]) / weight <= limit ? 2 : (T)sums[g] > 0;
+    for (int64_t r = 0; r < held->batch * held->outer; r++) {
+        const double *stay = sums + r / held->outer * held->slices;
+        uint8_t *mask = held->mask + r * row;
+        for (int64_t i = 0; inner == 1 && i < row; i++) mask[i] = (stay[i] == 2) | ((stay[i] == 1) & mask[i]);
+        for (int64_t slice = 0; inner > 1 && slice < held->slices; slice++, mask += inner)
+            if (stay[slice] != 1) memset(mask, stay[slice] == 2, (size_t)inner);
     }
 }
 
@@ -1175,15 +1196,4 @@ static void NAME(hold_task)(const void *given, int64_t index) {
     }
 }
 
-#undef V
-#undef Loose
-#undef VI
-#undef L
-#undef PUT
-#undef PICK
-#undef State
-#undef Block
-#undef Strip
-#undef AT
-#undef EACH
 #endif
