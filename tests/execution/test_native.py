@@ -357,7 +357,7 @@ def test_groups_that_no_cache_holds_are_read_again(penalty, kind):
 @pytest.mark.parametrize("adaptive", [False, True], ids=["number", "metric"])
 def test_the_regularizer_uses_them_unless_it_compiles_nothing(adaptive, monkeypatch):
     moved = []
-    monkeypatch.setattr(native.Batch, "move_", lambda self, library, tasks: moved.extend(tasks) or True)
+    monkeypatch.setattr(native.Batch, "move_", lambda self, library, ws, steps: moved.extend(ws) or True)
     for compile, count in (("auto", 2), (True, 2), (False, 0)):
         moved.clear()
         model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))

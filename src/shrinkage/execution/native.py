@@ -31,14 +31,16 @@ from shrinkage.execution.native_layout import (
 from shrinkage.execution.native_programs import Operation, Program, program_of, weight_of
 from shrinkage.execution.native_structs import Call, Code, Form, Job, Op, Pointers, Step
 from shrinkage.execution.task import Task
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, Number
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, JointSteps, Number
 from shrinkage.penalties.base import Penalty
 
 MOST_BATCHES = 256  # that are kept
+Numbers = tuple[Number, Number, Number]
+FLOATS = frozenset({float, int})
 SERIAL = 1 << 15  # elements that one thread moves sooner
 ROBUST = (Code.SOFT, Code.DIVIDE)  # operations whose results a rounding of the step changes by no more than one
 
-_batches: dict[object, "Batch | None"] = {}
+_batches: dict[object, "Batch"] = {}
 _threads = {"most": 1 << 30}  # in a process that was forked the threads of the parent are gone
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _threads.update(most=1))
@@ -58,16 +60,23 @@ def shrink_all_(tasks: Sequence[Task]) -> list[Task]:
     for kind, members in alike.items():
         key = (*kind, thread, len(members), members[0].w.shape)
         batch = _batches.get(key)
-        if batch is not None and batch.move_(library, members):
+        if batch is not None and batch.move_(library, *tensors_and_steps(members)):
             continue
         taken, others = sorted_out(members)
         left += others
+        batch = Batch.of(taken)
         if len(_batches) >= MOST_BATCHES:
             _batches.clear()
-        batch = _batches[key] = Batch.of(taken)
-        if batch is not None and not batch.move_(library, taken):
+        if batch is not None and batch.program.extra is None:  # which may be as large as a model
+            _batches[key] = batch
+        if batch is not None and not batch.move_(library, *tensors_and_steps(taken)):
             left += taken
     return left
+
+
+def tensors_and_steps(tasks: Sequence[Task]) -> tuple[list[Tensor], JointSteps]:
+    """Return what tasks move, and their steps."""
+    return [task.w for task in tasks], JointSteps.of([task.step for task in tasks])
 
 
 def sorted_out(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
@@ -112,7 +121,7 @@ class Batch:
 
     def __init__(self, penalty: Penalty, program: Program, tasks: Sequence[Task]) -> None:
         count = len(tasks)
-        self.penalty, self.program = penalty, program
+        self.penalty, self.program, self._extra = penalty, program, program.extra
         self._adaptive = isinstance(tasks[0].step, AdaptiveStep)
         self._known = [Known.of(task.w) for task in tasks]
         moments = [task.step.moment for task in tasks if isinstance(task.step, AdaptiveStep)]
@@ -167,23 +176,22 @@ class Batch:
             call.linear, call.quadratic = norms.radial
         return call
 
-    def move_(self, library: ctypes.CDLL, tasks: Sequence[Task]) -> bool:
+    def move_(self, library: ctypes.CDLL, ws: Sequence[Tensor], steps: JointSteps) -> bool:
         """Move tensors, tell autograd that they were written to, and return True.
 
         False, and nothing is done, unless these are the tensors that the batch was made for, as they were.
         """
-        ws = [task.w for task in tasks]
-        if len(ws) != len(self._known) or not all_fit(self._known, ws):
+        moments, numbers = steps
+        if len(ws) != len(self._known) or len(numbers) != len(ws) or not all_fit(self._known, ws):
+            return False
+        if bool(moments) != self._adaptive:
+            return False
+        if self._extra is not None and self._extra.data_ptr() != self._jobs[0].extra:
             return False
         if self._adaptive:
-            steps: list[AdaptiveStep] = [task.step for task in tasks]  # type: ignore[misc]  # sorted by that
-            moments = [step.moment for step in steps]
-            if not all_fit(self._known_moments, moments):
+            if len(moments) != len(ws) or not all_fit(self._known_moments, moments):
                 return False
             self._words[1::2] = [moment.data_ptr() for moment in moments]
-            numbers: list[Any] = [(lr, eps, correction) for lr, _, eps, correction in steps]
-        else:
-            numbers = [(task.step, 0.0, 1.0) for task in tasks]
         if (self._in_tensors or numbers != self._last) and not self._take(numbers):
             return False
         self._words[0::2] = [w.data_ptr() for w in ws]
@@ -192,10 +200,10 @@ class Batch:
         increment_version(ws)
         return True
 
-    def _take(self, numbers: list[tuple[Number, Number, Number]]) -> bool:
+    def _take(self, numbers: list[Numbers]) -> bool:
         """Write down the numbers of all steps; False, and nothing is done, if one is not a number that kernels take."""
         flat = [number for each in numbers for number in each]
-        self._in_tensors = any(isinstance(number, Tensor) for number in flat)
+        self._in_tensors = not FLOATS.issuperset(map(type, flat))
         if self._in_tensors and not all(map(is_number, flat)):
             return False
         self._numbers[:] = list(map(float, flat))

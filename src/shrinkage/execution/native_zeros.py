@@ -3,15 +3,15 @@
 import ctypes
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from shrinkage.execution import native_build
-from shrinkage.execution.native import threads_for
-from shrinkage.execution.native_layout import TYPES, Fold, folded, in_one_type, is_plain
+from shrinkage.execution.native import all_fit, threads_for
+from shrinkage.execution.native_layout import TYPES, Fold, Known, folded, in_one_type, is_plain
 from shrinkage.execution.native_structs import Held
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1, ElasticNet
@@ -26,6 +26,8 @@ from shrinkage.penalties.sparse_group import SparseGroupLasso
 from shrinkage.proximal.precision import at_least_float32
 
 KINKED = (L1, ElasticNet, MCP, SCAD, LogSum)  # penalties of elements whose slope beside 0 is one number
+WORDS = ctypes.sizeof(Held) // 8  # of one parameter, from the start of one to that of the next
+SHARES = Held.share.offset // 8  # the word of the first of three numbers that change
 NOTHING = -1.0  # the slope of a penalty that holds no element by itself
 
 
@@ -110,6 +112,96 @@ def hold_(penalty: Penalty, zeros: Sequence[Zeros], decay: float) -> bool:
         library.shrinkage_hold(entries, ctypes.c_int64(len(zeros)), int(wide), threads_for(size))
         increment_version([tensor for each in zeros for tensor in (each.following, each.mask)])
     return alike
+
+
+class Holding:
+    """Parameters whose zeros one call holds, and another one restores; what stays from step to step.
+
+    Args:
+        penalties: one for each parameter; all of them have `slopes_of`, and must not change.
+        ws: the parameters, whose gradients and averages lie in memory as they do.
+        grads: their gradients.
+        totals: the running sums of their gradients.
+
+    Attributes:
+        masks: True where an element stays 0.
+    """
+
+    def __init__(
+        self, penalties: Sequence[Penalty], ws: Sequence[Tensor], grads: Sequence[Tensor], totals: Sequence[Tensor]
+    ) -> None:
+        self._ws, self._count = list(ws), len(ws)
+        self._known = [[Known.of(each) for each in tensors] for tensors in (ws, grads, totals)]
+        self.masks = [torch.zeros(w.shape, dtype=torch.bool) for w in ws]
+        self._held = (Held * self._count)()
+        self._rooms = []
+        given = zip(self._held, penalties, ws, grads, totals, self.masks, strict=True)
+        for entry, penalty, w, grad, total, mask in given:
+            slopes = slopes_of(penalty)
+            found = None if slopes is None else fold_of(slopes, w)
+            if slopes is None or found is None:
+                raise ValueError(f"no kernel holds the zeros of {penalty} in a tensor of shape {tuple(mask.shape)}")
+            self._rooms.append(torch.empty(2 * found.batch * found.slices, dtype=torch.float64))
+            fill(entry, Zeros(w, grad, total, total, mask, 1.0), slopes, found, self._rooms[-1], 0.0)
+            entry.size = mask.numel()
+        self._words = (ctypes.c_uint64 * (WORDS * self._count)).from_buffer(self._held)
+        self._numbers = (ctypes.c_double * (WORDS * self._count)).from_buffer(self._held)
+        self._wide = int(ws[0].dtype is torch.float64)
+        self._size = sum(w.numel() for w in ws)
+
+    @staticmethod
+    def of(
+        penalties: Sequence[Penalty], ws: Sequence[Tensor], grads: Sequence[Tensor], totals: Sequence[Tensor]
+    ) -> "Holding | None":
+        """Return what holds the zeros of these parameters, at least one; None where there is no kernel for one."""
+        for penalty, w, grad, total in zip(penalties, ws, grads, totals, strict=True):
+            slopes = slopes_of(penalty)
+            zeros = Zeros(w, grad, total, torch.empty_like(total), torch.empty(w.shape, dtype=torch.bool), 1.0)
+            if slopes is None or not can_hold(zeros) or fold_of(slopes, w) is None:
+                return None
+        return Holding(penalties, ws, grads, totals) if len({w.dtype is torch.float64 for w in ws}) == 1 else None
+
+    def hold_(
+        self,
+        library: ctypes.CDLL,
+        grads: Sequence[Tensor],
+        totals: Sequence[Tensor],
+        followings: Sequence[Tensor],
+        numbers: tuple[list[Any], list[Any], list[Any]],
+        *,
+        known: bool = False,
+    ) -> bool:
+        """Average gradients into `followings`, note the zeros that they hold, and return True.
+
+        False, and nothing is done, unless the tensors are as they were.
+
+        Args:
+            library: of native kernels.
+            grads: of the parameters.
+            totals: the running sums of gradients.
+            followings: written: like `totals`, not the same, and nobody else's.
+            numbers: the shares of gradients, their signs, and the running sums of all shares.
+            known: the totals are followings of an earlier call, and nobody else's.
+        """
+        of_w, of_grad, of_total = self._known
+        if not (all_fit(of_w, self._ws) and all_fit(of_grad, grads) and (known or all_fit(of_total, totals))):
+            return False
+        words = self._words
+        words[0::WORDS] = [w.data_ptr() for w in self._ws]
+        words[1::WORDS] = [grad.data_ptr() for grad in grads]
+        words[2::WORDS] = [total.data_ptr() for total in totals]
+        words[3::WORDS] = [following.data_ptr() for following in followings]
+        for place, values in enumerate(numbers, SHARES):
+            self._numbers[place::WORDS] = values
+        library.shrinkage_hold(self._held, ctypes.c_int64(self._count), self._wide, threads_for(self._size))
+        increment_version(followings)
+        return True
+
+    def restore_(self, library: ctypes.CDLL) -> None:
+        """Set parameters to 0 where masks are True; they must be as they were, as a call before has checked."""
+        self._words[0::WORDS] = [w.data_ptr() for w in self._ws]
+        library.shrinkage_restore(self._held, ctypes.c_int64(self._count))
+        increment_version(self._ws)
 
 
 def can_hold(zeros: Zeros) -> bool:

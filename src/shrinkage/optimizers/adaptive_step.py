@@ -4,7 +4,7 @@ Steps of all kinds have one number for all elements, or one per element, and can
 `number` and `narrowed`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -52,6 +52,33 @@ class AdaptiveStep(NamedTuple):
     def zero_if(self, overflow: Tensor) -> "AdaptiveStep":
         """Return the step, or 0 if `overflow` is 1."""
         return self._replace(lr=zero_if(overflow, self.lr))
+
+
+class JointSteps(NamedTuple):
+    """The steps of several parameters, as lists.
+
+    Args:
+        moments: of each `AdaptiveStep`; none where the steps are numbers.
+        numbers: lr, eps and correction of each; a step that is a number stands in the place of lr.
+    """
+
+    moments: list[Tensor]
+    numbers: list[tuple[Number, Number, Number]]
+
+    @staticmethod
+    def of(steps: Sequence["Step"]) -> "JointSteps":
+        """Return steps as lists; those that are functions are left out."""
+        adaptive = [step for step in steps if isinstance(step, AdaptiveStep)]
+        plain = [step for step in steps if not isinstance(step, LATER)]
+        numbers = [(lr, eps, correction) for lr, _, eps, correction in adaptive]
+        return JointSteps([step.moment for step in adaptive], numbers or [(step, 0.0, 1.0) for step in plain])
+
+    def each(self) -> list[Number | AdaptiveStep]:
+        """Return the step of each parameter."""
+        if not self.moments:
+            return [lr for lr, _, _ in self.numbers]
+        pairs = zip(self.moments, self.numbers, strict=True)
+        return [AdaptiveStep(lr, moment, eps, correction) for moment, (lr, eps, correction) in pairs]
 
 
 class MetricStep(NamedTuple):

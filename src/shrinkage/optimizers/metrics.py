@@ -16,13 +16,13 @@ of the optimizer returned before the step, for optimizers that step with what th
 Reference: Yun, Lozano and Yang (2021), "Adaptive proximal gradient methods for structured neural networks", alg. 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep, Number, State, Step, item_if_on_cpu
+from shrinkage.optimizers.adaptive_step import AdaptiveStep, JointSteps, MetricStep, Number, State, Step, item_if_on_cpu
 from shrinkage.proximal.precision import at_least_float32, upcast
 
 Group = Mapping[str, Any]
@@ -43,6 +43,20 @@ def adam_metric(group: Group, state: State, w: Tensor) -> Step:
     beta2 = group["betas"][1]
     correction = 1 - beta2 ** updates(state["step"], second_moment)
     return AdaptiveStep(item_if_on_cpu(group["lr"]), second_moment, group["eps"], correction)
+
+
+def sgd_metrics(group: Group, states: Sequence[State]) -> JointSteps:
+    """`sgd_metric`, which is the same for all parameters of a group."""
+    return JointSteps([], [(sgd_metric(group, {}, torch.empty(0)), 0.0, 1.0)] * len(states))
+
+
+def adam_metrics(group: Group, states: Sequence[State]) -> JointSteps:
+    """`adam_metric` of several parameters on a CPU, most of which have made as many steps."""
+    moment, beta2 = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq", group["betas"][1]
+    lr, eps = item_if_on_cpu(group["lr"]), group["eps"]
+    counts = [float(state["step"]) for state in states]
+    numbers = {count: (lr, eps, 1 - beta2 ** max(count, 1.0)) for count in set(counts)}
+    return JointSteps([state[moment] for state in states], [numbers[count] for count in counts])
 
 
 def rmsprop_metric(group: Group, state: State, w: Tensor) -> Step:

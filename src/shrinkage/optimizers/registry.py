@@ -4,7 +4,7 @@ What a metric is, and the formulas of torch's own optimizers, stand in `metrics.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from torch.optim import (
 
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import MetricError, shown
-from shrinkage.optimizers.adaptive_step import MetricStep, Number, State, Step
+from shrinkage.optimizers.adaptive_step import JointSteps, MetricStep, Number, State, Step
 from shrinkage.optimizers.learning_rate import check_learning_rate, is_torchs, other_rate
 from shrinkage.optimizers.metrics import (
     Group,
@@ -41,6 +41,7 @@ from shrinkage.optimizers.metrics import (
     adafactor_metric,
     adagrad_metric,
     adam_metric,
+    adam_metrics,
     adamax_metric,
     asgd_before,
     asgd_metric,
@@ -49,6 +50,7 @@ from shrinkage.optimizers.metrics import (
     rmsprop_metric,
     rprop_metric,
     sgd_metric,
+    sgd_metrics,
     sparse_adam_metric,
 )
 
@@ -56,12 +58,14 @@ Eta = Callable[[Group, State, Tensor], Step]
 Before = Callable[[Group, State, Tensor], State]
 Iterate = Callable[[Group, State, Tensor], tuple[Tensor, Number]]
 Rate = Callable[[Group], Number]
+Etas = Callable[[Group, Sequence[State]], JointSteps]
 
 
 class Metric(NamedTuple):
     """How an optimizer turns a gradient into a move; see `register_metric` for the functions.
 
-    `eta` returns a number, or a step that is computed where it is used.
+    `eta` returns a number, or a step that is computed where it is used. `etas` returns those of several parameters of
+    a group on a CPU, given their states.
     """
 
     eta: Eta
@@ -69,12 +73,13 @@ class Metric(NamedTuple):
     iterate: Iterate | None = None
     lr: Rate | None = None
     elementwise: bool = True
+    etas: Etas | None = None
 
 
 _metrics: dict[type[Optimizer], Metric] = {
-    SGD: Metric(sgd_metric),
-    Adam: Metric(adam_metric),
-    AdamW: Metric(adam_metric),
+    SGD: Metric(sgd_metric, etas=sgd_metrics),
+    Adam: Metric(adam_metric, etas=adam_metrics),
+    AdamW: Metric(adam_metric, etas=adam_metrics),
     RMSprop: Metric(rmsprop_metric),
     Adagrad: Metric(adagrad_metric),
     NAdam: Metric(nadam_metric),
