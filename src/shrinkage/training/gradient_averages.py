@@ -7,6 +7,7 @@ solutions: at one, the average is the gradient, and holds exactly the zeros that
 """
 
 from collections.abc import Mapping
+from ctypes import c_float
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +16,15 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.distributed.dtensor import local, spread
 from shrinkage.errors import listed
+from shrinkage.optimizers.adaptive_step import Number, item_if_on_cpu
 from shrinkage.proximal.precision import at_least_float32
 
 
 class Average(NamedTuple):
-    """A running sum of gradients with decaying weights, and the sum of the weights, 0-dim."""
+    """A running sum of gradients with decaying weights, and the sum of the weights: a number, or 0-dim on a device."""
 
     total: Tensor
-    weight: Tensor
+    weight: Number
 
     def fits(self, w: Tensor) -> bool:
         """Return whether gradients of `w` can go into this average, as far as `w` has a shape."""
@@ -40,6 +42,16 @@ class Averages:
         self.decay = decay
         self._averages: dict[str, Average] = {}
         self._next: dict[str, Average] = {}
+        self._lent = True
+
+    @property
+    def lent(self) -> bool:
+        """Whether somebody else may have one of the tensors."""
+        return self._lent
+
+    def of(self, name: str) -> Average | None:
+        """Return the average of a parameter, if one is kept."""
+        return self._averages.get(name)
 
     def keep(self, weights: Mapping[str, Tensor]) -> None:
         """Average the gradients of these parameters, by name, and of no others; their averages are saved from now on.
@@ -60,6 +72,7 @@ class Averages:
             found = other._averages.get(name)
             if found is not None and found.total.shape == own.total.shape:
                 self._averages[name] = found
+        self._lent = other._lent = True
 
     def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise `ValueError` unless `state` has the averages of these parameters, all of them if any."""
@@ -88,20 +101,30 @@ class Averages:
         """
         like, grad = grad, local(grad).to(at_least_float32(grad.dtype))
         total, weight = self._averages.get(name) or nothing_averaged(like)
-        total, weight = local(total).to(grad), weight.to(grad)
-        next_total = total.lerp(grad, 1 - self.decay)
-        next_weight = weight.lerp(torch.ones_like(weight), 1 - self.decay)
+        total = local(total).to(grad)
+        next_total, next_weight = total.lerp(grad, 1 - self.decay), following_weight(weight, 1 - self.decay, total)
         if overflow is not None:  # the gradient is then infinite or NaN
             next_total = torch.where(overflow > 0, total, next_total)
-            next_weight = torch.where(overflow > 0, weight, next_weight)
+            old, new = (torch.as_tensor(each, dtype=total.dtype, device=total.device) for each in (weight, next_weight))
+            next_weight = torch.where(overflow > 0, old, new)
         self._next[name] = Average(spread(next_total, like), next_weight)
-        average: Tensor = spread(next_total / next_weight.clamp_min(torch.finfo(next_weight.dtype).tiny), like)
+        average: Tensor = spread(next_total / above_zero(next_weight, total), like)
         return average
 
-    def commit(self) -> None:
-        """Keep what was taken in: the update has happened."""
+    def take_in(self, averages: Mapping[str, Average]) -> None:
+        """Let averages with one more gradient in them follow, by name, if `commit` does."""
+        self._next |= averages
+
+    def commit(self) -> bool:
+        """Keep what was taken in: the update has happened.
+
+        Returns:
+            Whether nobody else can have the averages that were followed, so that their memory can be used anew.
+        """
         self._averages |= self._next
         self._next = {}
+        lent, self._lent = self._lent, False
+        return not lent
 
     def discard(self) -> None:
         """Forget what was taken in for an update that did not happen."""
@@ -109,11 +132,33 @@ class Averages:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the averages as tensors."""
-        return {name: average._asdict() for name, average in self._averages.items()}
+        self._lent = True
+        found = {
+            name: {"total": total, "weight": torch.as_tensor(weight, dtype=total.dtype)}
+            for name, (total, weight) in self._averages.items()
+        }
+        self._averages = {name: Average(**each) for name, each in found.items()}  # they may be loaded in place
+        return found
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from `state_dict`."""
+        self._lent = True
         self._averages = {name: Average(**average) for name, average in state.items()}
+
+
+def following_weight(weight: Number, share: float, like: Tensor) -> Number:
+    """Return the sum of weights with one more in it, rounded to the type of `like`."""
+    number = item_if_on_cpu(weight)
+    if isinstance(number, Tensor):
+        return number.to(like).lerp(number.new_ones((), dtype=like.dtype), share)
+    following = number + share * (1 - number)
+    return c_float(following).value if like.dtype is torch.float32 else following
+
+
+def above_zero(weight: Number, like: Tensor) -> Number:
+    """Return a sum of weights that can be divided by."""
+    tiny = torch.finfo(like.dtype).tiny
+    return weight.clamp_min(tiny) if isinstance(weight, Tensor) else max(weight, tiny)
 
 
 def nothing_averaged(like: Tensor) -> Average:

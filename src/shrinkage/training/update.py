@@ -89,7 +89,8 @@ class Update:
             if first and metric is not None and metric.before is not None:
                 self._noted = {target.name: steps.before(target) for target, _ in self._penalized}
             if first and averages is not None:
-                self._held = held_zeros(self._optimizer, self._taking_part(self._after), averages, steps, scale)
+                acting, kernels = self._taking_part(self._after), self._lasting.compile is not False
+                self._held = held_zeros(self._optimizer, acting, averages, steps, scale, by_kernels=kernels)
             self._add_gradients(in_gradient, scale)
             if first:
                 self._decay(steps)
