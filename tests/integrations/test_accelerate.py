@@ -26,6 +26,9 @@ from torch.amp import GradScaler
 from models import batches, equal, loss_of, mlp, zeros
 from shrinkage import L1, L2, Regularizer, regularize
 
+# Loops by hand take torch's roots, which kernels round otherwise.
+pytestmark = pytest.mark.usefixtures("without_native")
+
 HOWS = ["proximal", "gradient"]
 RULES = {"proximal": L1(falling), "gradient": L2(0.5)}
 

@@ -28,7 +28,9 @@ from shrinkage import (
 )
 from shrinkage.integrations.lightning import RegularizerCallback
 
-pytestmark = [  # what Lightning itself warns of
+pytestmark = [
+    pytest.mark.usefixtures("without_native"),  # loops by hand take torch's roots, which kernels round otherwise
+    # What Lightning itself warns of.
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),

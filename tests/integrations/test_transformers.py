@@ -12,6 +12,9 @@ from models import batches, equal, hooks, loss_of, mlp, soft_, weights, zeros
 from shrinkage import L1, L2, AttachmentError, Regularizer, SelectionError, regularize
 from shrinkage.integrations.transformers import RegularizerCallback
 
+# Loops by hand take torch's roots, which kernels round otherwise.
+pytestmark = pytest.mark.usefixtures("without_native")
+
 RULE = "net.*.weight"
 COUNT = 12  # batches in an epoch
 OPTIONS = {"learning_rate": 0.02, "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 0.05}

@@ -26,7 +26,7 @@ from shrinkage import (
 
 
 @pytest.mark.parametrize("declared", [False, True])
-def test_lazy_groups_are_the_rows_of_the_weight_that_comes_to_be(declared):
+def test_lazy_groups_are_the_rows_of_the_weight_that_comes_to_be(declared, without_native):
     def made(first):
         torch.manual_seed(1)
         return nn.Sequential(first, nn.Tanh(), nn.Linear(8, 3))

@@ -72,7 +72,7 @@ def fused_adam(p):
 
 
 @pytest.mark.parametrize("make", [adam, fused_adam])
-def test_proximal_thresholds_in_adams_metric_after_the_step(make):
+def test_proximal_thresholds_in_adams_metric_after_the_step(make, without_native):
     ours, optimizer, _ = attached(make, L1(STRENGTH))
     train(ours, optimizer, 20)
     hand, hand_optimizer = by_hand(make)
@@ -676,7 +676,7 @@ def test_an_error_inside_of_a_hook_leaves_autograd_on():
     assert torch.is_grad_enabled()
 
 
-def test_equal_penalties_are_one_object_and_small_parameters_are_charged_together(monkeypatch):
+def test_equal_penalties_are_one_object_and_small_parameters_are_charged_together(monkeypatch, without_native):
     """Those that layers declare one by one too."""
     batches_of = []
     monkeypatch.setattr(

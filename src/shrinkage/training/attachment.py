@@ -50,6 +50,7 @@ from shrinkage.training.checks_before_step import (
 from shrinkage.training.coupled_parameters import located
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import Found, PenalizedParameter, Place, at_update
+from shrinkage.training.prepared import Looked, UsualSteps
 from shrinkage.training.step_sizes import Steps
 from shrinkage.training.update import Lasting, Update
 
@@ -82,6 +83,7 @@ class Attachment(Lasting):
         self._held: Container[int] = ()
         self._seen: list[list[Tensor]] | None = None
         self._update: Update | None = None  # the one that is under way
+        self._usual = UsualSteps()
         self._depth = 0
 
     def targets(self, optimizer: Optimizer) -> Sequence[PenalizedParameter]:
@@ -155,10 +157,13 @@ class Attachment(Lasting):
 
     def forget(self) -> None:
         """Look everything up again before the next step."""
-        self._targets, self._seen = (), None
+        self._targets, self._seen, self._usual = (), None, UsualSteps()
 
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
         """Add gradients and decay, now or after the closure; the first hook of a step."""
+        if not self._depth and len(args) == 1 and not kwargs and self._usual.before(optimizer):
+            self._depth = 1
+            return None
         if self._depth and runs_inside_own_step(optimizer):
             self._depth += 1
             return None
@@ -187,7 +192,12 @@ class Attachment(Lasting):
     def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
         """Apply proximal operators and count the update; the last hook of a step."""
         self._depth = max(self._depth - 1, 0)
-        if self._depth or self._update is None:
+        if self._depth:
+            return
+        if self._usual.after():
+            self.updates.record(None)
+            return
+        if self._update is None:
             return
         self._update.after()
         # Without any gradient nothing was updated; of a sharded model, other processes may have had one.
@@ -196,11 +206,13 @@ class Attachment(Lasting):
         if self.averages is not None:
             self.averages.commit()
         self._end_step()
+        self._usual.prepare(optimizer, Looked(self._targets, self._elsewhere, self._held, self.lookups), self)
 
     def _end_step(self) -> None:
         """Leave nothing behind that belongs to one step only."""
         self.gradients.restore()
         self._update = None
+        self._usual.end()
         if self.averages is not None:
             self.averages.discard()
 
