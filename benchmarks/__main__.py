@@ -2,7 +2,8 @@
 
 Parts: `tables` (parameter lists of whole models, beside other packages), `kernels` (each rule alone, against a copy),
 `scaling` (over numbers of tensors and weights, with a picture), `training` (whole steps of small networks), `sparse`
-(sparse linear layers beside dense ones), `shrink` (models without half of their channels).
+(sparse linear layers beside dense ones), `shrink` (models without half of their channels), `small` (training steps of a
+small network, where the host's work decides).
 """
 
 import argparse
@@ -21,12 +22,15 @@ from benchmarks.record import surroundings, write
 from benchmarks.rivals import RIVALS
 from benchmarks.scaling import TENSORS, WEIGHTS, by_tensors, by_weights
 from benchmarks.shapes import ARCHITECTURES
+from benchmarks.small import measure_small
 from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, measure_smaller
 from benchmarks.sparse import measure_sparse
 from benchmarks.tables import Settings, measure
 from benchmarks.timing import Limits
 from benchmarks.training import TASKS, measure_training
 from benchmarks.variants import ADAMW_ALONE, KINDS, QUICK, own, rules
+
+PROCESSES = 5  # that measure a small network
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ def shrink(plan: Plan) -> Iterator[object]:
         yield measure_smaller(subject, plan.settings())
 
 
+def small(plan: Plan) -> Iterator[object]:
+    """Measure a small network in several processes."""
+    yield measure_small(plan.settings(0.1, more=5).limits, PROCESSES if plan.tasks > 1 else 1)
+
+
 PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
     "tables": tables,
     "kernels": kernels,
@@ -100,6 +109,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
     "training": training,
     "sparse": sparse,
     "shrink": shrink,
+    "small": small,
 }
 
 
