@@ -99,7 +99,7 @@ def shrink(plan: Plan) -> Iterator[object]:
 
 def small(plan: Plan) -> Iterator[object]:
     """Measure a small network in several processes."""
-    yield measure_small(plan.settings(0.1, more=5).limits, PROCESSES if plan.tasks > 1 else 1)
+    yield measure_small(plan.settings(0.25, more=5).limits, PROCESSES if plan.tasks > 1 else 1)
 
 
 PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {

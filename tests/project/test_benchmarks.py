@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import compilations, device, device_checks, memory, variants
+from benchmarks import compilations, device, device_checks, memory, small, variants
 from benchmarks.compilations import compilations_when_all_changes, compiled_graphs
 from benchmarks.kernels import measure_kernels, rule_alone
 from benchmarks.memory import extra_peak, require
@@ -538,11 +538,28 @@ def test_a_device_that_gives_other_numbers_fails(monkeypatch):
     assert "L1, gradient, SGD with momentum, float32" in first.detail
 
 
+def test_a_small_network_is_measured_with_every_rule(monkeypatch):
+    """What is timed penalizes; figures are medians over processes."""
+    monkeypatch.setattr(small, "AT_ONCE", 1)
+    monkeypatch.setattr(small, "FEW", 2)
+    monkeypatch.setattr(small, "MANY", 3)
+    make = small.OPTIMIZERS["fused AdamW"]
+    found = small.training_ratios(make, Limits(1, 60.0))
+    assert found.keys() == {small.IN_LOSS, *small.RULES}
+    assert small.further_tensors(make, Limits(1, 60.0)).keys() == small.RULES.keys()
+    figures = small.joined([{"SGD": {"L1": 1.0}}, {"SGD": {"L1": 4.0}}, {"SGD": {"L1": 2.0}}])
+    assert str(figures["SGD"]["L1"]) == "2.00 (1.00 to 4.00)"
+    assert "L1    2.00" in str(small.Small(3, figures, figures))
+
+
 def test_the_command_refuses_a_part_that_does_not_exist(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "pictures"])
     with pytest.raises(SystemExit):
         command.main()
-    assert "expected one of tables, kernels, scaling, training, sparse, shrink, got pictures" in capsys.readouterr().err
+    assert (
+        "expected one of tables, kernels, scaling, training, sparse, shrink, small, got pictures"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow
