@@ -282,13 +282,14 @@ def test_fewer_rows_under_the_same_parameter_are_noticed(make, count):
     assert_same(*runs)
 
 
-def test_gradients_that_kernels_cannot_read_are_averaged_all_the_same(count):
-    runs = [Run(MAKERS["sgd"], L1(0.1), compile=compile, hold=0.9) for compile in ("auto", False)]
+@pytest.mark.parametrize("bad", ["transposed", "sparse"])
+def test_gradients_that_kernels_cannot_read_are_averaged_all_the_same(bad, count):
+    runs = [Run(MAKERS["plain sgd"], L1(0.1), compile=compile, hold=0.9) for compile in ("auto", False)]
     for run in runs:
         run.step(4)
         give_gradients(run.model, 9)
         w = run.model[0].weight
-        w.grad = w.grad.t().contiguous().t()
+        w.grad = w.grad.to_sparse() if bad == "sparse" else w.grad.t().contiguous().t()
         run.optimizer.step()
         run.step(2)
     assert count.steps == 5
