@@ -26,6 +26,7 @@ from shrinkage.optimizers.adaptive_step import AdaptiveStep, JointSteps, MetricS
 from shrinkage.proximal.precision import at_least_float32, upcast
 
 Group = Mapping[str, Any]
+NOTHING = torch.empty(0)  # in the place of a parameter that a metric does not look at
 
 
 def sgd_metric(group: Group, state: State, w: Tensor) -> Number:
@@ -47,7 +48,7 @@ def adam_metric(group: Group, state: State, w: Tensor) -> Step:
 
 def sgd_metrics(group: Group, states: Sequence[State]) -> JointSteps:
     """`sgd_metric`, which is the same for all parameters of a group."""
-    return JointSteps([], [(sgd_metric(group, {}, torch.empty(0)), 0.0, 1.0)] * len(states))
+    return JointSteps([], [(sgd_metric(group, {}, NOTHING), 0.0, 1.0)] * len(states))
 
 
 def adam_metrics(group: Group, states: Sequence[State]) -> JointSteps:

@@ -21,6 +21,7 @@ from shrinkage.execution.native import Batch
 from shrinkage.execution.single_tensor import shrink_all_
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, JointSteps, State
+from shrinkage.optimizers.metrics import NOTHING
 from shrinkage.optimizers.registry import Etas, Metric, learning_rate
 from shrinkage.private import FLATTENED
 from shrinkage.proximal.precision import NARROW
@@ -235,8 +236,8 @@ def steps_of(how: str, metric: Metric) -> Etas:
         return lambda group, states: JointSteps.of([learning_rate(metric, group)] * len(states))
     if metric.etas is not None:
         return metric.etas
-    nothing = torch.empty(0)  # steps that depend on the parameter have no kernel
-    return lambda group, states: JointSteps.of([metric.eta(group, state, nothing) for state in states])
+    # Steps that depend on the parameter have no kernel.
+    return lambda group, states: JointSteps.of([metric.eta(group, state, NOTHING) for state in states])
 
 
 def runs_of(optimizer: Optimizer, targets: Targets, metric: Metric, compile: Compile) -> list[Run] | None:
