@@ -379,6 +379,23 @@ def test_a_step_that_a_function_computes_is_a_number_where_it_can_be():
     assert torch.equal(w, plain)
 
 
+@pytest.mark.parametrize("kind", ["number", "metric"])
+def test_a_penalty_that_changes_from_call_to_call_is_followed(kind):
+    """In numbers, as by a schedule, and in more than that."""
+    penalties: list[Penalty] = [L1(0.1), L1(0.3), MCP(0.1), MCP(0.2, gamma=2.0), ElasticNet(0.1, 0.2)]
+    penalties += [GroupLasso(strength, Rows()) for strength in (0.1, 0.2)]
+    penalties += [GroupLasso(0.2, Columns()), GroupLasso(0.2, Rows(), weigh_by_size=False)]
+    penalties += [SparseGroupLasso(0.1, strength, Rows()) for strength in (0.1, 0.2)]
+    penalties += [Weighted(L1(0.1), torch.rand(8, 6)), Weighted(L1(0.1), torch.rand(8, 6))]
+    for penalty in penalties * 2:
+        w = torch.randn(8, 6)
+        task = Task(penalty, w, LR if kind == "number" else metric(w))
+        plain = expected(task)
+        assert not native.shrink_all_([task])
+        assert torch.equal(w == 0, plain == 0)
+        torch.testing.assert_close(w, plain, rtol=1e-6, atol=1e-7)
+
+
 def test_threads_of_python_do_not_meet():
     """Several models with one penalty and the same shapes, each in a thread."""
     penalty = GroupLasso(0.001, Rows())

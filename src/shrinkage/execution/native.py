@@ -51,17 +51,18 @@ def shrink_all_(tasks: Sequence[Task]) -> list[Task]:
     library = native_build.library()
     if library is None:
         return list(tasks)
-    alike: dict[tuple[int, type, bool], list[Task]] = {}
+    alike: dict[tuple[int, type, type, bool], list[Task]] = {}
     thread = get_ident()  # calls of other threads go on meanwhile, and have batches of their own
     for task in tasks:
         penalty, w, step = task
-        alike.setdefault((id(penalty), type(step), w.dtype is torch.float64), []).append(task)
+        alike.setdefault((id(penalty), type(penalty), type(step), w.dtype is torch.float64), []).append(task)
     left: list[Task] = []
-    for kind, members in alike.items():
+    for (_, *kind), members in alike.items():  # a strength that changes makes another penalty at each step
         key = (*kind, thread, len(members), members[0].w.shape)
         batch = _batches.get(key)
-        if batch is not None and batch.move_(library, *tensors_and_steps(members)):
-            continue
+        if batch is not None and batch.adopts(members[0].penalty):
+            if batch.move_(library, *tensors_and_steps(members)):
+                continue
         taken, others = sorted_out(members)
         left += others
         batch = Batch.of(taken)
@@ -175,6 +176,22 @@ class Batch:
         if norms is not None and norms.radial is not None:
             call.linear, call.quadratic = norms.radial
         return call
+
+    def adopts(self, penalty: Penalty) -> bool:
+        """Let another penalty that differs in numbers take the place of this one, and return whether it has."""
+        if penalty is self.penalty:
+            return True
+        program = program_of(penalty)
+        if program is None or not program.differs_in_numbers(self.program):
+            return False
+        self.penalty, self.program, norms = penalty, program, program.norms
+        written = [*zip(self._ops, program.ops, strict=False)]
+        written += zip(self._norm_ops, norms.ops if norms else (), strict=False)
+        for each, (_, *numbers) in written:
+            each.a, each.b, each.c = numbers
+        if norms is not None and norms.radial is not None:
+            self._call.linear, self._call.quadratic = norms.radial
+        return True
 
     def move_(self, library: ctypes.CDLL, ws: Sequence[Tensor], steps: JointSteps) -> bool:
         """Move tensors, tell autograd that they were written to, and return True.

@@ -1,7 +1,7 @@
 """Penalties as native kernels take them: short programs of operations on elements, and what norms of groups cost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +43,11 @@ class Norms:
     ops: tuple[Operation, ...]
     radial: tuple[float, float] | None
 
+    @property
+    def kind(self) -> object:
+        """All but its numbers."""
+        return self.groups, self.weigh_by_size, codes(self.ops), self.radial is None
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -54,6 +59,17 @@ class Program:
     ops: tuple[Operation, ...]
     extra: Tensor | None = None
     norms: Norms | None = None
+
+    def differs_in_numbers(self, other: "Program") -> bool:
+        """Return whether another program has the same operations, groups, and numbers of elements."""
+        own = None if self.norms is None else self.norms.kind
+        its = None if other.norms is None else other.norms.kind
+        return codes(self.ops) == codes(other.ops) and self.extra is other.extra and own == its
+
+
+def codes(ops: Sequence[Operation]) -> list[Code]:
+    """Return operations without their numbers."""
+    return [code for code, *_ in ops]
 
 
 def program_of(penalty: Penalty) -> Program | None:

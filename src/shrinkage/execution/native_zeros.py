@@ -3,6 +3,7 @@
 import ctypes
 import math
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -130,7 +131,7 @@ class Holding:
     def __init__(
         self, penalties: Sequence[Penalty], ws: Sequence[Tensor], grads: Sequence[Tensor], totals: Sequence[Tensor]
     ) -> None:
-        self._ws, self._count = list(ws), len(ws)
+        self._penalties, self._ws, self._count = list(penalties), list(ws), len(ws)
         self._known = [[Known.of(each) for each in tensors] for tensors in (ws, grads, totals)]
         self.masks = [torch.zeros(w.shape, dtype=torch.bool) for w in ws]
         self._held = (Held * self._count)()
@@ -160,6 +161,20 @@ class Holding:
             if slopes is None or not can_hold(zeros) or fold_of(slopes, w) is None:
                 return None
         return Holding(penalties, ws, grads, totals) if len({w.dtype is torch.float64 for w in ws}) == 1 else None
+
+    def adopts(self, penalties: Sequence[Penalty]) -> bool:
+        """Let other penalties, with the same groups, take the place of these, and return whether they have."""
+        if all(map(is_, penalties, self._penalties)):
+            return True
+        found = [slopes for slopes in map(slopes_of, penalties) if slopes is not None]
+        own = [slopes_of(penalty) for penalty in self._penalties]
+        kinds = [(slopes.groups, slopes.weigh_by_size) for slopes in found]
+        if kinds != [(slopes.groups, slopes.weigh_by_size) for slopes in own if slopes is not None]:
+            return False
+        for entry, slopes in zip(self._held, found, strict=True):
+            entry.slope, entry.group_slope, entry.most = slopes.element, slopes.group, slopes.most
+        self._penalties = list(penalties)
+        return True
 
     def hold_(
         self,
