@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, NAdam, Optimizer, RMSprop
 
 from catalog import CONSTRAINTS, OPTIMIZERS, PENALTIES, PenaltyCase
-from shrinkage import L1, MCP, AttachmentError, ElasticNet, GroupLasso, Regularizer, Rows, Rule, regularize
+from shrinkage import (
+    L1,
+    MCP,
+    AttachmentError,
+    ElasticNet,
+    GroupLasso,
+    Regularizer,
+    Rows,
+    Rule,
+    SparseGroupLasso,
+    regularize,
+)
 from shrinkage.execution import native_build
 from shrinkage.optimizers import registry
 from shrinkage.training.attachment import Attachment
@@ -90,8 +101,11 @@ def assert_same(quick: Run, plain: Run, *, exact: bool = False) -> None:
     assert quick.regularizer.state_dict()["updates"] == plain.regularizer.state_dict()["updates"]
 
 
-@pytest.mark.parametrize("hold", HOLD)
-@pytest.mark.parametrize("make", MAKERS)
+GRID = [pytest.param(make, hold, marks=pytest.mark.slow) for make in MAKERS for hold in HOLD][1:-1]
+GRID += [("sgd", "as they are"), ("fused adamw", "zeros held")]
+
+
+@pytest.mark.parametrize(("make", "hold"), GRID)
 @pytest.mark.parametrize("case", PENALTIES + CONSTRAINTS, ids=str)
 def test_every_penalty_moves_as_by_the_plain_form(case, make, hold):
     """Those that there is a kernel for, and those that take the general form; on some of them averages have no say."""
@@ -114,6 +128,39 @@ def test_elements_in_a_plain_metric_are_moved_bit_for_bit(penalty, count):
     assert_same(quick, plain, exact=True)
     assert count.steps == 29
     assert any((w == 0).any() for w in quick.weights)
+
+
+def rising(update: int) -> float:
+    return 0.02 * (1 + update)
+
+
+RISING = {
+    "L1": L1(rising),
+    "rows": GroupLasso(rising, Rows()),
+    "both": SparseGroupLasso(0.1, rising, Rows()),
+}
+
+
+@pytest.mark.parametrize("hold", HOLD)
+@pytest.mark.parametrize("make", ["sgd", "adamw"])
+@pytest.mark.parametrize("penalty", RISING)
+def test_strengths_that_change_are_followed(penalty, make, hold, count):
+    runs = [Run(MAKERS[make], RISING[penalty], compile=compile, hold=HOLD[hold]) for compile in ("auto", False)]
+    for run in runs:
+        run.step(12)
+    assert count.steps == 11
+    assert_same(*runs)
+    assert any((w == 0).any() for w in runs[0].weights)
+
+
+def test_an_error_of_a_schedule_comes_before_anything_is_changed(count):
+    run = Run(MAKERS["sgd"], L1(lambda update: 0.1 if update < 4 else -1.0), compile="auto", hold=0.9)
+    run.step(4)
+    before = copy.deepcopy(run.weights)
+    with pytest.raises(ValueError, match=r"schedule of '0.weight' at update 4"):
+        run.step()
+    assert count.steps == 3
+    assert all(map(torch.equal, before, run.weights))
 
 
 @pytest.mark.parametrize("how", ["proximal", "decoupled"])
@@ -312,7 +359,6 @@ def test_a_step_that_a_scaler_skips_is_no_update(found_inf, count):
 
 
 UNUSUAL = {
-    "scheduled": Rule(L1(lambda update: 0.01 * (1 + update)), "*.weight"),
     "seldom": Rule(L1(0.1), "*.weight", every=2),
     "in the gradient": Rule(L1(0.1), "*.weight", how="gradient"),
     "half": Rule(L1(0.1), "*.weight"),

@@ -84,6 +84,7 @@ class Attachment(Lasting):
         self._seen: list[list[Tensor]] | None = None
         self._update: Update | None = None  # the one that is under way
         self._usual = UsualSteps()
+        self._asked: tuple[object, Sequence[Penalty]] = (None, ())  # when strengths were asked for, and what came
         self._depth = 0
 
     def targets(self, optimizer: Optimizer) -> Sequence[PenalizedParameter]:
@@ -161,7 +162,7 @@ class Attachment(Lasting):
 
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
         """Add gradients and decay, now or after the closure; the first hook of a step."""
-        if not self._depth and len(args) == 1 and not kwargs and self._usual.before(optimizer):
+        if not self._depth and len(args) == 1 and not kwargs and self._usual.before(optimizer, self._penalties):
             self._depth = 1
             return None
         if self._depth and runs_inside_own_step(optimizer):
@@ -174,9 +175,8 @@ class Attachment(Lasting):
         targets = self.targets(optimizer)
         if self._changes:
             check_captured(targets, averaged=self.averages is not None)
-        update = self._update = self._started(
-            optimizer
-        )  # it counts, even if only other processes step what is penalized
+        # It counts, even if only other processes step what is penalized.
+        update = self._update = self._started(optimizer)
         if not targets:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -192,13 +192,11 @@ class Attachment(Lasting):
     def after_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> None:
         """Apply proximal operators and count the update; the last hook of a step."""
         self._depth = max(self._depth - 1, 0)
-        if self._depth:
-            return
-        if self._usual.after():
+        if self._depth == 0 and self._usual.after():
             self.updates.record(None)
+        if self._depth or self._update is None:
             return
-        if self._update is None:
-            return
+        penalties = self._penalties()
         self._update.after()
         # Without any gradient nothing was updated; of a sharded model, other processes may have had one.
         if self._update.moves or any(map(may_move, parameters_of(self._whole() or optimizer))):
@@ -206,7 +204,8 @@ class Attachment(Lasting):
         if self.averages is not None:
             self.averages.commit()
         self._end_step()
-        self._usual.prepare(optimizer, Looked(self._targets, self._elsewhere, self._held, self.lookups), self)
+        found = Looked(self._targets, penalties, self._elsewhere, self._held, self.lookups)
+        self._usual.prepare(optimizer, found, self)
 
     def _end_step(self) -> None:
         """Leave nothing behind that belongs to one step only."""
@@ -218,10 +217,14 @@ class Attachment(Lasting):
 
     def _started(self, optimizer: Optimizer) -> Update:
         """Return the update of the next step, its schedules evaluated, before anything is changed."""
-        penalized = [(target, target.penalty) for target in self._targets]
-        if self._scheduled:
-            penalized = list(zip(self._targets, at_update(self._targets, self.updates.count()), strict=True))
-        return Update(optimizer, penalized, self)
+        return Update(optimizer, list(zip(self._targets, self._penalties(), strict=True)), self)
+
+    def _penalties(self) -> Sequence[Penalty]:
+        """Return the penalties at this update; schedules are asked once for each."""
+        key = (self.updates.count() if self._scheduled else 0, self.lookups)
+        if self._asked[0] != key:
+            self._asked = (key, at_update(self._targets, key[0]))
+        return self._asked[1]
 
     def _penalized_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""

@@ -6,7 +6,7 @@ of them it asks, by identities, whether all is as it was; what is not as it was 
 """
 
 import ctypes
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import groupby
 from operator import is_
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, JointSteps, State
 from shrinkage.optimizers.metrics import NOTHING
 from shrinkage.optimizers.registry import Etas, Metric, learning_rate
+from shrinkage.penalties.base import Penalty
 from shrinkage.private import FLATTENED
 from shrinkage.proximal.precision import NARROW
 from shrinkage.selection.how import decides
@@ -38,12 +39,14 @@ class Looked(NamedTuple):
 
     Args:
         targets: what is penalized.
+        penalties: of each, in the step that was made.
         elsewhere: places in the model that rules penalize, and that hold nothing the optimizer steps.
         held: the ids of the parameters that it steps.
         number: how many times they were looked up.
     """
 
     targets: Targets
+    penalties: Sequence[Penalty]
     elsewhere: Sequence[Place]
     held: Container[int]
     number: int
@@ -57,10 +60,10 @@ class UsualSteps:
         self._runs = False  # whether a step is under way that is prepared
         self._tried = 0  # the number of the look-up after which steps were prepared, or could not be
 
-    def before(self, optimizer: Optimizer) -> bool:
+    def before(self, optimizer: Optimizer, penalties: Callable[[], Sequence[Penalty]]) -> bool:
         """Do what comes before a step, and return True; False, and nothing is done, if the step is not prepared."""
         prepared = self._prepared
-        self._runs = prepared is not None and prepared.fits(optimizer) and prepared.before()
+        self._runs = prepared is not None and prepared.fits(optimizer) and prepared.before(penalties)
         return self._runs
 
     def after(self) -> bool:
@@ -109,6 +112,8 @@ class Prepared:
         self._penalized = [optimizer.param_groups[index] for index in {target.group for target in found.targets}]
         self._state, self._states = optimizer.state, list(optimizer.state.values())
         self._elsewhere, self._held = found.elsewhere, found.held
+        self._names = [target.name for target in found.targets]
+        self._scheduled = any(target.penalty.scheduled for target in found.targets)
         self._places = [
             (place.module, place.attribute, target.parameter) for target in found.targets for place in target.places
         ]
@@ -122,6 +127,8 @@ class Prepared:
             return None
         if not targets or not all(map(is_usual, targets)):
             return None
+        pairs = zip(targets, found.penalties, strict=True)
+        targets = [target._replace(penalty=penalty) for target, penalty in pairs]
         runs = runs_of(optimizer, targets, metric, lasting.compile)
         zeros, held = None, [target for target in targets if decides(target.penalty, target.how)]
         if lasting.averages is not None and held:
@@ -169,8 +176,14 @@ class Prepared:
                 return False
         return True
 
-    def before(self) -> bool:
+    def before(self, penalties: Callable[[], Sequence[Penalty]]) -> bool:
         """Do what comes before a step; False, and nothing is done, where that takes the general form."""
+        if self._scheduled:
+            now = dict(zip(self._names, penalties(), strict=True))
+            if not all([run.adopts(now) for run in self._runs]):
+                return False
+            if self._zeros is not None and not self._zeros.adopts(now):
+                return False
         return self._zeros is None or self._zeros.before(self._library)
 
     def after(self) -> None:
@@ -186,7 +199,7 @@ def is_usual(target: PenalizedParameter) -> bool:
     """Return whether a parameter is whole, on a CPU, and moved by one prox after each step."""
     parameter = target.parameter
     whole = type(parameter) is nn.Parameter and parameter.is_cpu and target.group_sharding is None and not target.lazy
-    each = target.every == 1 and not target.before and not target.penalty.scheduled
+    each = target.every == 1 and not target.before
     return whole and each and parameter.grad is not None and parameter.dtype not in NARROW
 
 
@@ -203,12 +216,18 @@ class Run:
 
     def __init__(self, batch: Batch, targets: Targets, optimizer: Optimizer, metric: Metric, compile: Compile) -> None:
         self._batch, self._targets, self._compile = batch, targets, compile
+        self._penalty = targets[0].penalty
         self._ws = [target.parameter for target in targets]
         self._steps_of = steps_of(targets[0].how, metric)
         self._parts = [
             (optimizer.param_groups[group], states_of(optimizer, list(members)))
             for group, members in groupby(targets, lambda target: target.group)
         ]
+
+    def adopts(self, penalties: Mapping[str, Penalty]) -> bool:
+        """Take the penalty of this update, by name of a parameter, and return whether the call can."""
+        self._penalty = penalties[self._targets[0].name]
+        return self._batch.adopts(self._penalty)
 
     def move_(self, library: ctypes.CDLL) -> bool:
         """Move the parameters by one call, and return True; False if they changed, and took another way."""
@@ -220,7 +239,7 @@ class Run:
             return True
         with without_autograd_or_autocast(self._targets):
             pairs = zip(self._targets, steps.each(), strict=True)
-            tasks = [Task(target.penalty, target.parameter.detach(), step) for target, step in pairs]
+            tasks = [Task(self._penalty, target.parameter.detach(), step) for target, step in pairs]
             shrink_all_(tasks, compile=self._compile)
         return False
 

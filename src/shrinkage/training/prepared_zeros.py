@@ -1,7 +1,7 @@
 """Zeros that are held in a step that is prepared: `held_zeros.py` by native kernels, with room that is kept."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from shrinkage.execution.native_zeros import Holding
 from shrinkage.execution.single_tensor import restore_
 from shrinkage.optimizers.metrics import Group
+from shrinkage.penalties.base import Penalty
 from shrinkage.training.gradient_averages import Average, Averages, following_weight
 from shrinkage.training.penalized import PenalizedParameter
 
@@ -50,6 +51,10 @@ class PreparedZeros:
             [target.penalty for target in targets], [target.parameter for target in targets], grads, totals
         )
         return None if holding is None else PreparedZeros(targets, groups, averages, holding)
+
+    def adopts(self, penalties: Mapping[str, Penalty]) -> bool:
+        """Take the penalties of this update, by names of parameters, and return whether the calls can."""
+        return self._holding.adopts([penalties[name] for name in self._names])
 
     def before(self, library: ctypes.CDLL) -> bool:
         """Average gradients and note which zeros stay; False, and nothing is done, where that cannot be prepared."""
