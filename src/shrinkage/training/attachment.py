@@ -220,10 +220,10 @@ class Attachment(Lasting):
         return Update(optimizer, list(zip(self._targets, self._penalties(), strict=True)), self)
 
     def _penalties(self) -> Sequence[Penalty]:
-        """Return the penalties at this update; schedules are asked once for each."""
-        key = (self.updates.count() if self._scheduled else 0, self.lookups)
+        """Return the penalties at this update; schedules are asked once for each step."""
+        key = (self._scheduled and (self.updates.steps, self.updates.skipped is None), self.lookups)
         if self._asked[0] != key:
-            self._asked = (key, at_update(self._targets, key[0]))
+            self._asked = (key, at_update(self._targets, self.updates.count() if self._scheduled else 0))
         return self._asked[1]
 
     def _penalized_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
