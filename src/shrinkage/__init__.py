@@ -46,6 +46,10 @@ try:
     from shrinkage.penalties.balls import UnitNorm as UnitNorm
     from shrinkage.penalties.base import Penalty as Penalty
     from shrinkage.penalties.box import Box as Box
+    from shrinkage.penalties.common_schedules import Cosine as Cosine
+    from shrinkage.penalties.common_schedules import Cubic as Cubic
+    from shrinkage.penalties.common_schedules import Ramp as Ramp
+    from shrinkage.penalties.common_schedules import Steps as Steps
     from shrinkage.penalties.constraints import NofM as NofM
     from shrinkage.penalties.constraints import TopK as TopK
     from shrinkage.penalties.convex import L1 as L1
@@ -97,9 +101,11 @@ __all__ = [
     "Blocks",
     "Box",
     "Columns",
+    "Cosine",
     "Counted",
     "Coupled",
     "CoupledChannels",
+    "Cubic",
     "ElasticNet",
     "FusedLasso",
     "GroupError",
@@ -125,6 +131,7 @@ __all__ = [
     "Penalty",
     "Plan",
     "PlanError",
+    "Ramp",
     "Regularizer",
     "Report",
     "Residuals",
@@ -144,6 +151,7 @@ __all__ = [
     "SparseReport",
     "Sparsified",
     "SpectralBall",
+    "Steps",
     "TopK",
     "Toward",
     "UnitNorm",

@@ -3,6 +3,9 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("if done <= 0:", "if done < 0.2:", "common_schedules"),
+    M("bisect_right(starts, update)", "bisect_right(starts, update - 1)", "common_schedules"),
+    M("return self.high if done >= 1 else", "return", "common_schedules", "both_ends"),
     M("and task.target is not None and", "and", "coupled_groups", "without_a_gradient"),
     M("clash or any(NONE not in pair for pair in pairs)", "clash", "coupled_groups", "overlap", quick=True),
     M("clash = other.dim != first.dim or", "clash =", "coupled_groups", "overlap"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from shrinkage import L1, L2, Columns, ElasticNet, Grouped, GroupError, GroupLasso, Heads, Kernels, Rule
+from shrinkage import L1, L2, Columns, ElasticNet, Grouped, GroupError, GroupLasso, Heads, Kernels, Ramp, Rule
 from shrinkage.selection.plan import resolve
 
 
@@ -14,7 +14,7 @@ def test_a_plan_prints_as_a_table():
             Rule(GroupLasso(1e-3, Kernels()), nn.Conv2d),
             Rule(ElasticNet(1e-4, lambda iteration: 0.1), "1.weight", "gradient"),
             Rule(L2(0.01), "*.bias", "decoupled"),
-            Rule(Grouped(L2(0.5), Columns()), "2.weight"),
+            Rule(Grouped(L2(Ramp(0.5, 1000)), Columns()), "2.weight"),
         ],
     )
     assert str(plan).splitlines() == [
@@ -24,7 +24,7 @@ def test_a_plan_prints_as_a_table():
         "0.bias     8        -               L2          0.01              decoupled",
         "1.weight   4x8      -               ElasticNet  0.0001, schedule  gradient",
         "1.bias     4        -               L2          0.01              decoupled",
-        "2.weight   lazy     Columns()       Grouped L2  0.5               proximal",
+        "2.weight   lazy     Columns()       Grouped L2  0 to 0.5 by 1000  proximal",
         "2.bias     lazy     -               L2          0.01              decoupled",
     ]
 

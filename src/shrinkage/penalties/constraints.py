@@ -16,7 +16,7 @@ from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.groups import Groups, Whole
 from shrinkage.penalties.per_group import check_groups
-from shrinkage.penalties.schedules import Strength, fixed
+from shrinkage.penalties.schedules import Strength, fixed, strength_text
 from shrinkage.proximal import precision, projections
 from shrinkage.proximal.precision import at_least_float32
 
@@ -164,8 +164,7 @@ class TopK(Constraint):
         self.groups.layout(shape)
 
     def describe(self, shape: Sequence[int] | None) -> Description:
-        density = "schedule" if callable(self.density) else f"density {self.density:g}"
-        return Description("TopK", density, str(self.groups))
+        return Description("TopK", f"density {strength_text(self.density)}", str(self.groups))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,6 +1,7 @@
 """Strengths: a number, or a function of the update count."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -34,13 +35,43 @@ def check_strength(owner: str, name: str, strength: Strength) -> None:
         )
 
 
+class Described(Value, ABC):
+    """A schedule that says in words what it does. Concrete ones are frozen dataclasses."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, update: int) -> float:
+        """Return the strength at an update, the first being 0."""
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """What a printed plan says of it."""
+
+
 def strength_text(strength: Strength) -> str:
     """Return a strength as a plan prints it.
 
     >>> strength_text(0.5), strength_text(lambda update: 0.1 * update)
     ('0.5', 'schedule')
     """
+    if isinstance(strength, Described):
+        return strength.text
     return "schedule" if callable(strength) else f"{float(strength):g}"
+
+
+def check_number(owner: str, name: str, number: float) -> None:
+    """Raise unless `number` is a finite number that is not negative.
+
+    >>> check_number("Ramp", "high", math.inf)
+    Traceback (most recent call last):
+    ValueError: Ramp: high must be a finite number >= 0, got inf
+    """
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if not (is_number and 0 <= number < math.inf):
+        error = ValueError if is_number else TypeError
+        raise error(f"{owner}: {name} must be a finite number >= 0, got {shown(number)}")
 
 
 def check_positive(owner: str, name: str, number: float, *, above: float = 0.0) -> None:
@@ -73,7 +104,7 @@ def fixed(strength: Strength) -> float:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Total(Value):
+class Total(Described):
     """The sum of two strengths at an update.
 
     >>> Total(0.5, lambda iteration: 0.25 * iteration)(2)
@@ -83,13 +114,17 @@ class Total(Value):
     one: Strength
     other: Strength
 
-    def __call__(self, iteration: int) -> float:
-        """Return the sum at update number `iteration`."""
-        return at(self.one, iteration) + at(self.other, iteration)
+    def __call__(self, update: int) -> float:
+        """Return the sum at an update."""
+        return at(self.one, update) + at(self.other, update)
+
+    @property
+    def text(self) -> str:
+        return f"{strength_text(self.one)} + {strength_text(self.other)}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Multiple(Value):
+class Multiple(Described):
     """A number of times a schedule.
 
     >>> Multiple(2.0, lambda iteration: 0.25 * iteration)(2)
@@ -99,9 +134,13 @@ class Multiple(Value):
     factor: float
     schedule: Schedule
 
-    def __call__(self, iteration: int) -> float:
-        """Return the multiple at update number `iteration`."""
-        return self.factor * self.schedule(iteration)
+    def __call__(self, update: int) -> float:
+        """Return the multiple at an update."""
+        return self.factor * self.schedule(update)
+
+    @property
+    def text(self) -> str:
+        return f"{self.factor:g} x ({strength_text(self.schedule)})"
 
 
 def total(one: Strength, other: Strength) -> Strength:
