@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.groups import Groups, Layout, require_dimensions
+from shrinkage.penalties.kinds import Kinds
 from shrinkage.penalties.value_objects import Value
 
 NONE = -1  # the group of an index that belongs to none
@@ -79,6 +80,7 @@ class Coupled(Groups):
     Args:
         members: `Member` instances. A parameter can be several of them, along one dimension, with different indices.
         sizes: how many elements each group has; a plan finds out.
+        kinds: which groups are of one kind, and what a model has left without some; `CoupledChannels` finds out.
 
     Raises:
         TypeError: something else than a `Member` is given.
@@ -98,6 +100,7 @@ class Coupled(Groups):
 
     members: Sequence[Member]
     sizes: tuple[int, ...] = ()
+    kinds: Kinds | None = None
 
     def __post_init__(self) -> None:
         members = tuple(self.members)

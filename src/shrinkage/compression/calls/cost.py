@@ -67,16 +67,13 @@ def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
 
     None are counted of models that fail only while their operators are watched.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # not imported before it is needed: it brings triton along
-
-    attention = private(torch.ops.aten, FUSED_ATTENTION, "count its multiply-adds")  # torch counts 0
     model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
-    counter = FlopCounterMode(display=False, custom_mapping={attention: attention_operations})
+    counter = operation_counter()
     for modules_are_known in (True, False):
         try:
             if not modules_are_known:
                 # Models that compute gradients in their call, in which the hooks that tell modules fail.
-                counter.mod_tracker = _NoModules()  # type: ignore[assignment]  # it has what the counter asks for
+                counter.mod_tracker = NoModules()  # it has what the counter asks for
             with seeing(counter):
                 outputs(model, call)
             break
@@ -91,12 +88,20 @@ def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
     return modules | {"": counts.get("Global", 0)}
 
 
-class _NoModules:
+def operation_counter() -> Any:
+    """Return torch's counter of floating-point operations, which counts those of attention on CPUs too."""
+    from torch.utils.flop_counter import FlopCounterMode  # not imported before it is needed: it brings triton along
+
+    attention = private(torch.ops.aten, FUSED_ATTENTION, "count its multiply-adds")  # torch counts 0
+    return FlopCounterMode(display=False, custom_mapping={attention: attention_operations})
+
+
+class NoModules:
     """Count all operations for the model as a whole, and none by layer."""
 
     parents = frozenset({"Global"})
 
-    def __enter__(self) -> "_NoModules":
+    def __enter__(self) -> "NoModules":
         return self
 
     def __exit__(self, *_: object) -> None:

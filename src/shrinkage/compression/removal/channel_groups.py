@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.calls.outputs import outputs
-from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
 from shrinkage.compression.plans.tensors import tensors_of, zero_slices
-from shrinkage.compression.removal.attributes import changed_attributes, equal_by_chance
+from shrinkage.compression.removal.attributes import equal_by_chance
 from shrinkage.compression.removal.bisection import culprits
-from shrinkage.compression.removal.removable import kept_indices
+from shrinkage.compression.removal.channel_kinds import kinds_of, without
 from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
 from shrinkage.compression.tracing.disjoint_sets import distinct
@@ -44,7 +43,8 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str]) -> Coupled:
         Member(name, dim, [number.get(root, -1) for root in channels.tolist()])
         for (name, dim), channels in free.items()
     ]
-    return Coupled([member for member in members if max(member.groups) >= 0])
+    kinds = kinds_of(coupling, model, call, number)
+    return Coupled([member for member in members if max(member.groups) >= 0], kinds=kinds)
 
 
 def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str]:
@@ -117,11 +117,8 @@ def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis,
 
     def runs(held: Tensor, kept: frozenset[str] | None = None) -> bool:
         try:
-            attributes = changed_attributes(coupling, model, gone & ~held)
-            for name in attributes.keys() & (chance if kept is None else kept):
-                del attributes[name]
-            plan = ShrinkPlan.of(model, kept_indices(coupling, gone & ~held), attributes=attributes)
-            return [x.shape for x in outputs(applied(model, plan), call)] == shapes
+            small = without(gone & ~held, coupling, model, chance if kept is None else kept)
+            return [x.shape for x in outputs(small, call)] == shapes
         except Exception:  # Whatever a model's code does with other widths than it expects.
             return False
 
