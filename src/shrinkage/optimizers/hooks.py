@@ -6,7 +6,7 @@ penalty that is in the gradient already, and an average of weights in one that c
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim import Optimizer
@@ -67,5 +67,11 @@ _last: PerOptimizer[list[RemovableHandle] | None] = PerOptimizer("last_hooks")
 
 def uncompiled(hook: HookType) -> HookType:
     """Return `hook` in a form that `torch.compile` calls and does not trace: an update count would recompile it."""
-    disabled: HookType = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return disabled
+    disabled = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    @functools.wraps(hook)
+    def called(*args: Any) -> Any:
+        # What is disabled sets torch's hook of the interpreter back and forth, as long as a small network's L1 takes.
+        return disabled(*args) if torch.compiler.is_dynamo_compiling() else hook(*args)
+
+    return cast(HookType, called)
