@@ -393,7 +393,7 @@ def test_a_regularizer_that_stays_attached_says_so():
         train(small, optimizer, seed=2)
 
 
-def test_declared_layers_are_charged_on():
+def test_declared_layers_are_penalized_on():
     model = network()
     regularize(model[3], L1(0.05))
     optimizer = RMSprop(model.parameters(), lr=0.01)

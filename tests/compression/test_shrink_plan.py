@@ -210,7 +210,7 @@ def test_new_biases_are_zero():
     assert model[0].bias is None
 
 
-def test_declared_layers_are_charged_on():
+def test_declared_layers_are_penalized_on():
     model = nn.Sequential(regularize(nn.Linear(6, 6), L1(0.1)), nn.Linear(6, 2))
     plan = ShrinkPlan.of(model, {"0.weight": {0: (0, 3)}, "0.bias": {0: (0, 3)}, "1.weight": {1: (0, 3)}})
     small = apply_plan(model, plan)

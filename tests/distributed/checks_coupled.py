@@ -1,4 +1,4 @@
-"""Groups that span parameters of which each process holds a piece, a copy, or both: as on one process."""
+"""Groups that span parameters of which each process holds a shard, a copy, or both: as on one process."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -89,7 +89,7 @@ def placed(mesh: DeviceMesh, first: int, name: str, tensor: Tensor) -> Tensor:
 
 @worlds(2, 4)
 def check_every_placement(rank: int, world: int) -> dict[str, float]:
-    """Pieces of rows, pieces of columns, copies and plain tensors, in one family; cut unevenly by 4 processes."""
+    """Shards of rows, shards of columns, copies and plain tensors, in one family; cut unevenly by 4 processes."""
     mesh = init_device_mesh("cpu", (world,))
     measured: dict[str, float] = {}
     for (penalty, how, every), optimizer in product(RULES, (SGD, Adam)):

@@ -34,7 +34,7 @@ from shrinkage.distributed.flat_parameters import penalizes_any_shard
 
 RULES = zoo_rules(ALL_CASES, 0.5).values()
 ELEMENTWISE = [case for case, rule in zip(ALL_CASES, RULES, strict=True) if penalizes_any_shard(rule)]
-# torch's fused kernel rounds the last few elements of a tensor otherwise than those before, so that pieces differ.
+# torch's fused kernel rounds the last few elements of a tensor otherwise than those before, so that shards differ.
 UNFUSED = {"SGD momentum": OPTIMIZERS["SGD momentum"], "AdamW": lambda p: AdamW(p, lr=0.02)}
 OTHERS = [case for case in ALL_CASES if case not in ELEMENTWISE]
 
@@ -82,7 +82,7 @@ def check_every_elementwise_penalty(rank: int, world: int) -> dict[str, float]:
     return zeros
 
 
-def check_empty_pieces_schedules_and_held_zeros(rank: int, world: int) -> None:
+def check_empty_shards_schedules_and_held_zeros(rank: int, world: int) -> None:
     """Process 0 has nothing of the second layer, and so no gradient for it."""
     together, alone = mlp(), mlp()
     rules = {"*.weight": L1(lambda update: 0.02 + 0.01 * update)}
@@ -119,7 +119,7 @@ def check_declared_layers_and_attachment_before_wrapping(rank: int, world: int) 
 
 
 def check_overflow_on_one_process(rank: int, world: int) -> None:
-    """Only a scaler that asks the other processes knows of an overflow in a piece that it does not hold."""
+    """Only a scaler that asks the other processes knows of an overflow in a shard that it does not hold."""
     from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
     for fused in (False, True):
@@ -235,7 +235,7 @@ def check_flat_shards_that_are_whole(rank: int, world: int) -> None:
         regularizer.attach(SGD(wrapped.parameters(), lr=0.1))
 
 
-def check_an_update_counts_where_there_is_no_piece(rank: int, world: int) -> None:
+def check_an_update_counts_where_there_is_no_shard(rank: int, world: int) -> None:
     model = nn.Linear(1, 1, bias=False)
     regularizer = Regularizer(model, L1(lambda update: 0.1 * update))
     wrapped = flattened(model)

@@ -240,25 +240,25 @@ def check_messages(rank: int, world: int) -> None:
 
 @worlds(2, 4)
 def check_a_process_without_gradients(rank: int, world: int) -> None:
-    """It leaves its pieces alone, and keeps nobody waiting: as in a loop in which its gradients and steps are 0."""
+    """It leaves its shards alone, and keeps nobody waiting: as in a loop in which its gradients and steps are 0."""
     for penalty, how in ((GroupLasso(0.3, Columns()), "proximal"), (Grouped(L2(0.5), Columns()), "decoupled")):
         for make in (sgd, adamw):
             model = sharded(mlp())
             optimizer = make(list(model.parameters()))
             rules = {"0.weight": penalty, "2.weight": Nuclear(0.1)}
             regularizer = Regularizer(model, rules, how=how, hold_zeros=0.99).attach(optimizer)
-            before = pieces(model)
+            before = shards(model)
             loss_of(model, batches(1)[0]).backward()
             if rank == 0:
                 optimizer.zero_grad()
             optimizer.step()
-            moved = [not torch.equal(*pair) for pair in zip(pieces(model), before, strict=True)]
+            moved = [not torch.equal(*pair) for pair in zip(shards(model), before, strict=True)]
             assert not any(moved) if rank == 0 else all(m or not p.numel() for m, p in zip(moved, before, strict=True))
             assert regularizer.state_dict()["updates"] == [1]
 
 
-def pieces(model: nn.Module) -> list[Tensor]:
-    """Copies of this process's pieces of the parameters."""
+def shards(model: nn.Module) -> list[Tensor]:
+    """Copies of this process's shards of the parameters."""
     return [parameter.to_local().detach().clone() for parameter in model.parameters()]
 
 
@@ -297,7 +297,7 @@ def check_a_closure_that_raises_on_one_process(rank: int, world: int) -> None:
     optimizer = sgd(list(spread.parameters()))
     rules = {"0.weight": GroupLasso(0.1, Columns()), "2.weight": L1(0.1)}
     regularizer = Regularizer(spread, rules, how="gradient").attach(optimizer)
-    before = pieces(spread)
+    before = shards(spread)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -309,7 +309,7 @@ def check_a_closure_that_raises_on_one_process(rank: int, world: int) -> None:
 
     with pytest.raises(ValueError if rank == 1 else RuntimeError):
         optimizer.step(closure)
-    assert all(map(torch.equal, pieces(spread), before))
+    assert all(map(torch.equal, shards(spread), before))
     assert regularizer.state_dict()["updates"] == [0]
 
 
@@ -339,9 +339,9 @@ def check_a_layer_that_is_not_used(rank: int, world: int) -> None:
             fully_shard(layer)
         optimizer = sgd(list(model.parameters()))
         Regularizer(model, penalty, how=how).attach(optimizer)
-        before = pieces(model)
+        before = shards(model)
         train_together(model, optimizer, rank, range(3))
-        used, _, never, _ = (not torch.equal(*pair) for pair in zip(pieces(model), before, strict=True))
+        used, _, never, _ = (not torch.equal(*pair) for pair in zip(shards(model), before, strict=True))
         assert used
         assert not never
 
@@ -411,7 +411,7 @@ def check_sequence_parallel(rank: int, world: int) -> None:
 
 @worlds(4)
 def check_fully_shard_of_tensor_parallel(rank: int, world: int) -> dict[str, float]:
-    """A mesh of 2 x 2: pieces of rows are interleaved where both cut dimension 0."""
+    """A mesh of 2 x 2: shards of rows are interleaved where both cut dimension 0."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     worst = 0.0
     for penalty in (L1(0.05), GroupLasso(0.08, Rows()), GroupLasso(0.08, Columns()), Nuclear(0.02), Toward(L1(0.02))):
@@ -422,7 +422,7 @@ def check_fully_shard_of_tensor_parallel(rank: int, world: int) -> dict[str, flo
 
 
 def check_an_overflow_on_one_process(rank: int, world: int) -> None:
-    """An infinite gradient in one piece: nothing moves anywhere, and the update is not counted."""
+    """An infinite gradient in one shard: nothing moves anywhere, and the update is not counted."""
     for options in ({"fused": True}, {"foreach": False}):
         model = sharded(mlp())
         optimizer = AdamW(model.parameters(), lr=0.02, **options)

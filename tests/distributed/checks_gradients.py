@@ -1,4 +1,4 @@
-"""Gradients to which penalties are added early, and those that a step leaves as they were, in pieces."""
+"""Gradients to which penalties are added early, and those that a step leaves as they were, in shards."""
 
 import torch
 from torch import Tensor

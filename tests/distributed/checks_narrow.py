@@ -38,8 +38,8 @@ def decayed(model: nn.Module, penalty: Penalty, how: How, **options: bool) -> nn
 
 
 @worlds(2, 4)
-def check_stochastic_rounding_of_copies_and_pieces(rank: int, world: int) -> dict[str, float]:
-    """Copies draw what one process draws, whatever torch's seed is; pieces draw apart, and the mean is right."""
+def check_stochastic_rounding_of_copies_and_shards(rank: int, world: int) -> dict[str, float]:
+    """Copies draw what one process draws, whatever torch's seed is; shards draw apart, and the mean is right."""
     torch.manual_seed(rank)
     measured = {}
     for penalty, how in CASES:
@@ -49,14 +49,14 @@ def check_stochastic_rounding_of_copies_and_pieces(rank: int, world: int) -> dic
         assert all(torch.equal(each, copies) for each in everyones(copies))
 
         cut = fully_shard(ones())
-        piece = decayed(cut, penalty, how, stochastic_rounding=True).weight.to_local()
-        pieces = everyones(piece)
-        assert not any(torch.equal(each, piece) for other, each in enumerate(pieces) if other != rank)
+        shard = decayed(cut, penalty, how, stochastic_rounding=True).weight.to_local()
+        shards = everyones(shard)
+        assert not any(torch.equal(each, shard) for other, each in enumerate(shards) if other != rank)
         again = decayed(fully_shard(ones()), penalty, how, stochastic_rounding=True).weight
-        assert torch.equal(again.to_local(), piece)
+        assert torch.equal(again.to_local(), shard)
 
         exact = decayed(ones(dtype=torch.float32), penalty, how).weight.detach().mean()
-        for weights in (alone, torch.cat(pieces)):
+        for weights in (alone, torch.cat(shards)):
             # One weight is off by at most half a unit in the last place in each step, in the mean over draws.
             error = float((weights.detach().float().mean() - exact).abs())
             assert error <= 5 * STEPS**0.5 * torch.finfo(torch.bfloat16).eps / 2 / weights.numel() ** 0.5
@@ -91,14 +91,14 @@ def check_stochastic_rounding_on_meshes(rank: int, world: int) -> None:
 
 
 @worlds(2, 4)
-def check_a_penalty_too_small_to_move_a_piece_is_said(rank: int, world: int) -> None:
-    """Each process judges its own piece, if it has one, and asks nobody; groups that cross are not judged."""
+def check_a_penalty_too_small_to_move_a_shard_is_said(rank: int, world: int) -> None:
+    """Each process judges its own shard, if it has one, and asks nobody; groups that cross are not judged."""
     for penalty, how in (*CASES[:2], (GroupLasso(STRENGTH, Rows()), "proximal")):
         model = fully_shard(ones(rows=3))
         shape = tuple(model.weight.to_local().shape)
         if shape[0]:
-            piece = rf"this process's shard of 'weight', of shape \({shape[0]}, 64\)"
-            with pytest.warns(UserWarning, match=f"too small to move 100% of the weights of {piece}") as told:
+            shard = rf"this process's shard of 'weight', of shape \({shape[0]}, 64\)"
+            with pytest.warns(UserWarning, match=f"too small to move 100% of the weights of {shard}") as told:
                 decayed(model, penalty, how)
             assert len(told) == 1
         else:

@@ -65,7 +65,7 @@ def train(parameter: nn.Parameter, optimizer: Optimizer, penalty: Penalty, gradi
     return optimizer.state[parameter].get("z", parameter.detach())
 
 
-def check_metrics_of_pieces(rank: int, world: int) -> dict[str, float]:
+def check_metrics_of_shards(rank: int, world: int) -> dict[str, float]:
     register_schedule_free()
     mesh = init_device_mesh("cpu", (world,))
     measured = {}

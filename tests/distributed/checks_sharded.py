@@ -26,7 +26,7 @@ from shrinkage.selection.how import How
 Placements = Callable[[Tensor], list[Shard | Replicate]]
 STEPS = 4
 
-# The fused kernel rounds the last elements of a piece otherwise than those in the middle of a whole.
+# The fused kernel rounds the last elements of a shard otherwise than those in the middle of a whole.
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "SGD momentum": lambda p: SGD(p, lr=0.05, momentum=0.9, foreach=True),
     "AdamW": lambda p: AdamW(p, lr=0.02, foreach=False),
@@ -50,7 +50,7 @@ def copies_of_columns(w: Tensor) -> list[Shard | Replicate]:
 
 
 def cut(zoo: Zoo, mesh: DeviceMesh, placements: Placements) -> Zoo:
-    """Replace the weights by pieces on this process."""
+    """Replace the weights by shards on this process."""
     spread = [distribute_tensor(w.detach(), mesh, placements(w), src_data_rank=None) for w in zoo.weights]
     zoo.weights = nn.ParameterList(map(nn.Parameter, spread))
     return zoo
@@ -118,11 +118,11 @@ def compare(
         rules, training = zoo_rules(cases, strength), Training(name, how, strength, tuple(cases), steps, every)
         spread, alone = trained(cut(Zoo(cases), mesh, placements), training), trained_on_one_process(training)
         worst = 0.0
-        for case, piece, reference, penalty in zip(cases, spread.weights, alone.weights, rules.values(), strict=True):
-            found = whole(piece.detach())
+        for case, shard, reference, penalty in zip(cases, spread.weights, alone.weights, rules.values(), strict=True):
+            found = whole(shard.detach())
             difference = float((found - reference).abs().max())
             assert torch.equal(found == 0, reference == 0), f"{case} with {name}: other zeros"
-            if sums_suffice(penalty) and group_sharding_of(penalty, piece) is not None:
+            if sums_suffice(penalty) and group_sharding_of(penalty, shard) is not None:
                 worst = max(worst, difference)
                 assert difference <= 1e-6 * float(reference.abs().max()), f"{case} with {name}: {difference}"
             elif sums_suffice(penalty):
@@ -198,8 +198,8 @@ def check_several_meshes_and_none_in_one_optimizer(rank: int, world: int) -> Non
             optimizer.defaults["foreach"] = optimizer.param_groups[0]["foreach"] = False  # which takes one mesh only
             Regularizer(zoo, zoo_rules(cases, 1.0)).attach(optimizer)
             train(zoo, optimizer, range(STEPS))
-        for piece, reference in zip(spread.weights, alone.weights, strict=True):
-            found = whole(piece.detach())
+        for shard, reference in zip(spread.weights, alone.weights, strict=True):
+            found = whole(shard.detach())
             assert torch.equal(found == 0, reference == 0)
             assert float((found - reference).abs().max()) <= 1e-6 * float(reference.abs().max())
         assert torch.equal(spread.weights[3], alone.weights[3])

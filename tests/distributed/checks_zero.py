@@ -79,7 +79,7 @@ SCHEDULE = L1(lambda update: 0.05 + 0.02 * update)
 
 
 @worlds(2, 4)
-def check_processes_that_step_nothing_charged(rank: int, world: int) -> dict[str, float]:
+def check_processes_that_step_nothing_penalized(rank: int, world: int) -> dict[str, float]:
     """Of 4 processes two step biases only. The reference is DDP with an optimizer that is not in parts."""
     for how in ("proximal", "gradient", "decoupled"):
         parted, whole = mlp(), mlp()

@@ -172,7 +172,7 @@ def same_everywhere(value: object) -> bool:
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """All of a parameter, of which a process may hold a piece."""
+    """All of a parameter, of which a process may hold a shard."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 

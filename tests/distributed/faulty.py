@@ -50,7 +50,7 @@ SAVED, KILLED, STEPS = 3, 4, 8
 
 
 def started(dies: bool = False) -> tuple[nn.Module, Optimizer, Regularizer]:
-    """A model in pieces with groups that cross processes; the process that `dies` is killed inside of a step."""
+    """A model in shards with groups that cross processes; the process that `dies` is killed inside of a step."""
 
     def strength(update: int) -> float:
         if dies and update == KILLED:

@@ -8,7 +8,7 @@ MUTANTS = [
     M("found_together(tasks, gradients_of), strict=True):\n        if task.target is not None:\n", "found_together(tasks, gradients_of), strict=True):\n        if True:\n", "processes", "fsdp2 and a_process_without_gradients and not 4"),
     M("return parameter.grad is not None or is_dtensor(parameter) or is_flat_shard(parameter)", "return parameter.grad is not None or is_dtensor(parameter)", "processes", "fsdp1 and an_update_counts"),
     M("parameters_of(self._whole() or optimizer)", "parameters_of(optimizer)", "processes", "a_group_that_is_added and 4"),
-    M(", *place_of(target.parameter))", ")", "processes", "copies_and_pieces and 2"),
+    M(", *place_of(target.parameter))", ")", "processes", "copies_and_shards and 2"),
     M("or target.group_sharding is not None", "or place_of(target.parameter) != ()", "processes", "too_small and 2"),
     M("squares = yield norms_within(w, layout.within).square()", "squares = norms_within(w, layout.within).square()\n    yield squares", "dtensor", "sums"),
     M("to_rest=not cut and w.device.type == \"cpu\"", "to_rest=w.device.type == \"cpu\"", "dtensor", "sums"),

@@ -1,4 +1,4 @@
-"""Pieces of a tensor penalized apart, or in step with sums over all of them, in one process: as the whole is penalized.
+"""Shards of a tensor penalized apart, or in step with sums over all of them, in one process: as the whole is penalized.
 
 What real processes do is tested by `test_processes.py`.
 """
@@ -34,13 +34,13 @@ def taken(dim, start, length, tensor):
 
 
 def cut(shape, dim):
-    """Two unequal pieces, and an empty one."""
+    """Two unequal shards, and an empty one."""
     first = max(shape[dim] // 3, 1)
-    return [partial(taken, dim, *piece) for piece in ((0, first), (first, shape[dim] - first), (shape[dim], 0))]
+    return [partial(taken, dim, *shard) for shard in ((0, first), (first, shape[dim] - first), (shape[dim], 0))]
 
 
 def in_step(computations):
-    """Run computations of all pieces of one tensor, each of which is sent the sum of what all of them yield."""
+    """Run computations of all shards of one tensor, each of which is sent the sum of what all of them yield."""
     results, sent, rounds = {}, None, 0
     while len(results) < len(computations):
         asked = []
@@ -49,23 +49,23 @@ def in_step(computations):
                 asked.append(computation.send(sent))
             except StopIteration as end:
                 results[index] = end.value
-        assert len(asked) in (0, len(computations)), "pieces ask unequally often"
+        assert len(asked) in (0, len(computations)), "shards ask unequally often"
         sent, rounds = sum(asked), rounds + 1
     return [results[index] for index in range(len(computations))], rounds
 
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_pieces_that_may_be_cut_are_charged_by_themselves(case, step):
+def test_shards_that_may_be_cut_are_penalized_by_themselves(case, step):
     penalty, (w, metric) = made(case), example(case)
     steps = metric if step == "metric" else step
     expected = penalty.prox(w, steps)
     for dim in penalty.cuts(w.shape):
-        pieces = [
+        shards = [
             penalty.with_tensors(take).prox(take(w), take(metric) if step == "metric" else step)
             for take in cut(w.shape, dim)[:2]
         ]
-        torch.testing.assert_close(torch.cat(pieces, dim), expected, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(torch.cat(shards, dim), expected, rtol=1e-13, atol=1e-13)
 
 
 def messages_of(penalty, dtype) -> int:
@@ -78,7 +78,7 @@ def messages_of(penalty, dtype) -> int:
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_pieces_that_may_not_be_cut_are_charged_by_sums_or_not_at_all(case, step):
+def test_shards_that_may_not_be_cut_are_penalized_by_sums_or_not_at_all(case, step):
     penalty, (w, metric) = made(case), example(case)
     expected = penalty.prox(w, metric if step == "metric" else step)
     for dim in set(range(w.dim())) - set(penalty.cuts(w.shape)):
@@ -91,16 +91,16 @@ def test_pieces_that_may_not_be_cut_are_charged_by_sums_or_not_at_all(case, step
         ]
         assert len({computation is None for computation in computations}) == 1
         if computations[0] is not None:
-            pieces, rounds = in_step(computations)
+            shards, rounds = in_step(computations)
             messages = messages_of(penalty, w.dtype)
             assert rounds == 1 + (messages if step == "metric" else 1)
-            found = torch.cat(pieces, dim)
+            found = torch.cat(shards, dim)
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
             assert torch.equal(found == 0, expected == 0)
 
 
 @pytest.mark.parametrize("case", PENALTIES, ids=str)
-def test_gradients_of_pieces(case):
+def test_gradients_of_shards(case):
     penalty, (w, _) = made(case), example(case)
     for dim in range(w.dim()):
         takes = cut(w.shape, dim)
@@ -109,13 +109,13 @@ def test_gradients_of_pieces(case):
             target.gradient_by_sums(take(w), w.shape, cut=(dim,)) for target, take in zip(targets, takes, strict=True)
         ]
         if dim in penalty.cuts(w.shape):
-            pieces = [target.gradient(take(w)) for target, take in zip(targets[:2], takes[:2], strict=True)]
+            shards = [target.gradient(take(w)) for target, take in zip(targets[:2], takes[:2], strict=True)]
         elif computations[0] is not None:
-            pieces, rounds = in_step(computations)
+            shards, rounds = in_step(computations)
             assert rounds == 2
         else:
             continue
-        torch.testing.assert_close(torch.cat(pieces, dim), penalty.gradient(w), rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(torch.cat(shards, dim), penalty.gradient(w), rtol=1e-13, atol=1e-13)
 
 
 def test_which_penalties_sums_suffice_for():
@@ -135,7 +135,7 @@ def test_which_penalties_sums_suffice_for():
     assert GroupLasso(1.0, Heads(2)).prox_by_sums(torch.ones(4, 3), 0.1, (4, 6), cut=(1,)) is not None
 
 
-def test_a_charge_that_differs_between_groups_is_not_cut_between_them():
+def test_a_penalty_that_differs_between_groups_is_not_cut_between_them():
     weighted = next(case for case in PENALTIES if str(case) == "Grouped Weighted L1").make(1.0)
     assert weighted.cuts((4, 6)) == ()
     assert weighted.prox_by_sums(torch.ones(2, 6), 0.1, (4, 6), cut=(0,)) is None

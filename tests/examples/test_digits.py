@@ -94,7 +94,7 @@ def test_only_proximal_l1_has_exact_zeros_from_the_beginning(demo: Demo) -> None
     assert results["L1 gradient"].zeros < results["L1 proximal"].zeros
 
 
-def test_group_lasso_removes_what_is_strongly_charged(digits: data.Digits) -> None:
+def test_group_lasso_removes_what_is_strongly_penalized(digits: data.Digits) -> None:
     model = trained(variants.group_lasso(0.1), digits, epochs=5).model
     zeros = shrinkage.report(model)
     assert zeros["hidden.weight"].zero_rows > 0

@@ -12,7 +12,7 @@ from shrinkage.execution.single_tensor import add_gradient_, chunks, decay_, pro
 from shrinkage.optimizers.adaptive_step import MetricStep
 
 DECAY = 0.03
-CHARGED_AS_A_WHOLE = ("whole", "heads", "blocks", "Weighted", "Toward", "Orthogonal", "Nuclear")
+PENALIZED_AS_A_WHOLE = ("whole", "heads", "blocks", "Weighted", "Toward", "Orthogonal", "Nuclear")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, case, piece):
     monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", piece)
     for one, other in zip(run(), expected, strict=True):
         torch.testing.assert_close(one, other)
-    assert len(seen) > 2 or any(word in case.name for word in CHARGED_AS_A_WHOLE)
+    assert len(seen) > 2 or any(word in case.name for word in PENALIZED_AS_A_WHOLE)
 
 
 def test_a_state_of_other_shapes_is_not_cut(monkeypatch):

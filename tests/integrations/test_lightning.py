@@ -272,7 +272,7 @@ def test_manual_optimization_with_two_optimizers(how):
     assert callback.regularizer.state_dict()["updates"] == [COUNT, COUNT // 2]
 
 
-def test_only_the_optimizers_that_hold_a_charged_parameter_are_attached_to():
+def test_only_the_optimizers_that_hold_a_penalized_parameter_are_attached_to():
     module, callback = Manual(), RegularizerCallback({"net.2.weight": L1(falling)})
     trainer(callback).fit(module, loader(batches(COUNT)))
     assert callback.regularizer.state_dict()["updates"] == [COUNT // 2]
@@ -362,7 +362,7 @@ def test_what_a_validation_loaded_is_not_taken_over_by_a_fit(tmp_path):
     assert equal(module.net, by_hand())
 
 
-def test_another_fit_of_the_same_trainer_goes_on_and_charges_once():
+def test_another_fit_of_the_same_trainer_goes_on_and_penalizes_once():
     def make(parameters):
         made.append(SGD(parameters, lr=0.1))
         return made[-1]
@@ -448,7 +448,7 @@ def test_bad_arguments_are_errors_at_once():
         RegularizerCallback(L1(0.1), how="before")
 
 
-def test_a_module_that_attaches_by_itself_is_not_charged_twice():
+def test_a_module_that_attaches_by_itself_is_not_penalized_twice():
     class Attaches(Module):
         def configure_optimizers(self):
             optimizer = super().configure_optimizers()
@@ -475,7 +475,7 @@ def test_a_checkpoint_that_was_made_with_the_callback_asks_for_it(tmp_path):
         trainer(max_epochs=2).fit(Module(), loader(batches(COUNT)), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
 
 
-def test_stochastic_weight_averaging_averages_what_was_charged():
+def test_stochastic_weight_averaging_averages_what_was_penalized():
     averaged = []
 
     def after(net, optimizer, update):
@@ -490,7 +490,7 @@ def test_stochastic_weight_averaging_averages_what_was_charged():
         torch.testing.assert_close(ours, torch.stack(others).mean(dim=0))
 
 
-def test_a_running_average_takes_in_what_was_charged():
+def test_a_running_average_takes_in_what_was_penalized():
     averaged = AveragedModel(mlp(), avg_fn=get_ema_avg_fn(0.9))
 
     def after(net, optimizer, update):

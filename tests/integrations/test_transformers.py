@@ -187,7 +187,7 @@ def test_a_checkpoint_without_the_state_is_resumed_with_a_warning(tmp_path):
         assert callback.regularizer.state_dict()["updates"] == [COUNT - 5]
 
 
-def test_another_run_of_the_same_trainer_charges_once_and_counts_from_zero(tmp_path):
+def test_another_run_of_the_same_trainer_penalizes_once_and_counts_from_zero(tmp_path):
     model, callback = Model(), RegularizerCallback({RULE: L1(falling)})
     running = trainer(model, tmp_path, callback)
     running.train()
@@ -200,7 +200,7 @@ def test_another_run_of_the_same_trainer_charges_once_and_counts_from_zero(tmp_p
     assert hooks(bare) == 0
 
 
-def test_a_run_that_raised_is_not_charged_twice_by_the_next(tmp_path):
+def test_a_run_that_raised_is_not_penalized_twice_by_the_next(tmp_path):
     class Fails(Model):
         calls = 0
 
@@ -248,7 +248,7 @@ def test_bad_arguments_are_errors_at_once():
         RegularizerCallback(L1(0.1), how="before")
 
 
-def test_two_callbacks_do_not_charge_a_parameter_twice(tmp_path):
+def test_two_callbacks_do_not_penalize_a_parameter_twice(tmp_path):
     callbacks = [RegularizerCallback({RULE: L1(0.1)}), RegularizerCallback({"net.0.weight": L1(0.1)})]
     with pytest.raises(AttachmentError, match=r"'net\.0\.weight' .* is penalized by another Regularizer"):
         trainer(Model(), tmp_path, *callbacks).train()

@@ -4,11 +4,11 @@ from mutant import Mutant as M
 
 MUTANTS = [
     M("w.add_(moved * share)", "w.add_(moved)", "registry", "papers"),
-    M("return self.elementwise and all(", "return all(", "metrics", "pieces"),
+    M("return self.elementwise and all(", "return all(", "metrics", "chunks"),
     M("return grad.to_dense() if grad.is_sparse else grad", "return grad", "metrics", "embedding"),
     M("if not targets and stepped(given).isdisjoint(ids):", "if False:", "introspection"),
     M("metric is not None and runs_step_of(own, optimizer_class)", "metric is not None", "metrics"),
-    M("adafactor_metric, elementwise=False)", "adafactor_metric)", "metrics", "pieces"),
+    M("adafactor_metric, elementwise=False)", "adafactor_metric)", "metrics", "chunks"),
     M("if option is not None:", "if False:", "registry", "steps_by_another"),
     M("if is_torchs(inspect.unwrap(type(optimizer).step).__module__):", "if False:", "registry"),
     M("if metric is None or metric.lr is None else metric.lr(group)", "", "registry", "decoupled"),

@@ -120,7 +120,7 @@ def test_a_container_is_attached_to_by_all_that_it_keeps(declared, container):
 
 @pytest.mark.parametrize("how", ["gradient", "decoupled"])
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_container_that_knows_optimizers_by_name_charges_once(declared, how):
+def test_a_container_that_knows_optimizers_by_name_penalizes_once(declared, how):
     by_hand, model = mlp(), mlp()
     optimizer = Adam(by_hand.parameters(), lr=0.02)
     Regularizer(by_hand, RULES, how=how).attach(optimizer)
@@ -134,13 +134,13 @@ def test_a_container_that_knows_optimizers_by_name_charges_once(declared, how):
     assert equal(model, by_hand)
 
 
-def test_a_container_with_no_charged_parameter_is_refused():
+def test_a_container_with_no_penalized_parameter_is_refused():
     model = mlp()
     with pytest.raises(AttachmentError, match="this Container holds none of the 1 penalized parameters"):
         Regularizer(model, {"0.weight": L1(0.1)}).attach(Container([model[2]]))
 
 
-def test_a_container_charges_in_some_of_what_it_keeps():
+def test_a_container_penalizes_in_some_of_what_it_keeps():
     model = mlp()
     optimizer = Container([model[0], model[2]])
     Regularizer(model, {"2.weight": L1(0.3)}).attach(optimizer)
@@ -150,7 +150,7 @@ def test_a_container_charges_in_some_of_what_it_keeps():
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_an_optimizer_that_leaves_parameters_to_another_charges_the_others(declared):
+def test_an_optimizer_that_leaves_parameters_to_another_penalizes_the_others(declared):
     by_hand = mlp()
     first, second = SGD(by_hand[0].parameters(), lr=0.1), Adam(by_hand[2].parameters(), lr=0.02)
     Regularizer(by_hand, RULES, how="decoupled").attach(first).attach(second)

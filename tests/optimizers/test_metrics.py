@@ -224,7 +224,7 @@ def test_an_element_without_a_gradient_takes_the_numerator_of_adafactor():
     assert step[0, 0] < 0.1 * rms / 1.1
 
 
-def test_rprop_does_not_charge_a_weight_that_it_leaves_where_it_is():
+def test_rprop_does_not_penalize_a_weight_that_it_leaves_where_it_is():
     parameter = nn.Parameter(torch.ones(3))
     optimizer = Rprop([parameter], lr=0.1)
     Regularizer(nn.ParameterList([parameter]), {"0": L1(0.5)}).attach(optimizer)
@@ -346,7 +346,7 @@ def test_thresholds_are_those_of_a_loop_written_by_hand(name, closure):
 
 @pytest.mark.parametrize("case", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("shape", [(6, 4), (24,)], ids=str)
-def test_pieces_are_charged_as_the_whole_is(monkeypatch, case, shape):
+def test_chunks_are_penalized_as_the_whole_is(monkeypatch, case, shape):
     def run():
         torch.manual_seed(0)
         parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))
@@ -462,9 +462,9 @@ def sparse_eta(name, optimizer, w):
 
 @pytest.mark.parametrize("name", SPARSE)
 @pytest.mark.parametrize("how", ["proximal", "decoupled"])
-@pytest.mark.parametrize("piece", [1 << 18, 5])
-def test_a_sparse_gradient_is_followed_by_a_charge_of_all_rows(monkeypatch, name, how, piece):
-    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", piece)
+@pytest.mark.parametrize("chunk", [1 << 18, 5])
+def test_a_sparse_gradient_is_followed_by_a_penalty_of_all_rows(monkeypatch, name, how, chunk):
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", chunk)
     ours, hand = embedding(), embedding()
     optimizer, hand_optimizer = SPARSE[name](ours.parameters()), SPARSE[name](hand.parameters())
     Regularizer(ours, {"weight": L1(0.05)}, how=how).attach(optimizer)

@@ -42,7 +42,7 @@ SUMS = [
 
 
 @pytest.mark.parametrize(("one", "other", "both"), SUMS, ids=str)
-def test_known_sums_are_one_class_and_charge_both(one, other, both):
+def test_known_sums_are_one_class_and_penalize_both(one, other, both):
     assert one + other == both
     assert other + one == both
     w = torch.randn(4, 6, dtype=torch.float64).abs()

@@ -111,7 +111,7 @@ def test_a_compiled_module_that_hides_its_own_is_neither_declared_nor_made_small
             call()
 
 
-def test_marks_of_flat_pieces_are_the_known_ones(monkeypatch):
+def test_marks_of_flat_shards_are_the_known_ones(monkeypatch):
     monkeypatch.setattr(fsdp, "FullyShardedDataParallel", Holder)
     monkeypatch.setattr(_common_utils, "FSDP_FLATTENED", "_another")
     Regularizer(mlp(), L1(0.1))

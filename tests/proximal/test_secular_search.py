@@ -93,7 +93,7 @@ def test_a_convex_penalty_is_solved_as_the_special_case_solves_it():
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
-def test_zero_steps_keep_their_elements_in_every_charge(penalty):
+def test_zero_steps_keep_their_elements_in_every_penalty(penalty):
     w = torch.randn(50, 4)
     steps = torch.rand(50, 4)
     steps[:, 0] = 0

@@ -54,7 +54,7 @@ def same(ones, others):
 @pytest.mark.parametrize("error", KINDS)
 @pytest.mark.parametrize("declare", [False, True])
 @pytest.mark.parametrize(("how", "penalty"), [("gradient", L1), ("gradient", L2), ("decoupled", L1), ("proximal", L1)])
-def test_a_step_that_raised_and_is_tried_again_charges_once(error, declare, how, penalty):
+def test_a_step_that_raised_and_is_tried_again_penalizes_once(error, declare, how, penalty):
     """As after an error of memory: the same gradients, a second time."""
     plain, optimizer, _ = attached(sgd, penalty(STRENGTH), how)
     train(plain, optimizer)
@@ -112,7 +112,7 @@ def test_a_step_that_raised_is_forgotten_with_its_batch(how, set_to_none):
     assert regularizer.state_dict()["updates"] == [4]
 
 
-def test_a_step_that_raised_late_is_not_charged_after_the_fact():
+def test_a_step_that_raised_late_is_not_penalized_after_the_fact():
     """The weights have moved, the prox has not come: the next step starts from there, as a loop by hand would."""
     ours, optimizer, regularizer = attached(failing, L1(STRENGTH))
     hand = mlp()

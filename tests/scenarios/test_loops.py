@@ -23,7 +23,7 @@ def sgd(p, **options):
     return SGD(p, lr=0.1, **options)
 
 
-def charge_by_hand(model, how, step):
+def penalize_by_hand(model, how, step):
     """What L1 does with plain SGD: its derivative before `step`, or a soft threshold after it."""
     with torch.no_grad():
         if how == "gradient":
@@ -60,7 +60,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("make", "options"), VARIANTS)
-def test_stepping_twice_on_the_same_gradients_charges_as_weight_decay_does(make, options):
+def test_stepping_twice_on_the_same_gradients_penalizes_as_weight_decay_does(make, options):
     ours, theirs = mlp(), mlp()
     optimizer = make(ours.parameters(), lr=0.01, **options)
     other = make(theirs.parameters(), lr=0.01, weight_decay=STRENGTH, **options)
@@ -95,7 +95,7 @@ def test_gradients_that_are_never_cleared_accumulate_without_the_penalty():
         optimizer.step()
         loss_of(hand, batch).backward()
         kept = [p.grad.clone() for p in hand.parameters()]
-        charge_by_hand(hand, "gradient", hand_optimizer.step)
+        penalize_by_hand(hand, "gradient", hand_optimizer.step)
         for p, grad in zip(hand.parameters(), kept, strict=True):
             p.grad = grad
     assert equal(ours, hand)
@@ -143,7 +143,7 @@ def test_two_backward_passes_of_one_graph_and_several_losses_are_one_update(how)
             loss.backward()
             model(batch[0]).mean().backward()
         optimizer.step()
-        charge_by_hand(hand, how, hand_optimizer.step)
+        penalize_by_hand(hand, how, hand_optimizer.step)
     assert equal(ours, hand)
 
 
@@ -162,7 +162,7 @@ def test_activation_checkpointing(how, reentrant):
 
 
 @pytest.mark.parametrize("make", [sgd, Adam])
-def test_gradients_of_zero_are_charged_as_weight_decay_charges_them(make):
+def test_gradients_of_zero_are_penalized_as_weight_decay_penalizes_them(make):
     """zero_grad(set_to_none=False) leaves zeros for a layer that a batch does not use."""
     ours, theirs = mlp(), mlp()
     optimizer = make(ours.parameters())
@@ -189,7 +189,7 @@ def test_a_layer_that_a_batch_does_not_use_is_penalized_only_where_its_gradient_
             output = model(x) if i % 2 == 0 else model[2](x[:, [0, 1, 2, 3, 4, 5, 0, 1]])
             (output - y).square().mean().backward()
         optimizer.step()
-        charge_by_hand(hand, how, hand_optimizer.step)
+        penalize_by_hand(hand, how, hand_optimizer.step)
     assert equal(ours, hand)
 
 
@@ -339,7 +339,7 @@ def test_clipping_in_a_hook_comes_before_the_penalty(declare, late):
 @pytest.mark.parametrize("declare", [True, False])
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("case", OPTIMIZERS, ids=str)
-def test_a_gradient_that_a_hook_takes_away_is_not_charged(case, how, declare, late):
+def test_a_gradient_that_a_hook_takes_away_is_not_penalized(case, how, declare, late):
     kept = []
 
     def hook(model, optimizer):
@@ -583,7 +583,7 @@ def test_sharpness_aware_minimisation_is_penalized_once_at_the_restored_weights(
         loss_of(hand, batch).backward()
         for p, old in zip(hand.parameters(), hand_optimizer.old, strict=True):
             p.data = old
-        charge_by_hand(hand, how, hand_optimizer.base_optimizer.step)
+        penalize_by_hand(hand, how, hand_optimizer.base_optimizer.step)
         hand_optimizer.zero_grad()
     assert equal(ours, hand)
 
@@ -604,7 +604,7 @@ def test_a_closure_that_does_not_clear_gradients_adds_to_the_losses_alone():
         hand_optimizer.zero_grad()
         loss_of(hand, batch).backward()
         loss_of(hand, batch).backward()
-        charge_by_hand(hand, "gradient", hand_optimizer.step)
+        penalize_by_hand(hand, "gradient", hand_optimizer.step)
     assert equal(ours, hand)
 
 

@@ -463,7 +463,7 @@ def test_an_update_that_warms_up_from_a_learning_rate_of_zero_counts():
 
 
 @of_checkpoints
-def test_the_step_that_a_distributed_checkpoint_makes_is_not_charged_by_layers():
+def test_the_step_that_a_distributed_checkpoint_makes_is_not_penalized_by_layers():
     model = mlp()
     regularize(model[0], L2(0.5), how="gradient")
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -76,7 +76,7 @@ def test_a_computed_weight_is_refused_with_the_names_of_what_it_is_computed_from
 
 
 @pytest.mark.parametrize(("compute", "source", "_"), COMPUTED.values(), ids=COMPUTED.keys())
-def test_what_a_weight_is_computed_from_can_be_charged(compute, source, _):
+def test_what_a_weight_is_computed_from_can_be_penalized(compute, source, _):
     model, plain = mlp(), mlp()
     optimizers = []
     for each in (model, plain):
@@ -118,7 +118,7 @@ def test_the_zeros_of_a_penalty_and_of_a_mask_are_both_in_the_weight_after_prune
     assert mask.sum() == 10
 
 
-def test_zeros_behind_a_spectral_norm_are_zeros_of_the_weight_and_its_scale_is_not_charged():
+def test_zeros_behind_a_spectral_norm_are_zeros_of_the_weight_and_its_scale_is_not_penalized():
     model = mlp()
     parametrizations.spectral_norm(model[0])
     optimizer = sgd(model)

@@ -53,11 +53,11 @@ def test_the_names_of_the_bare_model_find_its_parameters_in_a_peft_model():
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_trained_copy_of_a_head_and_the_adapters_are_charged(first, whole):
+def test_the_trained_copy_of_a_head_and_the_adapters_are_penalized(first, whole):
     """Also by a regularizer that was made before the model became a PEFT model."""
     names = ("query.lora_A.default.weight", "head.modules_to_save.default.weight")
 
-    def charged_of(model):
+    def penalized_of(model):
         return [value for name, value in model.named_parameters() if name.endswith(names)]
 
     bare = Attention()
@@ -68,8 +68,8 @@ def test_the_trained_copy_of_a_head_and_the_adapters_are_charged(first, whole):
     (early or Regularizer(seen, {"head.weight": L1(STRENGTH)})).attach(optimizer)
     Regularizer(seen, {"*lora_A*": L1(STRENGTH)}).attach(optimizer)
     train(model, optimizer)
-    train(plain, sgd(plain), after=lambda: [soft_(w, LR * STRENGTH) for w in charged_of(plain)])
-    assert (charged_of(plain)[1] == 0).any()
+    train(plain, sgd(plain), after=lambda: [soft_(w, LR * STRENGTH) for w in penalized_of(plain)])
+    assert (penalized_of(plain)[1] == 0).any()
     assert equal(model, plain)
 
 

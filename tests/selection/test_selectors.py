@@ -43,7 +43,7 @@ def test_each_kind_of_selector(selector, expected):
     assert names(Model(), Rule(L1(0.1), selector)) == expected
 
 
-def test_a_bare_penalty_charges_weights_outside_of_norms_and_embeddings():
+def test_a_bare_penalty_penalizes_weights_outside_of_norms_and_embeddings():
     expected = [f"blocks.{i}.{n}.weight" for i in (0, 1) for n in ("conv", "head")]
     assert names(Model(), L1(0.1)) == expected
 
@@ -124,7 +124,7 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
-def test_tied_parameters_are_charged_once():
+def test_tied_parameters_are_penalized_once():
     (entry,) = resolve(Tied(), {"head.weight": L1(0.1)})
     assert (entry.name, entry.aliases) == ("head.weight", ())
     (first, _) = resolve(Tied(), {"*.weight": L1(0.1)})
@@ -182,7 +182,7 @@ def test_a_legacy_weight_norm_is_refused():
         resolve(layer, {"weight": L1(0.1)})
 
 
-def test_a_computed_weight_can_be_left_alone_or_charged_by_its_own_parameters():
+def test_a_computed_weight_can_be_left_alone_or_penalized_by_its_own_parameters():
     model = parametrized("weight_norm")
     assert names(model, {"0.weight": None, "*.weight": L1(0.1)}) == ["1.weight"]
     own = "0.parametrizations.weight.original0"

@@ -171,7 +171,7 @@ def test_a_transposed_parameter_trains_as_its_copy_does(how):
     "dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64], ids=str
 )
 @pytest.mark.parametrize("declared", [False, True])
-def test_a_type_that_can_not_be_charged_is_refused_by_name(dtype, declared):
+def test_a_type_that_can_not_be_penalized_is_refused_by_name(dtype, declared):
     model = Alone(torch.ones(3, 4).to(dtype))
     with pytest.raises(ParameterError, match=rf"'w' of shape \(3, 4\) has type {dtype}; .*\{{'w': None\}}"):
         regularize(model, L1(0.1), parameter="w") if declared else Regularizer(model, {"w": L1(0.1)})

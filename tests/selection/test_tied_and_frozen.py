@@ -48,7 +48,7 @@ def test_a_tied_weight_is_penalized_once_under_each_of_its_names(rule, declared)
     assert equal(model, plain)
 
 
-def test_weights_tied_later_are_charged_once():
+def test_weights_tied_later_are_penalized_once():
     model, plain = Autoencoder(), Autoencoder()
     model.decoder.weight = nn.Parameter(model.encoder.weight.detach().clone())
     optimizer = sgd(model)
@@ -101,7 +101,7 @@ def test_two_rules_that_come_to_clash_on_a_weight_tied_later_are_refused():
     assert_refused_and_unchanged(model, optimizer, SelectionError, message)
 
 
-def test_weights_that_come_apart_are_both_charged():
+def test_weights_that_come_apart_are_both_penalized():
     model, plain = Autoencoder(), Autoencoder()
     optimizers = sgd(model), sgd(plain)
     Regularizer(model, {"*coder.weight": L1(STRENGTH)}).attach(optimizers[0])

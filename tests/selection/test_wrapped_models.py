@@ -48,7 +48,7 @@ def test_wrappers_leave_no_trace_in_names_in_any_order(order):
 @pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.__name__)
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("first", [True, False])
-def test_rules_made_before_wrapping_and_after_charge_the_same(wrapper, inside, first):
+def test_rules_made_before_wrapping_and_after_penalize_the_same(wrapper, inside, first):
     model, plain = nn.Sequential(mlp(), nn.Identity()), nn.Sequential(mlp(), nn.Identity())
     optimizers = sgd(model), sgd(plain)
     rules = {"0.0.weight": L1(STRENGTH)}

@@ -222,7 +222,7 @@ def test_lbfgs_minimises_loss_and_penalty(line_search):
     assert regularizer.state_dict()["updates"] == [5]
 
 
-def test_gradients_that_accumulate_are_charged_once_per_update():
+def test_gradients_that_accumulate_are_penalized_once_per_update():
     ours, optimizer, _ = attached(sgd, L1(STRENGTH), "gradient")
     hand, hand_optimizer = by_hand(sgd)
     for model, opt in ((ours, optimizer), (hand, hand_optimizer)):
@@ -676,7 +676,7 @@ def test_an_error_inside_of_a_hook_leaves_autograd_on():
     assert torch.is_grad_enabled()
 
 
-def test_equal_penalties_are_one_object_and_small_parameters_are_charged_together(monkeypatch, without_native):
+def test_equal_penalties_are_one_object_and_small_parameters_are_penalized_together(monkeypatch, without_native):
     """Those that layers declare one by one too."""
     batches_of = []
     monkeypatch.setattr(

@@ -73,7 +73,7 @@ def test_solutions_stay(make, penalty):
     "make", [lambda p: Rprop(p, lr=0.01), lambda p: Adadelta(p, lr=1.0), MAKES["SGD"]], ids=["Rprop", "Adadelta", "SGD"]
 )
 def test_steps_are_added_up(make, monkeypatch):
-    """Element by element where the metric gives one number for each; large parameters in pieces too."""
+    """Element by element where the metric gives one number for each; large parameters in chunks too."""
     monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", 12)
     ours, plain = mlp(), mlp()
     optimizer, by_hand = make(ours.parameters()), make(plain.parameters())

@@ -83,7 +83,7 @@ def test_copies_and_containers_keep_the_declarations(wrap):
     assert equal(model, trained_explicitly())
 
 
-def test_a_copy_and_its_original_are_charged_each_by_itself():
+def test_a_copy_and_its_original_are_penalized_each_by_itself():
     original = declared()
     model = copy.deepcopy(original)
     regularize(original[0], None)
@@ -172,7 +172,7 @@ def test_a_compiled_train_step():
         torch.testing.assert_close(one, other)
 
 
-def test_two_optimizers_charge_each_their_own():
+def test_two_optimizers_penalize_each_their_own():
     model = declared()
     parts = [SGD(model[0].parameters(), lr=0.1), SGD(model[2].parameters(), lr=0.1)]
     for batch in batches(5):
@@ -183,7 +183,7 @@ def test_two_optimizers_charge_each_their_own():
     assert equal(model, trained_explicitly())
 
 
-def test_a_step_of_another_optimizer_charges_nothing():
+def test_a_step_of_another_optimizer_penalizes_nothing():
     model, other = declared(), mlp()
     before = copy.deepcopy(model)
     loss_of(model, batches(1)[0]).backward()
@@ -336,7 +336,7 @@ class Sharpness(torch.optim.Optimizer):
         self.base_optimizer.step()
 
 
-def test_an_optimizer_around_another_charges_once():
+def test_an_optimizer_around_another_penalizes_once():
     model = declared()
     train(model, Sharpness(model.parameters(), SGD, lr=0.1))
     assert equal(model, trained_explicitly())
@@ -390,7 +390,7 @@ MAKES = [lambda model: model, copy.deepcopy, pickled, assigned, in_a_cycle, copy
     [(stage, MAKES[0]), *((hold, make) for hold in (torch.fx.symbolic_trace, rewrapped) for make in MAKES)],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch.export
-def test_parameters_that_outlive_their_layer_are_charged_on(hold, make, trained):
+def test_parameters_that_outlive_their_layer_are_penalized_on(hold, make, trained):
     model = make(declared_block())
     optimizer = SGD(model.parameters(), lr=0.1)
     train(model, optimizer, trained)
@@ -423,7 +423,7 @@ def test_what_a_layer_that_is_gone_declared_may_be_declared_anew_or_ruled_otherw
 
 
 @pytest.mark.parametrize("of", [lambda layer: layer, copy.copy])
-def test_what_was_taken_back_or_replaced_is_not_charged_when_the_layer_is_gone(of):
+def test_what_was_taken_back_or_replaced_is_not_penalized_when_the_layer_is_gone(of):
     taken, replaced = regularize(nn.Linear(2, 2), L1(1.0)), regularize(nn.Linear(2, 2), L1(1.0))
     parameters = [taken.weight, replaced.weight]
     optimizer = SGD(parameters, lr=0.1)
@@ -516,7 +516,7 @@ class Container(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("in_list", [True, False])
-def test_an_optimizer_that_keeps_others_charges_once(in_list):
+def test_an_optimizer_that_keeps_others_penalizes_once(in_list):
     model = declared()
     train(model, Container(model.parameters(), in_list=in_list))
     assert equal(model, trained_explicitly())
@@ -530,7 +530,7 @@ class WithAuxiliary(SGD):
         self.optimizer = SGD(others, **options)
 
 
-def test_an_optimizer_that_keeps_one_for_other_parameters_charges_its_own():
+def test_an_optimizer_that_keeps_one_for_other_parameters_penalizes_its_own():
     model = declared()
     optimizer = WithAuxiliary(model.parameters(), mlp().parameters(), lr=0.1)
     train(model, optimizer)

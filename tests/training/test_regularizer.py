@@ -117,7 +117,7 @@ def test_an_optimizer_whose_step_raised_is_not_kept_alive(declared):
     assert held[0]() is held[1]() is None
 
 
-def test_attaching_twice_charges_once():
+def test_attaching_twice_penalizes_once():
     model, once = mlp(), mlp()
     optimizer, other = SGD(model.parameters(), lr=0.1), SGD(once.parameters(), lr=0.1)
     regularizer = Regularizer(model, L1(STRENGTH)).attach(optimizer)
@@ -169,7 +169,7 @@ def test_parameters_that_no_attached_optimizer_holds_are_named():
     assert "not penalized" not in repr(regularizer)
 
 
-def test_an_optimizer_that_holds_no_charged_parameter_is_refused():
+def test_an_optimizer_that_holds_no_penalized_parameter_is_refused():
     model = mlp()
     with pytest.raises(AttachmentError, match=r"SGD holds none of the 2 penalized parameters \('0\.weight' \(8, 6\)"):
         Regularizer(model, L1(0.1)).attach(SGD(mlp().parameters(), lr=0.1))
@@ -293,7 +293,7 @@ def test_a_regularizer_takes_the_place_of_a_declaration_or_clashes_with_it():
     assert zeros(both) > 0
 
 
-def test_lazy_parameters_are_charged_once_they_exist():
+def test_lazy_parameters_are_penalized_once_they_exist():
     model = nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(3))
     optimizer = SGD(model.parameters(), lr=0.1)
     Regularizer(model, GroupLasso(3.0, Rows())).attach(optimizer)
