@@ -46,6 +46,7 @@ try:
     from shrinkage.penalties.balls import UnitNorm as UnitNorm
     from shrinkage.penalties.base import Penalty as Penalty
     from shrinkage.penalties.box import Box as Box
+    from shrinkage.penalties.budget import Budget as Budget
     from shrinkage.penalties.common_schedules import Cosine as Cosine
     from shrinkage.penalties.common_schedules import Cubic as Cubic
     from shrinkage.penalties.common_schedules import Ramp as Ramp
@@ -85,6 +86,7 @@ try:
     from shrinkage.penalties.weighted import Weighted as Weighted
     from shrinkage.selection.plan import Plan as Plan
     from shrinkage.selection.rules import Rule as Rule
+    from shrinkage.training.progress import BudgetProgress as BudgetProgress
     from shrinkage.training.regularize import regularize as regularize
     from shrinkage.training.regularizer import Regularizer as Regularizer
 finally:
@@ -100,6 +102,8 @@ __all__ = [
     "AttachmentError",
     "Blocks",
     "Box",
+    "Budget",
+    "BudgetProgress",
     "Columns",
     "Cosine",
     "Counted",

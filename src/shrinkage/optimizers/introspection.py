@@ -1,8 +1,9 @@
 """What can be known of an optimizer around a step: what it holds, what it wraps, and how far its step has come."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import is_
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shrinkage.distributed.dtensor import is_dtensor
+from shrinkage.distributed.flat_parameters import is_flat_shard
 from shrinkage.errors import AttachmentError
 from shrinkage.private import code_inside, private
 
@@ -19,6 +22,17 @@ HookType = TypeVar("HookType", bound=Callable[..., Any])
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     """Return the parameters of all groups of `optimizer`."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def may_move(parameter: Tensor) -> bool:
+    """Return whether a step moves `parameter`, here or on another process that holds a shard of it."""
+    return parameter.grad is not None or is_dtensor(parameter) or is_flat_shard(parameter)
+
+
+def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
+    """Return whether two lists of lists hold the very same tensors."""
+    lengths = list(map(len, one)) == list(map(len, other))
+    return lengths and all(all(map(is_, a, b)) for a, b in zip(one, other, strict=True))
 
 
 def group_indices(optimizer: Optimizer) -> Mapping[int, int]:

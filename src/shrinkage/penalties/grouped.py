@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties import group_norms
 from shrinkage.penalties.base import Description
+from shrinkage.penalties.budget import reason
 from shrinkage.penalties.convex import L1
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.groups import Groups, norms_within
@@ -58,7 +59,7 @@ class Grouped(PerGroup):
         if not isinstance(self.penalty, Elementwise):
             raise TypeError(
                 "Grouped: penalty must be one of single elements (L1, L2, ElasticNet, MCP ...), got "
-                f"{shown(self.penalty)}"
+                f"{shown(self.penalty)}{reason(self.penalty)}"
             )
         check_groups(self.groups)
 

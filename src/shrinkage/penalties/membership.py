@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.coupled_groups import NONE, Coupled
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.grouped import Grouped
@@ -103,9 +104,9 @@ def membership_of(penalty: Penalty, name: str, device: torch.device) -> Membersh
     return Membership(member.dim, numbers, groups.count, first if in_order else None)
 
 
-def coupled_of(penalty: Penalty | None) -> Coupled | None:
-    """Return the groups that `penalty` penalizes if they span several parameters."""
-    groups = penalty.groups if isinstance(penalty, Grouped) else None
+def coupled_of(penalty: Penalty | Budget | None) -> Coupled | None:
+    """Return the groups that `penalty` penalizes, or a budget ranks, if they span several parameters."""
+    groups = penalty.groups if isinstance(penalty, Grouped | Budget) else None
     return groups if isinstance(groups, Coupled) else None
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.budget import reason
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.proximal.precision import upcast
@@ -44,6 +45,7 @@ class NonNegative(Constraint):
             raise TypeError(
                 "NonNegative: penalty must be one of elements or groups (L1, MCP, GroupLasso ...), or a constraint "
                 f"that does not look at signs (MaxNorm, L1Ball, TopK, NofM), got {shown(self.penalty)}"
+                f"{reason(self.penalty)}"
             )
 
     @property

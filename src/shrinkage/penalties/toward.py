@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import GroupError, ParameterError, SelectionError, shown
 from shrinkage.penalties.base import Description, Penalty
+from shrinkage.penalties.budget import reason
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Reduction
 
@@ -51,7 +52,9 @@ class Toward(Penalty):
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
-            raise TypeError(f"Toward: expected a penalty such as L2(1e-3), got {shown(self.penalty)}")
+            raise TypeError(
+                f"Toward: expected a penalty such as L2(1e-3), got {shown(self.penalty)}{reason(self.penalty)}"
+            )
         if not (self.reference is None or isinstance(self.reference, Tensor | Mapping)):
             raise TypeError(f"Toward: reference must be a tensor, a state_dict or None, got {shown(self.reference)}")
         if isinstance(self.reference, Tensor):  # it may be the very parameter that is going to move

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.broadcast import check_spread, spread, spread_together
+from shrinkage.penalties.budget import reason
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.tables import shape_text
 
@@ -49,7 +50,7 @@ class Weighted(Elementwise):
         if not isinstance(self.penalty, Elementwise):
             raise TypeError(
                 f"Weighted: penalty must be one of single elements such as L1(1e-3), got {shown(self.penalty)}; one "
-                "weight for each group is Grouped(Weighted(L1(strength), weights), groups)"
+                f"weight for each group is Grouped(Weighted(L1(strength), weights), groups){reason(self.penalty)}"
             )
         if not (isinstance(self.weights, Tensor) and self.weights.is_floating_point()):
             raise TypeError(f"Weighted: weights must be a floating point tensor, got {shown(self.weights)}")

@@ -7,6 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import ParameterError, SelectionError
 from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.coupled_groups import NONE, Coupled
 from shrinkage.penalties.grouped import Grouped
 from shrinkage.penalties.membership import coupled_of
@@ -38,12 +39,17 @@ def check_won(coupled: Coupled, winners: Mapping[str, object]) -> None:
             )
 
 
-def sized(penalty: Penalty | None, candidates: Sequence[NamedParameter]) -> Penalty | None:
-    """Return `penalty`; if its groups span parameters, with groups that know how many elements they have."""
+def sized(penalty: Penalty | Budget | None, candidates: Sequence[NamedParameter]) -> Penalty | Budget | None:
+    """Return `penalty`; if its groups span parameters, with groups that know how many elements they have.
+
+    A budget comes back as it is: two of them are told apart by which object they are.
+    """
     coupled = coupled_of(penalty)
-    if coupled is None or not isinstance(penalty, Grouped):
+    if coupled is None:
         return penalty
     check_named(coupled, candidates)
+    if not isinstance(penalty, Grouped):
+        return penalty
     shapes: dict[str, tuple[int, ...]] = {}
     for candidate in candidates:
         lazy = candidate.parameter is None or is_lazy(candidate.parameter)

@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from shrinkage.distributed.flat_parameters import check_flat_shard, check_stepped
-from shrinkage.errors import GroupError, warn_user
+from shrinkage.distributed.flat_parameters import check_flat_shard, check_stepped, is_flat_shard
+from shrinkage.errors import GroupError, ParameterError, warn_user
 from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.selection.coupled_rules import check_won, family_cells, sized
 from shrinkage.selection.first_match import first_matches
 from shrinkage.selection.how import How
 from shrinkage.selection.named_parameters import NamedParameter, named_parameters
+from shrinkage.selection.planned_budgets import PlannedBudget, planned_budget
 from shrinkage.selection.rules import Rule, Rules, as_rules, check_same_rule
 from shrinkage.selection.selectors import selector_text
 from shrinkage.selection.supported_parameters import check_not_computed, check_parameter, is_frozen
@@ -39,11 +41,19 @@ class Entry(NamedTuple):
 class Plan:
     """The penalized parameters of a model, in the model's order. Prints as a table.
 
-    `unnamed` are the trainable matrices that no rule names, None included, each with its number of elements.
+    `unnamed` are the trainable matrices that no rule names, None included, each with its number of elements. `budgets`
+    has each `Budget` with the parameters that it ranks together; those are not among the penalized ones.
     """
 
     entries: tuple[Entry, ...]
     unnamed: tuple[tuple[str, int], ...] = ()
+    budgets: tuple[PlannedBudget, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """All names of the parameters that are penalized, or ranked by a budget."""
+        penalized = [name for entry in self.entries for name in (entry.name, *entry.aliases)]
+        return [*penalized, *(name for planned in self.budgets for name in planned.names)]
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -54,8 +64,10 @@ class Plan:
     def __str__(self) -> str:
         header = ["parameter", "shape", "groups", "penalty", "strength", "how"]
         rows = [entry_cells(entries) for entries in self.families()]
+        rows += [row for planned in self.budgets for row in planned.rows()]
+        lines = "".join(planned.line() for planned in self.budgets)
         names, sizes = [name for name, _ in self.unnamed], [size for _, size in self.unnamed]
-        return table(header, rows) + names_note(f"no rule names these matrices ({sum(sizes):,} weights)", names)
+        return table(header, rows) + lines + names_note(f"no rule names these matrices ({sum(sizes):,} weights)", names)
 
     def families(self) -> list[list[Entry]]:
         """Return the entries whose groups are coupled together, and every other one by itself."""
@@ -109,7 +121,17 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
             by_parameter.setdefault(id(candidate.parameter), []).append((candidate, rule))
     entries = (entry_of(names) for names in by_parameter.values())
     found = tuple(entry for entry in entries if entry is not None)
-    return Plan(found, tuple(unnamed_matrices(candidates, by_parameter)))
+    return Plan(found, tuple(unnamed_matrices(candidates, by_parameter)), budgets_of(list(by_parameter.values())))
+
+
+def budgets_of(found: Sequence[Sequence[tuple[NamedParameter, Rule]]]) -> tuple[PlannedBudget, ...]:
+    """Return the budgets of parameters, each with the rules that its names met; one object is one budget."""
+    ranked: dict[int, tuple[Budget, list[list[NamedParameter]]]] = {}
+    for names in found:
+        budget = names[0][1].penalty
+        if isinstance(budget, Budget):
+            ranked.setdefault(id(budget), (budget, []))[1].append([candidate for candidate, _ in names])
+    return tuple(planned_budget(budget, each) for budget, each in ranked.values())
 
 
 def unnamed_matrices(candidates: Sequence[NamedParameter], named: Container[int]) -> Iterator[tuple[str, int]]:
@@ -162,6 +184,9 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     if rule.penalty is None or first.parameter is None:
         return None
     check_parameter(first.name, first.parameter)
+    if isinstance(rule.penalty, Budget):
+        check_ranked(first.name, first.parameter, rule.penalty)
+        return None
     lazy = nn.parameter.is_lazy(first.parameter)
     shape = None if lazy else tuple(first.parameter.shape)
     check_flat_shard(first.name, first.parameter, rule.penalty)
@@ -173,6 +198,22 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)
     return Entry(first.name, aliases, shape, penalty, rule.how, rule.every)
+
+
+def check_ranked(name: str, parameter: Tensor, budget: Budget) -> None:
+    """Raise if `budget` cannot rank the elements of a parameter, or the groups that it falls into."""
+    if is_flat_shard(parameter):
+        raise ParameterError(
+            f"{name!r} cannot have a Budget: FullyShardedDataParallel leaves a flat shard of it to this process, which "
+            "does not know what the others hold; use fully_shard"
+        )
+    if budget.groups is None or nn.parameter.is_lazy(parameter):
+        return
+    coupled = coupled_of(budget)
+    try:
+        budget.groups.layout(parameter.shape) if coupled is None else coupled.check(name, tuple(parameter.shape))
+    except GroupError as error:
+        raise GroupError(f"{name!r} of shape {tuple(parameter.shape)} cannot have {budget}: {error}") from None
 
 
 def check_shape(name: str, shape: Sequence[int], penalty: Penalty) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from shrinkage.errors import SelectionError, shown
 from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.budget import NO_STRENGTH, Budget
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.penalties.value_objects import Value
 from shrinkage.selection.default_selector import Weights
@@ -22,7 +23,7 @@ class Rule(Value):
     """One penalty, the parameters it penalizes, and how it enters the optimizer's step.
 
     Args:
-        penalty: the penalty; None leaves the parameters alone.
+        penalty: the penalty, or a `Budget`; None leaves the parameters alone.
         parameters: a selector: a glob on the dotted name ("blocks.*.weight", which takes norms and embeddings too), a
             module class or a layer of the model (its weights: `weight`; the matrices of recurrent layers; those of
             `MultiheadAttention` and its `out_proj.weight`), a pair of one of these and a glob on the parameter's own
@@ -46,7 +47,7 @@ class Rule(Value):
     Rule(penalty=L1(strength=0.0001), parameters='*.weight', how='proximal', every=1)
     """
 
-    penalty: Penalty | None
+    penalty: Penalty | Budget | None
     parameters: Selector | None = None
     how: How = "proximal"
     _: KW_ONLY
@@ -55,8 +56,11 @@ class Rule(Value):
     def __post_init__(self) -> None:
         check_penalty(self.penalty)
         check_how(self.how)
-        check_explicit(self.penalty, self.how)
-        check_every(self.every, self.how, self.penalty is not None and self.penalty.smooth)
+        if isinstance(self.penalty, Budget):
+            check_plain(self.how, self.every)
+        else:
+            check_explicit(self.penalty, self.how)
+            check_every(self.every, self.how, self.penalty is not None and self.penalty.smooth)
         if self.parameters is not None:
             check_selector(self.parameters)
             if coupled_of(self.penalty) is not None:
@@ -77,7 +81,7 @@ class Penalizes(Protocol):
     """A rule, or what follows from one: a penalty, and how it enters the step at every so many steps."""
 
     @property
-    def penalty(self) -> Penalty | None:
+    def penalty(self) -> Penalty | Budget | None:
         """What is penalized."""
 
     @property
@@ -91,14 +95,22 @@ class Penalizes(Protocol):
 
 def check_same_rule(name: str, other_name: str, rule: Penalizes, other: Penalizes, now: str = "") -> None:
     """Raise `SelectionError` if a tied parameter, which has two names, is penalized otherwise under each of them."""
-    if (rule.penalty, rule.how, rule.every) != (other.penalty, other.how, other.every):
+    same = rule.penalty is other.penalty or (not isinstance(rule.penalty, Budget) and rule.penalty == other.penalty)
+    if not same or (rule.how, rule.every) != (other.how, other.every):
         raise SelectionError(
             f"{name!r} and {other_name!r} are one tied parameter{now}, but two rules clash on it: "
             f"{rule.penalty} ({rule.how}) and {other.penalty} ({other.how}); give both names one rule"
         )
 
 
-Rules = Penalty | Rule | Mapping[Selector, Penalty | None] | Sequence[Rule]
+Rules = Penalty | Budget | Rule | Mapping[Selector, Penalty | Budget | None] | Sequence[Rule]
+
+
+def check_plain(how: str, every: int) -> None:
+    """Raise `ValueError` if a rule with a budget says how, or how often, a penalty is applied."""
+    if how != "proximal" or every != 1:
+        given = f'how="{how}"' if how != "proximal" else f"every={every}"
+        raise ValueError(f"{given} does not go with a Budget: {NO_STRENGTH}")
 
 
 def check_penalty(penalty: object, where: str = "") -> None:
@@ -106,19 +118,19 @@ def check_penalty(penalty: object, where: str = "") -> None:
     if isinstance(penalty, list | tuple) and penalty and all(isinstance(each, Penalty) for each in penalty):
         both = reduce(add, penalty)  # raises, and says why, if there is no such penalty
         raise TypeError(f"{where}several penalties on one parameter are penalized as their sum: write {both}")
-    if not (penalty is None or isinstance(penalty, Penalty)):
+    if not (penalty is None or isinstance(penalty, Penalty | Budget)):
         raise TypeError(f"{where}expected a penalty such as L1(1e-4), or None to leave alone, got {shown(penalty)}")
 
 
 def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
     """Return `rules` as a tuple of `Rule`; penalties that come without one are applied as `how` says."""
     check_how(how)
-    if isinstance(rules, Penalty):
-        return (Rule(rules, how=how),)
+    if isinstance(rules, Penalty | Budget):
+        return (Rule(rules, how=how_of(rules, how)),)
     if isinstance(rules, Mapping):
         for selector, penalty in rules.items():
             check_penalty(penalty, f"rule {selector_text(selector)}: ")
-        found = [Rule(penalty, selector, how) for selector, penalty in rules.items()]
+        found = [Rule(penalty, selector, how_of(penalty, how)) for selector, penalty in rules.items()]
     else:
         found = [rules] if isinstance(rules, Rule) else list(rules) if isinstance(rules, Sequence) else []
         if not all(isinstance(rule, Rule) for rule in found) or not isinstance(rules, Rule | Sequence):
@@ -129,3 +141,8 @@ def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
     if not found:
         raise SelectionError("there are no rules: give at least one, such as {nn.Linear: L1(1e-4)}")
     return tuple(found)
+
+
+def how_of(penalty: Penalty | Budget | None, how: How) -> How:
+    """Return how `penalty` is applied if it comes without a rule, where others are applied as `how` says."""
+    return "proximal" if isinstance(penalty, Budget) else how

@@ -16,29 +16,27 @@ What happens is in `update.py`. What the hooks take care of:
 import functools
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shrinkage.distributed.dtensor import is_dtensor
-from shrinkage.distributed.flat_parameters import is_flat_shard
 from shrinkage.errors import AttachmentError
 from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.optimizers.introspection import (
     group_indices,
+    may_move,
     parameters_of,
     runs_inside_own_step,
-    sign_of,
+    same_objects,
     steps_for_a_checkpoint,
 )
 from shrinkage.optimizers.overflow import overflow_of
 from shrinkage.optimizers.per_optimizer import PerOptimizer
 from shrinkage.optimizers.registry import check_decoupled, check_spread, known_metric, metric_of
 from shrinkage.penalties.base import Penalty
-from shrinkage.selection.how import decides
+from shrinkage.training.budgets import Budgets, Ranking
 from shrinkage.training.checks_before_step import (
     check_added_once,
     check_captured,
@@ -48,8 +46,16 @@ from shrinkage.training.checks_before_step import (
     check_native,
 )
 from shrinkage.training.coupled_parameters import located
+from shrinkage.training.held_zeros import averaged
 from shrinkage.training.options import Options
-from shrinkage.training.penalized import Found, PenalizedParameter, Place, at_update
+from shrinkage.training.penalized import (
+    Found,
+    PenalizedParameter,
+    Place,
+    RankedParameter,
+    at_update,
+    with_shared_penalties,
+)
 from shrinkage.training.prepared import Looked, UsualSteps
 from shrinkage.training.step_sizes import Steps
 from shrinkage.training.update import Lasting, Update
@@ -65,6 +71,7 @@ class Attachment(Lasting):
         resolve: returns what is penalized in an optimizer; called again whenever the optimizer's parameters changed.
         options: how they are applied.
         whole: returns the optimizer whose work this one does in part; updates of that optimizer are counted.
+        rankings: one for each budget of the plan.
     """
 
     def __init__(
@@ -72,9 +79,11 @@ class Attachment(Lasting):
         resolve: Callable[[Optimizer], Found],
         options: Options,
         whole: Callable[[], Optimizer | None] = lambda: None,
+        rankings: Sequence[Ranking] = (),
     ) -> None:
         super().__init__(options)
         self.lookups = 0  # how often what is penalized was found anew
+        self.budgets = Budgets(rankings, self.updates)
         self._resolve = resolve
         self._whole = whole
         self._targets: Sequence[PenalizedParameter] = ()
@@ -94,7 +103,7 @@ class Attachment(Lasting):
             found = self._resolve(optimizer)
             targets = with_shared_penalties(located(found.targets))
             check_kept(self._targets, targets, optimizer)
-            self._check(targets, optimizer)
+            self._check([*targets, *(each for own in found.ranked for each in own)], optimizer)
             proximal = any(target.how == "proximal" for target in targets)
             self.metric = metric_of(optimizer) if proximal else known_metric(optimizer)
             self._targets, self._elsewhere, self._held = targets, found.elsewhere, group_indices(optimizer)
@@ -106,7 +115,17 @@ class Attachment(Lasting):
             self.intervals.keep(targets)
             if self.averages is not None:
                 self.averages.keep(averaged(targets))
+            self.budgets.keep(found.ranked, optimizer)
         return self._targets
+
+    def concerned(self, optimizer: Optimizer) -> list[PenalizedParameter | RankedParameter]:
+        """Return what is penalized in `optimizer` now, and what budgets rank."""
+        self.targets(optimizer)
+        return self._concerned
+
+    @property
+    def _concerned(self) -> list[PenalizedParameter | RankedParameter]:
+        return [*self._targets, *self.budgets.parameters]
 
     def targets_left(self, optimizer: Optimizer) -> Sequence[PenalizedParameter]:
         """Return what is penalized in `optimizer` now; nothing if its next step is refused, as after a replacement."""
@@ -114,36 +133,45 @@ class Attachment(Lasting):
             return self.targets(optimizer)
         return ()
 
+    def concerned_left(self, optimizer: Optimizer) -> list[PenalizedParameter | RankedParameter]:
+        """Return the same with what budgets rank."""
+        with suppress(AttachmentError):
+            return self.concerned(optimizer)
+        return []
+
     def names(self, optimizer: Optimizer) -> list[str]:
-        """Return the names of what is penalized in `optimizer`; none if its next step is refused."""
-        return [target.name for target in self.targets_left(optimizer)]
+        """Return the names of what is penalized or ranked in `optimizer`; none if its next step is refused."""
+        return [each.name for each in self.concerned_left(optimizer)]
 
     def go_on_from(self, others: Iterable["Attachment"]) -> None:
         """Count on with others that penalize some of the same parameters in other optimizers, from their averages."""
         for other in sorted(others, key=lambda each: each.updates.steps):  # the one that is furthest comes last
-            self.updates = other.updates
+            self.updates = self.budgets.updates = other.updates
             if self.averages is not None and other.averages is not None:
                 self.averages.go_on_from(other.averages)
+            self.budgets.load_state_dict(other.budgets.state_dict(), self.updates.count())
 
     def _stale(self) -> bool:
         """Return whether the model changed where rules penalize it."""
         for place in self._elsewhere:  # a plain loop: this is asked before every step
             if place.holds_any(self._held):
                 return True
-        return any(target.stale for target in self._targets)
+        return any(each.stale for each in self._targets) or any(each.stale for each in self.budgets.parameters)
 
-    def _check(self, targets: Sequence[PenalizedParameter], optimizer: Optimizer) -> None:
+    def _check(self, concerned: Sequence[PenalizedParameter | RankedParameter], optimizer: Optimizer) -> None:
         """Raise if another attachment penalizes one of the parameters, or a learning rate is needed and missing."""
+        targets = [each for each in concerned if isinstance(each, PenalizedParameter)]
         if self.compile is True:
             check_native(targets)
         others = [other for other in explicit_attachments.get(optimizer, []) if other is not self]
-        taken = {id(target.parameter) for other in others for target in other._targets}
-        for target in targets:
-            if id(target.parameter) in taken:
+        taken = {id(each.parameter) for other in others for each in other._concerned}
+        for each in concerned:
+            if id(each.parameter) in taken:
                 raise AttachmentError(
-                    f"{target.name!r} of shape {tuple(target.parameter.shape)} is penalized by another Regularizer "
+                    f"{each.name!r} of shape {tuple(each.parameter.shape)} is penalized by another Regularizer "
                     f"that is attached to this {type(optimizer).__name__}; detach() that one first"
                 )
+        for target in targets:
             if target.how == "decoupled":
                 check_decoupled(target.name, target.penalty.smooth, optimizer, optimizer.param_groups[target.group])
             check_moved(target, known_metric(optimizer), optimizer)
@@ -261,39 +289,6 @@ class Attachment(Lasting):
             with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
                 found[target.name] = steps.now(target)
         return found
-
-    def maximized(self, optimizer: Optimizer) -> set[str]:
-        """Return the names of the penalized parameters for which `optimizer` climbs."""
-        return {target.name for target in self.targets_left(optimizer) if sign_of(optimizer, target.group) < 0}
-
-
-def averaged(targets: Sequence[PenalizedParameter]) -> dict[str, Tensor]:
-    """Return the parameters whose averaged gradients decide about their zeros, by name."""
-    return {target.name: target.parameter for target in targets if decides(target.penalty, target.how)}
-
-
-def may_move(parameter: Tensor) -> bool:
-    """Return whether a step moves `parameter`, here or on another process that holds a shard of it."""
-    return parameter.grad is not None or is_dtensor(parameter) or is_flat_shard(parameter)
-
-
-def with_shared_penalties(targets: Iterable[PenalizedParameter]) -> list[PenalizedParameter]:
-    """Return `targets` in which equal penalties are one object, by which small parameters are penalized together.
-
-    Those that hold tensors are left alone: comparing sharded tensors needs communication.
-    """
-    known: dict[Penalty, Penalty] = {}
-
-    def shared(penalty: Penalty) -> Penalty:
-        return known.setdefault(penalty, penalty) if penalty.with_tensors(Tensor.detach) is penalty else penalty
-
-    return [target._replace(penalty=shared(target.penalty)) for target in targets]
-
-
-def same_objects(one: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> bool:
-    """Return whether two lists of lists hold the very same tensors."""
-    lengths = list(map(len, one)) == list(map(len, other))
-    return lengths and all(all(map(is_, a, b)) for a, b in zip(one, other, strict=True))
 
 
 # The attachments that a `Regularizer` made, so that a declaration on a layer never penalizes a parameter a second time.

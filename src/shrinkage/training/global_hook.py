@@ -26,6 +26,7 @@ from shrinkage.errors import SelectionError, ShrinkageError
 from shrinkage.optimizers.hooks import hook_around, meet, uncompiled
 from shrinkage.optimizers.introspection import group_indices, parameters_of
 from shrinkage.optimizers.per_optimizer import PerOptimizer
+from shrinkage.penalties.base import Penalty
 from shrinkage.selection.declaration import Declaration, living
 from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan, check_shape, resolve
@@ -124,10 +125,10 @@ class Registry:
             declared[id(each.parameter)] = each.also_at(other.places)
         inherited = inheritance(optimizer, groups)
         for attachment in explicit_attachments.get(optimizer, []):
-            for target in attachment.targets(optimizer):
+            for target in attachment.concerned(optimizer):
                 inherited.pop(id(target.parameter), None)
                 replaced = declared.pop(id(target.parameter), None)
-                if replaced is not None:
+                if replaced is not None and isinstance(target, PenalizedParameter):
                     check_same_declaration(target.name, replaced, target)
         found = {**inherited, **declared}
         held = dict.fromkeys(map(id, parameters_of(optimizer)))
@@ -174,7 +175,7 @@ def inheritance(optimizer: Optimizer, groups: Mapping[int, int]) -> dict[int, Pe
     found = {}
     for parameter in parameters_of(optimizer) if living.left else ():
         left = living.left.get(parameter)
-        if left is None or left.rule.penalty is None or not isinstance(parameter, nn.Parameter):
+        if left is None or not isinstance(left.rule.penalty, Penalty) or not isinstance(parameter, nn.Parameter):
             continue
         with suppress(ShrinkageError):  # it could not be applied while the layer was there, either
             check_parameter(left.name, parameter)
@@ -192,6 +193,12 @@ def check_declared(declared: Mapping[str, Rule], plan: Plan) -> None:
     for entry in plan:
         for name in {entry.name, *entry.aliases} & declared.keys():
             check_same_declaration(name, declared[name], entry)
+    for planned in plan.budgets:
+        for name in declared.keys() & planned.names:
+            raise SelectionError(
+                f"two rules clash on {name!r}: its layer declares {declared[name].penalty} with regularize(), another "
+                f"rule gives it {planned.budget}; keep one of them"
+            )
 
 
 def check_same_declaration(name: str, declared: Penalizes, other: Penalizes) -> None:

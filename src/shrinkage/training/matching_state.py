@@ -49,13 +49,13 @@ def is_for(state: State, names: Sequence[str]) -> bool:
 
 def names_in(optimizer: Optimizer, attachment: Attachment) -> list[str]:
     """Return the names of what `attachment` penalizes in `optimizer`."""
-    return [target.name for target in attachment.targets(optimizer)]
+    return [each.name for each in attachment.concerned(optimizer)]
 
 
 def positions_in(optimizer: Optimizer, attachment: Attachment) -> list[int]:
     """Return where `optimizer` holds them, which tells two models apart whose parameters have the same names."""
     positions = {id(parameter): index for index, parameter in enumerate(parameters_of(optimizer))}
-    return [positions[id(target.parameter)] for target in attachment.targets(optimizer)]
+    return [positions[id(each.parameter)] for each in attachment.concerned(optimizer)]
 
 
 def penalizing(names: Sequence[str]) -> str:

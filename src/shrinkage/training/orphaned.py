@@ -23,7 +23,7 @@ from shrinkage.penalties.pickling import Saved
 from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.training.attachment import Attachment, explicit_attachments
 from shrinkage.training.global_hook import declared_attachments
-from shrinkage.training.penalized import PenalizedParameter
+from shrinkage.training.penalized import PenalizedParameter, RankedParameter
 from shrinkage.training.regularize import declared_rules
 
 
@@ -61,7 +61,7 @@ class Link:
     def __init__(self, regularizer: object, model: nn.Module, optimizer: Optimizer, attachment: Attachment) -> None:
         self.regularizer, self.model, self.told = ref(regularizer), ref(model), Told()
         self.optimizer, self.attachment, self.kind = ref(optimizer), ref(attachment), type(optimizer)
-        self.names = frozenset(target.name for target in attachment.targets(optimizer))
+        self.names = frozenset(each.name for each in attachment.concerned(optimizer))
         self.began = attachment.updates.steps
 
     def remove(self) -> None:
@@ -86,7 +86,7 @@ class Link:
         if own is None or attachment is None:
             return set()
         try:
-            return {id(target.parameter) for target in attachment.targets_left(own)}
+            return {id(each.parameter) for each in attachment.concerned_left(own)}
         except ShrinkageError:  # Its own step tells why it cannot be asked.
             return set()
 
@@ -178,10 +178,10 @@ def judge(optimizer: Optimizer, *, last: bool) -> None:
             warn(f"this {kind_of(optimizer)} steps {listed(lost, most=3)}, which a Regularizer penalizes in {other}")
 
 
-def targets_in(optimizer: Optimizer) -> Iterator[PenalizedParameter]:
+def targets_in(optimizer: Optimizer) -> Iterator[PenalizedParameter | RankedParameter]:
     """Yield what regularizers and layers penalize when `optimizer` steps."""
     for attachment in [*explicit_attachments.get(optimizer, []), *declared_attachments(optimizer)]:
-        yield from attachment.targets_left(optimizer)
+        yield from attachment.concerned_left(optimizer)
 
 
 def kind_of(optimizer: Optimizer) -> str:

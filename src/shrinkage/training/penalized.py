@@ -1,6 +1,6 @@
 """The penalized parameters of one optimizer: found by their names, and with the strengths of one update."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 from weakref import ref
 
@@ -17,6 +17,7 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.selection.how import How
 from shrinkage.selection.named_parameters import NamedParameter, named_parameters
 from shrinkage.selection.plan import Entry, Plan, check_shape
+from shrinkage.selection.planned_budgets import RankedEntry
 from shrinkage.selection.rules import check_same_rule
 from shrinkage.selection.supported_parameters import check_not_computed
 
@@ -39,6 +40,22 @@ class Place(NamedTuple):
 
 
 NO_GROUP = -1  # of a parameter that is not in the optimizer
+
+
+class RankedParameter(NamedTuple):
+    """One parameter of an optimizer that a budget ranks: its name, its parameter group, and where it was found."""
+
+    name: str
+    parameter: nn.Parameter
+    group: int
+    places: tuple[Place, ...] = ()
+    lazy: bool = False
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model holds something else in the parameter's place by now, or the parameter came into being."""
+        moved = any(not place.holds(self.parameter) for place in self.places)
+        return moved or (self.lazy and not is_lazy(self.parameter))
 
 
 class PenalizedParameter(NamedTuple):
@@ -90,10 +107,14 @@ class PenalizedParameter(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is penalized in one optimizer, and the places that rules penalize too but that hold nothing it steps."""
+    """What is penalized in one optimizer, and the places that rules penalize too but that hold nothing it steps.
+
+    `ranked` is what each budget of the plan ranks.
+    """
 
     targets: list[PenalizedParameter]
     elsewhere: list[Place]
+    ranked: Sequence[Sequence[RankedParameter]] = ()
 
 
 def places_of(names: Sequence[NamedParameter], parameter: Tensor) -> tuple[Place, ...]:
@@ -125,14 +146,7 @@ def targets_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
     elsewhere: list[Place] = []
     ids: set[int] = set()
     for entry in plan:
-        found = [held[name] for name in (entry.name, *entry.aliases) if name in held]
-        if not found:
-            raise AttachmentError(
-                f"{entry.name!r} of shape {entry.shape} is not in the model any more; detach() this regularizer "
-                "and make a new one for the model as it is now"
-            )
-        for candidate in found:
-            check_not_computed(candidate)
+        for candidate in still_in(held, entry):
             parameter = candidate.parameter
             ids.add(id(parameter))
             if parameter is not None and id(parameter) in groups:
@@ -142,16 +156,53 @@ def targets_of(model: nn.Module, plan: Plan, optimizer: Optimizer, given: Optimi
                 targets[id(parameter)] = first.also_at(target.places)
             else:
                 elsewhere.append(Place(ref(candidate.module), candidate.attribute))
-    if not targets and stepped(given).isdisjoint(ids):
-        names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in plan.entries[:3])
+    ranked = []
+    for planned in plan.budgets:
+        found = [candidate for entry in planned.entries for candidate in still_in(held, entry)]
+        ids.update(id(candidate.parameter) for candidate in found)
+        ranked.append(ranked_of(found, groups))
+        elsewhere += [Place(ref(each.module), each.attribute) for each in found if id(each.parameter) not in groups]
+    if not targets and not any(ranked) and stepped(given).isdisjoint(ids):
+        entries: list[Entry | RankedEntry] = [
+            *plan.entries,
+            *(entry for planned in plan.budgets for entry in planned.entries),
+        ]
+        names = ", ".join(f"{entry.name!r} {entry.shape}" for entry in entries[:3])
         raise AttachmentError(
-            f"this {type(given).__name__} holds none of the {len(plan)} penalized parameters ({names} ...); "
+            f"this {type(given).__name__} holds none of the {len(entries)} penalized parameters ({names} ...); "
             "make it from the parameters of the same model, after whatever replaced them"
         )
-    return Found(list(targets.values()), elsewhere)
+    return Found(list(targets.values()), elsewhere, ranked)
 
 
-def names_of(model: nn.Module, targets: Iterable[PenalizedParameter]) -> set[str]:
+def still_in(held: Mapping[str, NamedParameter], entry: Entry | RankedEntry) -> list[NamedParameter]:
+    """Return what a model holds under the names of `entry`, or raise `AttachmentError`."""
+    found = [held[name] for name in (entry.name, *entry.aliases) if name in held]
+    if not found:
+        raise AttachmentError(
+            f"{entry.name!r} of shape {entry.shape} is not in the model any more; detach() this regularizer "
+            "and make a new one for the model as it is now"
+        )
+    for candidate in found:
+        check_not_computed(candidate)
+    return found
+
+
+def ranked_of(found: Sequence[NamedParameter], groups: Mapping[int, int]) -> list[RankedParameter]:
+    """Return what a budget ranks in one optimizer, once each; what takes no gradient is left out."""
+    ranked: dict[int, RankedParameter] = {}
+    for candidate in found:
+        parameter = candidate.parameter
+        if parameter is None or id(parameter) not in groups or not parameter.requires_grad:
+            continue
+        places = places_of([candidate], parameter)
+        own = RankedParameter(candidate.name, parameter, groups[id(parameter)], places, is_lazy(parameter))
+        first = ranked.setdefault(id(parameter), own)
+        ranked[id(parameter)] = first._replace(places=tuple(dict.fromkeys((*first.places, *places))))
+    return list(ranked.values())
+
+
+def names_of(model: nn.Module, targets: Iterable[PenalizedParameter | RankedParameter]) -> set[str]:
     """Return all names in `model` of parameters that are penalized."""
     found = {id(target.parameter): target.name for target in targets}
     tied = {name.name for name in named_parameters(model) if id(name.parameter) in found}
@@ -183,3 +234,16 @@ def at_update(targets: Sequence[PenalizedParameter], update: int) -> list[Penalt
         except (TypeError, ValueError) as error:
             raise type(error)(f"the schedule of {target.name!r} at update {update}: {error}") from error
     return [found[id(target.penalty)] for target in targets]
+
+
+def with_shared_penalties(targets: Iterable[PenalizedParameter]) -> list[PenalizedParameter]:
+    """Return `targets` in which equal penalties are one object, by which small parameters are penalized together.
+
+    Those that hold tensors are left alone: comparing sharded tensors needs communication.
+    """
+    known: dict[Penalty, Penalty] = {}
+
+    def shared(penalty: Penalty) -> Penalty:
+        return known.setdefault(penalty, penalty) if penalty.with_tensors(Tensor.detach) is penalty else penalty
+
+    return [target._replace(penalty=shared(target.penalty)) for target in targets]

@@ -14,6 +14,7 @@ from torch import nn
 
 from shrinkage.errors import GroupError, SelectionError, shown
 from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.toward import Toward
 from shrinkage.private import compiled_from
 from shrinkage.selection.declaration import ATTRIBUTE, Declaration
@@ -72,6 +73,7 @@ def regularize(
     known = vars(owner).get(ATTRIBUTE)
     rules: tuple[Rule, ...] = () if known is None else known.rules
     globs = own_weights(owner) if parameter is None else (parameter,)
+    check_no_budget(penalty)
     if penalty is None:
         rules = without(rules, globs, owner)
     else:
@@ -99,6 +101,15 @@ def regularize(
         known.taken_back(owner)
     vars(owner)[ATTRIBUTE] = declaration
     return layer
+
+
+def check_no_budget(penalty: object) -> None:
+    """Raise `TypeError` if `penalty` is a budget."""
+    if isinstance(penalty, Budget):
+        raise TypeError(
+            f"{penalty} ranks weights of a whole model, at updates that have to be saved with a checkpoint; use "
+            "Regularizer(model, {...}), whose state_dict() holds them"
+        )
 
 
 def own_weights(layer: nn.Module) -> tuple[str, ...]:
@@ -142,7 +153,7 @@ def check_declarations(layer: nn.Module, rule: Rule) -> None:
             )
 
 
-def together(one: Penalty | None, other: Penalty | None) -> str:
+def together(one: Penalty | Budget | None, other: Penalty | Budget | None) -> str:
     """Return the end of a message about two penalties on one parameter: how to penalize both, if that can be done."""
     try:
         return f", or penalize both at once with {one + other}" if one and other else ""

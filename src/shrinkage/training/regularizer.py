@@ -15,21 +15,21 @@ from shrinkage.diagnostics.residuals import Residuals, residuals
 from shrinkage.errors import AttachmentError
 from shrinkage.execution.compiled import Compile
 from shrinkage.optimizers.hooks import hook_around, uncompiled
-from shrinkage.optimizers.introspection import unwrapped, working
+from shrinkage.optimizers.introspection import sign_of, unwrapped, working
 from shrinkage.optimizers.parameter_state import Plan as ShrinkPlan
 from shrinkage.optimizers.parameter_state import before_shrink
 from shrinkage.selection.how import How
-from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan, resolve, warn_of_unpenalized
 from shrinkage.selection.rules import Rules
-from shrinkage.selection.supported_parameters import is_frozen
-from shrinkage.tables import names_note
 from shrinkage.training.attachment import Attachment, explicit_attachments
 from shrinkage.training.checks_before_step import check_together
 from shrinkage.training.global_hook import check_declared
 from shrinkage.training.options import Options
 from shrinkage.training.orphaned import Removable, follow
-from shrinkage.training.penalized import Found, names_of, targets_of
+from shrinkage.training.penalized import Found, targets_of
+from shrinkage.training.printed import text_of
+from shrinkage.training.progress import BudgetProgress
+from shrinkage.training.rankings import ranking_of
 from shrinkage.training.regularize import declared_rules, rules_of
 from shrinkage.training.saved_state import Progress, state_of
 from shrinkage.training.state_hooks import Kept, leave, register_state_hooks, resume, resume_all
@@ -132,7 +132,8 @@ class Regularizer:
 
     def _attachment(self, whole: Optimizer) -> Attachment:
         """Return what applies the rules in one of the optimizers that do the work of `whole`."""
-        return Attachment(partial(self._targets, ref(whole)), self._options, ref(whole))
+        resolve, rankings = partial(self._targets, ref(whole)), list(map(ranking_of, self.plan.budgets))
+        return Attachment(resolve, self._options, ref(whole), rankings)
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
@@ -141,6 +142,7 @@ class Regularizer:
         resume(optimizer, attachment, self, self._kept)
         self._last |= dict.fromkeys(names, attachment)
         handles: list[Removable] = [
+            *attachment.budgets.hooks(optimizer),
             *hook_around(optimizer, attachment.before_step, attachment.after_step),
             *register_state_hooks(optimizer, attachment, self),
             *follow(self, self._model, optimizer, attachment),
@@ -156,6 +158,17 @@ class Regularizer:
         for handle in [each for _, _, handles in self._attachments for each in handles]:
             handle.remove()
         self._attachments = []
+
+    def progress(self) -> tuple[BudgetProgress, ...]:
+        """Return how far each `Budget` has come, in each attached optimizer, as of the last ranking.
+
+        >>> import shrinkage, torch
+        >>> layer = torch.nn.Linear(10, 10)
+        >>> optimizer = torch.optim.SGD(layer.parameters())
+        >>> print(*Regularizer(layer, shrinkage.Budget(zeros=0.9, updates=1000)).attach(optimizer).progress())
+        update 0 of 1,000, waiting: 90 of 100 zeros in the end
+        """
+        return tuple(found for _, each in self._pairs() for found in each.budgets.progress())
 
     def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
         """Add the derivatives of the penalties with `how="gradient"` to `.grad` now, as terms of the loss would.
@@ -229,7 +242,7 @@ class Regularizer:
         """
         pairs, reached = self._pairs(), self._reached()
         steps = {name: step for own, each in pairs for name, step in each.steps(own).items()}
-        maximized = {name for own, each in pairs for name in each.maximized(own)}
+        maximized = {t.name for own, each in pairs for t in each.targets_left(own) if sign_of(own, t.group) < 0}
         found = residuals(self._model, self.plan, reached, steps, maximized, closure, data, tolerance)
         decay = self._options.hold_zeros
         return found.after(training_of(self._model, self.plan, decay, (own for own, _ in pairs), reached))
@@ -261,19 +274,7 @@ class Regularizer:
         return {**vars(self), "_attachments": [], "_last": {}, "_kept": [*made, *self._kept]}
 
     def __repr__(self) -> str:
-        count = len(self.plan)
-        optimizers = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers())
-        state = f"attached to {optimizers}" if optimizers else "not attached"
-        held = names_of(self._model, (c for own, attached in self._pairs() for c in attached.targets_left(own)))
-        now = {candidate.name: candidate.parameter for candidate in named_parameters(self._model)}
-        frozen = [entry.name for entry in self.plan if is_frozen(now.get(entry.name))]
-        missed = [entry.name for entry in self.plan if optimizers and entry.name not in {*held, *frozen}]
-        note = names_note("frozen, so not penalized", frozen) + names_note(
-            "not in an attached optimizer, so not penalized", missed
-        )
-        decay = self._options.hold_zeros
-        zeros = "" if decay is None else f", zeros held by gradients averaged with decay {decay:g}"
-        return f"Regularizer: {count} parameter{'s' * (count != 1)}, {state}{zeros}\n{self.plan}{note}"
+        return text_of(self._model, self.plan, self._pairs(), self._options)
 
     def _progress(self) -> list[Progress]:
         made = [Progress.of(attachment) for _, attachment in self._pairs()]
@@ -281,13 +282,12 @@ class Regularizer:
 
     def _reached(self) -> int:
         """Return the number of updates at which strengths are taken outside of a step."""
-        made = [each.updates.count() for optimizer, each in self._pairs() if each.targets_left(optimizer)]
+        made = [each.updates.count() for optimizer, each in self._pairs() if each.concerned_left(optimizer)]
         return [*made, *(each.progress.updates for each in self._kept), self._iteration][0]
 
     def _optimizers(self) -> list[Optimizer]:
         """Return the optimizers that are attached to, after forgetting those that are gone."""
-        for _, attachment, _ in self._attachments:
-            self._iteration = attachment.updates.count()
+        self._iteration = [self._iteration, *(each.updates.count() for _, each, _ in self._attachments)][-1]
         self._attachments = [held for held in self._attachments if held[0]() is not None]
         return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
 

@@ -26,12 +26,14 @@ class Progress(NamedTuple):
     updates: int
     averages: dict[str, dict[str, Tensor]]
     intervals: dict[str, dict[str, Any]]
+    budgets: dict[str, dict[str, Any]]
 
     @classmethod
     def of(cls, attachment: Attachment) -> "Progress":
         """Return the progress of `attachment`."""
         averages = {} if attachment.averages is None else attachment.averages.state_dict()
-        return cls(attachment.updates.count(), averages, attachment.intervals.state_dict())
+        intervals, budgets = attachment.intervals.state_dict(), attachment.budgets.state_dict()
+        return cls(attachment.updates.count(), averages, intervals, budgets)
 
     def completed(self, attachment: Attachment, added: Container[str] = ()) -> "Progress":
         """Return this with averages that start now of `added` parameters, and of those that an older default left out.
@@ -52,6 +54,7 @@ class Progress(NamedTuple):
         """Raise `ValueError` if `attachment` cannot go on from here."""
         if attachment.averages is not None:
             attachment.averages.check(self.averages)
+        attachment.budgets.check_state(self.budgets, self.updates)
 
     def restore(self, attachment: Attachment) -> None:
         """Let `attachment` go on from here."""
@@ -59,6 +62,7 @@ class Progress(NamedTuple):
         if attachment.averages is not None:
             attachment.averages.load_state_dict(self.averages)
         attachment.intervals.load_state_dict(self.intervals)
+        attachment.budgets.load_state_dict(self.budgets, self.updates)
         attachment.forget()
 
 
@@ -69,6 +73,8 @@ def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:
         state["averages"] = [each.averages for each in progress]
     if any(each.intervals for each in progress):
         state["intervals"] = [each.intervals for each in progress]
+    if any(each.budgets for each in progress):
+        state["budgets"] = [each.budgets for each in progress]
     references = references_of(plan)
     return {**state, "references": references} if references else state
 
@@ -88,7 +94,8 @@ def checked_progress(state: object, plan: Plan) -> list[Progress]:
         for each in each_of:
             check_penalized(each, plan, part)
         parts.append(each_of)
-    return [Progress(count, dict(own), dict(other)) for count, own, other in zip(updates, *parts, strict=True)]
+    budgets = state.get("budgets", [{}] * len(updates)) if isinstance(state, Mapping) else []
+    return [Progress(count, *map(dict, each)) for count, *each in zip(updates, *parts, budgets, strict=True)]
 
 
 def check_penalized(found: Mapping[str, Any], plan: Plan, part: str) -> None:

@@ -1,0 +1,38 @@
+"""A regularizer in print: what it is attached to, its plan, and what of that no attached optimizer steps."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+from shrinkage.selection.named_parameters import named_parameters
+from shrinkage.selection.plan import Plan
+from shrinkage.selection.supported_parameters import is_frozen
+from shrinkage.tables import names_note
+from shrinkage.training.attachment import Attachment
+from shrinkage.training.options import Options
+from shrinkage.training.penalized import names_of
+
+
+def text_of(model: nn.Module, plan: Plan, pairs: Sequence[tuple[Optimizer, Attachment]], options: Options) -> str:
+    """Return a regularizer as text.
+
+    Args:
+        model: whose parameters are penalized.
+        plan: by which.
+        pairs: the optimizers that it is attached to, each with what acts there.
+        options: of the regularizer.
+    """
+    ranked = [entry for planned in plan.budgets for entry in planned.entries]
+    names = [entry.name for entry in (*plan, *ranked)]
+    optimizers = ", ".join(type(optimizer).__name__ for optimizer, _ in pairs)
+    state = f"attached to {optimizers}" if optimizers else "not attached"
+    held = names_of(model, (each for own, attached in pairs for each in attached.concerned_left(own)))
+    now = {candidate.name: candidate.parameter for candidate in named_parameters(model)}
+    frozen = [name for name in names if is_frozen(now.get(name))]
+    missed = [name for name in names if optimizers and name not in {*held, *frozen}]
+    note = names_note("frozen, so not penalized", [name for name in frozen if name not in {e.name for e in ranked}])
+    note += names_note("not in an attached optimizer, so not penalized", missed)
+    decay = options.hold_zeros
+    zeros = "" if decay is None else f", zeros held by gradients averaged with decay {decay:g}"
+    return f"Regularizer: {len(names)} parameter{'s' * (len(names) != 1)}, {state}{zeros}\n{plan}{note}"

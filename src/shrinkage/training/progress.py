@@ -1,0 +1,64 @@
+"""How far a budget has come, in numbers and as a line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Phase = Literal["waiting", "ramp", "held", "frozen", "done"]
+Unit = Literal["zeros", "parameters", "multiply-adds"]
+
+
+class LayerProgress(NamedTuple):
+    """How many weights of a layer stay, of how many, how many have to, and whether that is all that keeps them."""
+
+    stay: int
+    of: int
+    least: int
+    bound: bool
+
+
+@dataclass(frozen=True)
+class BudgetProgress:
+    """How far one budget has come in one optimizer, as of the last ranking. Prints as a line.
+
+    Args:
+        update: updates made.
+        updates: of the whole training.
+        phase: "waiting", "ramp", "held" or "frozen"; of groups that span parameters "waiting", "ramp" or "done".
+        unit: what is counted.
+        wanted: what was to be reached by now; None before the first ranking.
+        reached: what is.
+        target: what is to be reached in the end.
+        of: how many there are in all.
+        changed: how many weights or channels changed between zero and not at the last ranking.
+        due: channels that are on their way to zero.
+        layers: what stays of each layer, by name.
+
+    >>> print(BudgetProgress(3000, 12000, "ramp", "zeros", wanted=38000, reached=38000, target=46740, of=49200))
+    update 3,000 of 12,000, ramp: 38,000 of 49,200 zero (wanted 38,000, in the end 46,740)
+    """
+
+    update: int
+    updates: int
+    phase: Phase
+    unit: Unit
+    wanted: int | None
+    reached: int | None
+    target: int
+    of: int
+    changed: int | None = None
+    due: int | None = None
+    layers: Mapping[str, LayerProgress] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        start = f"update {self.update:,} of {self.updates:,}, {self.phase}: "
+        if self.reached is None or self.wanted is None:
+            return f"{start}{self.target:,} of {self.of:,} {self.unit} in the end"
+        what = "zero" if self.unit == "zeros" else f"{self.unit} left"
+        text = f"{self.reached:,} of {self.of:,} {what} (wanted {self.wanted:,}, in the end {self.target:,})"
+        if self.changed is not None:
+            text += f"; {self.changed:,} changed at the last"
+        if self.due is not None:
+            text += f"; {self.due:,} due"
+        bound = [f"{name} ({each.stay:,} of {each.of:,})" for name, each in self.layers.items() if each.bound]
+        return start + text + (f"; held by its floor: {', '.join(bound)}" if bound else "")

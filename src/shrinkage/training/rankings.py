@@ -1,0 +1,10 @@
+"""What ranks the parameters of a budget in an optimizer."""
+
+from shrinkage.selection.planned_budgets import PlannedBudget
+from shrinkage.training.asides import Asides
+from shrinkage.training.budgets import Ranking
+
+
+def ranking_of(planned: PlannedBudget) -> Ranking:
+    """Return what lets a budget of a plan act in one optimizer."""
+    return Asides(planned.budget)
