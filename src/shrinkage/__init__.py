@@ -86,6 +86,7 @@ try:
     from shrinkage.penalties.weighted import Weighted as Weighted
     from shrinkage.selection.plan import Plan as Plan
     from shrinkage.selection.rules import Rule as Rule
+    from shrinkage.training.freeze import freeze_zeros as freeze_zeros
     from shrinkage.training.progress import BudgetProgress as BudgetProgress
     from shrinkage.training.regularize import regularize as regularize
     from shrinkage.training.regularizer import Regularizer as Regularizer
@@ -163,6 +164,7 @@ __all__ = [
     "Whole",
     "apply_plan",
     "coupling_rule",
+    "freeze_zeros",
     "register_layer",
     "register_metric",
     "register_sum",

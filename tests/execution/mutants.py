@@ -21,7 +21,7 @@ MUTANTS = [
     M("else (id(penalty), w.dtype, w.device, rest, step)\n", "else (id(penalty), w.dtype, rest)\n", "in_place", "small_tensors and L1"),
     M("if weights + size > largest and index > start:", "if False:", "in_place", "bounded"),
     M("if penalty.with_tensors(Tensor.detach) is not penalty:", "if False:", "in_place", "small_tensors and Weighted"),
-    M("(scheduled or averaged or target.every > 1) and is_captured", "False and is_captured", "no_wait", "recorded"),
+    M("(target.changes or averaged or target.every > 1) and is_captured", "False and is_captured", "no_wait", "recorded"),
     M("torch.where(moment == 0, 1.0, upcast(moment).sqrt() * scale + eps)", "upcast(moment).sqrt() * scale + eps", "compiled", "test_elements"),
     M("if w.device.type == \"cpu\" and bool(resting.all()):", "if True:", "compiled", "groups_to_rounding"),
     M("torch.where(unit == math.inf, inner, inner * secular.secular_scale(metric, root))", "inner * secular.secular_scale(metric, root)", "compiled", "step_of_zero"),

@@ -18,7 +18,7 @@ MUTANTS = [
     M("self.updates.record(overflow_of(optimizer))", "self.updates.record(None)", "attachment", "skipped_steps"),
     M("all(all(map(is_, a, b)) for a, b in zip(one, other, strict=True))", "True", "attachment"),
     M("lengths = list(map(len, one)) == list(map(len, other))", "lengths = True", "attachment"),
-    M("self.updates.count() if self._scheduled else 0", "0", "attachment", "schedule"),
+    M("updates.count() if self._scheduled else 0", "0", "attachment", "schedule"),
     M("if not callable(closure):", "if closure is None:", "attachment"),
     M("            check_gradients(targets)\n", "", "attachment"),
     M("if id(target.parameter) in taken:", "if False:", "regularizer"),

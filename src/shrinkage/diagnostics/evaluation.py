@@ -106,9 +106,22 @@ def value(model: nn.Module, plan: Plan, iteration: int) -> Tensor:
     with torch.no_grad():
         values = [
             value_of(penalty.at(iteration), {name: held[name] for name in names})
-            for names, penalty in plan.blocks(held)
+            for names, penalty in plan.at(iteration).blocks(held)
         ]
     return sum_of(values) if values else torch.zeros(())
+
+
+def frozen_zeros(plan: Plan, held: Mapping[str, nn.Parameter], iteration: int) -> dict[str, Tensor]:
+    """Return where parameters are zero and stay so by the rules that are over at an update, as masks by name."""
+    masks: dict[str, Tensor] = {}
+    for names, penalty in plan.frozen(iteration).blocks(held):
+        ws = {name: upcast(held[name].detach()) for name in names}
+        if coupled_of(penalty) is None:
+            masks |= {name: penalty.zeros(w) for name, w in ws.items()}
+        else:
+            found = alone(coupled_norms.zeros(all_of(penalty, ws)[1], list(ws.values())))
+            masks |= dict(zip(names, found, strict=True))
+    return masks
 
 
 def penalized_parameters(model: nn.Module, plan: Plan) -> list[tuple[Entry, nn.Parameter]]:

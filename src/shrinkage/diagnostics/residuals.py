@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.diagnostics.advice import Training, advice
-from shrinkage.diagnostics.evaluation import penalized_parameters, residual_of, slope_of
+from shrinkage.diagnostics.evaluation import frozen_zeros, penalized_parameters, residual_of, slope_of
 from shrinkage.diagnostics.loss_gradients import Closure, check_not_sharded, mean_gradients, trained
 from shrinkage.diagnostics.zero_layers import dead_layers, told_first
 from shrinkage.optimizers.adaptive_step import Number
@@ -150,7 +150,9 @@ def residuals(
     gradients = dict(zip(held, mean_gradients(model, list(held.values()), closure, data), strict=True))
     points = {name: upcast(parameter.detach()) for name, parameter in held.items()}
     descents = {name: -grad if name in maximized else grad for name, grad in gradients.items()}
-    blocks = [(names, penalty.at(iteration)) for names, penalty in plan.blocks(held)]
+    for name, mask in frozen_zeros(plan, held, iteration).items():  # whatever their gradient is, they stay
+        descents[name] = descents[name].masked_fill(mask, 0.0)
+    blocks = [(names, penalty.at(iteration)) for names, penalty in plan.at(iteration).blocks(held)]
     slopes = [slope_of(penalty, points[first].shape) for (first, *_), penalty in blocks]
     unit = min((slope for slope in slopes if 0 < slope < math.inf), default=1.0)
     penalized = []
@@ -163,7 +165,7 @@ def residuals(
             penalized.append(each._replace(members=tuple(names)))
     known = {name for names, _ in blocks for name in names}
     others = [
-        summary(name, None, "gradient", [w], gradients[name].abs(), unit)
+        summary(name, None, "gradient", [w], descents[name].abs(), unit)
         for name, w in points.items()
         if name not in known
     ]

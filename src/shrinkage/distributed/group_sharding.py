@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -132,6 +133,20 @@ def stays_across(penalty: Penalty, w: Tensor, average: Tensor, sharding: GroupSh
     like = sharding.parameter
     full, averages = whole(spread(w, like)), whole(spread(average, like))
     return shard_like(full_penalty(penalty).stays(upcast(full), averages), like)
+
+
+def zeros_across(penalty: Penalty, w: Tensor, sharding: GroupSharding) -> Reduction[Tensor]:
+    """Return a computation of where this process's shard is zero; of groups, whether all their shards are."""
+    like, groups = sharding.parameter, penalty.zero_groups
+    found = shard_penalty(penalty, like).nonzero(w)
+    if groups is None:
+        return ~found
+    layout = groups.layout(w.shape)
+    if set(sharding.cut) & set(groups.layout(tuple(like.shape)).split):  # a shard has other groups
+        return shard_like(groups.without(whole(spread(found, like))), like)
+    mine = found.reshape(layout.shape).any(layout.within, keepdim=True)
+    counts = yield mine.to(torch.float32)
+    return (counts == 0).expand(layout.shape).reshape(w.shape)
 
 
 def blocks_of(items: Iterable[Item], block: Callable[[Item], object]) -> list[list[Item]]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shrinkage.distributed import group_sharding
 from shrinkage.distributed.all_reduce import run_all
 from shrinkage.distributed.group_sharding import GroupSharding, blocks_of, gradient_across, prox_across, stays_across
 from shrinkage.execution.compiled import Compile
@@ -75,6 +76,11 @@ def zeros_that_stay(tasks: Tasks) -> list[Tensor]:
     return found_together(tasks, stays_of)
 
 
+def zeros_across(tasks: Tasks) -> list[Tensor]:
+    """Return where tensors are zero, or in groups that are."""
+    return found_together(tasks, zeros_of)
+
+
 def found_together(tasks: Tasks, compute: Callable[[Tasks], Reduction[list[Tensor]]]) -> list[Tensor]:
     """Return what `compute` finds for each task, from those that share its groups, in the order given."""
     blocks = blocks_of(tasks, lambda task: task.sharding.block)
@@ -108,6 +114,14 @@ def stays_of(tasks: Tasks) -> Reduction[list[Tensor]]:
     if first.sharding.membership is None:
         return [stays_across(first.penalty, first.w, averages[0], first.sharding)]
     return (yield from coupled_norms.stays(*groups_of(tasks), [task.w for task in tasks], averages))
+
+
+def zeros_of(tasks: Tasks) -> Reduction[list[Tensor]]:
+    """Return a computation of where tensors that share groups, or the shard of one, are zero."""
+    parts = [task.sharding.membership for task in tasks if task.sharding.membership is not None]
+    if not parts:
+        return [(yield from group_sharding.zeros_across(tasks[0].penalty, tasks[0].w, tasks[0].sharding))]
+    return (yield from coupled_norms.zeros(parts, [task.w for task in tasks]))
 
 
 def groups_of(tasks: Tasks) -> tuple[GroupPenalty, list[Membership]]:

@@ -157,7 +157,15 @@ def follow_(w: Tensor, moved: Tensor, share: Number) -> None:
 
 def restore_(penalty: Penalty, w: Tensor, mask: Tensor) -> None:
     """Set `w` to the penalty's origin where `mask` is true."""
-    w.copy_(torch.where(mask, penalty.origin(w), w))
+    if type(penalty).origin is Penalty.origin:
+        w.masked_fill_(mask, 0.0)
+    else:
+        w.copy_(torch.where(mask, penalty.origin(w), w))
+
+
+def clear_(grad: Tensor, mask: Tensor) -> None:
+    """Set a gradient to 0 where `mask` is true."""
+    grad.masked_fill_(mask, 0.0)
 
 
 @contextmanager

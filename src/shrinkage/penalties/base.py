@@ -27,6 +27,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.schedules import Strength, as_factor, at, check_strength, multiple, strength_text
 from shrinkage.penalties.value_objects import Value
 from shrinkage.proximal.precision import upcast
@@ -150,6 +151,20 @@ class Penalty(Value, ABC):
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         """Return where `w` is 0 and stationary for the gradient `average`, a mask shaped like `w`."""
         return (w == 0) & (self.residual(torch.zeros_like(w), average) == 0)
+
+    @property
+    def zero_groups(self) -> Groups | None:
+        """The groups that are zero only as a whole; None if each element is zero by itself."""
+        return None
+
+    def nonzero(self, w: Tensor) -> Tensor:
+        """Return where `w` is not at the origin, a mask shaped like `w`."""
+        return w != 0
+
+    def zeros(self, w: Tensor) -> Tensor:
+        """Return the elements that are zero, or that are in groups that are zero, a mask shaped like `w`."""
+        groups = self.zero_groups
+        return ~self.nonzero(w) if groups is None else groups.without(self.nonzero(w))
 
     def prox_by_sums(
         self, w: Tensor, step: float | Tensor, shape: Sequence[int], cut: Collection[int] = ()

@@ -82,7 +82,19 @@ def stays(group_penalty: GroupPenalty, parts: Parts, ws: Tensors, averages: Tens
     """Return where each tensor is in a group that is zero and stationary for the gradients `averages`."""
     norms = yield from norms_of(parts, split_by(parts, ws))
     at_zero = yield from residual_at_zero(group_penalty, parts, averages)
-    still = padded(((norms == 0) & (at_zero == 0)).to(norms.dtype), 0.0)
+    return masks_of((norms == 0) & (at_zero == 0), parts, ws)
+
+
+def zeros(parts: Parts, ws: Tensors) -> Reduction[list[Tensor]]:
+    """Return where each tensor is in a group that is zero."""
+    marks = [(w != 0).to(at_least_float32(w.dtype)) for w in ws]  # squares of tiny weights would vanish
+    norms = yield from norms_of(parts, split_by(parts, marks))
+    return masks_of(norms == 0, parts, ws)
+
+
+def masks_of(chosen: Tensor, parts: Parts, ws: Tensors) -> list[Tensor]:
+    """Return the elements of each tensor that are in the `chosen` groups."""
+    still = padded(chosen.to(torch.float32), 0.0)
     split = [part.split(w) for part, w in zip(parts, ws, strict=True)]
     held = [part.column(still, w).expand_as(w) > 0 for part, w in zip(parts, split, strict=True)]
     return [mask.reshape(w.shape) for mask, w in zip(held, ws, strict=True)]

@@ -76,6 +76,17 @@ class Groups(Value, ABC):
         layout = self.layout(w.shape)
         return norms_within(w.reshape(layout.shape), layout.within).reshape(-1)
 
+    def without(self, mask: Tensor) -> Tensor:
+        """Return the elements of the groups in which `mask` is true nowhere.
+
+        >>> Rows().without(torch.tensor([[True, False], [False, False]]))
+        tensor([[False, False],
+                [ True,  True]])
+        """
+        layout = self.layout(mask.shape)
+        found = mask.reshape(layout.shape).any(layout.within, keepdim=True)
+        return (~found).expand(layout.shape).reshape(mask.shape)
+
     def view(self, w: Tensor) -> Tensor:
         """Return the elements of `w` as `(groups, size)`: a view where strides allow it, else a copy.
 

@@ -11,6 +11,7 @@ from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.budget import reason
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.elementwise import infinite_unless_zero
+from shrinkage.penalties.groups import Groups
 from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction
 
@@ -78,6 +79,10 @@ class NonNegative(Constraint):
     @property
     def holds_zeros(self) -> bool:
         return self.penalty is not None and self.penalty.holds_zeros
+
+    @property
+    def zero_groups(self) -> Groups | None:
+        return None if self.penalty is None else self.penalty.zero_groups
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         """Return the penalty's for the part of `average` that pushes upwards."""

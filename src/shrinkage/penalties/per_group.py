@@ -38,6 +38,10 @@ class PerGroup(Penalty):
         """True: a group costs more the larger its elements are, whatever their signs."""
         return True
 
+    @property
+    def zero_groups(self) -> Groups | None:
+        return self.groups
+
     def parts(self, shape: Sequence[int]) -> Parts | None:
         """Return the penalty of a group of a tensor of `shape`, if it is such a sum and the same for all groups."""
         return None

@@ -8,6 +8,7 @@ from torch import Tensor
 from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.convex import L2
+from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.schedules import Strength, fixed, multiple, strength_text
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Reduction
@@ -108,6 +109,13 @@ class Ridged(Penalty):
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         """Return the penalty's, for a loss that has the squares in it."""
         return self.penalty.residual(w, grad + self.squares.gradient(w))
+
+    @property
+    def zero_groups(self) -> Groups | None:
+        return self.penalty.zero_groups
+
+    def nonzero(self, w: Tensor) -> Tensor:
+        return self.penalty.nonzero(w)
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         return self.penalty.stays(w, average + self.squares.gradient(w))

@@ -99,6 +99,10 @@ class SparseGroupLasso(PerGroup):
         inside = torch.where(w == 0, beyond, grad + self.gradient(w))
         return torch.where(norms == 0, at_zero, self.groups.norms(inside))
 
+    @property
+    def zero_groups(self) -> None:
+        """None: elements inside of a group are zero by themselves."""
+
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         """Return the elements of zero groups that are stationary, and zeros inside the others that `l1` holds."""
         group_stays = PerGroup.stays(self, w, average)

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage.errors import GroupError, ParameterError, SelectionError, shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.budget import reason
+from shrinkage.penalties.groups import Groups
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Reduction
 
@@ -112,6 +113,14 @@ class Toward(Penalty):
 
     def residual(self, w: Tensor, grad: Tensor) -> Tensor:
         return self.penalty.residual(w - self._reference(w), grad)
+
+    @property
+    def zero_groups(self) -> Groups | None:
+        return self.penalty.zero_groups
+
+    def nonzero(self, w: Tensor) -> Tensor:
+        """Return where the difference is not 0."""
+        return self.penalty.nonzero(w - self._reference(w))
 
     def stays(self, w: Tensor, average: Tensor) -> Tensor:
         """Return where the difference is 0 and stationary."""

@@ -35,6 +35,18 @@ class Entry(NamedTuple):
     penalty: Penalty
     how: How
     every: int = 1
+    until: int | None = None
+    after: Penalty | None = None
+
+    def is_over(self, update: int) -> bool:
+        """Return whether the penalty does not act any more at an update, and its zeros stay."""
+        return self.until is not None and update >= self.until
+
+    def at(self, update: int) -> "Entry | None":
+        """Return what is penalized at an update, None if nothing is."""
+        if not self.is_over(update):
+            return self
+        return None if self.after is None else self._replace(penalty=self.after, until=None, after=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,15 @@ class Plan:
         names, sizes = [name for name, _ in self.unnamed], [size for _, size in self.unnamed]
         return table(header, rows) + lines + names_note(f"no rule names these matrices ({sum(sizes):,} weights)", names)
 
+    def at(self, update: int) -> "Plan":
+        """Return what is penalized at an update: of rules that are over by then, what comes after, if anything."""
+        stages = (entry.at(update) for entry in self.entries)
+        return replace(self, entries=tuple(entry for entry in stages if entry is not None))
+
+    def frozen(self, update: int) -> "Plan":
+        """Return the entries of rules whose zeros stay at an update."""
+        return replace(self, entries=tuple(entry for entry in self.entries if entry.is_over(update)))
+
     def families(self) -> list[list[Entry]]:
         """Return the entries whose groups are coupled together, and every other one by itself."""
         found: dict[object, list[Entry]] = {}
@@ -97,8 +118,21 @@ def entry_cells(entries: Sequence[Entry]) -> list[str]:
     shape = "lazy" if entry.shape is None else shape_text(entry.shape)
     if coupled is not None:
         name, shape, groups = family_cells(coupled, [each.name for each in entries])
-    how = entry.how if entry.every == 1 else f"{entry.how}, every {entry.every} steps"
-    return [name, shape, groups, penalty, strength, how]
+    if entry.until == 0:
+        penalty, strength = "-", "-"
+    return [name, shape, groups, penalty, strength, how_text(entry)]
+
+
+def how_text(entry: Entry) -> str:
+    """Return how the penalty of one entry enters the step, and until when, in words."""
+    if entry.until == 0 and entry.after is None:
+        return "zeros stay"
+    every = "" if entry.every == 1 else f", every {entry.every} steps"
+    until = "" if entry.until is None else f", until {entry.until}"
+    if entry.after is not None:
+        penalty, strength, _ = entry.after.describe(None)
+        until += f", then {penalty} {strength}"
+    return f"{entry.how}{every}{until}"
 
 
 def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
@@ -111,7 +145,10 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
     """
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
     candidates = list(named_parameters(model))
-    known = [replace(rule, penalty=sized(rule.penalty, candidates)) for rule in as_rules(rules, how)]
+    known = [
+        replace(rule, penalty=sized(rule.penalty, candidates), after=sized(rule.after, candidates))
+        for rule in as_rules(rules, how)
+    ]
     with told_with_errors(model):
         winners = selected(model, known)
     for candidate, rule in winners:
@@ -197,7 +234,10 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     if shape is not None and penalty is not rule.penalty:  # it may have found a reference
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)
-    return Entry(first.name, aliases, shape, penalty, rule.how, rule.every)
+    after = None if rule.after is None else rule.after.bound(first.name, first.parameter)
+    if shape is not None and after is not None:
+        check_shape(first.name, shape, after)
+    return Entry(first.name, aliases, shape, penalty, rule.how, rule.every, rule.until, after)
 
 
 def check_ranked(name: str, parameter: Tensor, budget: Budget) -> None:

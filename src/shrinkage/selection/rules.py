@@ -12,6 +12,7 @@ from shrinkage.errors import SelectionError, shown
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.budget import NO_STRENGTH, Budget
 from shrinkage.penalties.membership import coupled_of
+from shrinkage.penalties.toward import Toward
 from shrinkage.penalties.value_objects import Value
 from shrinkage.selection.default_selector import Weights
 from shrinkage.selection.how import How, check_every, check_explicit, check_how
@@ -35,16 +36,24 @@ class Rule(Value):
             with the sum of the steps since the last. Solutions of the stated problem stay solutions as far as gradients
             do not change in between: at one, gradients move the weights away for `every` - 1 steps, and the proximal
             operator brings them back. So there are exact zeros right after it, and none in between.
+        until: from this update on, the first being 0, nothing is penalized, and what is zero stays exactly zero: single
+            weights, or the groups of the penalty. What is left is trained as it is without a penalty. Nothing has to be
+            saved for it but the update count: the zeros in the weights are the mask.
+        after: what is penalized from then on in place of `penalty`, while zeros stay. With `L1` of a smaller strength
+            this is the relaxed lasso.
 
     Raises:
         TypeError: the penalty is not a penalty, the selector not a selector.
         SelectionError: the selector can be called and is no plain function.
         ValueError: `how` is none of the three, or "gradient" for a penalty that has no derivative to follow; `every` is
-            not a whole number >= 1, or more than 1 for a rule that acts through a derivative.
+            not a whole number >= 1, or more than 1 for a rule that acts through a derivative; `until` is no update, or
+            no multiple of `every`; `after` comes without `until`.
+
+    Reference: Meinshausen (2007), "Relaxed lasso", eq. 1, for `until` with `after`.
 
     >>> from shrinkage import L1
     >>> Rule(L1(1e-4), "*.weight")
-    Rule(penalty=L1(strength=0.0001), parameters='*.weight', how='proximal', every=1)
+    Rule(penalty=L1(strength=0.0001), parameters='*.weight', how='proximal', every=1, until=None, after=None)
     """
 
     penalty: Penalty | Budget | None
@@ -52,15 +61,18 @@ class Rule(Value):
     how: How = "proximal"
     _: KW_ONLY
     every: int = 1
+    until: int | None = None
+    after: Penalty | None = None
 
     def __post_init__(self) -> None:
         check_penalty(self.penalty)
         check_how(self.how)
         if isinstance(self.penalty, Budget):
-            check_plain(self.how, self.every)
+            check_plain(self)
         else:
             check_explicit(self.penalty, self.how)
             check_every(self.every, self.how, self.penalty is not None and self.penalty.smooth)
+            check_until(self, self.penalty)
         if self.parameters is not None:
             check_selector(self.parameters)
             if coupled_of(self.penalty) is not None:
@@ -75,6 +87,37 @@ class Rule(Value):
         if coupled is not None:
             return Named(coupled.names)
         return Weights.of(model) if self.parameters is None else self.parameters
+
+
+def check_until(rule: Rule, penalty: Penalty | None) -> None:
+    """Raise unless a second stage of `rule` can follow the one with `penalty`."""
+    until, after = rule.until, rule.after
+    if isinstance(after, Budget):
+        raise TypeError(f"after={after} is no penalty: a Budget stands alone in a rule, from the start")
+    check_penalty(after, "after: ")
+    if until is None:
+        if after is not None:
+            raise ValueError(f"after={after} needs until=, the update from which it is penalized")
+        return
+    if not isinstance(until, int) or isinstance(until, bool) or until < 0:
+        raise ValueError(f"until must be an update, a whole number >= 0, or None, got {shown(until)}")
+    if penalty is None:
+        raise ValueError(
+            f"until={until} needs a penalty that makes zeros; freeze_zeros(model, {{selector: None}}) holds those that "
+            "are there"
+        )
+    if until % rule.every:
+        raise ValueError(
+            f"until={until} is no multiple of every={rule.every}: there are zeros right after a proximal operator, and "
+            "none in between"
+        )
+    if after is not None:
+        check_explicit(after, rule.how)
+        check_every(rule.every, rule.how, after.smooth)
+        if coupled_of(after) not in (None, coupled_of(penalty)):
+            raise ValueError(f"the groups of after={after} span parameters: {penalty} needs the same groups")
+        if isinstance(after, Toward) and after.reference is None:
+            raise ValueError(f"after={after} takes its reference from the model: give it a tensor or a state_dict")
 
 
 class Penalizes(Protocol):
@@ -92,25 +135,40 @@ class Penalizes(Protocol):
     def every(self) -> int:
         """The number of steps from one proximal operator to the next."""
 
+    @property
+    def until(self) -> int | None:
+        """The update from which zeros stay."""
+
+    @property
+    def after(self) -> Penalty | None:
+        """What is penalized from then on."""
+
 
 def check_same_rule(name: str, other_name: str, rule: Penalizes, other: Penalizes, now: str = "") -> None:
     """Raise `SelectionError` if a tied parameter, which has two names, is penalized otherwise under each of them."""
-    same = rule.penalty is other.penalty or (not isinstance(rule.penalty, Budget) and rule.penalty == other.penalty)
-    if not same or (rule.how, rule.every) != (other.how, other.every):
+    if terms(rule) != terms(other):
         raise SelectionError(
             f"{name!r} and {other_name!r} are one tied parameter{now}, but two rules clash on it: "
             f"{rule.penalty} ({rule.how}) and {other.penalty} ({other.how}); give both names one rule"
         )
 
 
+def terms(rule: Penalizes) -> tuple[object, ...]:
+    """Return what is compared of two rules; tensors that are the same object are equal without a look at them."""
+    penalty = id(rule.penalty) if isinstance(rule.penalty, Budget) else rule.penalty
+    return penalty, rule.how, rule.every, rule.until, rule.after
+
+
 Rules = Penalty | Budget | Rule | Mapping[Selector, Penalty | Budget | None] | Sequence[Rule]
 
 
-def check_plain(how: str, every: int) -> None:
-    """Raise `ValueError` if a rule with a budget says how, or how often, a penalty is applied."""
-    if how != "proximal" or every != 1:
-        given = f'how="{how}"' if how != "proximal" else f"every={every}"
-        raise ValueError(f"{given} does not go with a Budget: {NO_STRENGTH}")
+def check_plain(rule: Rule) -> None:
+    """Raise `ValueError` if a rule with a budget says how, how often or how long a penalty is applied."""
+    given = {"how": rule.how, "every": rule.every, "until": rule.until, "after": rule.after}
+    for name, value in given.items():
+        if value not in ("proximal", 1, None):
+            what = f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+            raise ValueError(f"{what} does not go with a Budget: {NO_STRENGTH}")
 
 
 def check_penalty(penalty: object, where: str = "") -> None:

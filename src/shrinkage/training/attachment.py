@@ -34,7 +34,7 @@ from shrinkage.optimizers.introspection import (
 )
 from shrinkage.optimizers.overflow import overflow_of
 from shrinkage.optimizers.per_optimizer import PerOptimizer
-from shrinkage.optimizers.registry import check_decoupled, check_spread, known_metric, metric_of
+from shrinkage.optimizers.registry import known_metric, metric_of
 from shrinkage.penalties.base import Penalty
 from shrinkage.training.budgets import Budgets, Ranking
 from shrinkage.training.checks_before_step import (
@@ -42,8 +42,8 @@ from shrinkage.training.checks_before_step import (
     check_captured,
     check_gradients,
     check_kept,
-    check_moved,
     check_native,
+    check_steps,
 )
 from shrinkage.training.coupled_parameters import located
 from shrinkage.training.held_zeros import averaged
@@ -53,15 +53,16 @@ from shrinkage.training.penalized import (
     PenalizedParameter,
     Place,
     RankedParameter,
-    at_update,
     with_shared_penalties,
 )
 from shrinkage.training.prepared import Looked, UsualSteps
+from shrinkage.training.stages import Stages
 from shrinkage.training.step_sizes import Steps
 from shrinkage.training.update import Lasting, Update
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
+Targets = Sequence[PenalizedParameter]
 
 
 class Attachment(Lasting):
@@ -86,30 +87,31 @@ class Attachment(Lasting):
         self.budgets = Budgets(rankings, self.updates)
         self._resolve = resolve
         self._whole = whole
-        self._targets: Sequence[PenalizedParameter] = ()
-        self._scheduled = self._changes = False  # whether strengths change, or what a step does at all
+        self._targets: Targets = ()
+        self._stages = Stages(())
+        self._changes = False  # whether steps differ in what they do
         self._elsewhere: Sequence[Place] = ()
         self._held: Container[int] = ()
         self._seen: list[list[Tensor]] | None = None
         self._update: Update | None = None  # the one that is under way
         self._usual = UsualSteps()
-        self._asked: tuple[object, Sequence[Penalty]] = (None, ())  # when strengths were asked for, and what came
         self._depth = 0
 
-    def targets(self, optimizer: Optimizer) -> Sequence[PenalizedParameter]:
+    def targets(self, optimizer: Optimizer) -> Targets:
         """Return what is penalized in `optimizer` now."""
         current = [group["params"] for group in optimizer.param_groups]
         if self._stale() or self._seen is None or not same_objects(current, self._seen):
             found = self._resolve(optimizer)
             targets = with_shared_penalties(located(found.targets))
+            stages = [stage for target in targets for stage in target.stages]
             check_kept(self._targets, targets, optimizer)
-            self._check([*targets, *(each for own in found.ranked for each in own)], optimizer)
-            proximal = any(target.how == "proximal" for target in targets)
+            self._check([*targets, *(each for own in found.ranked for each in own)], stages, optimizer)
+            proximal = any(stage.how == "proximal" for stage in stages)
             self.metric = metric_of(optimizer) if proximal else known_metric(optimizer)
             self._targets, self._elsewhere, self._held = targets, found.elsewhere, group_indices(optimizer)
-            self._scheduled = any(target.penalty.scheduled for target in targets)
+            self._stages = Stages(targets)
             seldom = any(target.every > 1 for target in targets)
-            self._changes = self._scheduled or seldom or self.averages is not None
+            self._changes = self._stages.change or seldom or self.averages is not None
             self._seen = [list(parameters) for parameters in current]
             self.lookups += 1
             self.intervals.keep(targets)
@@ -127,7 +129,7 @@ class Attachment(Lasting):
     def _concerned(self) -> list[PenalizedParameter | RankedParameter]:
         return [*self._targets, *self.budgets.parameters]
 
-    def targets_left(self, optimizer: Optimizer) -> Sequence[PenalizedParameter]:
+    def targets_left(self, optimizer: Optimizer) -> Targets:
         """Return what is penalized in `optimizer` now; nothing if its next step is refused, as after a replacement."""
         with suppress(AttachmentError):
             return self.targets(optimizer)
@@ -158,7 +160,9 @@ class Attachment(Lasting):
                 return True
         return any(each.stale for each in self._targets) or any(each.stale for each in self.budgets.parameters)
 
-    def _check(self, concerned: Sequence[PenalizedParameter | RankedParameter], optimizer: Optimizer) -> None:
+    def _check(
+        self, concerned: Sequence[PenalizedParameter | RankedParameter], stages: Targets, optimizer: Optimizer
+    ) -> None:
         """Raise if another attachment penalizes one of the parameters, or a learning rate is needed and missing."""
         targets = [each for each in concerned if isinstance(each, PenalizedParameter)]
         if self.compile is True:
@@ -171,13 +175,7 @@ class Attachment(Lasting):
                     f"{each.name!r} of shape {tuple(each.parameter.shape)} is penalized by another Regularizer "
                     f"that is attached to this {type(optimizer).__name__}; detach() that one first"
                 )
-        for target in targets:
-            if target.how == "decoupled":
-                check_decoupled(target.name, target.penalty.smooth, optimizer, optimizer.param_groups[target.group])
-            check_moved(target, known_metric(optimizer), optimizer)
-            if target.how != "gradient":
-                group_sharding = target.group_sharding is not None
-                check_spread(target.name, target.parameter, target.how, optimizer, group_sharding=group_sharding)
+        check_steps(stages, optimizer)
 
     @property
     def under_way(self) -> bool:
@@ -190,7 +188,8 @@ class Attachment(Lasting):
 
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
         """Add gradients and decay, now or after the closure; the first hook of a step."""
-        if not self._depth and len(args) == 1 and not kwargs and self._usual.before(optimizer, self._penalties):
+        usual = not self._depth and len(args) == 1 and not kwargs and not self._stages.freeze(self.updates)
+        if usual and self._usual.before(optimizer, self._penalties):
             self._depth = 1
             return None
         if self._depth and runs_inside_own_step(optimizer):
@@ -207,6 +206,7 @@ class Attachment(Lasting):
         update = self._update = self._started(optimizer)
         if not targets:
             return None
+        update.freeze()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             check_gradients(targets)
@@ -232,8 +232,9 @@ class Attachment(Lasting):
         if self.averages is not None:
             self.averages.commit()
         self._end_step()
-        found = Looked(self._targets, penalties, self._elsewhere, self._held, self.lookups)
-        self._usual.prepare(optimizer, found, self)
+        if not self._stages.freeze(self.updates):
+            found = Looked(self._targets, penalties, self._elsewhere, self._held, self.lookups)
+            self._usual.prepare(optimizer, found, self)
 
     def _end_step(self) -> None:
         """Leave nothing behind that belongs to one step only."""
@@ -245,14 +246,11 @@ class Attachment(Lasting):
 
     def _started(self, optimizer: Optimizer) -> Update:
         """Return the update of the next step, its schedules evaluated, before anything is changed."""
-        return Update(optimizer, list(zip(self._targets, self._penalties(), strict=True)), self)
+        return Update(optimizer, self._stages.now(self.updates), self)
 
     def _penalties(self) -> Sequence[Penalty]:
-        """Return the penalties at this update; schedules are asked once for each step."""
-        key = (self._scheduled and (self.updates.steps, self.updates.skipped is None), self.lookups)
-        if self._asked[0] != key:
-            self._asked = (key, at_update(self._targets, self.updates.count() if self._scheduled else 0))
-        return self._asked[1]
+        """Return the penalties at this update."""
+        return self._stages.now(self.updates).penalties
 
     def _penalized_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""

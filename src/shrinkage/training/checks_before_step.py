@@ -10,7 +10,7 @@ from shrinkage.distributed.flat_parameters import check_flat_shard
 from shrinkage.errors import AttachmentError, MetricError, ParameterError
 from shrinkage.execution import native_build
 from shrinkage.optimizers.introspection import group_indices, is_captured
-from shrinkage.optimizers.registry import Metric
+from shrinkage.optimizers.registry import Metric, check_decoupled, check_spread, known_metric
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan
@@ -42,9 +42,9 @@ def check_native(targets: Sequence[PenalizedParameter]) -> None:
 def check_captured(targets: Iterable[PenalizedParameter], *, averaged: bool) -> None:
     """Raise `AttachmentError` if a CUDA graph is recorded whose replays would repeat what should change."""
     for target in targets:
-        scheduled = target.penalty.scheduled
-        frozen = "a scheduled strength" if scheduled else "hold_zeros=" if averaged else f"every={target.every}"
-        if (scheduled or averaged or target.every > 1) and is_captured(target.parameter):
+        later = f"until={target.until}" if target.until else "a scheduled strength"
+        frozen = later if target.changes else "hold_zeros=" if averaged else f"every={target.every}"
+        if (target.changes or averaged or target.every > 1) and is_captured(target.parameter):
             raise AttachmentError(
                 f"{target.name!r} of shape {tuple(target.parameter.shape)} is penalized with {frozen}, and a CUDA "
                 "graph that is recorded now would repeat this step as it is, without Python: use a strength that is a "
@@ -102,6 +102,17 @@ def check_together(model: nn.Module, plan: Plan, optimizer: Optimizer) -> None:
                 f"{inside[0]!r} and {outside[0]!r} share groups, and this optimizer steps the first only; groups that "
                 "span parameters are penalized in one step: give them to one optimizer, or leave one out of the groups"
             )
+
+
+def check_steps(targets: Iterable[PenalizedParameter], optimizer: Optimizer) -> None:
+    """Raise if a penalty needs a step of `optimizer` that is not known, or that it does not make."""
+    for target in targets:
+        if target.how == "decoupled":
+            check_decoupled(target.name, target.penalty.smooth, optimizer, optimizer.param_groups[target.group])
+        check_moved(target, known_metric(optimizer), optimizer)
+        if target.how != "gradient":
+            group_sharding = target.group_sharding is not None
+            check_spread(target.name, target.parameter, target.how, optimizer, group_sharding=group_sharding)
 
 
 def check_moved(target: PenalizedParameter, metric: Metric | None, optimizer: Optimizer) -> None:

@@ -19,9 +19,11 @@ def located(targets: Sequence[PenalizedParameter]) -> list[PenalizedParameter]:
         if groups is not None:
             coupled.setdefault(groups, []).append(target)
     blocks = {groups: block_of(members) for groups, members in coupled.items()}
+    later = iter(located([target.second for target in targets if target.second is not None]) if targets else ())
+    found = [target if target.second is None else target._replace(second=next(later)) for target in targets]
     return [
         target if is_lazy(target.parameter) else target._replace(group_sharding=sharding_of(target, blocks))
-        for target in targets
+        for target in found
     ]
 
 

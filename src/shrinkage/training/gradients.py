@@ -46,8 +46,8 @@ class Gradients:
                 self._aside.append(Aside(parameter, own, parameter.grad, parameter.grad._version))
 
     def restore(self) -> None:
-        """Put back what is held aside, unless the sum was replaced or written to: then it belongs to the caller."""
-        for parameter, own, summed, version in self._aside:
+        """Put back what is held aside, last first, unless it was replaced or written to: then it is the caller's."""
+        for parameter, own, summed, version in reversed(self._aside):
             if parameter.grad is summed and summed._version == version:
                 parameter.grad = own
         self._aside = []

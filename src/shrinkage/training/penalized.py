@@ -71,6 +71,8 @@ class PenalizedParameter(NamedTuple):
         lazy: whether it had no shape yet then.
         group_sharding: how its groups cross processes; None if each process can penalize its own shard.
         every: its proximal operator acts at every so many steps.
+        until: the update from which the penalty is over and its zeros stay; None if there is none.
+        second: the same parameter with what is penalized from then on; None if nothing is.
     """
 
     name: str
@@ -82,6 +84,24 @@ class PenalizedParameter(NamedTuple):
     lazy: bool = False
     group_sharding: GroupSharding | None = None
     every: int = 1
+    until: int | None = None
+    second: "PenalizedParameter | None" = None
+
+    @property
+    def after(self) -> Penalty | None:
+        """What is penalized from `until` on."""
+        return None if self.second is None else self.second.penalty
+
+    @property
+    def changes(self) -> bool:
+        """Whether the update count decides what is penalized."""
+        return any(target.penalty.scheduled for target in self.stages) or bool(self.until)
+
+    @property
+    def stages(self) -> "list[PenalizedParameter]":
+        """What is penalized: at first, and from `until` on."""
+        first = [] if self.until == 0 else [self]
+        return first if self.second is None else [*first, self.second]
 
     @property
     def stale(self) -> bool:
@@ -217,23 +237,11 @@ def target_of(entry: Entry, candidate: NamedParameter, parameter: nn.Parameter, 
         check_shape(candidate.name, parameter.shape, entry.penalty)
     penalty = entry.penalty.bound(candidate.name, parameter)  # the model may have moved to another device
     places = places_of([candidate], parameter)
-    return PenalizedParameter(candidate.name, penalty, entry.how, parameter, group, places, lazy, every=entry.every)
-
-
-def at_update(targets: Sequence[PenalizedParameter], update: int) -> list[Penalty]:
-    """Return the penalties of `targets` at an update; an error of a schedule gets the parameter's name.
-
-    A penalty that several parameters share is asked once, and stays one for all of them.
-    """
-    found: dict[int, Penalty] = {}
-    for target in targets:
-        if id(target.penalty) in found:
-            continue
-        try:
-            found[id(target.penalty)] = target.penalty.at(update)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"the schedule of {target.name!r} at update {update}: {error}") from error
-    return [found[id(target.penalty)] for target in targets]
+    target = PenalizedParameter(candidate.name, penalty, entry.how, parameter, group, places, lazy, every=entry.every)
+    if entry.until is None:
+        return target
+    second = None if entry.after is None else target._replace(penalty=entry.after.bound(candidate.name, parameter))
+    return target._replace(until=entry.until, second=second)
 
 
 def with_shared_penalties(targets: Iterable[PenalizedParameter]) -> list[PenalizedParameter]:
@@ -246,4 +254,8 @@ def with_shared_penalties(targets: Iterable[PenalizedParameter]) -> list[Penaliz
     def shared(penalty: Penalty) -> Penalty:
         return known.setdefault(penalty, penalty) if penalty.with_tensors(Tensor.detach) is penalty else penalty
 
-    return [target._replace(penalty=shared(target.penalty)) for target in targets]
+    def with_shared(target: PenalizedParameter) -> PenalizedParameter:
+        second = None if target.second is None else with_shared(target.second)
+        return target._replace(penalty=shared(target.penalty), second=second)
+
+    return list(map(with_shared, targets))

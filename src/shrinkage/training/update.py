@@ -26,6 +26,7 @@ from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.base import Penalty
 from shrinkage.proximal.precision import NARROW
 from shrinkage.training.checks_before_step import check_unscaled
+from shrinkage.training.frozen_zeros import FrozenZeros
 from shrinkage.training.gradient_averages import Averages
 from shrinkage.training.gradients import Gradients
 from shrinkage.training.half_precision import Rounding
@@ -33,6 +34,7 @@ from shrinkage.training.held_zeros import held_zeros
 from shrinkage.training.intervals import Intervals
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import PenalizedParameter
+from shrinkage.training.stages import Stage
 from shrinkage.training.step_sizes import Steps, shard_of
 from shrinkage.training.update_count import Updates
 
@@ -61,30 +63,39 @@ class Update:
 
     Args:
         optimizer: what steps.
-        penalized: what is penalized in it, with the penalty at this update.
+        stage: what is penalized in it, with the penalty at this update, and whose zeros stay.
         lasting: what lasts beyond this update.
     """
 
-    def __init__(self, optimizer: Optimizer, penalized: Pairs, lasting: Lasting) -> None:
-        self._optimizer, self._penalized, self._lasting = optimizer, penalized, lasting
+    def __init__(self, optimizer: Optimizer, stage: Stage, lasting: Lasting) -> None:
+        self._optimizer, self._penalized, self._lasting = optimizer, stage.penalized, lasting
+        self._targets = [*(target for target, _ in stage.penalized), *stage.frozen]
+        self._frozen = stage.frozen
+        self._zeros: FrozenZeros | None = None  # that stay, whatever gradients are
         self._made = lasting.updates.steps  # so many steps came before this one
         self._before: list[tuple[PenalizedParameter, Penalty]] = []  # what acts before the step
         self._after: list[tuple[PenalizedParameter, Penalty]] = []
-        for pair in penalized:
+        for pair in stage.penalized:
             (self._before if pair[0].before else self._after).append(pair)
         self._moved: set[str] = set()  # by name, what has a gradient
         self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
 
+    def freeze(self) -> None:
+        """Note which zeros stay, before anything of the step happens."""
+        if self._frozen:
+            with without_autograd_or_autocast(self._frozen):
+                self._zeros = FrozenZeros(self._frozen)
+
     def before(self, *, first: bool = True) -> None:
         """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
-        self._moved = {target.name for target, _ in self._penalized if target.parameter.grad is not None}
+        self._moved = {target.name for target in self._targets if target.parameter.grad is not None}
         scale = getattr(self._optimizer, "grad_scale", None)
         in_gradient = self._in_gradient()
         if scale is not None:
             check_unscaled(target for target, _ in in_gradient if self._has_early(target))
         metric, averages = self._lasting.metric, self._lasting.averages
-        with without_autograd_or_autocast(target for target, _ in self._penalized):
+        with without_autograd_or_autocast(self._targets):
             steps = Steps(self._optimizer, metric, overflow_of(self._optimizer))
             if first and metric is not None and metric.before is not None:
                 self._noted = {target.name: steps.before(target) for target, _ in self._penalized}
@@ -92,6 +103,8 @@ class Update:
                 acting, kernels = self._taking_part(self._after), self._lasting.compile is not False
                 self._held = held_zeros(self._optimizer, acting, averages, steps, scale, by_kernels=kernels)
             self._add_gradients(in_gradient, scale)
+            if self._zeros is not None:
+                self._zeros.clear_gradients(self._lasting.gradients, for_good=scale is not None)
             if first:
                 self._decay(steps)
 
@@ -113,7 +126,7 @@ class Update:
             self._lasting.intervals.align(seldom)
         tasks: list[Task] = []
         shared: list[SharedTask] = []
-        with without_autograd_or_autocast(target for target, _ in acting):
+        with without_autograd_or_autocast(self._targets):
             for target, penalty in acting:
                 task = self._task(target, penalty, steps)
                 if task is None:
@@ -135,6 +148,8 @@ class Update:
             for target, penalty in acting if self._held else ():
                 if target.name in self._held:
                     restore_(*shard_of(penalty, target.parameter), self._held[target.name])
+            if self._zeros is not None:
+                self._zeros.restore(steps)
 
     def _task(self, target: PenalizedParameter, penalty: Penalty, steps: Steps) -> Task | None:
         """Return what the proximal operator of one parameter does here; None while it waits for more steps."""
