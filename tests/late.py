@@ -17,7 +17,9 @@ class Late:
 
 
 celer = Late("celer")
-datasets, linear_model = Late("sklearn.datasets"), Late("sklearn.linear_model")
+datasets, linear_model, model_selection = map(
+    Late, ("sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection")
+)
 peft = Late("peft")
 transformers = Late("transformers")
 torchvision_models = Late("zoo.torchvision_models")

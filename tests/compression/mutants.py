@@ -6,7 +6,7 @@ MUTANTS = [
     M("    if not same:\n", "    if False:\n", "channel_kinds", "do_not_follow", quick=True),
     M("if list(operators) != list(dense):", "if False:", "channel_kinds", "other_operators"),
     M("append((axis, int(counts[group])))", "append((axis, 1))", "channel_kinds", "small_models and chunked", quick=True),
-    M("known = self.operations if isinstance(self.operations, Amount) else None", "known = None", "channel_kinds", "pickle"),
+    M("known = self.multiply_adds if isinstance(self.multiply_adds, Amount) else None", "known = None", "channel_kinds", "pickle"),
     M("in model.named_parameters()\n    )", "in model.named_parameters(remove_duplicate=False)\n    )", "channel_kinds", "nested"),
     M("mask if index[1] is None else _either", "mask if True else _either", "graph_layers", "add_up"),
     M("    if len({_one(operand, axis)", "    if False and len({_one(operand, axis)", "graph_layers", "another_shape"),

@@ -3,6 +3,20 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("% EVERY == 0 or update == last)", "% EVERY == 0)", "channel_budgets", "parameters_are_left and SGD", quick=True),
+    M("last=update == last)", "last=False)", "channel_budgets", "parameters_are_left"),
+    M("math.exp(-REST / self._horizon)", "math.exp(-1 / self._horizon)", "channel_budgets", "between_looks"),
+    M(".sqrt() / self._target.stock.prices()", ".sqrt()", "channel_budgets", "divided_by_prices", quick=True),
+    M("w.index_fill_(dim, zero, 0.0)", "w.index_copy_(dim, zero, w.index_select(dim, zero) * 0.0)", "channel_budgets", "between_looks"),
+    M("self._mean = state.get(\"effects\", self._mean).clone()", "pass", "channel_budgets", "resumes", quick=True),
+    M("self._state = state[\"channels\"].cpu().clone()", "pass", "channel_budgets", "resumes"),
+    M("effects if scale is None else", "effects if True else", "channel_budgets", "loss_scale"),
+    M("mean if overflow is None else", "mean if True else", "channel_budgets", "loss_scale"),
+    M("        if name not in trained:\n", "        if False:\n", "channel_budgets", "frozen"),
+    M("if target < stock.least:", "if False:", "channel_budgets", "reached"),
+    M("if slack > SLACK * target:", "if False:", "channel_budgets", "slack"),
+    M("if key != \"budgets\"}", "if True}", "channel_budgets", "after_shrink"),
+    M("for planned in plan.budgets if planned.budget.coupled]", "for planned in ()]", "channel_budgets", "two_optimizers"),
     M("known.setdefault(penalty, penalty) if", "penalty if", "attachment", "one_object"),
     M("            self.intervals.keep(targets)\n", "", "intervals", "other_rules"),
     M("found[id(target.penalty)] = target.penalty.at(update)", "found[id(target.penalty)] = target.penalty.at(0)", "attachment", "schedule"),

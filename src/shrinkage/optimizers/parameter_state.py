@@ -100,8 +100,11 @@ def tensors_in(state: State) -> list[tuple[str, Tensor]]:
 
 
 def smaller_state(state: State, dims: Mapping[str, Dims]) -> dict[str, Any]:
-    """Return `state` with tensors that are cut by `dims`, by the names of their parameters."""
-    result = dict(state)
+    """Return `state` with tensors that are cut by `dims`, by the names of their parameters.
+
+    Budgets are left out: what they ranked is not what there is now.
+    """
+    result = {key: value for key, value in state.items() if key != "budgets"}
     for part in ("averages", "intervals"):
         if part in state:
             result[part] = [

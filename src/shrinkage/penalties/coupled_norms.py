@@ -172,6 +172,17 @@ def factors_of(group_penalty: GroupPenalty, norms: Tensor, step: float | Tensor)
     return group_norms.scales(norms, (step * group_penalty.weights).to(norms.dtype), group_penalty.penalty, 1.0)
 
 
+def products_of(parts: Parts, ws: Tensors, others: Sequence[Tensor | None]) -> Reduction[Tensor]:
+    """Return the sum of products of two lists of tensors in each group; None stands for zeros."""
+    pairs = [(part, part.split(upcast(w)), other) for part, w, other in zip(parts, ws, others, strict=True)]
+    slices = [
+        (w.new_zeros(w.shape[part.dim]) if other is None else (w * part.split(other)).sum(part.within(w)))[None]
+        for part, w, other in pairs
+    ]
+    products = yield added(parts, slices)
+    return products[0]
+
+
 def norms_of(parts: Parts, ws: Tensors) -> Reduction[Tensor]:
     """Return the norm of each group of `split` tensors."""
     squares = yield added(

@@ -18,7 +18,7 @@ Product = tuple[int, tuple[Length, ...]]  # of a number and lengths that vary
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Amount(Value):
-    """A sum of products of lengths: of parameters, or of operations.
+    """A sum of products of lengths: of parameters, or of multiply-adds.
 
     Args:
         products: what is added up; `amount` makes few of many.
@@ -62,27 +62,27 @@ class Kinds(Value):
     Args:
         of: the kind of each group, from 0 on.
         parameters: how many entries the parameters have, tied ones counted once.
-        operations: how many floating-point operations a call takes, or what finds out; None if that is not known.
+        multiply_adds: how many multiply-adds a call takes, or what finds out; None if that is not known.
     """
 
     of: tuple[int, ...]
     parameters: Amount
-    operations: Amount | Callable[[], Amount] | None = field(default=None, compare=False)
+    multiply_adds: Amount | Callable[[], Amount] | None = field(default=None, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Kinds":
         return self  # nothing in it changes, and what finds out holds the model
 
     def _data(self) -> dict[str, Any]:
-        """A pickle has the operations if they were asked for."""
-        known = self.operations if isinstance(self.operations, Amount) else None
-        return {"of": self.of, "parameters": self.parameters, "operations": known}
+        """A pickle has the multiply-adds if they were asked for."""
+        known = self.multiply_adds if isinstance(self.multiply_adds, Amount) else None
+        return {"of": self.of, "parameters": self.parameters, "multiply_adds": known}
 
-    def counted_operations(self) -> Amount | None:
-        """Return the operations, which are counted when they are asked for first; None if they are not known.
+    def counted_multiply_adds(self) -> Amount | None:
+        """Return the multiply-adds, which are counted when they are asked for first; None if they are not known.
 
         Raises:
             GroupError: they do not follow from the numbers of groups.
         """
-        if self.operations is not None and not isinstance(self.operations, Amount):
-            object.__setattr__(self, "operations", self.operations())
-        return self.operations  # type: ignore[return-value]  # the line above has just found them
+        if self.multiply_adds is not None and not isinstance(self.multiply_adds, Amount):
+            object.__setattr__(self, "multiply_adds", self.multiply_adds())
+        return self.multiply_adds  # type: ignore[return-value]  # the line above has just found them

@@ -94,8 +94,11 @@ def weights_of(penalty: Penalty, device: torch.device) -> Tensor:
 def membership_of(penalty: Penalty, name: str, device: torch.device) -> Membership | None:
     """Return which groups the slices of the parameter `name` belong to, if `penalty` penalizes groups that span it."""
     groups = coupled_of(penalty)
-    if groups is None:
-        return None
+    return None if groups is None else membership_in(groups, name, device)
+
+
+def membership_in(groups: Coupled, name: str, device: torch.device) -> Membership:
+    """Return which of `groups` the slices of the parameter `name` belong to."""
     member = groups.slices(name)
     numbers = torch.tensor(member.groups, dtype=torch.long, device=device)
     first = next(iter(member.groups), NONE)

@@ -8,7 +8,9 @@ from torch.nn.parameter import is_lazy
 
 from shrinkage.errors import SelectionError
 from shrinkage.penalties.budget import Budget
+from shrinkage.penalties.membership import coupled_of
 from shrinkage.proximal.ranking import floors
+from shrinkage.selection.channel_budgets import ChannelTarget, channel_target
 from shrinkage.selection.named_parameters import NamedParameter
 from shrinkage.selection.supported_parameters import is_frozen
 from shrinkage.tables import names_note, shape_text
@@ -36,8 +38,19 @@ class PlannedBudget(NamedTuple):
         """All names of its parameters."""
         return [name for entry in self.entries for name in (entry.name, *entry.aliases)]
 
+    def channels(self) -> ChannelTarget | None:
+        """Return what it chooses from if its groups span parameters."""
+        coupled = coupled_of(self.budget)
+        if coupled is None:
+            return None
+        shapes = {entry.name: entry.shape for entry in self.entries if entry.shape is not None}
+        return channel_target(self.budget, coupled, shapes, [entry.name for entry in self.entries if not entry.frozen])
+
     def rows(self) -> list[list[str]]:
         """Return its rows of the printed plan."""
+        channels = self.channels()
+        if channels is not None:
+            return channels.rows(self.budget)
         return [self._cells(entry) for entry in self.entries if not entry.frozen]
 
     def _cells(self, entry: RankedEntry) -> list[str]:
@@ -51,6 +64,9 @@ class PlannedBudget(NamedTuple):
 
     def line(self) -> str:
         """Return the line below the table, with its line break."""
+        channels = self.channels()
+        if channels is not None:
+            return channels.line(self.budget)
         budget, ranked = self.budget, [entry for entry in self.entries if not entry.frozen]
         window = (
             f"zero by update {budget.last_update:,} (from {budget.first_update:,} on), kept aside until "
@@ -77,6 +93,8 @@ def planned_budget(budget: Budget, found: Sequence[Names]) -> PlannedBudget:
         SelectionError: more weights have to stay than the budget leaves, one (or a group) for each parameter.
     """
     planned = PlannedBudget(budget, tuple(map(ranked_entry, found)))
+    if planned.channels() is not None:  # which tells whether it can be reached
+        return planned
     shapes = [entry.shape for entry in planned.entries if entry.shape is not None and not entry.frozen]
     sizes, members = sizes_of(budget, shapes)
     count = sum(size * each for size, each in zip(sizes, members, strict=True))

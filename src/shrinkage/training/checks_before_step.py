@@ -90,11 +90,12 @@ def check_unscaled(added: Iterable[PenalizedParameter]) -> None:
 
 def check_together(model: nn.Module, plan: Plan, optimizer: Optimizer) -> None:
     """Raise `AttachmentError` if coupled parameters are split between optimizers."""
-    families = [entries for entries in plan.families() if coupled_of(entries[0].penalty) is not None]
+    families = [[e.name for e in entries] for entries in plan.families() if coupled_of(entries[0].penalty) is not None]
+    families += [[e.name for e in planned.entries] for planned in plan.budgets if planned.budget.coupled]
     held = {each.name: each.parameter for each in named_parameters(model)} if families else {}
     stepped = group_indices(optimizer)
-    for entries in families:
-        trained = [entry.name for entry in entries if takes_gradient(held.get(entry.name))]
+    for names in families:
+        trained = [name for name in names if takes_gradient(held.get(name))]
         inside = [name for name in trained if id(held[name]) in stepped]
         outside = [name for name in trained if id(held[name]) not in stepped]
         if inside and outside:

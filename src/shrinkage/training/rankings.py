@@ -3,8 +3,10 @@
 from shrinkage.selection.planned_budgets import PlannedBudget
 from shrinkage.training.asides import Asides
 from shrinkage.training.budgets import Ranking
+from shrinkage.training.channel_ranking import ChannelRanking
 
 
 def ranking_of(planned: PlannedBudget) -> Ranking:
     """Return what lets a budget of a plan act in one optimizer."""
-    return Asides(planned.budget)
+    channels = planned.channels()
+    return Asides(planned.budget) if channels is None else ChannelRanking(planned.budget, channels)

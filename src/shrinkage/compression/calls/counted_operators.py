@@ -72,15 +72,16 @@ def shape_of(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else value
 
 
-def operations_left(dense: Sequence[CountedOperator], smaller: Mapping[int, Sequence[CountedOperator]]) -> Amount:
-    """Return the operations of a call, by how many groups of each kind are gone.
+def multiply_adds_left(dense: Sequence[CountedOperator], smaller: Mapping[int, Sequence[CountedOperator]]) -> Amount:
+    """Return the multiply-adds of a call, half of its operations, by how many groups of each kind are gone.
 
     Args:
         dense: the operators of the whole model.
         smaller: those of the model with one group less, by the kind of it.
 
     Raises:
-        GroupError: a smaller model calls other operators, or a formula does more than to add and multiply lengths.
+        GroupError: a smaller model calls other operators, a formula does more than to add and multiply lengths, or
+            operations are no pairs of a product and a sum.
     """
     for operators in smaller.values():
         if list(operators) != list(dense):
@@ -93,7 +94,10 @@ def operations_left(dense: Sequence[CountedOperator], smaller: Mapping[int, Sequ
             products += Varying.of(each.at(leaves)).products
         except TypeError as error:
             raise GroupError(f"the operations of {each.operator} are no sum of products of lengths: {error}") from error
-    return amount(products)
+    operations = amount(products).products
+    if any(number % 2 for number, _ in operations):
+        raise GroupError("the model takes an odd number of floating-point operations")
+    return Amount(tuple((number // 2, lengths) for number, lengths in operations))
 
 
 def varying(leaf: Any, others: Mapping[int, Any]) -> Any:

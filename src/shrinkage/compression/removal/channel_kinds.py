@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from shrinkage.compression.calls.counted_operators import counted_operators, operations_left
+from shrinkage.compression.calls.counted_operators import counted_operators, multiply_adds_left
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
 from shrinkage.compression.removal.attributes import changed_attributes
@@ -38,8 +38,8 @@ def kinds_of(coupling: Coupling, model: nn.Module, call: Call, number: Mapping[i
         for axis, count in axes:
             shares.setdefault(axis, {})[kind] = count
     labels = torch.tensor(list(number))[torch.tensor(list(number.values())).argsort()]
-    operations = partial(operations_of, coupling, model, call, of, labels)
-    return Kinds(of, parameters_of(model, shares), operations)
+    multiply_adds = partial(multiply_adds_of, coupling, model, call, of, labels)
+    return Kinds(of, parameters_of(model, shares), multiply_adds)
 
 
 def parameters_of(model: nn.Module, shares: Mapping[Axis, Shares]) -> Amount:
@@ -54,8 +54,8 @@ def parameters_of(model: nn.Module, shares: Mapping[Axis, Shares]) -> Amount:
     )
 
 
-def operations_of(coupling: Coupling, model: nn.Module, call: Call, of: Sequence[int], labels: Tensor) -> Amount:
-    """Return how many floating-point operations a call takes: found in models with one channel of a kind less.
+def multiply_adds_of(coupling: Coupling, model: nn.Module, call: Call, of: Sequence[int], labels: Tensor) -> Amount:
+    """Return how many multiply-adds a call takes: found in models with one channel of a kind less.
 
     Args:
         coupling: the channels of `model`.
@@ -72,7 +72,7 @@ def operations_of(coupling: Coupling, model: nn.Module, call: Call, of: Sequence
         by_kind.setdefault(kind, []).append(label)
 
     def counted(gone: Sequence[int]) -> int:
-        return sum(each.operations for each in counted_operators(small(gone), call))
+        return sum(each.operations for each in counted_operators(small(gone), call)) // 2
 
     def small(gone: Sequence[int]) -> nn.Module:
         which = torch.zeros(coupling.labels.count, dtype=torch.bool)
@@ -82,7 +82,7 @@ def operations_of(coupling: Coupling, model: nn.Module, call: Call, of: Sequence
     try:
         several = {kind: own for kind, own in by_kind.items() if len(own) > 1}
         smaller = {kind: counted_operators(small(own[:1]), call) for kind, own in several.items()}
-        found = operations_left(counted_operators(model, call), smaller)
+        found = multiply_adds_left(counted_operators(model, call), smaller)
         half = {kind: own[len(own) // 2 + len(own) % 2 :] for kind, own in by_kind.items()}
         same = counted([label for own in half.values() for label in own]) == found.left(
             [len(half[kind]) for kind in sorted(half)]
@@ -92,7 +92,7 @@ def operations_of(coupling: Coupling, model: nn.Module, call: Call, of: Sequence
     except Exception as error:  # Whatever a model's code does with other widths than it expects.
         raise GroupError(f"the model fails when channels of one kind go: {first_line(error)}") from error
     if not same:
-        raise GroupError("the operations of the model do not follow from how many channels of each kind are left")
+        raise GroupError("the multiply-adds of the model do not follow from how many channels of each kind are left")
     return found
 
 
