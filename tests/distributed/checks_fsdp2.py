@@ -50,6 +50,7 @@ from shrinkage import (
     Penalty,
     Regularizer,
     Rows,
+    Rule,
     SparseGroupLasso,
     Toward,
     regularize,
@@ -360,6 +361,28 @@ def check_zeros_are_held(rank: int, world: int) -> None:
         train_together(spread, optimizer, rank, range(STEPS, 2 * STEPS))
         train_alone(alone, reference, world, range(STEPS, 2 * STEPS))
         assert_close(spread, alone)
+
+
+def check_zeros_stay(rank: int, world: int) -> None:
+    """Zeros of elements, and of groups that processes cut or count: those of one process, which are there before."""
+
+    def pruned() -> nn.Module:
+        model = mlp()
+        with torch.no_grad():
+            model[0].weight[:, 1] = model[0].weight[2:4] = model[0].weight[0, ::2] = 0.0
+        return model
+
+    for penalty in (L1(0.1), GroupLasso(0.1, Columns()), GroupLasso(0.1, Rows()), GroupLasso(0.1, Heads(4))):
+        spread, alone = sharded(pruned()), pruned()
+        mask = penalty.zeros(alone[0].weight)
+        assert 0 < int(mask.sum()) < mask.numel()
+        optimizer, reference = adamw(list(spread.parameters())), adamw(list(alone.parameters()))
+        rule = Rule(penalty, "0.weight", until=0, after=L1(0.001))
+        Regularizer(spread, rule).attach(optimizer)
+        Regularizer(alone, rule).attach(reference)
+        train_alike(spread, optimizer, alone, reference, parts(rank, STEPS))
+        assert_close(spread, alone)
+        assert bool((whole(spread[0].weight.detach()) == 0)[mask].all())
 
 
 def check_values_reports_and_thresholds(rank: int, world: int) -> None:

@@ -3,6 +3,7 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("counts = yield mine.to(torch.float32)", "counts = mine", "processes", "fsdp2 and zeros_stay"),
     M("        if part.counts:", "        if True:", "processes", "every_placement and not 4"),
     M("each.group_name in own or ", "", "processes", "every_placement and not 4"),
     M("found_together(tasks, gradients_of), strict=True):\n        if task.target is not None:\n", "found_together(tasks, gradients_of), strict=True):\n        if True:\n", "processes", "fsdp2 and a_process_without_gradients and not 4"),

@@ -14,7 +14,7 @@ from catalog import OptimizerCase
 from late import transformers
 from models import batches, equal, loss_of, mlp, soft_, train, train_step, weights
 from problems import diabetes_lasso, digits_group_lasso, solve
-from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer, regularize
+from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer, Rule, regularize
 from shrinkage.optimizers.adaptive_step import number
 from shrinkage.optimizers.registry import _metrics, metric_of
 from shrinkage.training.attachment import explicit_attachments
@@ -117,6 +117,22 @@ def test_schedule_free_with_a_prox_is_the_papers_loop_with_a_prox(foreach):
     for one, other in zip(ours.parameters(), hand.parameters(), strict=True):
         torch.testing.assert_close(one.detach(), average[other], rtol=1e-10, atol=1e-12)
     assert sum(int((last[w] == 0).sum()) for w in weights(hand)) > 3
+
+
+def test_zeros_of_schedule_free_stay_in_all_that_it_keeps():
+    model = mlp()
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.05, weight_decay=0.1)
+    optimizer.train()
+    Regularizer(model, Rule(L1(0.1), until=10)).attach(optimizer)
+    train(model, optimizer, 10)
+    masks = [optimizer.state[w]["z"] == 0 for w in weights(model)]
+    assert any(bool(mask.any()) for mask in masks)
+    train(model, optimizer, 10)
+    for w, mask in zip(weights(model), masks, strict=True):
+        assert torch.equal(optimizer.state[w]["z"] == 0, mask)
+        assert torch.equal(w == 0, mask)
+    optimizer.eval()
+    assert all(torch.equal(w == 0, mask) for w, mask in zip(weights(model), masks, strict=True))
 
 
 @pytest.mark.parametrize("hold_zeros", [None, 0.99])

@@ -3,6 +3,8 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("marks = [(w != 0).to(at_least_float32(w.dtype)) for w in ws]", "marks = list(ws)", "frozen_zeros", "span_parameters_tiny"),
+    M("return ~self.nonzero(w) if groups is None else groups.without(self.nonzero(w))", "return ~self.nonzero(w)", "frozen_zeros", "whole_ones"),
     M("if done <= 0:", "if done < 0.2:", "common_schedules"),
     M("bisect_right(starts, update)", "bisect_right(starts, update - 1)", "common_schedules"),
     M("return self.high if done >= 1 else", "return", "common_schedules", "both_ends"),

@@ -188,11 +188,14 @@ def test_groups_that_span_parameters_stay_together():
     assert (model[2].weight == 0).all(0).tolist() == [False, True, *[False] * 6]
 
 
-def test_tiny_weights_keep_a_group_alive():
+@pytest.mark.parametrize(
+    "groups", [Rows(), Coupled([Member("0.weight", 0, range(8))])], ids=["rows", "span_parameters_tiny"]
+)
+def test_tiny_weights_keep_a_group_alive(groups):
     model = pruned()
     with torch.no_grad():
         model[0].weight[1, 0] = 1e-30  # its square is 0 in float32
-    freeze_zeros(model, Rows()).attach(optimizer := SGD(model.parameters(), lr=0.1))
+    freeze_zeros(model, groups).attach(optimizer := SGD(model.parameters(), lr=0.1))
     train(model, optimizer, 1)
     assert bool(model[0].weight[1].any())
 

@@ -145,10 +145,7 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
     """
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
     candidates = list(named_parameters(model))
-    known = [
-        replace(rule, penalty=sized(rule.penalty, candidates), after=sized(rule.after, candidates))
-        for rule in as_rules(rules, how)
-    ]
+    known = [with_sizes(rule, candidates) for rule in as_rules(rules, how)]
     with told_with_errors(model):
         winners = selected(model, known)
     for candidate, rule in winners:
@@ -169,6 +166,12 @@ def budgets_of(found: Sequence[Sequence[tuple[NamedParameter, Rule]]]) -> tuple[
         if isinstance(budget, Budget):
             ranked.setdefault(id(budget), (budget, []))[1].append([candidate for candidate, _ in names])
     return tuple(planned_budget(budget, each) for budget, each in ranked.values())
+
+
+def with_sizes(rule: Rule, candidates: Sequence[NamedParameter]) -> Rule:
+    """Return `rule` with groups that know how many elements they have, where they span parameters."""
+    after = sized(rule.after, candidates)
+    return replace(rule, penalty=sized(rule.penalty, candidates), after=after if isinstance(after, Penalty) else None)
 
 
 def unnamed_matrices(candidates: Sequence[NamedParameter], named: Container[int]) -> Iterator[tuple[str, int]]:

@@ -24,11 +24,12 @@ class FrozenZeros:
     Args:
         targets: the parameters, as they are before the step. The penalty of each says what a zero is, an element or a
             group; its strength plays no part. All processes that hold shards of them have to name the same.
+        steps: of the optimizer. Where gradients move another tensor, which the parameter follows, that one is zero.
     """
 
-    def __init__(self, targets: Sequence[PenalizedParameter]) -> None:
+    def __init__(self, targets: Sequence[PenalizedParameter], steps: Steps) -> None:
         self._targets = [target for target in targets if target.parameter.requires_grad and not target.lazy]
-        masks = zeros_of(self._targets)
+        masks = zeros_of(self._targets, steps)
         self._masks = [masks[target.name] for target in self._targets]
 
     def clear_gradients(self, gradients: Gradients, *, for_good: bool) -> None:
@@ -48,7 +49,7 @@ class FrozenZeros:
                     clear_(grad, mask)
 
     def restore(self, steps: Steps) -> None:
-        """Write zeros back, into the parameters and into the iterates that they follow."""
+        """Write zeros back, into the parameters and into the tensors that they follow."""
         for target, mask in zip(self._targets, self._masks, strict=True):
             own, w = shard_of(target.penalty, target.parameter)
             restore_(own, w, mask)
@@ -57,15 +58,14 @@ class FrozenZeros:
                 restore_(own, local(iterate.detach()), mask)
 
 
-def zeros_of(targets: Sequence[PenalizedParameter]) -> dict[str, Tensor]:
-    """Return where this process's shards of parameters are zero, as masks by name."""
+def zeros_of(targets: Sequence[PenalizedParameter], steps: Steps) -> dict[str, Tensor]:
+    """Return where this process's shards of parameters, or of what they follow, are zero, as masks by name."""
     masks: dict[str, Tensor] = {}
     shared: dict[str, SharedTask] = {}
     for target in targets:
+        own, w = shard_of(target.penalty, steps.iterate(target)[0])
         if target.group_sharding is None:
-            own, w = shard_of(target.penalty, target.parameter)
             masks[target.name] = own.zeros(w)
         else:
-            w = local(target.parameter.detach())
             shared[target.name] = SharedTask(target.penalty, w, 0.0, target.group_sharding)
     return masks | dict(zip(shared, zeros_across(list(shared.values())), strict=True))

@@ -85,7 +85,7 @@ class Update:
         """Note which zeros stay, before anything of the step happens."""
         if self._frozen:
             with without_autograd_or_autocast(self._frozen):
-                self._zeros = FrozenZeros(self._frozen)
+                self._zeros = FrozenZeros(self._frozen, Steps(self._optimizer, self._lasting.metric))
 
     def before(self, *, first: bool = True) -> None:
         """Add the gradients of the penalties that act before the step; decay, and hold zeros, the `first` time."""
