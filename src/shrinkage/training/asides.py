@@ -15,10 +15,11 @@ from torch.optim import LBFGS, Optimizer
 from shrinkage.distributed.counts import Piece, piece_of, summed
 from shrinkage.distributed.dtensor import is_dtensor, local, shard_like, spread, whole
 from shrinkage.errors import AttachmentError, ParameterError, listed, warn_user
-from shrinkage.execution.kept_aside import cut_, cut_groups_, hold_zeros_, restore_
+from shrinkage.execution.kept_aside import cut_, hold_zeros_, move_, restore_
 from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.groups import Whole
 from shrinkage.proximal.ranking import Layers, Thresholds, below, floors, patterns_of, thresholds
+from shrinkage.proximal.ranking_window import expected, ranked
 from shrinkage.selection.planned_budgets import sizes_of
 from shrinkage.training.budgets import Ranking
 from shrinkage.training.penalized import RankedParameter
@@ -26,12 +27,16 @@ from shrinkage.training.progress import BudgetProgress, LayerProgress, Phase
 
 
 class Ranked(NamedTuple):
-    """What the last ranking found: what was to be zero, what stays of each layer, and how many weights changed."""
+    """What the last ranking found: what was to be zero, what stays of each layer, the zeros, and how many changed.
+
+    The last two are on the device; what changed is not known of shards, nor of the first ranking after a resumption.
+    """
 
     wanted: int
     least: Sequence[int]
     found: Thresholds
-    changed: Tensor
+    zeros: Tensor
+    changed: Tensor | None
 
 
 class Asides(Ranking):
@@ -50,6 +55,7 @@ class Asides(Ranking):
         self._asides: dict[str, Tensor] = {}  # of this process's shards, by name
         self._zeros: dict[str, Tensor] = {}  # what is held in the step that is under way
         self._ranked: Ranked | None = None
+        self._last: list[Thresholds] = []  # of the last two rankings
         self._told = False
 
     @property
@@ -58,7 +64,7 @@ class Asides(Ranking):
 
     def keep(self, parameters: Sequence[RankedParameter]) -> None:
         self._parameters = [each for each in parameters if not each.lazy]
-        self._ranked = None
+        self._ranked, self._last = None, []
         self._sizes, self._members = sizes_of(self.budget, [tuple(each.parameter.shape) for each in self._parameters])
         self._pieces = [piece_of(each.parameter, self.budget.groups) for each in self._parameters]
         shapes = {each.name: shard_of(each).shape for each in self._parameters}
@@ -134,17 +140,30 @@ class Asides(Ranking):
             torch.tensor(least, device=device),
             [(piece.number, piece.at) for piece in self._pieces],
         )
-        found = summed(thresholds(layers, self._count - wanted), [piece.process_groups for piece in self._pieces])
-        changed = torch.zeros((), dtype=torch.long, device=device)
-        for i, (each, w) in enumerate(zip(self._parameters, ws, strict=True)):
-            aside = self._asides.setdefault(each.name, torch.zeros_like(w))
-            ties = None if w.is_cpu and found.ties[i] == found.all_ties[i] else found.ties[i]
-            if self.budget.groups is None:
-                changed += cut_(w, aside, found.patterns[i], ties)
-            else:
-                gone = below(patterns_of(sizes[i]), found.patterns[i], ties)
-                changed += cut_groups_(w, aside, self._spread(i, gone, w))
-        self._ranked = Ranked(wanted, least, found, changed)
+        left, across = self._count - wanted, [piece.process_groups for piece in self._pieces]
+        before, fresh = self._ranked, not self._asides
+        if any(across):
+            found = summed(thresholds(layers, left), across)
+        else:
+            found = ranked(layers, left, expected(self._last) if ws[0].is_cpu else ())
+            self._last = [found, *self._last[:1]]
+        back = sum(self._move(i, w, sizes[i], found) for i, w in enumerate(ws))
+        zeros = self._count - (found.stay * layers.members).sum()
+        known = not any(across) and (fresh or before is not None)
+        changed = zeros - (0 if before is None else before.zeros) + 2 * back if known else None
+        self._ranked = Ranked(wanted, least, found, zeros, changed)
+
+    def _move(self, i: int, w: Tensor, sizes: Tensor, found: Thresholds) -> int | Tensor:
+        """Cut one parameter; return how many of its weights came back."""
+        pattern, ties = found.patterns[i], found.ties[i]
+        all_stay = w.is_cpu and bool(ties == found.all_ties[i])
+        name = self._parameters[i].name
+        if name not in self._asides:
+            self._asides[name] = torch.zeros_like(w)
+        aside = self._asides[name]
+        if self.budget.groups is None:
+            return cut_(w, aside, int(pattern) if w.is_cpu else pattern, None if all_stay else ties)
+        return move_(w, aside, self._spread(i, below(patterns_of(sizes), pattern, ties), w))
 
     def _sizes_in(self, i: int, w: Tensor) -> Tensor:
         """Return what is ranked of a shard: the sizes of single weights, or the root mean squares of groups."""
@@ -175,7 +194,7 @@ class Asides(Ranking):
         """Return what stays of each layer, in weights."""
         if self._ranked is None:
             return {}
-        _, least, found, _ = self._ranked
+        least, found = self._ranked.least, self._ranked.found
         rows = zip(found.stay.tolist(), self._sizes, self._members, least, found.bound.tolist(), strict=True)
         return {
             each.name: LayerProgress(stay * m, size * m, low * m, bound)
@@ -187,8 +206,8 @@ class Asides(Ranking):
         target = budget.zeros_at(budget.last_update, self._count)
         wanted = reached = changed = None
         if self._ranked is not None:
-            wanted, changed = self._ranked.wanted, int(self._ranked.changed)
-            reached = self._count - sum(layer.stay for layer in layers.values())
+            wanted, reached = self._ranked.wanted, int(self._ranked.zeros)
+            changed = None if self._ranked.changed is None else int(self._ranked.changed)
         phase: Phase = "frozen" if update >= budget.freeze_update else "held"
         phase = "waiting" if update < budget.first_update else "ramp" if update < budget.last_update else phase
         return BudgetProgress(
@@ -216,7 +235,7 @@ class Asides(Ranking):
                 )
 
     def load_state_dict(self, state: Mapping[str, Any], update: int) -> None:
-        self._ranked = None
+        self._ranked, self._last = None, []
         self._asides = {}
         budget, asides = self.budget, state.get("asides", {})
         if not budget.first_update < update < budget.freeze_update:
