@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from shrinkage.proximal.ranking import below, patterns_of, pieces
+from shrinkage.proximal.ranking import PIECE, below, patterns_of, pieces
 from shrinkage.proximal.ranking_window import LARGEST, number_of
 
 where_nonzero = torch.ops.aten.hardshrink_backward  # at lambd 0: its first operand where the second one is not 0
@@ -19,7 +19,7 @@ def restore_(w: Tensor, aside: Tensor) -> None:
     """Bring back what was cut, where `w` is still zero: whatever was written there meanwhile stays."""
     scratch = None
     for part, other in together(w, aside):
-        if is_fast(part):
+        if is_fast(part) and part.dim() == 1:
             scratch = torch.empty_like(part) if scratch is None else scratch[: part.numel()]
             where_nonzero.grad_input(other, part, 0.0, grad_input=scratch)
             part.add_(torch.sub(other, scratch, out=scratch))
@@ -36,12 +36,7 @@ def cut_(w: Tensor, aside: Tensor, pattern: int | Tensor, ties: int | Tensor | N
         pattern: the threshold; see `ranking.below`. A number if `w` is on a CPU.
         ties: so many weights that equal it stay; None: all of them.
     """
-    if (
-        isinstance(pattern, int)
-        and pattern < LARGEST
-        and ties is None
-        and is_fast(w.view(-1) if w.is_contiguous() else w)
-    ):
+    if isinstance(pattern, int) and pattern < LARGEST and ties is None and is_fast(w) and in_order(w, aside):
         return shrink_(w, aside, number_of(max(pattern - 1, 0)))
     back: int | Tensor = 0
     seen: int | Tensor = 0
@@ -56,14 +51,10 @@ def cut_(w: Tensor, aside: Tensor, pattern: int | Tensor, ties: int | Tensor | N
 
 def shrink_(w: Tensor, aside: Tensor, low: float) -> int:
     """Move what is not larger than `low` from `w` to `aside`; return how many were there and stay now."""
-    back, scratch = 0, None
+    back = 0
+    size = min(w.numel(), PIECE)
+    scratch, both, marks = w.new_empty(size), w.new_empty(size), w.new_empty(size, dtype=torch.bool)
     for part, other in together(w, aside):
-        if scratch is None:
-            scratch, both, marks = (
-                torch.empty_like(part),
-                torch.empty_like(part),
-                torch.empty_like(part, dtype=torch.bool),
-            )
         n = part.numel()
         kept = torch.hardshrink(part, low, out=scratch[:n])
         where_nonzero.grad_input(other, kept, 0.0, grad_input=both[:n])
@@ -81,19 +72,19 @@ def move_(w: Tensor, aside: Tensor, gone: Tensor) -> Tensor:
     return back
 
 
-def hold_zeros_(w: Tensor, zero: Tensor) -> None:
-    """Write +0.0 where `zero` is true."""
-    w.masked_fill_(zero, 0)
-
-
 def is_fast(w: Tensor) -> bool:
-    """Return whether `w` is a piece that torch moves by vector operations."""
-    return w.is_cpu and w.dtype is torch.float32 and w.dim() == 1
+    """Return whether torch moves the pieces of `w` by vector operations."""
+    return w.is_cpu and w.dtype is torch.float32
 
 
 def together(w: Tensor, aside: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the pieces of two tensors in the same places; as a whole if they are not in order in memory."""
-    if w.is_contiguous() and aside.is_contiguous():
+    if in_order(w, aside):
         yield from zip(pieces(w.view(-1)), pieces(aside.view(-1)), strict=True)
     else:
         yield w, aside
+
+
+def in_order(w: Tensor, aside: Tensor) -> bool:
+    """Return whether the elements of both lie in memory in their order."""
+    return w.is_contiguous() and aside.is_contiguous()

@@ -15,7 +15,7 @@ from torch.optim import LBFGS, Optimizer
 from shrinkage.distributed.counts import Piece, piece_of, summed
 from shrinkage.distributed.dtensor import is_dtensor, local, shard_like, spread, whole
 from shrinkage.errors import AttachmentError, ParameterError, listed, warn_user
-from shrinkage.execution.kept_aside import cut_, hold_zeros_, move_, restore_
+from shrinkage.execution.kept_aside import cut_, move_, restore_
 from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.groups import Whole
 from shrinkage.proximal.ranking import Layers, Thresholds, below, floors, patterns_of, thresholds
@@ -46,6 +46,8 @@ class Asides(Ranking):
         budget: for the weights of all parameters together.
     """
 
+    keeps_aside = True
+
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self._parameters: Sequence[RankedParameter] = ()
@@ -53,7 +55,6 @@ class Asides(Ranking):
         self._sizes: list[int] = []  # the number of groups of each parameter
         self._members: list[int] = []  # and of the weights of each group
         self._asides: dict[str, Tensor] = {}  # of this process's shards, by name
-        self._zeros: dict[str, Tensor] = {}  # what is held in the step that is under way
         self._ranked: Ranked | None = None
         self._last: list[Thresholds] = []  # of the last two rankings
         self._told = False
@@ -78,9 +79,6 @@ class Asides(Ranking):
             )
 
     def before(self, update: int) -> None:
-        if update >= self.budget.freeze_update:
-            self._zeros = {each.name: shard_of(each) == 0 for each in self._parameters}
-            return
         if update == self.budget.first_update:
             self._check_started()
         for each in self._parameters:
@@ -103,11 +101,7 @@ class Asides(Ranking):
             self._cut(update)
 
     def after(self, update: int, *, made: bool) -> None:
-        if self._zeros:
-            for each in self._parameters:
-                hold_zeros_(shard_of(each), self._zeros[each.name])
-            self._zeros = {}
-        elif self.budget.first_update <= update <= self.budget.freeze_update:
+        if self.budget.first_update <= update <= self.budget.freeze_update and (made or self._asides):
             self._cut(update)
         if update >= self.budget.freeze_update:
             self._asides = {}

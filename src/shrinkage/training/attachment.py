@@ -108,8 +108,9 @@ class Attachment(Lasting):
             self._check([*targets, *(each for own in found.ranked for each in own)], stages, optimizer)
             proximal = any(stage.how == "proximal" for stage in stages)
             self.metric = metric_of(optimizer) if proximal else known_metric(optimizer)
+            self.budgets.keep(found.ranked, optimizer)
             self._targets, self._elsewhere, self._held = targets, found.elsewhere, group_indices(optimizer)
-            self._stages = Stages(targets)
+            self._stages = Stages(targets, self.budgets.held)
             seldom = any(target.every > 1 for target in targets)
             self._changes = self._stages.change or seldom or self.averages is not None
             self._seen = [list(parameters) for parameters in current]
@@ -117,7 +118,6 @@ class Attachment(Lasting):
             self.intervals.keep(targets)
             if self.averages is not None:
                 self.averages.keep(averaged(targets))
-            self.budgets.keep(found.ranked, optimizer)
         return self._targets
 
     def concerned(self, optimizer: Optimizer) -> list[PenalizedParameter | RankedParameter]:
@@ -204,7 +204,7 @@ class Attachment(Lasting):
             check_captured(targets, averaged=self.averages is not None)
         # It counts, even if only other processes step what is penalized.
         update = self._update = self._started(optimizer)
-        if not targets:
+        if not (targets or update.freezes):
             return None
         update.freeze()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")

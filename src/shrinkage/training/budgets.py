@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.optimizers.hooks import hook_around
 from shrinkage.optimizers.introspection import runs_inside_own_step, steps_for_a_checkpoint
 from shrinkage.penalties.budget import Budget
-from shrinkage.training.penalized import RankedParameter
+from shrinkage.penalties.convex import L1
+from shrinkage.training.penalized import PenalizedParameter, RankedParameter
 from shrinkage.training.progress import BudgetProgress
 from shrinkage.training.update_count import Updates
 
@@ -28,6 +29,7 @@ class Ranking(Protocol):
     """One budget in one optimizer. `update` is the number of updates made before the step."""
 
     budget: Budget
+    keeps_aside = False  # whether zeros are final from the update `freeze` on, and not before
 
     def keep(self, parameters: Sequence[RankedParameter]) -> None:
         """Rank these parameters from now on: called first of all, and whenever they were looked up anew."""
@@ -71,6 +73,7 @@ class Budgets:
     def __init__(self, rankings: Sequence[Ranking], updates: Updates) -> None:
         self.rankings = list(rankings)
         self.parameters: list[RankedParameter] = []
+        self.held: list[PenalizedParameter] = []  # whose zeros are final from an update on
         self.updates = updates
         self._made = 0  # updates when the step that is under way began
         self._depth = 0
@@ -85,6 +88,8 @@ class Budgets:
         for ranking, own in zip(self.rankings, parameters, strict=True):
             ranking.keep(own)
         self.parameters = [each for own in parameters for each in own]
+        pairs = zip(self.rankings, parameters, strict=True)
+        self.held = [held_later(ranking.budget, each) for ranking, own in pairs for each in own if ranking.keeps_aside]
 
     def hooks(self, optimizer: Optimizer) -> Sequence[RemovableHandle]:
         """Let the budgets act around the steps of `optimizer`: outside of hooks that are registered after these."""
@@ -177,3 +182,9 @@ class Budgets:
         """Go on from `state_dict`, which was saved after so many updates."""
         for i, ranking in enumerate(self.rankings):
             ranking.load_state_dict(state.get(str(i), {}), update)
+
+
+def held_later(budget: Budget, ranked: RankedParameter) -> PenalizedParameter:
+    """Return a parameter whose single zeros stay from the update on at which the zeros of a budget are final."""
+    name, parameter, group, places, lazy = ranked
+    return PenalizedParameter(name, L1(0.0), "proximal", parameter, group, places, lazy, until=budget.freeze_update)

@@ -30,12 +30,13 @@ class Stages:
 
     Args:
         targets: what is penalized, at every update.
+        held: what is not penalized, and whose zeros stay later: `until` tells when.
     """
 
-    def __init__(self, targets: Sequence[PenalizedParameter]) -> None:
-        self._targets = targets
-        self._scheduled = any(target.changes for target in targets)
-        self._until = min((target.until for target in targets if target.until is not None), default=None)
+    def __init__(self, targets: Sequence[PenalizedParameter], held: Sequence[PenalizedParameter] = ()) -> None:
+        self._targets, self._held = targets, held
+        self._scheduled = any(target.changes for target in targets) or bool(held)
+        self._until = min((each.until for each in (*targets, *held) if each.until is not None), default=None)
         self._asked: tuple[object, Stage] | None = None  # when strengths were asked for, and what came
 
     @property
@@ -51,13 +52,13 @@ class Stages:
         """Return what happens after so many updates; schedules are asked once for each step."""
         key = self._scheduled and (updates.steps, updates.skipped is None)
         if self._asked is None or self._asked[0] != key:
-            self._asked = (key, stage_at(self._targets, updates.count() if self._scheduled else 0))
+            self._asked = (key, stage_at(self._targets, self._held, updates.count() if self._scheduled else 0))
         return self._asked[1]
 
 
-def stage_at(targets: Sequence[PenalizedParameter], update: int) -> Stage:
-    """Return what happens to `targets` at an update."""
-    frozen = [target for target in targets if target.until is not None and update >= target.until]
+def stage_at(targets: Sequence[PenalizedParameter], held: Sequence[PenalizedParameter], update: int) -> Stage:
+    """Return what happens to `targets`, and to what is `held` later, at an update."""
+    frozen = [each for each in (*targets, *held) if each.until is not None and update >= each.until]
     over = {target.name for target in frozen}
     now = [target.second if target.name in over else target for target in targets]
     acting = [target for target in now if target is not None]

@@ -81,6 +81,11 @@ class Update:
         self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
 
+    @property
+    def freezes(self) -> bool:
+        """Whether zeros of some parameters stay."""
+        return bool(self._frozen)
+
     def freeze(self) -> None:
         """Note which zeros stay, before anything of the step happens."""
         if self._frozen:
