@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shrinkage.errors import ShrinkError
 from shrinkage.optimizers.per_optimizer import PerOptimizer
 
 KEY = "shrinkage"  # in the first parameter group of an optimizer, for who is attached next
@@ -51,6 +52,18 @@ def states_beside(optimizer: Optimizer) -> list[State]:
     """Return what regularizers keep of the parameters of `optimizer`, and what none of them has taken up yet."""
     found = [passenger.state(optimizer) for passenger in passengers.get(optimizer, [])]
     return [*states_in(optimizer.param_groups[0]), *(state for state in found if state is not None)]
+
+
+def check_nothing_aside(states: Sequence[State]) -> None:
+    """Raise `ShrinkError` if a budget keeps weights aside: a smaller model has no place for them."""
+    for state in states:
+        for updates, budgets in zip(state.get("updates", ()), state.get("budgets", ()), strict=False):
+            for each in budgets.values():
+                if each.get("asides"):
+                    raise ShrinkError(
+                        f"weights are kept aside until update {each['until']:,} of {each['of']:,} (now {updates:,}); "
+                        "detach() the regularizer to go on with what is there"
+                    )
 
 
 def put_smaller(

@@ -15,7 +15,7 @@ from shrinkage.selection.coupled_rules import check_won, family_cells, sized
 from shrinkage.selection.first_match import first_matches
 from shrinkage.selection.how import How
 from shrinkage.selection.named_parameters import NamedParameter, named_parameters
-from shrinkage.selection.planned_budgets import PlannedBudget, planned_budget
+from shrinkage.selection.planned_budgets import PlannedBudget, planned_budget, warn_of_late_ends
 from shrinkage.selection.rules import Rule, Rules, as_rules, check_same_rule
 from shrinkage.selection.selectors import selector_text
 from shrinkage.selection.supported_parameters import check_not_computed, check_parameter, is_frozen
@@ -204,6 +204,7 @@ def warn_of_unpenalized(model: nn.Module, rules: Rules, how: How) -> None:
     warn_of_unregistered(model)
     by_rule: dict[int, list[NamedParameter]] = {}
     ordered = as_rules(rules, how)
+    warn_of_late_ends(rule.penalty for rule in ordered)
     for candidate, rule in selected(model, ordered):
         by_rule.setdefault(id(rule), []).append(candidate)
     for rule in ordered:

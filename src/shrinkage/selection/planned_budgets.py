@@ -1,12 +1,13 @@
 """Budgets in a plan: which parameters each of them ranks together, and its lines in print."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch.nn.parameter import is_lazy
 
-from shrinkage.errors import SelectionError
+from shrinkage.errors import SelectionError, warn_user
+from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.proximal.ranking import floors
@@ -15,6 +16,7 @@ from shrinkage.selection.named_parameters import NamedParameter
 from shrinkage.selection.supported_parameters import is_frozen
 from shrinkage.tables import names_note, shape_text
 
+LATE = 0.7  # of a training
 Names = Sequence[NamedParameter]
 
 
@@ -113,6 +115,18 @@ def ranked_entry(names: Names) -> RankedEntry:
     parameter = first.parameter
     shape = None if parameter is None or is_lazy(parameter) else tuple(parameter.shape)
     return RankedEntry(first.name, tuple(other.name for other in others), shape, is_frozen(parameter))
+
+
+def warn_of_late_ends(penalties: Iterable[Penalty | Budget | None]) -> None:
+    """Warn of each budget that leaves little of the training for what stays to recover."""
+    budgets = {id(each): each for each in penalties if isinstance(each, Budget)}
+    for budget in budgets.values():
+        name, fraction = ("end", budget.ends) if budget.coupled else ("freeze", budget.freezes)
+        if fraction > LATE:
+            warn_user(
+                f"{budget}: {name}={fraction:g} is beyond {LATE:.0%} of updates={budget.updates:,}, so that little "
+                "time is left in which the weights that stay recover"
+            )
 
 
 def sizes_of(budget: Budget, shapes: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:

@@ -16,6 +16,7 @@ from shrinkage.distributed.counts import Piece, piece_of, summed
 from shrinkage.distributed.dtensor import is_dtensor, local, shard_like, spread, whole
 from shrinkage.errors import AttachmentError, ParameterError, listed, warn_user
 from shrinkage.execution.kept_aside import cut_, move_, restore_
+from shrinkage.optimizers.introspection import is_captured
 from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.groups import Whole
 from shrinkage.proximal.ranking import Layers, Thresholds, below, floors, patterns_of, thresholds
@@ -81,6 +82,12 @@ class Asides(Ranking):
     def before(self, update: int) -> None:
         if update == self.budget.first_update:
             self._check_started()
+        for each in self._parameters:
+            if is_captured(each.parameter):
+                raise AttachmentError(
+                    f"{each.name!r} of shape {tuple(each.parameter.shape)} has a Budget, and a CUDA graph that is "
+                    "recorded now would repeat this step as it is, without Python: leave optimizer.step() out of it"
+                )
         for each in self._parameters:
             aside = self._asides.get(each.name)
             if aside is not None:
@@ -217,7 +224,7 @@ class Asides(Ranking):
             aside = self._asides.get(each.name)
             own = torch.zeros_like(shard_of(each)) if aside is None else aside.clone()
             found[each.name] = spread(own, each.parameter.detach())
-        return {"asides": found}
+        return {"asides": found, "until": self.budget.freeze_update, "of": self.budget.updates}
 
     def check_state(self, state: Mapping[str, Any], update: int) -> None:
         shapes = {each.name: tuple(each.parameter.shape) for each in self._parameters}

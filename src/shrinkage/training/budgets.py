@@ -29,7 +29,7 @@ class Ranking(Protocol):
     """One budget in one optimizer. `update` is the number of updates made before the step."""
 
     budget: Budget
-    keeps_aside = False  # whether zeros are final from the update `freeze` on, and not before
+    keeps_aside: bool = False  # whether zeros are final from the update `freeze` on, and not before
 
     def keep(self, parameters: Sequence[RankedParameter]) -> None:
         """Rank these parameters from now on: called first of all, and whenever they were looked up anew."""

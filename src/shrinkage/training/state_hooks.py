@@ -140,6 +140,7 @@ def leave(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) ->
     """Return what `attachment` has come to, and leave it beside `optimizer` for parameters that replace these."""
     try:
         state = stored_state(regularizer, attachment, optimizer)
+        state.pop("budgets", None)  # what is aside is of these very parameters
     except ShrinkageError:  # The parameters have become such as cannot be penalized: nothing is left for others.
         state = {"parameters": []}
     others = [each for each in passengers.get(optimizer, []) if each.attachment is not attachment]

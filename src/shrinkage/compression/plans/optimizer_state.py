@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import Shape, cut, joined
 from shrinkage.errors import PlanError, warn_user
-from shrinkage.optimizers.parameter_state import put_smaller, states_beside
+from shrinkage.optimizers.parameter_state import check_nothing_aside, put_smaller, states_beside
 from shrinkage.selection.named_parameters import named_parameters
 
 # Which dimension the factors of a second moment lack, by how their names end: the means over columns and over rows.
@@ -79,6 +79,7 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
             "the optimizer holds none of the dense model's parameters: pass the model that it was made for, no copy"
         )
     beside = states_beside(optimizer)
+    check_nothing_aside(beside)
     groups = [swapped(group, successors) for group in optimizer.param_groups]
     states: dict[Tensor, Any] = {}
     for parameter, state in optimizer.state.items():
