@@ -5,7 +5,7 @@ from mutant import Mutant as M
 MUTANTS = [
     M("    if not same:\n", "    if False:\n", "channel_kinds", "do_not_follow", quick=True),
     M("if list(operators) != list(dense):", "if False:", "channel_kinds", "other_operators"),
-    M("append((axis, int(counts[group])))", "append((axis, 1))", "channel_kinds", "small_models and chunked", quick=True),
+    M("append((axis, count))", "append((axis, 1))", "channel_kinds", "small_models and chunked", quick=True),
     M("known = self.multiply_adds if isinstance(self.multiply_adds, Amount) else None", "known = None", "channel_kinds", "pickle"),
     M("in model.named_parameters()\n    )", "in model.named_parameters(remove_duplicate=False)\n    )", "channel_kinds", "nested"),
     M("mask if index[1] is None else _either", "mask if True else _either", "graph_layers", "add_up"),

@@ -388,7 +388,7 @@ def test_after_shrink_a_new_budget_goes_on_with_the_count():
     shrink_optimizer_(optimizer, shrunk.plan, model, small)
     left = parameter_count(small)
     assert left <= 1200
-    budget = Budget(parameters=600, updates=60, begin=0.55, end=0.9, groups=CoupledChannels(small, X[:2]))
+    budget = Budget(parameters=600, updates=60, begin=0.55, end=0.7, groups=CoupledChannels(small, X[:2]))
     second = Regularizer(small, budget).attach(optimizer)
     assert str(*second.progress()) == f"update 32 of 60, waiting: 600 of {left:,} parameters in the end"
     for number in range(32, 60):

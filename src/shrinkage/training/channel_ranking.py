@@ -46,6 +46,8 @@ class ChannelRanking:
         target: what it chooses from, and how much is left in the end.
     """
 
+    keeps_aside = False
+
     def __init__(self, budget: Budget, target: ChannelTarget) -> None:
         self.budget = budget
         self._target = target

@@ -12,6 +12,7 @@ from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
 from shrinkage.compression.removal.attributes import changed_attributes
 from shrinkage.compression.removal.removable import kept_indices
 from shrinkage.compression.tracing.coupling import Axis, Coupling
+from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import GroupError, first_line
 from shrinkage.penalties.kinds import Amount, Kinds, Length, amount
 
@@ -29,8 +30,9 @@ def kinds_of(coupling: Coupling, model: nn.Module, call: Call, number: Mapping[i
     for axis, channels in coupling.axes.items():
         groups = places[channels]
         counts = torch.bincount(groups[groups >= 0], minlength=len(number))
-        for group in counts.nonzero().flatten().tolist():
-            own[group].append((axis, int(counts[group])))
+        found = counts.nonzero().flatten()
+        for group, count in zip(found.tolist(), counts[found].tolist(), strict=True):
+            own[group].append((axis, count))
     known: dict[tuple[tuple[Axis, int], ...], int] = {}
     of = tuple(known.setdefault(tuple(each), len(known)) for each in own)
     shares: dict[Axis, dict[int, int]] = {}
@@ -67,6 +69,11 @@ def multiply_adds_of(coupling: Coupling, model: nn.Module, call: Call, of: Seque
     Raises:
         GroupError: what models without some channels take does not follow from that.
     """
+    if any(map(is_dtensor, model.parameters())):
+        raise GroupError(
+            "multiply-adds are counted in copies of the model, which is sharded over processes: make the Regularizer "
+            "before that, and attach it after"
+        )
     by_kind: dict[int, list[int]] = {}
     for label, kind in zip(labels.tolist(), of, strict=True):
         by_kind.setdefault(kind, []).append(label)
