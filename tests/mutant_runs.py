@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Plugins are left out, as they take longer to load than most mutants to be noticed.
 OPTIONS = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider"]
+NATIVE = ("test_native", "test_prepared")  # files that test native kernels
 OPTIONS += [f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
 
 
@@ -42,6 +43,8 @@ def run(folder: str, arguments: list[str]) -> int:
     sys.path[0] = folder
     paths = {"PYTHONPATH": folder, "SHRINKAGE_UNDER_TEST": f"{folder}/shrinkage"}
     os.environ.update(paths, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    if not Path(arguments[-1]).stem.startswith(NATIVE):
+        os.environ["SHRINKAGE_NATIVE"] = "0"  # kernels would do the steps that a defect is in
     return int(pytest.main(arguments))
 
 

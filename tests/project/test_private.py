@@ -122,7 +122,7 @@ def test_marks_of_flat_shards_are_the_known_ones(monkeypatch):
         Regularizer(Holder("_fsdp_wrapped_module"), L1(0.1))
 
 
-def test_the_operator_in_place(monkeypatch):
+def test_the_operator_in_place(monkeypatch, without_native):
     optimizer = attached(SGD)
     monkeypatch.delattr(torch._C._nn, "softshrink")
     with pytest.raises(ShrinkageError, match=r"torch\._C\._nn\.softshrink.*in place"):

@@ -42,11 +42,11 @@ def height(path: Path) -> int:
     return 1 + max(map(height, below), default=0)
 
 
-def calls_of_a_step(penalty) -> list[tuple[Path | None, Path, str, int]]:
+def calls_of_a_step(penalty, compile) -> list[tuple[Path | None, Path, str, int]]:
     """Caller's file, file and name of each call in a step, and how often the weight had been written then."""
     layer = nn.Linear(64, 32, bias=False)
     optimizer = AdamW(layer.parameters(), lr=0.01)
-    Regularizer(layer, penalty).attach(optimizer)
+    Regularizer(layer, penalty, compile=compile).attach(optimizer)
     calls: list[tuple[Path | None, Path, str, int]] = []
     generators: list[FrameType] = []  # whose frames come here each time that they go on
 
@@ -62,7 +62,7 @@ def calls_of_a_step(penalty) -> list[tuple[Path | None, Path, str, int]]:
         origin = None if caller is None else own(caller.f_code.co_filename)
         calls.append((origin, entered, frame.f_code.co_name, layer.weight._version))
 
-    for _ in range(2):  # the first step looks for what is penalized, too
+    for _ in range(3):  # the first step looks for what is penalized, and the second may be prepared
         layer.weight.grad = torch.randn(32, 64)
         calls.clear()
         sys.setprofile(note)
@@ -75,12 +75,31 @@ def calls_of_a_step(penalty) -> list[tuple[Path | None, Path, str, int]]:
     return [call for call in calls[start:] if call[3] < last]
 
 
-@pytest.mark.parametrize("penalty", [L1(1e-3), GroupLasso(1e-3, Rows())], ids=["L1", "GroupLasso"])
-def test_the_walk_to_a_written_weight_seldom_climbs(penalty):
+def walk_of(penalty, *, compile) -> tuple[list[Path], int]:
+    """The files of a walk, and how often it climbs."""
     walk: list[Path] = []
-    for origin, entered, _, _ in calls_of_a_step(penalty):
+    for origin, entered, _, _ in calls_of_a_step(penalty, compile):
         if entered not in (origin, *walk[-1:]):
             walk.append(entered)
-    climbs = [(one, other) for one, other in pairwise(walk) if height(other) > height(one)]
+    return walk, sum(height(other) > height(one) for one, other in pairwise(walk))
+
+
+def written(walk: list[Path]) -> str:
+    return "\n".join(f"{height(path):2} {path.relative_to(SOURCE)}" for path in walk)
+
+
+PENALTIES = pytest.mark.parametrize("penalty", [L1(1e-3), GroupLasso(1e-3, Rows())], ids=["L1", "GroupLasso"])
+
+
+@PENALTIES
+def test_the_walk_to_a_written_weight_seldom_climbs(penalty):
+    walk, climbs = walk_of(penalty, compile=False)
     assert len(walk) > 10
-    assert len(climbs) <= MOST, "\n".join(f"{height(path):2} {path.relative_to(SOURCE)}" for path in walk)
+    assert climbs <= MOST, written(walk)
+
+
+@PENALTIES
+def test_the_walk_of_a_prepared_step_is_short(penalty):
+    walk, climbs = walk_of(penalty, compile="auto")
+    assert SOURCE / "training" / "prepared.py" in walk
+    assert len(walk) < 10 and climbs <= 2, written(walk)

@@ -224,7 +224,7 @@ class Attachment(Lasting):
             self.updates.record(None)
         if self._depth or self._update is None:
             return
-        penalties = self._penalties()
+        stage = self._update.stage
         self._update.after()
         # Without any gradient nothing was updated; of a sharded model, other processes may have had one.
         if self._update.moves or any(map(may_move, parameters_of(self._whole() or optimizer))):
@@ -233,7 +233,7 @@ class Attachment(Lasting):
             self.averages.commit()
         self._end_step()
         if not self._stages.freeze(self.updates):
-            found = Looked(self._targets, penalties, self._elsewhere, self._held, self.lookups)
+            found = Looked(self._targets, stage.penalties, self._elsewhere, self._held, self.lookups)
             self._usual.prepare(optimizer, found, self)
 
     def _end_step(self) -> None:

@@ -68,6 +68,7 @@ class Update:
     """
 
     def __init__(self, optimizer: Optimizer, stage: Stage, lasting: Lasting) -> None:
+        self.stage = stage
         self._optimizer, self._penalized, self._lasting = optimizer, stage.penalized, lasting
         self._targets = [*(target for target, _ in stage.penalized), *stage.frozen]
         self._frozen = stage.frozen
