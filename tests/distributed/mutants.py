@@ -3,6 +3,7 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("at = at * mesh.size(index) + place[index]", "at = 0", "processes", "ties_go and 2"),
     M("counts = yield mine.to(torch.float32)", "counts = mine", "processes", "fsdp2 and zeros_stay"),
     M("        if part.counts:", "        if True:", "processes", "every_placement and not 4"),
     M("each.group_name in own or ", "", "processes", "every_placement and not 4"),

@@ -3,6 +3,9 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("min(max(done, 0.0), 1.0)", "max(done, 0.0)", "budget", "ramp"),
+    M("* count - 1e-9)", "* count + 1e-9)", "budget", "ramp"),
+    M("if value != default[name])", ")", "budget", "printed"),
     M("marks = [(w != 0).to(at_least_float32(w.dtype)) for w in ws]", "marks = list(ws)", "frozen_zeros", "span_parameters_tiny"),
     M("return ~self.nonzero(w) if groups is None else groups.without(self.nonzero(w))", "return ~self.nonzero(w)", "frozen_zeros", "whole_ones"),
     M("if done <= 0:", "if done < 0.2:", "common_schedules"),

@@ -3,6 +3,18 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("part.add_(torch.sub(other, scratch, out=scratch))", "part.add_(other)", "asides", "loses_nothing", quick=True),
+    M("torch.where(part == 0, other, part, out=part)", "part.add_(other)", "asides", "narrow_weights"),
+    M("w.masked_fill_(gone, 0)", "w.mul_(~gone)", "asides", "bfloat16"),
+    M("update <= self.budget.freeze_update:", "update < self.budget.freeze_update:", "asides", "follow_the_ramp"),
+    M("<= update < self.budget.freeze_update:\n            self._cut(update)", "<= update < 0:\n            pass", "asides", "each_evaluation"),
+    M("if aside is None else aside.clone()", "", "asides", "bit_for_bit"),
+    M("for each in own if ranking.keeps_aside]", "for each in own if False]", "asides", "after_the_freeze"),
+    M("ranked.setdefault(id(budget), (budget, []))", "ranked.setdefault(hash(budget), (budget, []))", "asides", "one_object"),
+    M("(not isinstance(rule.penalty, Budget) and rule.penalty == other.penalty)", "rule.penalty == other.penalty", "asides", "clash_on_a_tied"),
+    M("state.pop(\"budgets\", None)", "pass", "asides", "smaller_model"),
+    M("groups.norms(held) / self._members[i] ** 0.5", "groups.norms(held)", "asides", "root_mean_square"),
+    M("2 * back if known", "back if known", "asides", "progress"),
     M("% EVERY == 0 or update == last)", "% EVERY == 0)", "channel_budgets", "parameters_are_left and SGD", quick=True),
     M("last=update == last)", "last=False)", "channel_budgets", "parameters_are_left"),
     M("math.exp(-REST / self._horizon)", "math.exp(-1 / self._horizon)", "channel_budgets", "between_looks"),

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import LBFGS, SGD, Adagrad, AdamW, Muon, Optimizer
 
 from shrinkage import (
@@ -99,6 +99,7 @@ def test_bfloat16_and_tied_weights_are_counted_exactly():
         step(model, optimizer, n)
         done = min(max((n + 1 - 10) / 30, 0), 1)
         assert zeros(model) == math.ceil(0.9 * (1 - (1 - done) ** 3) * count)
+        assert not any(bool(p.detach()[p.detach() == 0].signbit().any()) for p in matrices(model))
 
 
 @pytest.mark.filterwarnings("ignore:.*floor")
@@ -171,16 +172,20 @@ def test_a_step_that_raises_loses_nothing():
     for n in range(30):
         step(model, optimizer, n)
     asides = regularizer.state_dict()["budgets"][0]["0"]["asides"]
-    dense = {name: model.get_parameter(name).detach() + aside for name, aside in asides.items()}
+    dense_before = dict(zip(asides, dense(model, regularizer), strict=True))
     optimizer.due = True
     with pytest.raises(RuntimeError, match="half"):
         step(model, optimizer, 30)
-    for name, value in dense.items():
+    for name, value in dense_before.items():
         now = model.get_parameter(name).detach()
         untouched = slice(12, None) if name == "0.weight" else slice(None)
         assert torch.equal(now[untouched], value[untouched])
+    optimizer.param_groups[0]["lr"] = 0.0
     step(model, optimizer, 31)
     assert zeros(model) == HUNDRED.zeros_at(31, 552)
+    now = dict(zip(asides, dense(model, regularizer), strict=True))
+    assert torch.equal(now["0.weight"][12:], dense_before["0.weight"][12:])
+    assert torch.equal(now["2.weight"], dense_before["2.weight"])
 
 
 @pytest.mark.filterwarnings("ignore:.*floor")
@@ -220,6 +225,21 @@ def test_a_closure_is_a_plain_loop_and_sees_the_sparse_model():
         other.step(closure)
         assert all(map(torch.equal, plain.parameters(), closed.parameters()))
     assert seen == [HUNDRED.zeros_at(n, 552) for n in range(100)]
+
+
+def test_narrow_weights_are_restored_once():
+    """A step that raises between its hooks restores, and the next one does so again."""
+    model = net(torch.bfloat16)
+    optimizer = Raises(model.parameters(), lr=0.0)
+    regularizer = Regularizer(model, Budget(zeros=0.5, updates=100)).attach(optimizer)
+    for n in range(30):
+        step(model, optimizer, n)
+    before = dense(model, regularizer)
+    optimizer.due = True
+    with pytest.raises(RuntimeError, match="half"):
+        step(model, optimizer, 30)
+    step(model, optimizer, 31)
+    assert all(map(torch.equal, dense(model, regularizer)[1:], before[1:]))
 
 
 class Twice(SGD):
@@ -423,6 +443,15 @@ def test_one_object_is_one_budget_and_two_equal_ones_are_two():
     assert run(Budget(zeros=0.9, updates=100), Budget(zeros=0.9, updates=100)) == [216, 260]
 
 
+def test_two_equal_budgets_clash_on_a_tied_parameter():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    one, other = Budget(zeros=0.5, updates=100), Budget(zeros=0.5, updates=100)
+    with pytest.raises(SelectionError, match="one tied parameter, but two rules clash"):
+        Regularizer(model, {"0.weight": one, "1.weight": other})
+    assert [each.name for each in Regularizer(model, one).plan.budgets[0].entries] == ["0.weight"]
+
+
 @pytest.mark.filterwarnings("ignore:.*floor")
 @pytest.mark.parametrize("groups", [Rows(), Columns(), Blocks(2, 2), Heads(2)])
 def test_groups_inside_of_a_parameter_go_whole(groups):
@@ -573,3 +602,36 @@ def largest_held(profiled: torch.profiler.profile) -> int:
             held += event.nbytes()
             most = max(most, held)
     return most
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*floor")
+def test_two_percent_of_a_network_recognise_digits():
+    """Seeds 0 to 2: 1,004 of 50,200 weights; a mean error of 6%, and a mean loss of 0.25."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    errors, losses = [], []
+    for seed in range(3):
+        inputs, labels = load_digits(return_X_y=True)
+        split = train_test_split(inputs / 16, labels, test_size=0.4, random_state=seed, stratify=labels)
+        x, held_x = (torch.tensor(each, dtype=torch.float32) for each in split[:2])
+        y, held_y = map(torch.tensor, split[2:])
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        Regularizer(model, Budget(zeros=0.98, updates=600)).attach(optimizer)
+        for n in range(600):
+            done = n / 600
+            optimizer.param_groups[0]["lr"] = 1e-3 * min(done / 0.05, 1.0) * (1 + math.cos(math.pi * done))
+            at = torch.randint(len(x), (64,), generator=torch.Generator().manual_seed(1_000_000 * seed + n))
+            optimizer.zero_grad()
+            cross_entropy(model(x[at]), y[at]).backward()
+            optimizer.step()
+        assert sum(int((parameter != 0).sum()) for parameter in matrices(model)) == 1004
+        with torch.no_grad():
+            outputs = model(held_x)
+        losses.append(float(cross_entropy(outputs, held_y)))
+        errors.append(float((outputs.argmax(1) != held_y).float().mean()))
+    assert sum(losses) / 3 <= 0.27
+    assert sum(errors) / 3 <= 0.07

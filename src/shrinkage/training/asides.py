@@ -108,7 +108,7 @@ class Asides(Ranking):
             self._cut(update)
 
     def after(self, update: int, *, made: bool) -> None:
-        if self.budget.first_update <= update <= self.budget.freeze_update and (made or self._asides):
+        if self.budget.first_update <= update <= self.budget.freeze_update:
             self._cut(update)
         if update >= self.budget.freeze_update:
             self._asides = {}
