@@ -26,6 +26,7 @@ from shrinkage import (
     Regularizer,
     Ridged,
     Rows,
+    Rule,
     SelectionError,
     SparseGroupLasso,
     Toward,
@@ -87,10 +88,11 @@ def test_a_step_is_that_of_a_loop_with_masks(make, dtype, closure):
     assert all(bool((w == 0)[mask].all()) for w, mask in zip(weights(model), masks, strict=True))
 
 
-def test_gradients_are_as_the_loop_left_them():
+@pytest.mark.parametrize("after", [None, L2(0.5)])
+def test_gradients_are_as_the_loop_left_them(after):
     model = pruned()
     optimizer = SGD(model.parameters(), lr=0.1)
-    freeze_zeros(model).attach(optimizer)
+    Regularizer(model, Rule(L1(0.1), how="gradient", until=0, after=after)).attach(optimizer)
     loss_of(model, batches(1)[0]).backward()
     before = [w.grad.clone() for w in weights(model)]
     assert any(bool(grad[w == 0].any()) for grad, w in zip(before, weights(model), strict=True))

@@ -291,8 +291,6 @@ def test_bad_declarations_are_refused_at_once():
         regularize(nn.Linear(3, 2), GroupLasso(0.1, Columns()), parameter="bias")
     with pytest.raises(ParameterError, match="'weight' is not a parameter"):
         regularize(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), L1(0.1))
-    with pytest.raises(ValueError, match=r"use Regularizer\(model"):
-        regularize(nn.Linear(3, 2), L1(lambda iteration: 0.1))
     with pytest.raises(TypeError, match="expected a penalty"):
         regularize(nn.Linear(3, 2), 0.1)
     with pytest.raises(ValueError, match="how must be one of"):

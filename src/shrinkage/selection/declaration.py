@@ -6,10 +6,11 @@ that was loaded, without any code that would have to run then. All declarations 
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping, Set
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Set
 from fnmatch import fnmatchcase
 from itertools import takewhile
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -24,11 +25,20 @@ ATTRIBUTE = "_shrinkage_declarations"
 PATIENCE = 10  # so many steps without one that reaches a layer are told
 
 
+class Counted(Protocol):
+    """What counts updates."""
+
+    def count(self) -> int:
+        """Return the number of updates."""
+
+
 class Declaration(Saved):
     """The rules that one layer declares. Knows its layer by weak reference, so that it does not keep it alive."""
 
     rules: tuple[Rule, ...] = ()
     kind = "Module"
+    decays: Mapping[str, float] = MappingProxyType({})  # of averages that hold zeros, by what a rule selects
+    counts: Mapping[str, Counted | int] = MappingProxyType({})  # of updates, by parameter, where they matter
 
     def __new__(cls, *args: Any) -> "Declaration":
         self = super().__new__(cls)
@@ -44,14 +54,18 @@ class Declaration(Saved):
         self.since = living.steps
         living.add(self)
 
-    def __init__(self, layer: nn.Module, rules: tuple[Rule, ...]) -> None:
+    def __init__(self, layer: nn.Module, rules: tuple[Rule, ...], decays: Mapping[str, float] | None = None) -> None:
         self._layer = weakref.ref(layer)
+        self.decays = dict(decays or {})
         self.dicts = {name: vars(layer)[name] for name in ("_parameters", "_modules") if name in vars(layer)}
         self.kind = type(layer).__name__
         self.rules = rules
 
     def _data(self) -> dict[str, Any]:
-        return {"kind": self.kind, "rules": self.rules, "dicts": self.dicts}
+        counts = {name: each if isinstance(each, int) else each.count() for name, each in self.counts.items()}
+        parts = {"decays": dict(self.decays), "counts": counts}
+        found = {name: part for name, part in parts.items() if part}
+        return {"kind": self.kind, "rules": self.rules, "dicts": self.dicts, **found}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declaration":
         """Return the declaration of the layer's copy, whose dicts are in `memo` already."""
@@ -60,6 +74,7 @@ class Declaration(Saved):
         copied._layer = nowhere if layer is None else weakref.ref(layer)
         copied.dicts = copy.deepcopy(self.dicts, memo)
         copied.kind, copied.rules, copied.reached = self.kind, self.rules, self.reached
+        copied.decays, copied.counts = self.decays, copy.deepcopy(dict(self.counts))
         return copied
 
     def __del__(self) -> None:
@@ -127,6 +142,7 @@ class Left(NamedTuple):
     name: str
     kind: str
     number: int
+    decay: float | None = None
 
 
 class Living:
@@ -152,7 +168,8 @@ class Living:
         self.gone += 1
         for rule in declaration.rules:
             for name, parameter in declaration.selected(rule):
-                self.left[parameter] = Left(rule, name, declaration.kind, self.gone)
+                decay = declaration.decays.get(str(rule.parameters))
+                self.left[parameter] = Left(rule, name, declaration.kind, self.gone, decay)
 
     def all(self) -> list[Declaration]:
         """Return those that are alive, the newest first."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from torch import Tensor, nn
@@ -34,7 +35,14 @@ from shrinkage.selection.rules import Penalizes, Rule
 from shrinkage.selection.supported_parameters import check_parameter
 from shrinkage.training.attachment import Arguments, Attachment, Keywords, explicit_attachments
 from shrinkage.training.checks_before_step import check_gradients
-from shrinkage.training.options import Options
+from shrinkage.training.declared import (
+    AllDeclared,
+    Decay,
+    Declared,
+    DeclaredAttachment,
+    check_same_decay,
+    with_own_names,
+)
 from shrinkage.training.penalized import NO_GROUP, Found, PenalizedParameter, Place, is_sharded_parameter, places_of
 
 RECENT = 1000  # so many registrations are told apart; after more of them between two steps, all layers are asked
@@ -42,10 +50,10 @@ RECENT = 1000  # so many registrations are told apart; after more of them betwee
 
 @dataclass(eq=False)
 class Known:
-    """What is known of one optimizer since the last look: its attachment, and how far other things had come then."""
+    """What is known of one optimizer since the last look: its attachments, and how far other things had come then."""
 
-    attachment: Attachment
-    attached: bool = False
+    attachments: dict[Decay, DeclaredAttachment] = field(default_factory=dict)
+    lookups: int = 0
     held: Set[int] = frozenset()
     added: int = 0
     gone: int = 0
@@ -80,21 +88,43 @@ class Registry:
             if not (living.numbered or living.left):
                 return
             meet(optimizer)
-            known = self.known[optimizer] = Known(Attachment(self.resolve, Options()))
+            known = self.known[optimizer] = Known()
+            self.complete(known, AllDeclared([], []))
         explicit = explicit_attachments.get(optimizer, [])
         taken = [each.targets(optimizer) for each in explicit]
         lookups = [(each, each.lookups) for each in explicit]
         if known.explicit != lookups or self.changed(known, optimizer):
-            known.attachment.forget()
-        targets = known.attachment.targets(optimizer)
-        if targets:
-            for each in (targets, *taken):  # nothing is changed if one refuses this step
-                check_gradients(each)
-            if not known.attached:
-                hook_around(optimizer, known.attachment.before_step, known.attachment.after_step)
-                known.attached = True
+            for each in known.attachments.values():
+                each.attachment.forget()
+        targets = [each.attachment.targets(optimizer) for each in known.attachments.values()]
+        if sum(each.attachment.lookups for each in known.attachments.values()) != known.lookups:
+            found = self.resolve(optimizer)
+            self.complete(known, found)
+            for each in known.attachments.values():
+                each.remember(optimizer, found)
+            targets = [each.attachment.targets(optimizer) for each in known.attachments.values()]
+            known.lookups = sum(each.attachment.lookups for each in known.attachments.values())
+        if any(targets):
+            for own in (*targets, *taken):  # nothing is changed if one refuses this step
+                check_gradients(own)
+            for each in known.attachments.values():
+                if not each.attached and each.attachment.targets(optimizer):
+                    hook_around(optimizer, each.attachment.before_step, each.attachment.after_step)
+                    each.attached = True
         known.explicit = lookups
         known.added, known.gone, known.registered = living.added, living.gone, self.registered
+
+    def complete(self, known: Known, found: AllDeclared) -> None:
+        """Let there be an attachment for each way in which zeros are held."""
+        for decay in dict.fromkeys((None, *(each.decay for each in found.own))):
+            if decay not in known.attachments:
+                resolve = partial(self.held_by, decay)
+                attachment = Attachment(resolve, DeclaredAttachment.options(decay))
+                known.attachments[decay] = DeclaredAttachment(attachment, decay)
+
+    def held_by(self, decay: Decay, optimizer: Optimizer) -> Found:
+        """Return what declarations penalize in `optimizer` whose zeros are held by averages of this decay."""
+        return self.resolve(optimizer).held_by(decay)
 
     def changed(self, known: Known, optimizer: Optimizer) -> bool:
         """Return whether something happened since the last look that may concern `optimizer`."""
@@ -107,7 +137,7 @@ class Registry:
         count = self.registered - known.registered
         return count > RECENT or not known.held.isdisjoint(islice(reversed(self.recent), count))
 
-    def resolve(self, optimizer: Optimizer) -> Found:
+    def resolve(self, optimizer: Optimizer) -> AllDeclared:
         """Return what declarations penalize in `optimizer`, less what a `Regularizer` penalizes there already."""
         groups = group_indices(optimizer)
         known = self.known[optimizer]
@@ -118,31 +148,33 @@ class Registry:
         for declaration in declarations:
             declaration.check_stepped(flat)
         concerned = [each for each in declarations if each.concerns(groups.keys())]
-        declared: dict[int, PenalizedParameter] = {}
-        for _, each in (pair for declaration in concerned for pair in targets_of(declaration, groups)):
-            other = declared.get(id(each.parameter), each)
-            check_same_declaration(each.name, other, each)
-            declared[id(each.parameter)] = each.also_at(other.places)
-        inherited = inheritance(optimizer, groups)
-        for attachment in explicit_attachments.get(optimizer, []):
-            for target in attachment.concerned(optimizer):
-                inherited.pop(id(target.parameter), None)
-                replaced = declared.pop(id(target.parameter), None)
-                if replaced is not None and isinstance(target, PenalizedParameter):
-                    check_same_declaration(target.name, replaced, target)
-        found = {**inherited, **declared}
+        declared: dict[int, Declared] = {}
+        for declaration in concerned:
+            for rule, target in targets_of(declaration, groups):
+                each = Declared(target, declaration.decays.get(str(rule.parameters)), declaration)
+                other = declared.get(id(target.parameter), each)
+                check_same_declaration(target.name, other.target, target)
+                check_same_decay(other, each)
+                declared[id(target.parameter)] = each._replace(target=target.also_at(other.target.places))
+        known_of = {**inheritance(optimizer, groups), **declared}
         held = dict.fromkeys(map(id, parameters_of(optimizer)))
-        targets = [found[identity] for identity in held if identity in found and identity in groups]
+        found = with_own_names({identity: known_of[identity] for identity in held if identity in known_of})
+        for attachment in explicit_attachments.get(optimizer, []):
+            for taken in attachment.concerned(optimizer):
+                replaced = found.pop(id(taken.parameter), None)
+                if replaced is not None and replaced.declaration and isinstance(taken, PenalizedParameter):
+                    check_same_declaration(taken.name, replaced.target, taken)
+        own = [each for identity, each in found.items() if identity in groups]
         # Sharded parameters are replaced without a registration: there, all layers are asked before each step.
         sharded = any(map(is_sharded_parameter, parameters_of(optimizer)))
         asked = [place for each in (declarations if sharded else ()) for place in places_in(each)]
-        return Found(targets, [place for place in asked if not place.holds_any(groups)])
+        return AllDeclared(own, [place for place in asked if not place.holds_any(groups)])
 
 
 def declared_attachments(optimizer: Optimizer) -> list[Attachment]:
     """Return what applies the declarations of layers in `optimizer`, if anything does."""
     known = _registry.known.get(optimizer, None)
-    return [] if known is None else [known.attachment]
+    return [] if known is None else [each.attachment for each in known.attachments.values()]
 
 
 def targets_of(declaration: Declaration, groups: Mapping[int, int]) -> list[tuple[Rule, PenalizedParameter]]:
@@ -170,7 +202,7 @@ def places_in(declaration: Declaration) -> list[Place]:
     return [Place(weakref.ref(module), attribute) for module in modules for attribute in module._parameters]
 
 
-def inheritance(optimizer: Optimizer, groups: Mapping[int, int]) -> dict[int, PenalizedParameter]:
+def inheritance(optimizer: Optimizer, groups: Mapping[int, int]) -> dict[int, Declared]:
     """Return what layers that are gone declared, of the parameters of `optimizer`."""
     found = {}
     for parameter in parameters_of(optimizer) if living.left else ():
@@ -184,7 +216,8 @@ def inheritance(optimizer: Optimizer, groups: Mapping[int, int]) -> dict[int, Pe
                 check_shape(left.name, parameter.shape, penalty)
             name, group = f"{left.name} of {left.kind}", groups.get(id(parameter), NO_GROUP)
             how, lazy = left.rule.how, is_lazy(parameter)
-            found[id(parameter)] = PenalizedParameter(name, penalty, how, parameter, group, lazy=lazy)
+            target = PenalizedParameter(name, penalty, how, parameter, group, lazy=lazy)
+            found[id(parameter)] = Declared(target, left.decay)
     return found
 
 

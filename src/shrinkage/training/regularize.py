@@ -10,7 +10,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from shrinkage.errors import GroupError, SelectionError, shown
 from shrinkage.penalties.base import Penalty
@@ -25,12 +25,18 @@ from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import resolve
 from shrinkage.selection.rules import Rule
 from shrinkage.training.global_hook import check_same_declaration, targets_of
+from shrinkage.training.options import Options
 
 LayerType = TypeVar("LayerType", bound=nn.Module)
 
 
 def regularize(
-    layer: LayerType, penalty: Penalty | None, *, parameter: str | None = None, how: How = "proximal"
+    layer: LayerType,
+    penalty: Penalty | None,
+    *,
+    parameter: str | None = None,
+    how: How = "proximal",
+    hold_zeros: float | None = None,
 ) -> LayerType:
     """Penalize a layer's weights in each step of the optimizer that holds them, and return the layer.
 
@@ -49,14 +55,20 @@ def regularize(
         parameter: name of the parameter in the layer; a glob such as "weight_hh*" or, for a whole block, "*.weight".
             Left out, the layer's weights: `weight`, or the matrices of a recurrent or an attention layer.
         how: "proximal" (exact zeros), "gradient" or "decoupled"; see `Rule`.
+        hold_zeros: keep exact zeros from leaving with the noise of minibatches, by gradients averaged with this decay;
+            see `Regularizer`.
 
     Raises:
         SelectionError: the layer has no such parameter, or penalizes it already.
         GroupError: the parameter does not fall into the groups of the penalty.
         ParameterError: the parameter is not floating point, or is computed by a parametrization.
-        ValueError: the strength is a schedule, which needs an update count that is saved, or a reference is to be
-            taken from the model, which has to be saved too: use `Regularizer`.
+        ValueError: a reference is to be taken from the model, which has to be saved: use `Regularizer`; or `hold_zeros`
+            is not between 0 and 1.
         MetricError: at the first step, if `how="proximal"` and the optimizer's metric is not known.
+
+    A strength may be a schedule. It counts the updates of the optimizer since it held a parameter declared so; copies
+    of the layer, and its next optimizer, count on. The count and averaged gradients are in the optimizer's
+    `state_dict`. To resume, build the optimizer from the same parameters in the same order.
 
     A `Regularizer` that penalizes the same parameter takes the declaration's place while it is attached; one that
     leaves the parameter alone leaves the declaration in force.
@@ -74,33 +86,37 @@ def regularize(
     rules: tuple[Rule, ...] = () if known is None else known.rules
     globs = own_weights(owner) if parameter is None else (parameter,)
     check_no_budget(penalty)
+    Options(hold_zeros=hold_zeros)
+    decays = {} if known is None else dict(known.decays)
     if penalty is None:
         rules = without(rules, globs, owner)
     else:
-        if isinstance(penalty, Penalty) and penalty.scheduled:
-            raise ValueError(
-                f"{penalty}: a schedule counts updates, and the count has to be saved with a checkpoint; "
-                f"use Regularizer(model, {{...}}), whose state_dict() holds it"
-            )
-        if isinstance(penalty, Toward) and penalty.reference is None:
-            raise ValueError(
-                f"{penalty}: a reference that is taken from the model has to be saved with a checkpoint; use "
-                "Regularizer(model, {...}), whose state_dict() holds it, or give a tensor or a state_dict as reference"
-            )
-        if isinstance(penalty, Toward) and isinstance(penalty.reference, Mapping):
-            fixed = {name: value.detach().clone() for name, value in penalty.reference.items()}
-            penalty = replace(penalty, reference=fixed)  # a state_dict holds the very parameters that are going to move
-        declared = [Rule(penalty, glob, how) for glob in globs]
+        declared = [Rule(with_own_reference(penalty), glob, how) for glob in globs]
         for rule in declared:
             check_matches(owner, rule)
             check_declarations(owner, rule)
         rules = (*rules, *declared)
-    declaration = Declaration(owner, rules)
+        decays |= {} if hold_zeros is None else dict.fromkeys(globs, hold_zeros)
+    kept = {str(rule.parameters) for rule in rules}
+    declaration = Declaration(owner, rules, {name: decay for name, decay in decays.items() if name in kept})
     if known is not None:
         declaration.reached |= known.reached
         known.taken_back(owner)
     vars(owner)[ATTRIBUTE] = declaration
     return layer
+
+
+def with_own_reference(penalty: Penalty) -> Penalty:
+    """Return `penalty` with a reference that does not move, or raise `ValueError` if it takes one from the model."""
+    if not isinstance(penalty, Toward) or isinstance(penalty.reference, Tensor):
+        return penalty
+    if penalty.reference is None:
+        raise ValueError(
+            f"{penalty}: a reference that is taken from the model has to be saved with a checkpoint; use "
+            "Regularizer(model, {...}), whose state_dict() holds it, or give a tensor or a state_dict as reference"
+        )
+    # A state_dict holds the very parameters that are going to move.
+    return replace(penalty, reference={name: value.detach().clone() for name, value in penalty.reference.items()})
 
 
 def check_no_budget(penalty: object) -> None:
