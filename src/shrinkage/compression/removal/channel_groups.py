@@ -43,7 +43,7 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str]) -> Coupled:
         Member(name, dim, [number.get(root, -1) for root in channels.tolist()])
         for (name, dim), channels in free.items()
     ]
-    kinds = kinds_of(coupling, model, call, number)
+    kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, list(number))
     return Coupled([member for member in members if max(member.groups) >= 0], kinds=kinds)
 
 

@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from shrinkage.compression.calls.counted_operators import counted_operators, multiply_adds_left
+from shrinkage.compression.calls.counted_operators import CountedOperator, counted_operators, multiply_adds_left
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
 from shrinkage.compression.removal.attributes import changed_attributes
 from shrinkage.compression.removal.removable import kept_indices
-from shrinkage.compression.tracing.coupling import Axis, Coupling
+from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import GroupError, first_line
 from shrinkage.penalties.kinds import Amount, Kinds, Length, amount
@@ -19,17 +19,18 @@ from shrinkage.penalties.kinds import Amount, Kinds, Length, amount
 Shares = Mapping[int, int]  # by kind, how many indices of an axis go with one channel
 
 
-def kinds_of(coupling: Coupling, model: nn.Module, call: Call, number: Mapping[int, int]) -> Kinds:
-    """Return the kinds of the channels that have a `number`.
+def kinds_of(coupling: Coupling, model: nn.Module, call: Call, pin: Sequence[str], roots: Sequence[int]) -> Kinds:
+    """Return the kinds of channels: a group for each of `roots`, their labels.
 
-    Two channels are of one kind if they take as many indices along of each axis of each parameter and buffer.
+    Two channels are of one kind if they take as many indices along of each axis of each parameter and buffer. What
+    counts multiply-adds later follows the model anew: a graph would hold the parameters as they are now.
     """
     places = torch.full((coupling.labels.count,), -1)
-    places[list(number)] = torch.tensor(list(number.values()))
-    own: list[list[tuple[Axis, int]]] = [[] for _ in number]
+    places[list(roots)] = torch.arange(len(roots))
+    own: list[list[tuple[Axis, int]]] = [[] for _ in roots]
     for axis, channels in coupling.axes.items():
         groups = places[channels]
-        counts = torch.bincount(groups[groups >= 0], minlength=len(number))
+        counts = torch.bincount(groups[groups >= 0], minlength=len(roots))
         found = counts.nonzero().flatten()
         for group, count in zip(found.tolist(), counts[found].tolist(), strict=True):
             own[group].append((axis, count))
@@ -39,8 +40,7 @@ def kinds_of(coupling: Coupling, model: nn.Module, call: Call, number: Mapping[i
     for axes, kind in known.items():
         for axis, count in axes:
             shares.setdefault(axis, {})[kind] = count
-    labels = torch.tensor(list(number))[torch.tensor(list(number.values())).argsort()]
-    multiply_adds = partial(multiply_adds_of, coupling, model, call, of, labels)
+    multiply_adds = partial(multiply_adds_of, model, call, tuple(pin), tuple(roots), of)
     return Kinds(of, parameters_of(model, shares), multiply_adds)
 
 
@@ -56,49 +56,47 @@ def parameters_of(model: nn.Module, shares: Mapping[Axis, Shares]) -> Amount:
     )
 
 
-def multiply_adds_of(coupling: Coupling, model: nn.Module, call: Call, of: Sequence[int], labels: Tensor) -> Amount:
-    """Return how many multiply-adds a call takes: found in models with one channel of a kind less.
+def multiply_adds_of(
+    model: nn.Module, call: Call, pin: Sequence[str], roots: Sequence[int], of: Sequence[int]
+) -> Amount:
+    """Return how many multiply-adds a call takes: found in copies of the model with one channel of a kind less.
 
     Args:
-        coupling: the channels of `model`.
         model: is copied.
         call: of it.
-        of: the kind of each channel.
-        labels: of each channel, in `coupling`.
+        pin: what stays.
+        roots: the labels of the channels, which are the same each time that the model is followed.
+        of: their kinds.
 
     Raises:
-        GroupError: what models without some channels take does not follow from that.
+        GroupError: what copies without some channels take does not follow from that.
     """
     if any(map(is_dtensor, model.parameters())):
         raise GroupError(
             "multiply-adds are counted in copies of the model, which is sharded over processes: make the Regularizer "
             "before that, and attach it after"
         )
+    args, kwargs = call
+    coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
     by_kind: dict[int, list[int]] = {}
-    for label, kind in zip(labels.tolist(), of, strict=True):
-        by_kind.setdefault(kind, []).append(label)
+    for root, kind in zip(roots, of, strict=True):
+        by_kind.setdefault(kind, []).append(root)
+    half = {kind: own[(len(own) + 1) // 2 :] for kind, own in by_kind.items()}
 
-    def counted(gone: Sequence[int]) -> int:
-        return sum(each.operations for each in counted_operators(small(gone), call)) // 2
-
-    def small(gone: Sequence[int]) -> nn.Module:
+    def counted(gone: Sequence[int]) -> list[CountedOperator]:
         which = torch.zeros(coupling.labels.count, dtype=torch.bool)
         which[list(gone)] = True
-        return without(which, coupling, model)
+        return counted_operators(without(which, coupling, model) if gone else model, call)
 
     try:
-        several = {kind: own for kind, own in by_kind.items() if len(own) > 1}
-        smaller = {kind: counted_operators(small(own[:1]), call) for kind, own in several.items()}
-        found = multiply_adds_left(counted_operators(model, call), smaller)
-        half = {kind: own[len(own) // 2 + len(own) % 2 :] for kind, own in by_kind.items()}
-        same = counted([label for own in half.values() for label in own]) == found.left(
-            [len(half[kind]) for kind in sorted(half)]
-        )
+        smaller = {kind: counted(own[:1]) for kind, own in by_kind.items() if len(own) > 1}
+        found = multiply_adds_left(counted([]), smaller)
+        sample = counted([root for own in half.values() for root in own])
     except GroupError:
         raise
     except Exception as error:  # Whatever a model's code does with other widths than it expects.
         raise GroupError(f"the model fails when channels of one kind go: {first_line(error)}") from error
-    if not same:
+    if sum(each.operations for each in sample) // 2 != found.left([len(half[kind]) for kind in sorted(half)]):
         raise GroupError("the multiply-adds of the model do not follow from how many channels of each kind are left")
     return found
 
