@@ -18,10 +18,8 @@ from torch.autograd.graph import increment_version
 from shrinkage.execution import native_build
 from shrinkage.execution.memory_layout import memory_order
 from shrinkage.execution.native_layout import (
-    KINDS,
     TYPES,
     Fold,
-    Known,
     folded,
     is_number,
     is_plain,
@@ -30,6 +28,7 @@ from shrinkage.execution.native_layout import (
 )
 from shrinkage.execution.native_programs import Operation, Program, program_of, weight_of
 from shrinkage.execution.native_structs import Call, Code, Form, Job, Op, Pointers, Step
+from shrinkage.execution.same_tensors import SameTensors
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, JointSteps, Number
 from shrinkage.penalties.base import Penalty
@@ -124,9 +123,9 @@ class Batch:
         count = len(tasks)
         self.penalty, self.program, self._extra = penalty, program, program.extra
         self._adaptive = isinstance(tasks[0].step, AdaptiveStep)
-        self._known = [Known.of(task.w) for task in tasks]
+        self._same = SameTensors([task.w for task in tasks])
         moments = [task.step.moment for task in tasks if isinstance(task.step, AdaptiveStep)]
-        self._known_moments = [Known.of(moment) for moment in moments]
+        self._same_moments = SameTensors(moments)
         self._jobs = (Job * count)(*map(self._job, tasks))
         self._pointers, self._steps = (Pointers * count)(), (Step * count)()
         self._words = (ctypes.c_uint64 * (2 * count)).from_buffer(self._pointers)
@@ -170,7 +169,7 @@ class Batch:
         call.steps, call.ops = ctypes.addressof(self._steps), ctypes.addressof(self._ops)
         call.norm_ops = ctypes.addressof(self._norm_ops)
         call.form = Form.ELEMENTS if norms is None else Form.GROUPS
-        call.wide = int(self._known[0].dtype is torch.float64)
+        call.wide = int(self._same[0].dtype is torch.float64)
         call.metric = int(norms is not None and self._adaptive)
         call.exact = int(any(code not in ROBUST for code, *_ in self.program.ops))
         if norms is not None and norms.radial is not None:
@@ -199,14 +198,14 @@ class Batch:
         False, and nothing is done, unless these are the tensors that the batch was made for, as they were.
         """
         moments, numbers = steps
-        if len(ws) != len(self._known) or len(numbers) != len(ws) or not all_fit(self._known, ws):
+        if len(numbers) != len(ws) or not self._same(ws):
             return False
         if bool(moments) != self._adaptive:
             return False
         if self._extra is not None and self._extra.data_ptr() != self._jobs[0].extra:
             return False
         if self._adaptive:
-            if len(moments) != len(ws) or not all_fit(self._known_moments, moments):
+            if not self._same_moments(moments):
                 return False
             self._words[1::2] = [moment.data_ptr() for moment in moments]
         if (self._in_tensors or numbers != self._last) and not self._take(numbers):
@@ -226,19 +225,6 @@ class Batch:
         self._numbers[:] = list(map(float, flat))
         self._last = numbers
         return True
-
-
-def all_fit(known: Sequence[Known], tensors: Sequence[Tensor]) -> bool:
-    """Return whether all tensors are what they were, and have their numbers in the memory of the host.
-
-    A plain loop, which runs before every call.
-    """
-    for (dtype, shape, stride), tensor in zip(known, tensors, strict=True):
-        if tensor.dtype is not dtype or type(tensor) not in KINDS or not tensor.is_cpu or tensor.shape != shape:
-            return False
-        if not (tensor.is_contiguous() if stride is None else tensor.stride() == stride):
-            return False
-    return True
 
 
 def threads_for(size: int) -> int:

@@ -10,10 +10,11 @@ from torch.autograd.graph import increment_version
 
 from shrinkage.execution import native_build
 from shrinkage.execution.memory_layout import memory_order
-from shrinkage.execution.native import all_fit, program_in_memory, threads_for
-from shrinkage.execution.native_layout import TYPES, Known, folded, is_number, is_plain, moment_fits
+from shrinkage.execution.native import program_in_memory, threads_for
+from shrinkage.execution.native_layout import TYPES, folded, is_number, is_plain, moment_fits
 from shrinkage.execution.native_programs import numbers_of, program_of
 from shrinkage.execution.native_structs import Call, Form, Job, Op, Pointers, Step
+from shrinkage.execution.same_tensors import Known, all_fit
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep
 from shrinkage.optimizers.adaptive_step import Step as AnyStep
 from shrinkage.penalties.coupled_groups import Slices

@@ -5,9 +5,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shrinkage.execution.native_structs import Type
+from shrinkage.execution.same_tensors import KINDS
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step
 from shrinkage.penalties.groups import Groups, Layout
 
@@ -17,7 +18,6 @@ TYPES = {
     torch.bfloat16: Type.BFLOAT16,
     torch.float16: Type.FLOAT16,
 }
-KINDS = (Tensor, nn.Parameter)  # of tensors: others may keep their numbers elsewhere
 
 
 class Fold(NamedTuple):
@@ -27,19 +27,6 @@ class Fold(NamedTuple):
     outer: int
     slices: int
     inner: int
-
-
-class Known(NamedTuple):
-    """What a tensor was when its batch was made."""
-
-    dtype: torch.dtype
-    shape: torch.Size
-    stride: tuple[int, ...] | None  # None: it lies in memory in its own order
-
-    @staticmethod
-    def of(tensor: Tensor) -> "Known":
-        """Return what `tensor` is now."""
-        return Known(tensor.dtype, tensor.shape, None if tensor.is_contiguous() else tensor.stride())
 
 
 def is_plain(tensor: Tensor) -> bool:

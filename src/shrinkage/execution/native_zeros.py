@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from shrinkage.execution import native_build
-from shrinkage.execution.native import all_fit, threads_for
-from shrinkage.execution.native_layout import TYPES, Fold, Known, folded, in_one_type, is_plain
+from shrinkage.execution.native import threads_for
+from shrinkage.execution.native_layout import TYPES, Fold, folded, in_one_type, is_plain
 from shrinkage.execution.native_structs import Held
+from shrinkage.execution.same_tensors import SameTensors
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1, ElasticNet
 from shrinkage.penalties.elementwise import Elementwise
@@ -132,7 +133,7 @@ class Holding:
         self, penalties: Sequence[Penalty], ws: Sequence[Tensor], grads: Sequence[Tensor], totals: Sequence[Tensor]
     ) -> None:
         self._penalties, self._ws, self._count = list(penalties), list(ws), len(ws)
-        self._known = [[Known.of(each) for each in tensors] for tensors in (ws, grads, totals)]
+        self._same_ws, self._same_grads, self._same_totals = map(SameTensors, (ws, grads, totals))
         self.masks = [torch.zeros(w.shape, dtype=torch.bool) for w in ws]
         self._held = (Held * self._count)()
         self._rooms = []
@@ -198,8 +199,7 @@ class Holding:
             numbers: the shares of gradients, their signs, and the running sums of all shares.
             known: the totals are followings of an earlier call, and nobody else's.
         """
-        of_w, of_grad, of_total = self._known
-        if not (all_fit(of_w, self._ws) and all_fit(of_grad, grads) and (known or all_fit(of_total, totals))):
+        if not (self._same_ws(self._ws) and self._same_grads(grads) and (known or self._same_totals(totals))):
             return False
         words = self._words
         words[0::WORDS] = [w.data_ptr() for w in self._ws]
