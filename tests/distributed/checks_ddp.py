@@ -36,7 +36,7 @@ from distributed.common import (
 )
 from distributed.registry import worlds
 from models import loss_of, mlp, soft_, train_step, weights
-from shrinkage import L1, L2, GroupLasso, Regularizer, Rows, regularize
+from shrinkage import L1, L2, GroupLasso, Ramp, Regularizer, Rows, regularize
 from shrinkage.selection.how import How
 
 
@@ -164,6 +164,27 @@ def check_declared_layers(rank: int, world: int) -> None:
     optimizer, reference = adam(list(together.parameters())), adam(list(alone.parameters()))
     train_together(data_parallel(together), optimizer, rank)
     train_alone(alone, reference, world)
+    assert zero_count(together) > 0
+    assert_equal(together, alone)
+    assert_same_everywhere(together)
+
+
+def check_declared_layers_that_keep_a_state(rank: int, world: int) -> None:
+    """A count and averages, saved by the optimizer in each process, and loaded into another one."""
+    together, alone = mlp(), mlp()
+    for model in (together, alone):
+        regularize(model[0], L1(Ramp(0.05, 6)), hold_zeros=0.9)
+        regularize(model[2], GroupLasso(Ramp(0.03, 6), Rows()))
+    optimizer, reference = adam(list(together.parameters())), adam(list(alone.parameters()))
+    wrapped = data_parallel(together)
+    train_together(wrapped, optimizer, rank)
+    train_alone(alone, reference, world)
+    assert_equal(together, alone)
+    again, other = adam(list(together.parameters())), adam(list(alone.parameters()))
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.load_state_dict(copy.deepcopy(reference.state_dict()))
+    train_together(wrapped, again, rank)
+    train_alone(alone, other, world)
     assert zero_count(together) > 0
     assert_equal(together, alone)
     assert_same_everywhere(together)
