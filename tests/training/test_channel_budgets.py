@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import closure_of
 from shrinkage import (
     L1,
     AttachmentError,
@@ -403,6 +405,58 @@ def test_progress_prints_what_is_left():
         step(model, optimizer, number)
     text = str(*regularizer.progress())
     assert text.startswith("update 15 of 60, ramp: 1,768 of 1,768 parameters left (wanted 1,768, in the end 900)")
+    assert "; 0 of 20 channels gone, " in text
+
+
+def test_progress_tells_which_kind_has_a_single_channel_left():
+    model, optimizer, regularizer = attached(parameters=100)
+    for number in range(29):
+        step(model, optimizer, number)
+    with pytest.warns(UserWarning, match="leaves a single channel of its kind in 1, 4; more can not go there"):
+        step(model, optimizer, 29)
+    assert str(*regularizer.progress()).endswith("channels gone, 0 due; last of its kind: 1, 4")
+
+
+def test_a_line_search_steps_on_what_is_left():
+    model = convolutional()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=3)
+    budget = Budget(parameters=900, updates=20, groups=CoupledChannels(model, X[:2]))
+    regularizer = Regularizer(model, budget).attach(optimizer)
+    for _ in range(20):
+        optimizer.step(closure_of(optimizer, lambda: F.cross_entropy(model(X), Y)))
+    assert regularizer.progress()[0].reached == parameter_count(shrink(model.eval(), X[:2]).model) <= 900
+
+
+def test_a_regularizer_that_is_detached_goes_on_where_it_was():
+    model, optimizer, _ = attached(parameters=900)
+    other, again, second = attached(parameters=900)
+    for number in range(60):
+        step(model, optimizer, number)
+        step(other, again, number)
+        if number == 17:
+            second.detach()
+            second.attach(again)
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_a_regularizer_with_channels_can_be_pickled():
+    model, optimizer, regularizer = attached(parameters=900)
+    for number in range(17):
+        step(model, optimizer, number)
+    other, again, second = pickle.loads(pickle.dumps((model, optimizer, regularizer)))
+    second.attach(again)
+    for number in range(17, 60):
+        step(model, optimizer, number)
+        step(other, again, number)
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_multiply_adds_that_a_file_lacks_are_asked_for():
+    channels = pickle.loads(pickle.dumps(CoupledChannels(convolutional(), X[:2])))
+    with pytest.raises(GroupError, match="comes from a file without its multiply-adds"):
+        Regularizer(convolutional(), Budget(multiply_adds=9_000, updates=60, groups=channels))
 
 
 def test_a_slack_that_is_large_is_told():

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import overload
 
 from torch.nn.parameter import is_lazy
 
@@ -40,10 +39,6 @@ def check_won(coupled: Coupled, winners: Mapping[str, object]) -> None:
             )
 
 
-@overload
-def sized(penalty: Penalty | None, candidates: Sequence[NamedParameter]) -> Penalty | None: ...
-@overload
-def sized(penalty: Penalty | Budget | None, candidates: Sequence[NamedParameter]) -> Penalty | Budget | None: ...
 def sized(penalty: Penalty | Budget | None, candidates: Sequence[NamedParameter]) -> Penalty | Budget | None:
     """Return `penalty`; if its groups span parameters, with groups that know how many elements they have.
 

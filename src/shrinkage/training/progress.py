@@ -59,6 +59,13 @@ class BudgetProgress:
         if self.changed is not None:
             text += f"; {self.changed:,} changed at the last"
         if self.due is not None:
-            text += f"; {self.due:,} due"
+            return start + text + self._channels()
         bound = [f"{name} ({each.stay:,} of {each.of:,})" for name, each in self.layers.items() if each.bound]
         return start + text + (f"; held by its floor: {', '.join(bound)}" if bound else "")
+
+    def _channels(self) -> str:
+        """Return how many channels are gone or due, and of which kinds a single one is left."""
+        of, stay = sum(each.of for each in self.layers.values()), sum(each.stay for each in self.layers.values())
+        last = [name for name, each in self.layers.items() if each.bound]
+        left = f"; last of its kind: {', '.join(last)}" if last else ""
+        return f"; {of - stay:,} of {of:,} channels gone, {self.due:,} due{left}"
