@@ -6,7 +6,7 @@ MUTANTS = [
     M("w.add_(moved * share)", "w.add_(moved)", "registry", "papers"),
     M("return self.elementwise and all(", "return all(", "metrics", "chunks"),
     M("return grad.to_dense() if grad.is_sparse else grad", "return grad", "metrics", "embedding"),
-    M("if not targets and stepped(given).isdisjoint(ids):", "if False:", "introspection"),
+    M("if not targets and not any(ranked) and stepped(given).isdisjoint(ids):", "if False:", "introspection"),
     M("metric is not None and runs_step_of(own, optimizer_class)", "metric is not None", "metrics"),
     M("adafactor_metric, elementwise=False)", "adafactor_metric)", "metrics", "chunks"),
     M("if option is not None:", "if False:", "registry", "steps_by_another"),

@@ -20,7 +20,7 @@ MUTANTS = [
     M("        regularizer.plan = replaced(regularizer.plan, part)\n", "", "resume", "enough"),
     M("    group.pop(KEY, None)\n", "", "resume", "enough"),
     M("    if waiting is None:\n", "    if True:\n", "resume", "wins"),
-    M("            self.updates = other.updates\n", "", "schedules_and_counts", "same_parameters", quick=True),
+    M("            self.updates = self.budgets.updates = other.updates\n", "", "schedules_and_counts", "same_parameters", quick=True),
     M("self.averages.go_on_from(other.averages)", "pass", "schedules_and_counts", "averaged_gradients"),
     M("*own, *alike, *open_to_all", "*own, *open_to_all", "schedules_and_counts", "same_parameters"),
     M("value = value.index_select(dim,", "value.index_select(dim,", "schedules_and_counts", "goes_on_in_the_same"),

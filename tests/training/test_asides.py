@@ -472,10 +472,10 @@ def test_groups_inside_of_a_parameter_go_whole(groups):
 
 
 def test_groups_are_ranked_by_their_root_mean_square():
-    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(9, 4, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]).expand(4, 4))
-        model[1].weight.copy_(torch.tensor([[2.5], [0.5], [9.0], [8.0]]).expand(4, 4))
+        model[1].weight.copy_(torch.tensor([[2.5], [0.5], [9.0], [8.0]]).expand(4, 9))
     optimizer = SGD(model.parameters(), lr=0.0)
     Regularizer(model, Budget(zeros=0.5, updates=100, groups=Rows())).attach(optimizer)
     for _ in range(50):
@@ -602,6 +602,23 @@ def largest_held(profiled: torch.profiler.profile) -> int:
             held += event.nbytes()
             most = max(most, held)
     return most
+
+
+@pytest.mark.filterwarnings("ignore:.*floor")
+def test_several_optimizers_rank_by_themselves():
+    model = net()
+    optimizers = [SGD(model[i].parameters(), lr=0.05) for i in (0, 2, 4)]
+    regularizer = Regularizer(model, HUNDRED)
+    for each in optimizers:
+        regularizer.attach(each)
+    assert str(regularizer).endswith("Budget: in 3 optimizers, each by itself")
+    for n in range(50):
+        loss(model, n).backward()
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+    assert [int((model[i].weight == 0).sum()) for i in (0, 2, 4)] == [216, 260, 22]
+    assert [each.target for each in regularizer.progress()] == [216, 260, 22]
 
 
 @pytest.mark.slow

@@ -33,6 +33,8 @@ def text_of(model: nn.Module, plan: Plan, pairs: Sequence[tuple[Optimizer, Attac
     missed = [name for name in names if optimizers and name not in {*held, *frozen}]
     note = names_note("frozen, so not penalized", [name for name in frozen if name not in {e.name for e in ranked}])
     note += names_note("not in an attached optimizer, so not penalized", missed)
+    ranking = sum(bool(attached.budgets.parameters) for _, attached in pairs)
+    note += f"\nBudget: in {ranking} optimizers, each by itself" if ranking > 1 else ""
     decay = options.hold_zeros
     zeros = "" if decay is None else f", zeros held by gradients averaged with decay {decay:g}"
     return f"Regularizer: {len(names)} parameter{'s' * (len(names) != 1)}, {state}{zeros}\n{plan}{note}"
