@@ -10,9 +10,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from shrinkage.compression.calls.cost import NoModules, operation_counter
 from shrinkage.compression.calls.inputs import Call
-from shrinkage.compression.calls.modes import seeing
-from shrinkage.compression.calls.outputs import outputs
-from shrinkage.compression.copying.copies import without_gradients
+from shrinkage.compression.calls.modes import evaluated, seeing
+from shrinkage.compression.calls.outputs import outputs_of_copy
 from shrinkage.errors import GroupError
 from shrinkage.penalties.kinds import Amount, Product, amount
 
@@ -46,6 +45,8 @@ class CountedOperator:
 def counted_operators(model: nn.Module, call: Call) -> list[CountedOperator]:
     """Return the operators of one call of `model` whose operations are counted, in order.
 
+    It is a copy that nobody needs any more: it is put into evaluation mode, and takes no gradients.
+
     Raises:
         GroupError: the counter finds operations elsewhere, too.
     """
@@ -60,8 +61,11 @@ def counted_operators(model: nn.Module, call: Call) -> list[CountedOperator]:
         return operations
 
     counter.flop_registry = {each: partial(noting, each, formula) for each, formula in counter.flop_registry.items()}
+    if any(module.training for module in model.modules()):
+        evaluated(model)
+    model.requires_grad_(False)
     with seeing(counter):
-        outputs(without_gradients(model), call)
+        outputs_of_copy(model, call)
     if sum(each.operations for each in found) != counter.get_total_flops():
         raise GroupError("the model has operators whose operations are counted in another way than by their shapes")
     return found
