@@ -6,7 +6,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip install --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all test-matrix lint types bench experiments docs wheel clean
+.PHONY: demo test test-all test-matrix lint types bench experiments budgets docs wheel clean
 
 # make demo DEMO="--seeds 1 --epochs 8"
 demo: $(VENV)/installed
@@ -41,6 +41,10 @@ bench: $(VENV)/bench
 
 experiments: $(VENV)/installed
 	PYTHONPATH=examples $(BIN)/python -m benchmarks.experiments
+
+# make budgets BUDGETS="--task mlp --unit weights --method dense budget gmp-10-60". Interrupted, it goes on where it was.
+budgets: $(VENV)/bench
+	OMP_NUM_THREADS=1 PYTHONPATH=examples $(BIN)/python -m benchmarks.experiments.budgets $(BUDGETS)
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/build.py
