@@ -6,10 +6,12 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from late import transformers
 from shrinkage import Coupled, CoupledChannels, GroupError, shrink
 from shrinkage.compression.calls.cost import multiply_adds, parameter_count
+from shrinkage.compression.calls.counted_operators import CountedOperator, multiply_adds_left
 from zoo import own, real
 
 
@@ -157,3 +159,33 @@ def test_other_operators_in_a_smaller_model_are_refused():
     channels = CoupledChannels(Branching(), torch.randn(5, 4))
     with pytest.raises(GroupError, match="other operators"):
         channels.kinds.counted_multiply_adds()
+
+
+def call_of(formula, *lengths: int) -> CountedOperator:
+    """A call of an operator with one tensor, whose operations have this formula."""
+    leaves, structure = tree_flatten(((lengths,), {}, None))
+    return CountedOperator("an operator", formula, leaves, structure, formula(lengths, out_val=None))
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        (lambda shape, out_val: 2 * (shape[0] // 2), "no sum of products of lengths"),
+        (lambda shape, out_val: shape[0] * shape[1], "odd number"),
+    ],
+    ids=["a quotient", "an odd number"],
+)
+def test_formulas_that_are_no_pairs_of_products_and_sums_are_refused(formula, text):
+    with pytest.raises(GroupError, match=text):
+        multiply_adds_left([call_of(formula, 8, 3)], {0: [call_of(formula, 7, 3)]})
+
+
+def test_formulas_may_compare_lengths_and_take_remainders():
+    def formula(shape, out_val):
+        heads, keys, size = shape
+        if heads < keys or heads % keys or not heads > 0 or 6 % keys:
+            raise ValueError("heads")
+        return 2 * sum([heads, 1]) * size
+
+    left = multiply_adds_left([call_of(formula, 6, 3, 5)], {1: [call_of(formula, 4, 2, 5)]})
+    assert [left.left([0, gone]) for gone in range(3)] == [35, 25, 15]

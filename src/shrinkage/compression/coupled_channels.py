@@ -29,7 +29,8 @@ def CoupledChannels(
     too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that cannot go (inputs,
     outputs, the width of a residual stream under a norm; what a frozen weight makes) are in none. A copy of the model
     with one channel less of each kind is called once; what makes it fail is in no group, and a warning says so. Another
-    one tells where the exporter does not take the model as a whole.
+    one tells where the exporter does not take the model as a whole. The groups know how many parameters and
+    multiply-adds are left without some of them, which `Budget` asks for.
 
     Raises:
         GroupError: no channel of the model can go.
