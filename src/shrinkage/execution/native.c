@@ -36,8 +36,9 @@
 #define UNROLL _Pragma("GCC unroll 16") /* so that the loop around becomes one over vectors */
 
 enum { CHUNK = 1024 };       /* elements that are moved at a time */
-enum { LANES = 64 };         /* columns, at most, that are added up side by side: four vectors of floats */
-enum { BLOCK = 64 };         /* groups, at most, that are solved together */
+enum { LANES = 1024 };       /* columns, at most, that are added up side by side */
+enum { NARROW = 64 };        /* the same, where more is computed of elements than their squares: four vectors of floats */
+enum { BLOCK = 1024 };       /* groups, at most, that are solved together */
 enum { PIECE = 1 << 14 };    /* elements in a task of its own */
 enum { SERIAL = 1 << 15 };   /* elements below which one thread does all */
 enum { NEAR = 1 << 12 };     /* elements of a block whose groups are long rows: the first cache holds them */
@@ -94,7 +95,8 @@ typedef struct {
     int64_t batch, outer, slices, inner;
     Step step;
     double weight;
-    int32_t type, moment_type, extra_type, spare;
+    int32_t type, moment_type, extra_type;
+    int32_t begin;        /* the group of slice 0, without an `order` */
     int64_t block, tasks; /* groups in a task, and tasks up to this job and with it; set in a call */
 } Job;
 
@@ -227,6 +229,8 @@ INLINE uint16_t to_float16(float x) { /* to the nearest, ties to even */
 /* Picks `one` where the mask is -1, and `other` where it is 0. */
 #define PICK(mask, one, other) (V)(((VI)(one) & (mask)) | ((VI)(other) & ~(mask)))
 #define LIES_ALONG(job) ((job)->inner >= 8 * L) /* slices are read one after the other */
+/* Elements are scaled where they are, so that nothing has to be kept of them. */
+#define PLAIN(call, job) (!(call)->metric && !(call)->op_count && (job)->type == OWN)
 #define State NAME(State)
 #define Block NAME(Block)
 #define Strip NAME(Strip)
@@ -323,20 +327,26 @@ NOINLINE void NAME(store)(const T *from, void *to, int type, int64_t at, int64_t
         EACH_OF(uint16_t, to, own[place] = to_float16((float)from[i]));
 }
 
-/* sqrt(v / correction) + eps, and 1 where v is exactly 0, to d, which may be v. A product takes a third of the time
- * of a division, and its root is another number in the last place. */
-NOINLINE void NAME(denominators)(T *d, const T *v, int64_t n, const Step *step, int exact) {
+/* sqrt(v / correction) + eps, and 1 where v is exactly 0, of rows that lie `next` apart, to d, which may be v. A product
+ * takes a third of the time of a division, and its root is another number in the last place. */
+NOINLINE void NAME(denominators)(T *d, const T *v, int64_t rows, int64_t n, int64_t next, int64_t ahead,
+                                 const Step *step, int exact) {
     T eps = (T)step->eps, correction = (T)step->correction, scale = (T)(1 / sqrt(step->correction));
-    for (int64_t i = 0; exact && i < n; i++) {
-        T root = SQRT(v[i] / correction) + eps;
-        root = root > MOST ? MOST : root; /* NaN stays */
-        d[i] = v[i] == 0 ? (T)1 : root;
-    }
-    for (int64_t i = 0; !exact && i < n; i++) {
-        T root = SQRT(v[i]) * scale + eps;
-        root = root > MOST ? MOST : root;
-        d[i] = v[i] == 0 ? (T)1 : root;
-    }
+    for (int64_t r = 0; r < rows; r++, d += n, v += next)
+        for (int64_t at = 0; at < n; at += NARROW) {
+            int64_t end = least(at + NARROW, n);
+            for (int64_t i = at; ahead && i < end; i += L) __builtin_prefetch(v + ahead + i);
+            for (int64_t i = at; exact && i < end; i++) {
+                T root = SQRT(v[i] / correction) + eps;
+                root = root > MOST ? MOST : root; /* NaN stays */
+                d[i] = v[i] == 0 ? (T)1 : root;
+            }
+            for (int64_t i = at; !exact && i < end; i++) {
+                T root = SQRT(v[i]) * scale + eps;
+                root = root > MOST ? MOST : root;
+                d[i] = v[i] == 0 ? (T)1 : root;
+            }
+        }
 }
 
 typedef struct {
@@ -577,7 +587,7 @@ static void NAME(elements)(const Call *call, const Job *job, int64_t from, int64
         if (job->moment) {
             T lr = (T)job->step.lr;
             NAME(load)(steps, job->moment, job->moment_type, at, 1, n);
-            NAME(denominators)(steps, steps, n, &job->step, call->exact);
+            NAME(denominators)(steps, steps, 1, n, n, 0, &job->step, call->exact);
             if (call->exact)
                 for (int64_t i = 0; i < n; i++) steps[i] = 1 / steps[i] * lr;
             else
@@ -604,7 +614,8 @@ typedef struct {
     int64_t count, first, groups; /* jobs, and the groups of the block */
     T *cache;                     /* where elements and metrics stay from pass to pass; NULL: nowhere */
     int64_t need;                 /* elements that the cache has to hold */
-    double total[5][BLOCK];
+    int64_t from, tiled;          /* rows are read in tiles of so many, from this one on; 0: strip by strip */
+    double total[7][BLOCK + 8];
     T theta[BLOCK], factor[BLOCK];
     double linear[BLOCK], quadratic[BLOCK];
     uint8_t rests[BLOCK], zero[BLOCK];
@@ -712,66 +723,16 @@ NOINLINE void NAME(move)(const Strip *strip, void *tensor, int type, T *x, int64
     NAME(move_across)(strip, tensor, type, x, from, to, write);
 }
 
-/* Divides elements and steps by 1 + step * quadratic, and turns steps, which are lr / m, into m = 1 / (step * linear).
- */
-static void NAME(take_parts)(const Block *block, const Strip *strip, T *x, T *m, int64_t rows) {
-    T unit[LANES] __attribute__((aligned(64))), curve[LANES] __attribute__((aligned(64)));
-    int64_t width = strip->width;
-    double lr = strip->job->step.lr;
-    int curved = 0;
-    for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
-        int64_t group = strip->group[l];
-        unit[l] = (T)(1 / (lr * block->linear[group]));
-        curve[l] = (T)(lr * block->quadratic[group]);
-        curved |= curve[l] != 0;
-    }
-    if (strip->along) {
-        PUT(unit) = (V){0} + unit[0];
-        PUT(curve) = (V){0} + curve[0];
-    }
-    for (int64_t c = 0; c < width; c += L) {
-        V u = AT(unit + c), q = AT(curve + c), largest = (V){0} + LARGEST;
-        for (int64_t at = c; at < rows * width; at += width) {
-            V metric = AT(m + at);
-            if (curved) {
-                V shrunk = metric + q;
-                PUT(x + at) = AT(x + at) * (metric / shrunk);
-                metric = shrunk;
-            }
-            metric *= u;
-            PUT(m + at) = PICK(metric > largest, largest, metric); /* NaN stays */
-        }
-    }
+/* How far apart the rows of a strip lie, if they can be read where they are; else 0. */
+static int64_t NAME(apart)(const Strip *strip) {
+    if (strip->along) return strip->job->outer == 1 ? L : 0;
+    return strip->job->inner == 1 && strip->lanes == strip->width ? strip->job->slices : 0;
 }
 
-/* What is left for the penalty of norms: elements in x, and 1 / (step * its strength) in m. */
-static void NAME(read_strip)(const Block *block, const Strip *strip, T *restrict x, T *restrict m, int64_t from,
-                             int64_t to) {
+/* Where row `at` of such a strip begins. */
+INLINE T *NAME(place_of)(const Strip *strip, const void *tensor, int64_t at, int64_t next) {
     const Job *job = strip->job;
-    const Call *call = block->call;
-    int64_t width = strip->width, n = (to - from) * width;
-    NAME(move)(strip, job->w, job->type, x, from, to, 0, 0);
-    if (!call->metric) {
-        State state = {.x = x, .number = job->step.lr, .grouped = 1, .n = n};
-        if (call->op_count) NAME(run)(call->ops, call->op_count, &state);
-        return;
-    }
-    if (job->moment) {
-        const T *v = (const T *)job->moment + strip->slice * job->inner + from * width;
-        if (!strip->along || job->outer > 1 || job->moment_type != OWN || to * width > strip->size)
-            NAME(move)(strip, (void *)job->moment, job->moment_type, m, from, to, 0, 0), v = m;
-        NAME(denominators)(m, v, n, &job->step, 0);
-    } else {
-        for (int64_t i = 0; i < n; i++) m[i] = 1;
-    }
-    T lr = (T)job->step.lr;
-    if (call->op_count) {
-        for (int64_t i = 0; i < n; i++) m[i] = lr / m[i];
-        State state = {.x = x, .s = m, .grouped = 1, .n = n};
-        NAME(run)(call->ops, call->op_count, &state);
-        for (int64_t i = 0; i < n; i++) m[i] = lr / m[i];
-    }
-    NAME(take_parts)(block, strip, x, m, to - from);
+    return (T *)tensor + (strip->batch * job->outer * job->slices + strip->slice) * job->inner + at * next;
 }
 
 INLINE void NAME(add_lanes)(double *sums, V lanes) {
@@ -789,42 +750,117 @@ INLINE double NAME(sum_of)(const double *sums) {
     return halves[0];
 }
 
-/* Sums of x^2; in a metric 1 / t those of x^2 t, x^2 t^2, (x / t)^2 and (x / t)^2 / t as well. */
-static void NAME(add_sums)(const Call *call, const T *x, const T *m, int64_t rows, int64_t width,
-                           double sums[5][LANES]) {
-    for (int64_t c = 0; c < width; c += L) {
-        V a = {0}, b = {0}, d = {0}, e = {0}, f = {0};
-        if (call->metric) {
-            for (int64_t r = 0; r < rows; r++) {
-                V y = AT(x + r * width + c), u = AT(m + r * width + c), t = 1 / u, q = y * y, z = y * u;
-                a += q;
-                q *= t;
-                b += q;
-                q *= t;
-                d += q;
-                z *= z;
-                e += z;
-                f += z * u;
-            }
-            NAME(add_lanes)(sums[1] + c, b);
-            NAME(add_lanes)(sums[2] + c, d);
-            NAME(add_lanes)(sums[3] + c, e);
-            NAME(add_lanes)(sums[4] + c, f);
-        } else {
-            for (int64_t at = c; at < rows * width; at += 2 * width) { /* two sums, as one waits for its last product */
-                V y = AT(x + at), z = at + width < rows * width ? AT(x + at + width) : (V){0};
+/* Sums of x^2, of eight rows at a time. */
+static void NAME(add_sums)(const T *x, int64_t rows, int64_t width, int64_t next, double *sums) {
+    for (; rows > 0; rows -= 8, x += 8 * next)
+        for (int64_t c = 0; c < width; c += L) {
+            V a = {0}, b = {0}, y, z;
+            const T *row = x + c;
+            for (int64_t r = 0; rows < 8 && r < rows; r++) y = *(const Loose *)(row + r * next), a += y * y;
+            UNROLL for (int64_t r = 0; r < 8; r += 2, row += 2 * next) { /* two sums, as one waits for its product */
+                if (rows < 8) break;
+                __builtin_prefetch(row + 8 * next, 1);
+                __builtin_prefetch(row + 9 * next, 1);
+                y = *(const Loose *)row, z = *(const Loose *)(row + next);
                 a += y * y;
                 b += z * z;
             }
-            a += b;
+            NAME(add_lanes)(sums + c, a + b);
         }
-        NAME(add_lanes)(sums[0] + c, a);
+}
+
+/* Takes elements from w, divides them and their steps by 1 + step * quadratic, and turns steps, which are lr / m, into
+ * 1 / t = m = 1 / (step * linear). Sums of x^2, x^2 t, x^2 t^2, (x / t)^2, (x / t)^2 / t, x^2 t^3 and x^2 t^4, unless there
+ * is no room. */
+static void NAME(take_parts)(const Block *block, const Strip *strip, const T *w, int64_t next, int64_t ahead, T *x, T *m,
+                             int64_t rows, double *sums) {
+    T unit[LANES] __attribute__((aligned(64))), curve[LANES] __attribute__((aligned(64)));
+    int64_t width = strip->width;
+    double lr = strip->job->step.lr;
+    int curved = 0;
+    for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
+        int64_t group = strip->group[l];
+        unit[l] = (T)(1 / (lr * block->linear[group]));
+        curve[l] = (T)(lr * block->quadratic[group]);
+        curved |= curve[l] != 0;
     }
+    if (strip->along) {
+        PUT(unit) = (V){0} + unit[0];
+        PUT(curve) = (V){0} + curve[0];
+    }
+    for (int64_t c = 0; c < width; c += L) {
+        V unit_ = AT(unit + c), curve_ = AT(curve + c), largest = (V){0} + LARGEST;
+        V a = {0}, b = {0}, d = {0}, e = {0}, f = {0}, g = {0}, h = {0};
+        for (int64_t r = 0, at = c; r < rows; r++, at += width) {
+            V y = *(const Loose *)(w + r * next + c), u = AT(m + at);
+            __builtin_prefetch(w + r * next + c + ahead, 1);
+            if (curved) {
+                V shrunk = u + curve_;
+                y *= u / shrunk;
+                u = shrunk;
+            }
+            u *= unit_;
+            u = PICK(u > largest, largest, u); /* NaN stays */
+            PUT(x + at) = y;
+            PUT(m + at) = u;
+            if (!sums) continue;
+            V t = 1 / u, q = y * y, z = y * u;
+            a += q;
+            q *= t;
+            b += q;
+            q *= t;
+            d += q;
+            q *= t;
+            g += q;
+            q *= t;
+            h += q;
+            z *= z;
+            e += z;
+            f += z * u;
+        }
+        V all[7] = {a, b, d, e, f, g, h};
+        for (int k = 0; sums && k < 7; k++) NAME(add_lanes)(sums + k * width + c, all[k]);
+    }
+}
+
+/* What is left for the penalty of norms: elements in x, and 1 / (step * its strength) in m; adds up their sums. */
+static void NAME(read_strip)(const Block *block, const Strip *strip, T *x, T *m, int64_t from, int64_t to, int64_t next,
+                             double *sums) {
+    const Job *job = strip->job;
+    const Call *call = block->call;
+    int64_t width = strip->width, rows = to - from, n = rows * width;
+    int64_t ahead = strip->along ? CHUNK : block->tiled ? width : rows * next; /* what is read next */
+    int in_place = next && call->metric && !call->op_count && job->type == OWN;
+    const T *w = in_place ? NAME(place_of)(strip, job->w, from, next) : x, *v = m;
+    if (!in_place) NAME(move)(strip, job->w, job->type, x, from, to, 0, 0);
+    if (!call->metric) {
+        State state = {.x = x, .number = job->step.lr, .grouped = 1, .n = n};
+        if (call->op_count) NAME(run)(call->ops, call->op_count, &state);
+        if (sums) NAME(add_sums)(x, rows, width, width, sums);
+        return;
+    }
+    if (!job->moment) {
+        for (int64_t i = 0; i < n; i++) m[i] = 1;
+    } else if (next && job->moment_type == OWN) {
+        v = NAME(place_of)(strip, job->moment, from, next);
+        NAME(denominators)(m, v, strip->along ? 1 : rows, strip->along ? n : width, next, ahead, &job->step, 0);
+    } else {
+        NAME(move)(strip, (void *)job->moment, job->moment_type, m, from, to, 0, 0);
+        NAME(denominators)(m, m, 1, n, n, 0, &job->step, 0);
+    }
+    T lr = (T)job->step.lr;
+    if (call->op_count) {
+        for (int64_t i = 0; i < n; i++) m[i] = lr / m[i];
+        State state = {.x = x, .s = m, .grouped = 1, .n = n};
+        NAME(run)(call->ops, call->op_count, &state);
+        for (int64_t i = 0; i < n; i++) m[i] = lr / m[i];
+    }
+    NAME(take_parts)(block, strip, w, in_place ? next : width, in_place ? ahead : 0, x, m, rows, sums);
 }
 
 /* Sums of (x / (theta + t))^2 and x^2 / (theta + t)^3. */
 static void NAME(add_terms)(const T *theta, const T *x, const T *m, int64_t rows, int64_t width,
-                            double sums[5][LANES]) {
+                            double *sums) {
     for (int64_t c = 0; c < width; c += L) {
         V a = {0}, b = {0}, root = AT(theta + c);
         for (int64_t r = 0; r < rows; r++) {
@@ -832,13 +868,15 @@ static void NAME(add_terms)(const T *theta, const T *x, const T *m, int64_t rows
             a += q;
             b += q * inverse;
         }
-        NAME(add_lanes)(sums[0] + c, a);
-        NAME(add_lanes)(sums[1] + c, b);
+        NAME(add_lanes)(sums + c, a);
+        NAME(add_lanes)(sums + width + c, b);
     }
 }
 
-/* Scales each element by the factor of its lane: in a metric by root / (root + t), unless the strength is 0. */
-static void NAME(scale)(const Block *block, const Strip *strip, T *x, const T *m, int64_t rows) {
+/* Scales rows that lie `next` apart by the factor of each lane, in a metric by root / (root + t) unless the strength is
+ * 0, and writes them to rows that lie `to_next` apart. */
+static void NAME(scale)(const Block *block, const Strip *strip, const T *x, int64_t next, const T *m, T *to,
+                        int64_t to_next, int64_t rows) {
     T factors[LANES] __attribute__((aligned(64)));
     I frees[LANES] __attribute__((aligned(64)));
     int64_t width = strip->width, metric = block->call->metric;
@@ -851,17 +889,17 @@ static void NAME(scale)(const Block *block, const Strip *strip, T *x, const T *m
         PUT(factors) = (V){0} + factors[0];
         *(VI *)frees = (VI){0} + frees[0];
     }
-    for (int64_t c = 0; c < width; c += L) {
+    for (int64_t r = 0; !metric && r < rows; r++)
+        for (int64_t c = 0; c < width; c += L)
+            *(Loose *)(to + r * to_next + c) = *(const Loose *)(x + r * next + c) * AT(factors + c);
+    for (int64_t c = 0; metric && c < width; c += L) {
         V factor = AT(factors + c), one = (V){0} + 1;
         VI is_free = *(const VI *)(frees + c);
-        for (int64_t at = c; at < rows * width; at += width) {
-            V part = factor;
-            if (metric) {
-                part = factor * AT(m + at);
-                part /= part + 1;
-                part = PICK(is_free, one, part);
-            }
-            PUT(x + at) = AT(x + at) * part;
+        for (int64_t r = 0; r < rows; r++) {
+            V part = factor * AT(m + r * width + c);
+            part /= part + 1;
+            part = PICK(is_free, one, part);
+            *(Loose *)(to + r * to_next + c) = *(const Loose *)(x + r * next + c) * part;
         }
     }
 }
@@ -869,13 +907,17 @@ static void NAME(scale)(const Block *block, const Strip *strip, T *x, const T *m
 /* Does a pass over one strip, chunk by chunk, and returns how many elements of the cache it takes. */
 NOINLINE int64_t NAME(pass_strip)(Block *block, const Strip *strip, int pass, T *cache) {
     T own[2 * CHUNK] __attribute__((aligned(64))), theta[LANES] __attribute__((aligned(64)));
+    const Job *job = strip->job;
+    const Call *call = block->call;
     int64_t width = strip->width, rows = strip->along ? parts(strip->size, width) : strip->size,
-            by = width == L ? CHUNK / L : (int32_t)CHUNK / (int32_t)width;
-    int64_t planes = block->call->metric ? 2 : 1; /* elements, and metrics if there are any */
-    int kinds = pass == NAME(TERMS) ? 2 : block->call->metric ? 5 : 1;
-    double sums[5][LANES];
+            by = width == L ? CHUNK / L : (int32_t)CHUNK / (int32_t)width, next = NAME(apart)(strip);
+    int plain = PLAIN(call, job);
+    int64_t planes = call->metric ? 2 : plain && next && !strip->along ? 0 : 1; /* elements, and metrics if any */
+    int kinds = pass == NAME(TERMS) ? 2 : call->metric ? 7 : 1;
+    double sums[LANES];
+    if (plain && next) by = 64;
     if (pass == NAME(MEASURE)) return planes * rows * width;
-    for (int k = 0; k < kinds; k++) memset(sums[k], 0, (size_t)width * sizeof(double));
+    memset(sums, 0, (size_t)(kinds * width) * sizeof(double));
     int resting = 1;
     for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
         theta[l] = block->theta[strip->group[l]];
@@ -883,42 +925,55 @@ NOINLINE int64_t NAME(pass_strip)(Block *block, const Strip *strip, int pass, T 
     }
     if (strip->along) PUT(theta) = (V){0} + theta[0];
     if (pass == NAME(TERMS) && resting) return planes * rows * width;
-    for (int64_t from = 0; from < rows; from += by) {
-        int64_t to = least(from + by, rows), n = (to - from) * width;
+    int64_t first = block->from, end = block->tiled ? least(first + block->tiled, rows) : rows;
+    for (int64_t done = first; done < end; done += by) {
+        int64_t from = pass == NAME(WRITE) ? (end - 1 - done) / by * by + first : done; /* what caches still hold first */
+        int64_t to = least(from + by, end), n = (to - from) * width;
+        int64_t apart = strip->along && to * width > strip->size ? 0 : next; /* the last row may not be whole */
         T *x = cache ? cache + planes * from * width : own, *m = x + (cache ? n : CHUNK);
-        if (pass == NAME(SUMS) || !cache) NAME(read_strip)(block, strip, x, m, from, to);
-        if (pass == NAME(SUMS)) NAME(add_sums)(block->call, x, m, to - from, width, sums);
+        T *place = apart && job->type == OWN ? NAME(place_of)(strip, job->w, from, apart) : NULL;
+        if (plain && place) {
+            if (pass == NAME(SUMS))
+                NAME(add_sums)(place, to - from, width, apart, sums);
+            else
+                NAME(scale)(block, strip, place, apart, NULL, place, apart, to - from);
+            continue;
+        }
+        if (pass == NAME(SUMS) || !cache)
+            NAME(read_strip)(block, strip, x, m, from, to, apart, pass == NAME(SUMS) ? sums : NULL);
         if (pass == NAME(TERMS)) NAME(add_terms)(theta, x, m, to - from, width, sums);
         if (pass == NAME(WRITE)) {
-            NAME(scale)(block, strip, x, m, to - from);
-            NAME(move)(strip, strip->job->w, strip->job->type, x, from, to, 1, 0);
+            NAME(scale)(block, strip, x, width, m, place ? place : x, place ? apart : width, to - from);
+            if (!place) NAME(move)(strip, job->w, job->type, x, from, to, 1, 0);
         }
     }
     if (pass == NAME(WRITE)) return planes * rows * width;
     for (int k = 0; k < kinds; k++)
         if (strip->along)
-            block->total[k][strip->group[0]] += NAME(sum_of)(sums[k]);
+            block->total[k][strip->group[0]] += NAME(sum_of)(sums + k * width);
         else
-            for (int64_t l = 0; l < strip->lanes; l++) block->total[k][strip->group[l]] += sums[k][l];
+            for (int64_t l = 0; l < strip->lanes; l++) block->total[k][strip->group[l]] += sums[k * width + l];
     return planes * rows * width;
 }
 
 /* Does a pass over the slices of one tensor that belong to groups of the block. */
 NOINLINE T *NAME(pass_job)(Block *block, const Job *job, int pass, T *cache) {
-    int64_t first = job->order ? job->starts[block->first] : block->first;
-    int64_t end = job->order ? job->starts[block->first + block->groups] : block->first + block->groups;
+    int64_t begin = job->begin, past = block->first + block->groups; /* `past` the last group */
+    int64_t first = job->order ? job->starts[block->first] : most(block->first - begin, 0);
+    int64_t end = job->order ? job->starts[past] : least(past - begin, job->batch * job->slices);
     int64_t group = 0;
-    int along = LIES_ALONG(job);
+    int along = LIES_ALONG(job), widest = PLAIN(block->call, job) ? LANES : NARROW;
     for (int64_t at = first, run; at < end; at += run) {
         int64_t slice = job->order ? job->order[at] : at, batch = job->batch == 1 ? 0 : slice / job->slices;
         Strip strip;
         strip.job = job, strip.batch = batch, strip.slice = slice - batch * job->slices;
         int64_t together =
-            along ? 1 : least(least(end - at, job->slices - strip.slice), LANES * sizeof(float) / sizeof(T));
+            along ? 1 : least(least(end - at, job->slices - strip.slice), widest * (int64_t)sizeof(float) / (int64_t)sizeof(T));
         for (run = 0; run < together && (!job->order || job->order[at + run] == slice + run); run++) {
             while (job->order && at + run >= job->starts[block->first + group + 1]) group++;
-            strip.group[run] = (int16_t)(job->order ? group : at + run - block->first);
+            strip.group[run] = (int16_t)(job->order ? group : at + run + begin - block->first);
         }
+        if (job->inner == 1 && run > L) run -= run % L; /* whole vectors are read where they are */
         strip.size = job->outer * job->inner;
         strip.along = along || run < L / 2;
         if (strip.along) run = 1;
@@ -934,8 +989,12 @@ NOINLINE T *NAME(pass_job)(Block *block, const Job *job, int pass, T *cache) {
 
 NOINLINE void NAME(pass)(Block *block, int pass) {
     T *cache = block->cache;
-    for (int k = 0; k < 5; k++) memset(block->total[k], 0, (size_t)block->groups * sizeof(double));
+    for (int k = 0; k < 7; k++) memset(block->total[k], 0, (size_t)block->groups * sizeof(double));
+    block->from = 0;
     for (int64_t i = 0; i < block->count; i++) cache = NAME(pass_job)(block, block->jobs + i, pass, cache);
+    if (!block->tiled) return;
+    for (block->from = block->tiled; block->from < block->jobs->outer; block->from += block->tiled)
+        NAME(pass_job)(block, block->jobs, pass, NULL);
 }
 
 /* A point near the root of a group's secular equation or below it: see `secular_start` and `secular_lower_bound`. */
@@ -949,13 +1008,29 @@ static T NAME(start)(T square, T weighted, T second, T dual_square, T dual_weigh
     return FMAX(near, norm > MOST ? norm : bound);
 }
 
+/* The root of a group whose t are small beside it, by their means and those of their powers, in units of the norm. It
+ * solves sum x^2 / (root + t)^2 = 1 as a series, of which the rest is lost to rounding; 0 where it would not be. */
+static double NAME(by_powers)(const Block *block, int64_t g) {
+    double square = block->total[0][g], norm = sqrt(square), unit = 1 / norm, scale = unit * unit * unit, h = 1, last = 0;
+    double a = block->total[1][g] * scale, b = block->total[2][g] * (scale *= unit);
+    double c = block->total[5][g] * (scale *= unit), d = block->total[6][g] * (scale * unit);
+    if (!(square > sqrt(TINY) && norm < LARGEST && a < 0.02 && 5 * d < OF_T(FLT_EPSILON, DBL_EPSILON) / 8)) return 0;
+    for (int k = 0; k < 12 && h != last; k++) {
+        double inverse = 1 / h;
+        last = h, h = sqrt(1 - inverse * (2 * a - inverse * (3 * b - inverse * 4 * c)));
+    }
+    return norm * h;
+}
+
 /* Newton's method on all groups of a block that are not at rest. */
 static void NAME(solve)(Block *block) {
     int done = 1;
     for (int64_t g = 0; g < block->groups; g++) {
-        double (*sums)[BLOCK] = block->total;
+        double (*sums)[BLOCK + 8] = block->total;
         block->zero[g] = block->rests[g] = (T)sums[3][g] <= 1;
         block->theta[g] = NAME(start)((T)sums[0][g], (T)sums[1][g], (T)sums[2][g], (T)sums[3][g], (T)sums[4][g]);
+        double root = block->rests[g] ? 0 : NAME(by_powers)(block, g);
+        if (root > 0) block->theta[g] = (T)root, block->rests[g] = 1;
         done &= block->rests[g];
     }
     for (int k = 0; k < NEWTON_ITERATIONS && !done; k++) {
@@ -1001,7 +1076,7 @@ static void NAME(factors)(Block *block) {
 static void NAME(begin)(Block *block, const Call *call, const Job *jobs, int64_t first, int64_t groups) {
     block->call = call, block->jobs = jobs;
     block->first = first, block->groups = groups;
-    block->need = 0, block->cache = NULL;
+    block->need = block->from = block->tiled = 0, block->cache = NULL;
 }
 
 /* Memory of this thread's own, at a multiple of 64 bytes; NULL if there is none. */
@@ -1017,25 +1092,33 @@ static T *NAME(scratch)(int64_t size) {
     return memory;
 }
 
+/* Moves groups, half as many at a time until a cache holds them, where they are of several tensors. */
 static void NAME(move_block)(const Call *call, const Job *jobs, int64_t count, int64_t first, int64_t groups) {
     Block block;
-    NAME(begin)(&block, call, jobs, first, groups);
-    block.count = count;
-    for (int64_t g = 0; g < groups; g++) {
-        block.theta[g] = block.factor[g] = 0;
-        block.rests[g] = block.zero[g] = 0;
-        double weight = call->weights ? call->weights[first + g] : jobs->weight;
-        block.linear[g] = call->linear * weight;
-        block.quadratic[g] = call->quadratic * weight;
+    for (int64_t end = first + groups; first < end; first += groups, groups = end - first) {
+        for (;;) {
+            NAME(begin)(&block, call, jobs, first, groups);
+            block.count = count;
+            NAME(pass)(&block, NAME(MEASURE));
+            if (count == 1 || groups <= L || block.need <= FAR) break;
+            groups = parts(groups / 2, L) * L;
+        }
+        for (int64_t g = 0; g < groups; g++) {
+            block.theta[g] = block.factor[g] = 0;
+            block.rests[g] = block.zero[g] = 0;
+            double weight = call->weights ? call->weights[first + g] : jobs->weight;
+            block.linear[g] = call->linear * weight;
+            block.quadratic[g] = call->quadratic * weight;
+        }
+        block.cache = block.need <= FARTHEST ? NAME(scratch)(block.need) : NULL;
+        if (count == 1 && !block.cache && call->metric && jobs->inner == 1) block.tiled = CHUNK / NARROW;
+        NAME(pass)(&block, NAME(SUMS));
+        if (!call->metric)
+            NAME(factors)(&block);
+        else if (call->linear != 0)
+            NAME(solve)(&block);
+        NAME(pass)(&block, NAME(WRITE));
     }
-    NAME(pass)(&block, NAME(MEASURE));
-    block.cache = block.need <= FARTHEST ? NAME(scratch)(block.need) : NULL;
-    NAME(pass)(&block, NAME(SUMS));
-    if (!call->metric)
-        NAME(factors)(&block);
-    else if (call->linear != 0)
-        NAME(solve)(&block);
-    NAME(pass)(&block, NAME(WRITE));
 }
 
 /* The sum of squares of numbers that follow each other: as `add_sums` adds up a slice that lies along. */
@@ -1070,23 +1153,20 @@ static void NAME(move_rows)(const Call *call, const Job *job, int64_t first, int
     }
 }
 
-/* How many groups are solved together: as many as a cache holds. */
-static int64_t NAME(block_of)(const Job *jobs, int64_t count, int64_t groups, int planes) {
-    int64_t size = 0, along = 1, lanes = least(BLOCK, 4 * L);
-    for (int64_t i = 0; i < count; i++) {
-        size += parts(planes * size_of(jobs + i), most(groups, 1));
-        along &= LIES_ALONG(jobs + i);
-    }
-    if (along) return most(1, least(BLOCK, NEAR / most(size, 1)));
+/* How many groups are solved together: as many as a cache holds, of all that has to be kept. */
+static int64_t NAME(block_of)(const Call *call, const Job *job) {
+    int64_t groups = most(job->batch * job->slices, 1), lanes = least(NARROW, 4 * L);
+    int64_t size = parts((call->metric ? 2 : 1) * size_of(job), groups);
+    if (LIES_ALONG(job)) return most(1, least(BLOCK, NEAR / most(size, 1)));
+    if (PLAIN(call, job) && job->inner == 1) return BLOCK;
     while (lanes > L && lanes * size > FAR) lanes /= 2;
-    return lanes * size > FARTHEST ? least(BLOCK, 4 * L) : lanes;
+    return lanes * size > FARTHEST ? BLOCK : lanes;
 }
 
 static void NAME(prox_task)(const void *given, int64_t index) {
     const Call *call = given;
     if (call->form == COUPLED) {
-        int64_t block = call->jobs->block, first = index * block;
-        NAME(move_block)(call, call->jobs, call->count, first, least(block, call->groups - first));
+        NAME(move_block)(call, call->jobs, call->count, index * BLOCK, least(BLOCK, call->groups - index * BLOCK));
         return;
     }
     int64_t place = 0;
@@ -1107,13 +1187,11 @@ static void NAME(prox)(Call *call) {
         Job *job = call->jobs + i;
         job->w = call->pointers[i].w, job->moment = call->pointers[i].moment, job->step = call->steps[i];
         size += size_of(job);
-        job->block =
-            call->form == ELEMENTS ? PIECE : NAME(block_of)(job, 1, job->batch * job->slices, call->metric ? 2 : 1);
+        job->block = call->form == ELEMENTS ? PIECE : NAME(block_of)(call, job);
         job->tasks = tasks += parts(call->form == ELEMENTS ? size_of(job) : job->batch * job->slices, job->block);
     }
     if (call->form == COUPLED) {
-        call->jobs->block = NAME(block_of)(call->jobs, call->count, call->groups, call->metric ? 2 : 1);
-        tasks = parts(call->groups, call->jobs->block);
+        tasks = parts(call->groups, BLOCK);
     }
     run_tasks(NAME(prox_task), call, tasks, size, call->threads);
 }

@@ -160,7 +160,9 @@ def fill(job: Job, part: Membership, w: Tensor, step: AnyStep, order: tuple[Tens
     job.type, job.weight = TYPES[w.dtype], 1.0
     if isinstance(step, AdaptiveStep):
         job.moment_type = TYPES[step.moment.dtype]
-    if order is not None:
+    if order is None:
+        job.begin = part.first or 0
+    else:
         job.order, job.starts = (each.data_ptr() for each in order)
 
 
@@ -170,8 +172,8 @@ def known_moment(step: AnyStep) -> Known | None:
 
 
 def order_of(part: Membership) -> tuple[Tensor, Tensor] | None:
-    """Return the slices by their group's number, and where each group begins; None if slice g is all of group g."""
-    if part.first == 0 and len(part.groups) == part.count:
+    """Return the slices by their group's number, and where each group begins; None if those follow each other."""
+    if part.first is not None:
         return None
     found, order = part.groups.sort(stable=True)
     starts = torch.searchsorted(found, torch.arange(part.count + 1))

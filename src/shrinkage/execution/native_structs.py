@@ -52,7 +52,7 @@ class Job(ctypes.Structure):
         *((name, INT64) for name in ("batch", "outer", "slices", "inner")),
         ("step", Step),
         ("weight", DOUBLE),
-        *((name, INT32) for name in ("type", "moment_type", "extra_type", "spare")),
+        *((name, INT32) for name in ("type", "moment_type", "extra_type", "begin")),
         *((name, INT64) for name in ("block", "tasks")),
     )
 
