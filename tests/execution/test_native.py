@@ -25,7 +25,7 @@ from shrinkage import (
     SparseGroupLasso,
 )
 from shrinkage.execution import native, native_build
-from shrinkage.execution.native_coupled import shrink_together_
+from shrinkage.execution.native_coupled import blocks_of, shrink_together_
 from shrinkage.execution.native_zeros import Zeros, hold_, restore_, slopes_of
 from shrinkage.execution.single_tensor import with_number
 from shrinkage.execution.task import Task
@@ -331,17 +331,45 @@ def test_a_batch_follows_its_numbers():
         torch.testing.assert_close(w, plain, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["number", "metric"])
 @pytest.mark.parametrize("penalty", [L1(0.01), GroupLasso(0.01, Rows()), GroupLasso(0.01, Columns())], ids=str)
-def test_threads_do_not_change_a_bit(penalty):
+def test_threads_do_not_change_a_bit(penalty, kind):
     found = []
-    for threads in (1, 4):
+    for threads in (1, 4, 16):
         torch.manual_seed(0)
-        w = torch.randn(300, 400)
+        w = torch.randn(300, 1403)
         torch.set_num_threads(threads)
-        native.shrink_all_([Task(penalty, w, metric(w))])
+        native.shrink_all_([Task(penalty, w, metric(w) if kind == "metric" else LR)])
         torch.set_num_threads(1)
         found.append(w)
-    assert torch.equal(*found)
+    assert all(torch.equal(found[0], each) for each in found)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("kind", ["number", "metric"])
+@pytest.mark.parametrize("penalty", [GroupLasso(0.3, Columns()), Ridged(GroupLasso(0.3, Columns()), 0.2)], ids=str)
+def test_wide_matrices_are_read_row_by_row(penalty, kind, dtype):
+    """More columns than are moved together, in whole vectors and not; more rows than are read at a time, and not."""
+    for shape in ((83, 1100), (150, 83), (64, 65), (65, 66), (7, 2100)):
+        w = torch.randn(shape).to(dtype)
+        w[:, ::3] *= 0.01
+        task = Task(penalty, w, LR if kind == "number" else metric(w))
+        plain, before = expected(task), w.clone()
+        assert not native.shrink_all_([task])
+        assert torch.equal(w == 0, plain == 0)
+        assert roundings(w, plain, before, "") <= 4
+
+
+@pytest.mark.parametrize("dtype", TYPES[:2], ids=str)
+@pytest.mark.parametrize("groups", [Rows(), Columns()], ids=str)
+@pytest.mark.parametrize("lr", [1e-7, 1e-5, 1e-4, 3e-4, 1e-3, 1e-2])
+def test_small_steps_of_groups_are_solved_to_rounding(lr, groups, dtype):
+    """By a series where its rest is lost to rounding, else by Newton's method."""
+    w = torch.randn(90, 96, dtype=dtype)
+    task = Task(GroupLasso(1.0, groups), w, metric(w, lr))
+    plain, before = expected(task), w.clone()
+    assert not native.shrink_all_([task])
+    assert roundings(w, plain, before, "") <= 4
 
 
 @pytest.mark.parametrize("penalty", [GroupLasso(0.01, Columns()), GroupLasso(0.01, Rows())], ids=str)
@@ -483,6 +511,30 @@ def test_coupled_groups_are_the_plain_form(penalty, kind, dtype):
                 assert roundings(w, one, old, "") <= 4
             nowhere = own.groups == COUNT
             assert torch.equal(w.movedim(own.dim, 0)[nowhere], old.movedim(own.dim, 0)[nowhere])
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["number", "metric"])
+def test_many_coupled_groups_are_moved_in_parts(adaptive):
+    """Rows that no cache holds together, then columns, each range with a vector; no range begins at a whole vector."""
+    shapes = {(301, 600): (0, 0), (301,): (0, 0), (100, 1203): (1, 301), (1203,): (0, 301), (90, 301): (1, 0)}
+    count, found = 1504, []
+    for shape, (dim, first) in shapes.items():
+        own = Membership(dim, torch.arange(first, first + shape[dim]), count, first)
+        w = torch.randn(shape)
+        found.append((own, w, AdaptiveStep(LR, torch.rand(shape), 1e-3, 0.7) if adaptive else LR))
+    group_penalty = GroupPenalty(L1(3.0), torch.linspace(0.5, 4.0, count, dtype=torch.float64))
+    plain, before = together(group_penalty, found), [w.clone() for _, w, _ in found]
+    assert shrink_together_(group_penalty, found)
+    for (_, w, _), one, old in zip(found, plain, before, strict=True):
+        assert torch.equal(w == 0, one == 0)
+        assert roundings(w, one, old, "") <= 4
+
+
+def test_blocks_of_coupled_groups_end_where_ranges_end():
+    parts = [Membership(0, torch.arange(50_257), 55_000, 0), Membership(1, torch.arange(2304) + 50_257, 55_000, 50_257)]
+    blocks = blocks_of([*parts, Membership(0, torch.tensor([54_999]), 55_000)]).tolist()
+    assert {0, 50_257, 52_561, 55_000} <= set(blocks)
+    assert all(0 < end - start <= 1024 for start, end in itertools.pairwise(blocks))
 
 
 def test_members_that_do_not_fit_their_groups_are_left():

@@ -37,8 +37,9 @@
 
 enum { CHUNK = 1024 };       /* elements that are moved at a time */
 enum { LANES = 1024 };       /* columns, at most, that are added up side by side */
-enum { NARROW = 64 };        /* the same, where more is computed of elements than their squares: four vectors of floats */
+enum { NARROW = 64 };        /* the same, where more is computed of elements than their squares: four vectors */
 enum { BLOCK = 1024 };       /* groups, at most, that are solved together */
+enum { TALL = 16 };          /* rows of a tensor that is read row by row, not column by column, in a metric */
 enum { PIECE = 1 << 14 };    /* elements in a task of its own */
 enum { SERIAL = 1 << 15 };   /* elements below which one thread does all */
 enum { NEAR = 1 << 12 };     /* elements of a block whose groups are long rows: the first cache holds them */
@@ -54,36 +55,22 @@ enum {
     SOFT,       /* threshold step * a */
     DIVIDE,     /* by 1 + step * a */
     RIDGE,      /* by 1 + step * a, the step as well */
-    HUBER,      /* strength a, delta b */
-    FIRM,       /* strength a, gamma b */
-    CLIPPED,    /* strength a, the a of SCAD b */
-    LOG,        /* strength a, epsilon b */
-    HARD,       /* threshold sqrt(2 step a) */
-    HALF,       /* strength a of |y|^(1/2) */
-    TWO_THIRDS, /* strength a of |y|^(2/3) */
+    HUBER, FIRM, CLIPPED, LOG, /* strength a; b is delta, gamma, the a of SCAD, epsilon */
+    HARD,                      /* threshold sqrt(2 step a) */
+    HALF, TWO_THIRDS,          /* strength a of |y|^(1/2), of |y|^(2/3) */
     WEIGH,      /* steps times the job's tensor */
     POSITIVE,   /* no element below 0, where a step is not 0 */
     BOUNDED,    /* from here on steps are numbers of the computed type, and 0 where they are not above 0 */
     CLAMP,      /* between a and b, where a step is not 0 */
     KEEP,       /* keeps the elements for COUNT */
     COUNT,      /* 0 where the objective is not lowered by a; the penalty costs b |y| + c y^2 */
-    LEAVE,      /* the distance to the job's tensor in place of the elements */
-    RETURN      /* back */
+    LEAVE, RETURN /* the distance to the job's tensor in place of the elements, and back */
 };
 
-typedef struct {
-    int64_t code;
-    double a, b, c;
-} Op;
+typedef struct { int64_t code; double a, b, c; } Op;
 
-typedef struct { /* what changes from call to call, of each job */
-    void *w;
-    const void *moment;
-} Pointers;
-
-typedef struct {
-    double lr, eps, correction;
-} Step;
+typedef struct { void *w; const void *moment; } Pointers; /* what changes from call to call, of each job */
+typedef struct { double lr, eps, correction; } Step;
 
 /* One tensor: (batch, outer, slices, inner) in the order of memory, where batch and slices tell groups apart. */
 typedef struct {
@@ -106,8 +93,9 @@ typedef struct {
     const Step *steps;
     const Op *ops, *norm_ops; /* of elements; of norms in a plain metric */
     const double *weights;    /* of the penalty of each coupled group */
+    const int64_t *blocks;    /* where each block of coupled groups begins, and where the last ends */
     double linear, quadratic; /* what norms are penalized in a metric, times weights */
-    int64_t count, op_count, norm_op_count, groups;
+    int64_t count, op_count, norm_op_count, block_count;
     int32_t form, wide, metric, threads;
     int32_t exact, spare; /* steps of elements bit for bit, where a penalty would enlarge what is rounded otherwise */
 } Call;
@@ -126,10 +114,7 @@ typedef struct { /* zeros that are held: see `hold_task` */
     int32_t type, grad_type;
 } Held;
 
-typedef struct {
-    Held *held;
-    int64_t count;
-} Holding;
+typedef struct { Held *held; int64_t count; } Holding;
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 static Parallel parallel;
@@ -150,10 +135,8 @@ static void work_on(void *given) {
 static void run_tasks(void (*task)(const void *, int64_t), const void *given, int64_t count, int64_t size,
                       int threads) {
     Work work = {task, given, count, 0};
-    if (parallel && threads > 1 && count > 1 && size >= SERIAL)
-        parallel(work_on, &work, (unsigned)threads, 0);
-    else
-        work_on(&work);
+    int many = parallel && threads > 1 && count > 1 && size >= SERIAL;
+    many ? parallel(work_on, &work, (unsigned)threads, 0) : work_on(&work);
 }
 
 INLINE int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
@@ -161,14 +144,10 @@ INLINE int64_t most(int64_t one, int64_t other) { return one > other ? one : oth
 INLINE int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
 static int64_t size_of(const Job *job) { return job->batch * job->outer * job->slices * job->inner; }
 
-typedef union {
-    float x;
-    uint32_t bits;
-} Word;
+typedef union { float x; uint32_t bits; } Word;
 
 INLINE uint32_t bits_of(float x) { return ((Word){.x = x}).bits; }
 INLINE float from_bits(uint32_t bits) { return ((Word){.bits = bits}).x; }
-
 INLINE float from_bfloat16(uint16_t x) { return from_bits((uint32_t)x << 16); }
 
 INLINE uint16_t to_bfloat16(float x) { /* to the nearest, ties to even */
@@ -197,10 +176,7 @@ INLINE uint16_t to_float16(float x) { /* to the nearest, ties to even */
 #define FIND_JOB(jobs, count, index, place)           \
     for (int64_t high = (count) - 1; place < high;) { \
         int64_t middle = (place + high) / 2;          \
-        if ((jobs)[middle].tasks <= (index))          \
-            place = middle + 1;                       \
-        else                                          \
-            high = middle;                            \
+        (jobs)[middle].tasks <= (index) ? (place = middle + 1) : (high = middle); \
     }                                                 \
     if (place) (index) -= (jobs)[(place) - 1].tasks
 
@@ -213,8 +189,7 @@ INLINE uint16_t to_float16(float x) { /* to the nearest, ties to even */
 #define TINY ((T)OF_T(FLT_MIN, DBL_MIN))
 #define MOST ((T)OF_T(FLT_MAX, DBL_MAX))
 #define LARGEST ((T)OF_T(1e19, 1e150)) /* of which the square does not overflow */
-#define AT_REST \
-    ((T)OF_T(1.7263349e-4, 7.450580596923828e-9)) /* half the root of epsilon: one more step is lost to rounding */
+#define AT_REST ((T)OF_T(1.7263349e-4, 7.450580596923828e-9)) /* half the root of epsilon: squared, it is lost */
 #define SHARE ((T)OF_T(1e-9, 1e-30))
 #define MANTISSA OF_T(23, 52)                               /* bits */
 #define HALF_ROOT ((I)OF_T(0x3F3504F3, 0x3FE6A09E667F3BCD)) /* bits of sqrt(1/2) */
@@ -234,16 +209,11 @@ INLINE uint16_t to_float16(float x) { /* to the nearest, ties to even */
 #define State NAME(State)
 #define Block NAME(Block)
 #define Strip NAME(Strip)
-#define EACH(values, value)                           \
-    do {                                              \
-        const T *restrict u = values;                 \
-        for (int64_t i = 0; i < n; i++) x[i] = value; \
-    } while (0)
-#define EACH_OF(kind, tensor, statement)                                        \
-    do {                                                                        \
-        kind *own = (kind *)(tensor) + at;                                      \
-        for (int64_t i = 0, place = 0; i < n; i++, place += stride) statement; \
-    } while (0)
+#define EACH(values, value) \
+    do { const T *restrict u = values; for (int64_t i = 0; i < n; i++) x[i] = value; } while (0)
+#define EACH_OF(kind, tensor, statement)       \
+    do { kind *own = (kind *)(tensor) + at;    \
+         for (int64_t i = 0, place = 0; i < n; i++, place += stride) statement; } while (0)
 
 #define T float
 #define I int32_t
@@ -267,10 +237,7 @@ EXPORT int64_t shrinkage_size(int which) {
 
 /* Moves all tensors of a call to their proximal points. */
 EXPORT void shrinkage_prox(Call *call) {
-    if (call->wide)
-        prox_double(call);
-    else
-        prox_float(call);
+    (call->wide ? prox_double : prox_float)(call);
 }
 
 /* Averages gradients, and notes which zeros they hold. */
@@ -290,13 +257,11 @@ EXPORT void shrinkage_hold(Held *held, int64_t count, int wide, int threads) {
 
 /* Sets elements to 0 where the mask is 1. */
 EXPORT void shrinkage_restore(Held *held, int64_t count) {
-    for (Held *each = held; each < held + count; each++)
-        if (each->type == FLOAT32)
-            RESTORE(float);
-        else if (each->type == FLOAT64)
-            RESTORE(double);
-        else
-            RESTORE(uint16_t);
+    for (Held *each = held; each < held + count; each++) {
+        if (each->type == FLOAT32) RESTORE(float);
+        if (each->type == FLOAT64) RESTORE(double);
+        if (each->type == BFLOAT16 || each->type == FLOAT16) RESTORE(uint16_t);
+    }
 }
 
 #else /* what there is once for each T */
@@ -327,24 +292,21 @@ NOINLINE void NAME(store)(const T *from, void *to, int type, int64_t at, int64_t
         EACH_OF(uint16_t, to, own[place] = to_float16((float)from[i]));
 }
 
-/* sqrt(v / correction) + eps, and 1 where v is exactly 0, of rows that lie `next` apart, to d, which may be v. A product
- * takes a third of the time of a division, and its root is another number in the last place. */
-NOINLINE void NAME(denominators)(T *d, const T *v, int64_t rows, int64_t n, int64_t next, int64_t ahead,
-                                 const Step *step, int exact) {
-    T eps = (T)step->eps, correction = (T)step->correction, scale = (T)(1 / sqrt(step->correction));
+/* sqrt(v / correction) + eps, and 1 where v is exactly 0, of rows that lie `next` apart, to d, which may be v. A
+ * product takes a third of the time of a division, and its root is another number in the last place. */
+NOINLINE void NAME(denominators)(T *d, const T *v, int64_t rows, int64_t n, int64_t next,
+                                 int64_t ahead, const Step *step, int exact) {
+    T eps = (T)step->eps, correction = (T)step->correction, scale = exact ? 1 : (T)(1 / sqrt(step->correction));
     for (int64_t r = 0; r < rows; r++, d += n, v += next)
-        for (int64_t at = 0; at < n; at += NARROW) {
-            int64_t end = least(at + NARROW, n);
+        for (int64_t at = 0, end; at < n; at = end) {
+            const T *from = exact ? d : v;
+            end = least(at + NARROW, n);
             for (int64_t i = at; ahead && i < end; i += L) __builtin_prefetch(v + ahead + i);
-            for (int64_t i = at; exact && i < end; i++) {
-                T root = SQRT(v[i] / correction) + eps;
+            for (int64_t i = at; exact && i < end; i++) d[i] = v[i] / correction;
+            for (int64_t i = at; i < end; i++) {
+                T root = SQRT(from[i]) * scale + eps;
                 root = root > MOST ? MOST : root; /* NaN stays */
-                d[i] = v[i] == 0 ? (T)1 : root;
-            }
-            for (int64_t i = at; !exact && i < end; i++) {
-                T root = SQRT(v[i]) * scale + eps;
-                root = root > MOST ? MOST : root;
-                d[i] = v[i] == 0 ? (T)1 : root;
+                d[i] = from[i] == 0 ? (T)1 : root;
             }
         }
 }
@@ -477,32 +439,24 @@ static void NAME(count)(State *state, const Op *op, T *restrict u) {
 static void NAME(ridge)(State *state, double strength, T *restrict u) {
     NAME(products)(state, 1, strength, u);
     for (int64_t i = 0; i < state->n; i++) state->x[i] /= u[i];
-    if (state->s)
-        for (int64_t i = 0; i < state->n; i++) state->s[i] /= u[i];
-    else if (state->rounded)
+    for (int64_t i = 0; state->s && i < state->n; i++) state->s[i] /= u[i];
+    if (state->rounded)
         state->number = (T)state->number / (1 + (T)state->number * (T)strength);
     else
         state->number /= 1 + state->number * strength;
 }
 
 static void NAME(bound)(State *state) {
-    if (!state->s) {
-        state->number = (T)state->number > 0 ? (T)state->number : 0;
-        state->rounded = 1;
-        return;
-    }
-    if (!state->grouped) /* a step of NaN shows in all of a group */
-        for (int64_t i = 0; i < state->n; i++) state->s[i] = state->s[i] > 0 ? state->s[i] : 0;
+    if (!state->s) state->number = (T)state->number > 0 ? (T)state->number : 0, state->rounded = 1;
+    for (int64_t i = 0; state->s && !state->grouped && i < state->n; i++) /* NaN shows in all of a group */
+        state->s[i] = state->s[i] > 0 ? state->s[i] : 0;
 }
 
 static void NAME(weigh)(State *state) {
     const T *weights = state->extra;
-    T *steps = state->steps, number = (T)state->number;
-    if (state->s)
-        for (int64_t i = 0; i < state->n; i++) steps[i] = state->s[i] * weights[i];
-    else
-        for (int64_t i = 0; i < state->n; i++) steps[i] = number * weights[i];
-    state->s = steps;
+    const T *before = NAME(steps)(state, state->steps);
+    for (int64_t i = 0; i < state->n; i++) state->steps[i] = before[i] * weights[i];
+    state->s = state->steps;
 }
 
 static void NAME(leave)(State *state) {
@@ -533,12 +487,9 @@ static void NAME(apply)(const Op *op, State *state, T *room) {
         case CLIPPED: EACH(NAME(steps)(state, room), NAME(clipped)(x[i], u[i], a, end, less, more)); return;
         case LOG: NAME(products)(state, 0, op->a, room); EACH(room, NAME(logsum)(x[i], u[i], b)); return;
         case HARD:
-            if (state->s || state->rounded) {
-                EACH(NAME(steps)(state, room), NAME(hard)(x[i], SQRT(2 * u[i] * a)));
-            } else {
-                T threshold = (T)sqrt(2 * state->number * op->a);
-                EACH(room, ((void)u, NAME(hard)(x[i], threshold)));
-            }
+            end = (T)sqrt(2 * state->number * op->a);
+            if (state->s || state->rounded) EACH(NAME(steps)(state, room), NAME(hard)(x[i], SQRT(2 * u[i] * a)));
+            else EACH(room, ((void)u, NAME(hard)(x[i], end)));
             return;
         case HALF: NAME(products)(state, 0, op->a, room); EACH(room, NAME(half)(x[i], u[i])); return;
         case TWO_THIRDS: NAME(products)(state, 0, op->a, room); EACH(room, NAME(two_thirds)(x[i], u[i])); return;
@@ -613,20 +564,20 @@ typedef struct {
     const Job *jobs;
     int64_t count, first, groups; /* jobs, and the groups of the block */
     T *cache;                     /* where elements and metrics stay from pass to pass; NULL: nowhere */
-    int64_t need;                 /* elements that the cache has to hold */
-    int64_t from, tiled;          /* rows are read in tiles of so many, from this one on; 0: strip by strip */
-    double total[7][BLOCK + 8];
+    int64_t need, from, to;       /* elements that the cache has to hold; rows of a tensor that are read */
+    double total[7][BLOCK + 8];   /* not all in the same lines of a cache */
     T theta[BLOCK], factor[BLOCK];
+    T unit[BLOCK], curve[BLOCK], is_free[BLOCK]; /* see `take_parts`; of this job: */
+    const Job *of;
     double linear[BLOCK], quadratic[BLOCK];
     uint8_t rests[BLOCK], zero[BLOCK];
 } NAME(Block);
 
 typedef struct {
     const Job *job;
-    int64_t batch, slice, lanes, width; /* the slices, and the lanes of a row with those that stand empty */
-    int64_t size;                       /* elements of a slice */
-    int along;
-    int16_t group[LANES]; /* of each lane, within the block */
+    int64_t batch, slice, lanes, width, size; /* lanes of a row, and with those that stand empty; elements of a slice */
+    int along, follows;                       /* whether each lane belongs to the group after that of the last */
+    int16_t group[LANES]; /* of each lane, within the block; only of the first where they follow */
 } NAME(Strip);
 
 /* Elements from..to of one slice, as they follow each other. */
@@ -637,25 +588,11 @@ NOINLINE void NAME(move_along)(const Strip *strip, void *tensor, int type, T *x,
     for (int64_t at = from; at < to; at += run, o++, i = 0) {
         int64_t place = ((strip->batch * job->outer + o) * job->slices + strip->slice) * inner + i;
         run = inner == 1 ? to - at : least(inner - i, to - at);
-        if (!write && type == OWN && stride == 1)
-            for (int64_t ahead = 0; ahead < run; ahead += L) __builtin_prefetch((T *)tensor + place + CHUNK + ahead, 1);
         if (write)
             NAME(store)(x + at - from, tensor, type, place, stride, run);
         else
             NAME(load)(x + at - from, tensor, type, place, stride, run);
     }
-}
-
-/* Whole vectors of rows from..to that lie next to each other. */
-static void NAME(move_columns)(const Strip *strip, T *tensor, T *x, int64_t from, int64_t to, int write) {
-    const Job *job = strip->job;
-    int64_t width = strip->width;
-    T *row = tensor + (strip->batch * job->outer + from) * job->slices + strip->slice;
-    for (int64_t at = from; at < to; at++, x += width, row += job->slices)
-        for (int64_t c = 0; c < width; c += L) {
-            __builtin_prefetch(row + 4 * job->slices + c, 1); /* beyond the end of the tensor this does nothing */
-            *(Loose *)(write ? row + c : x + c) = *(const Loose *)(write ? x + c : row + c);
-        }
 }
 
 /* Turns L by L elements over: in each stage, pairs of rows exchange half of their lanes. */
@@ -679,14 +616,12 @@ static void NAME(transpose)(const T *from, int64_t from_next, T *to, int64_t to_
 NOINLINE void NAME(move_across)(const Strip *strip, void *tensor, int type, T *x, int64_t from, int64_t to, int write) {
     const Job *job = strip->job;
     int64_t inner = job->inner, o = inner == 1 ? from : from / inner, i = from - o * inner;
-    if (type == OWN && inner == 1 && strip->lanes == strip->width) {
-        NAME(move_columns)(strip, tensor, x, from, to, write);
-        return;
-    }
     int64_t width = strip->width, tiled = HAS_SHUFFLE && type == OWN && inner > 1 ? strip->lanes / L * L : 0;
-    for (int64_t at = from; at < to; at++, x += width) {
+    for (int64_t at = from, rows; at < to; at += rows, x += rows * width, i += rows) {
+        if (i == inner) i = 0, o++;
         int64_t place = ((strip->batch * job->outer + o) * job->slices + strip->slice) * inner + i;
-        int64_t rows = tiled && least(inner - i, to - at) >= L ? L : 1, done = rows == L ? tiled : 0;
+        rows = tiled && least(inner - i, to - at) >= L ? L : 1;
+        int64_t done = rows == L ? tiled : 0;
         for (int64_t c = 0; c < done; c += L) {
             T *tile = (T *)tensor + place + c * inner;
             NAME(transpose)(write ? x + c : tile, write ? width : inner, write ? tile : x + c, write ? inner : width);
@@ -696,30 +631,22 @@ NOINLINE void NAME(move_across)(const Strip *strip, void *tensor, int type, T *x
                 NAME(store)(x + r * width + done, tensor, type, place + done * inner + r, inner, strip->lanes - done);
             else
                 NAME(load)(x + r * width + done, tensor, type, place + done * inner + r, inner, strip->lanes - done);
-        at += rows - 1;
-        x += (rows - 1) * width;
-        i += rows - 1;
-        if (++i == inner) {
-            i = 0;
-            o++;
-        }
     }
 }
 
-/* Reads or writes rows from..to of a strip; lanes that stand empty hold `none`. */
-NOINLINE void NAME(move)(const Strip *strip, void *tensor, int type, T *x, int64_t from, int64_t to, int write,
-                         T none) {
+/* Reads or writes rows from..to of a strip; lanes that stand empty hold 0. */
+NOINLINE void NAME(move)(const Strip *strip, void *tensor, int type, T *x, int64_t from, int64_t to, int write) {
     int64_t width = strip->width, n = (to - from) * width;
     if (strip->along) {
         int64_t start = from * width, end = least(to * width, strip->size);
         NAME(move_along)(strip, tensor, type, x, start, end, write);
         if (!write)
-            for (int64_t i = end - start; i < n; i++) x[i] = none;
+            for (int64_t i = end - start; i < n; i++) x[i] = 0;
         return;
     }
     if (!write && strip->lanes < width)
         for (int64_t r = 0; r < to - from; r++)
-            for (int64_t l = strip->lanes; l < width; l++) x[r * width + l] = none;
+            for (int64_t l = strip->lanes; l < width; l++) x[r * width + l] = 0;
     NAME(move_across)(strip, tensor, type, x, from, to, write);
 }
 
@@ -727,6 +654,19 @@ NOINLINE void NAME(move)(const Strip *strip, void *tensor, int type, T *x, int64
 static int64_t NAME(apart)(const Strip *strip) {
     if (strip->along) return strip->job->outer == 1 ? L : 0;
     return strip->job->inner == 1 && strip->lanes == strip->width ? strip->job->slices : 0;
+}
+
+/* Whether columns are read row by row, and their metric is computed anew in each pass, as that takes less time. */
+static int NAME(is_tall)(const Call *call, const Job *job) {
+    int own = job->type == OWN && job->moment && job->moment_type == OWN;
+    return call->metric && own && !call->op_count && job->inner == 1 && job->outer > NARROW && job->slices > NARROW;
+}
+
+/* What groups have, for each lane. */
+static const T *NAME(of_lanes)(const Strip *strip, const T *of_groups, T *room) {
+    if (strip->follows) return of_groups + strip->group[0];
+    for (int64_t l = 0; l < strip->width; l++) room[l] = of_groups[strip->group[strip->along ? 0 : l]];
+    return room;
 }
 
 /* Where row `at` of such a strip begins. */
@@ -743,9 +683,9 @@ INLINE void NAME(add_lanes)(double *sums, V lanes) {
 
 /* The sum of the lanes of one vector, in halves. */
 INLINE double NAME(sum_of)(const double *sums) {
-    double halves[L / 2];
-    for (int64_t l = 0; l < L / 2; l++) halves[l] = sums[l] + sums[l + L / 2];
-    for (int64_t n = L / 4; n > 0; n /= 2)
+    double halves[L];
+    memcpy(halves, sums, sizeof(halves));
+    for (int64_t n = L / 2; n > 0; n /= 2)
         for (int64_t l = 0; l < n; l++) halves[l] += halves[l + n];
     return halves[0];
 }
@@ -769,70 +709,64 @@ static void NAME(add_sums)(const T *x, int64_t rows, int64_t width, int64_t next
         }
 }
 
+/* The sum of squares of numbers that follow each other. */
+static double NAME(squares)(const T *x, int64_t n) {
+    double sums[L] = {0};
+    V rest = {0};
+    NAME(add_sums)(x, n / L, L, L, sums);
+    for (int64_t i = 0; i < n % L; i++) ((T *)&rest)[i] = x[n / L * L + i];
+    NAME(add_lanes)(sums, rest * rest);
+    return NAME(sum_of)(sums);
+}
+
 /* Takes elements from w, divides them and their steps by 1 + step * quadratic, and turns steps, which are lr / m, into
- * 1 / t = m = 1 / (step * linear). Sums of x^2, x^2 t, x^2 t^2, (x / t)^2, (x / t)^2 / t, x^2 t^3 and x^2 t^4, unless there
- * is no room. */
-static void NAME(take_parts)(const Block *block, const Strip *strip, const T *w, int64_t next, int64_t ahead, T *x, T *m,
-                             int64_t rows, double *sums) {
-    T unit[LANES] __attribute__((aligned(64))), curve[LANES] __attribute__((aligned(64)));
+ * m = 1 / (step * linear) = 1 / t. Adds up x^2, x^2 t, x^2 t^2, (x / t)^2, (x / t)^2 / t, x^2 t^3 and x^2 t^4. */
+static void NAME(take_parts)(const Block *block, const Strip *strip, const T *w, int64_t next, int64_t ahead, T *x,
+                             T *m, int64_t rows, double *sums, int64_t stride) {
+    T room[2][NARROW];
+    const T *units = NAME(of_lanes)(strip, block->unit, room[0]);
+    const T *curves = NAME(of_lanes)(strip, block->curve, room[1]);
     int64_t width = strip->width;
-    double lr = strip->job->step.lr;
-    int curved = 0;
-    for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
-        int64_t group = strip->group[l];
-        unit[l] = (T)(1 / (lr * block->linear[group]));
-        curve[l] = (T)(lr * block->quadratic[group]);
-        curved |= curve[l] != 0;
-    }
-    if (strip->along) {
-        PUT(unit) = (V){0} + unit[0];
-        PUT(curve) = (V){0} + curve[0];
-    }
+    int curved = block->call->quadratic != 0;
     for (int64_t c = 0; c < width; c += L) {
-        V unit_ = AT(unit + c), curve_ = AT(curve + c), largest = (V){0} + LARGEST;
+        V unit = *(const Loose *)(units + c), curve = *(const Loose *)(curves + c), largest = (V){0} + LARGEST;
         V a = {0}, b = {0}, d = {0}, e = {0}, f = {0}, g = {0}, h = {0};
         for (int64_t r = 0, at = c; r < rows; r++, at += width) {
             V y = *(const Loose *)(w + r * next + c), u = AT(m + at);
             __builtin_prefetch(w + r * next + c + ahead, 1);
             if (curved) {
-                V shrunk = u + curve_;
+                V shrunk = u + curve;
                 y *= u / shrunk;
                 u = shrunk;
             }
-            u *= unit_;
+            u *= unit;
             u = PICK(u > largest, largest, u); /* NaN stays */
             PUT(x + at) = y;
             PUT(m + at) = u;
             if (!sums) continue;
             V t = 1 / u, q = y * y, z = y * u;
-            a += q;
-            q *= t;
-            b += q;
-            q *= t;
-            d += q;
-            q *= t;
-            g += q;
-            q *= t;
-            h += q;
-            z *= z;
-            e += z;
-            f += z * u;
+            a += q, q *= t;
+            b += q, q *= t;
+            d += q, q *= t;
+            g += q, q *= t;
+            h += q, z *= z;
+            e += z, f += z * u;
         }
         V all[7] = {a, b, d, e, f, g, h};
-        for (int k = 0; sums && k < 7; k++) NAME(add_lanes)(sums + k * width + c, all[k]);
+        for (int k = 0; sums && k < 7; k++) NAME(add_lanes)(sums + k * stride + c, all[k]);
     }
 }
 
 /* What is left for the penalty of norms: elements in x, and 1 / (step * its strength) in m; adds up their sums. */
 static void NAME(read_strip)(const Block *block, const Strip *strip, T *x, T *m, int64_t from, int64_t to, int64_t next,
-                             double *sums) {
+                             double *sums, int64_t stride) {
     const Job *job = strip->job;
     const Call *call = block->call;
     int64_t width = strip->width, rows = to - from, n = rows * width;
-    int64_t ahead = strip->along ? CHUNK : block->tiled ? width : rows * next; /* what is read next */
+    int64_t ahead = strip->along ? CHUNK : NAME(is_tall)(call, job) ? width : rows * next; /* what is read next */
     int in_place = next && call->metric && !call->op_count && job->type == OWN;
     const T *w = in_place ? NAME(place_of)(strip, job->w, from, next) : x, *v = m;
-    if (!in_place) NAME(move)(strip, job->w, job->type, x, from, to, 0, 0);
+    if (!in_place) NAME(move)(strip, job->w, job->type, x, from, to, 0);
     if (!call->metric) {
         State state = {.x = x, .number = job->step.lr, .grouped = 1, .n = n};
         if (call->op_count) NAME(run)(call->ops, call->op_count, &state);
@@ -845,7 +779,7 @@ static void NAME(read_strip)(const Block *block, const Strip *strip, T *x, T *m,
         v = NAME(place_of)(strip, job->moment, from, next);
         NAME(denominators)(m, v, strip->along ? 1 : rows, strip->along ? n : width, next, ahead, &job->step, 0);
     } else {
-        NAME(move)(strip, (void *)job->moment, job->moment_type, m, from, to, 0, 0);
+        NAME(move)(strip, (void *)job->moment, job->moment_type, m, from, to, 0);
         NAME(denominators)(m, m, 1, n, n, 0, &job->step, 0);
     }
     T lr = (T)job->step.lr;
@@ -855,21 +789,21 @@ static void NAME(read_strip)(const Block *block, const Strip *strip, T *x, T *m,
         NAME(run)(call->ops, call->op_count, &state);
         for (int64_t i = 0; i < n; i++) m[i] = lr / m[i];
     }
-    NAME(take_parts)(block, strip, w, in_place ? next : width, in_place ? ahead : 0, x, m, rows, sums);
+    NAME(take_parts)(block, strip, w, in_place ? next : width, in_place ? ahead : 0, x, m, rows, sums, stride);
 }
 
 /* Sums of (x / (theta + t))^2 and x^2 / (theta + t)^3. */
-static void NAME(add_terms)(const T *theta, const T *x, const T *m, int64_t rows, int64_t width,
-                            double *sums) {
+static void NAME(add_terms)(const T *theta, const T *x, const T *m, int64_t rows, int64_t width, double *sums,
+                            int64_t stride) {
     for (int64_t c = 0; c < width; c += L) {
-        V a = {0}, b = {0}, root = AT(theta + c);
+        V a = {0}, b = {0}, root = *(const Loose *)(theta + c);
         for (int64_t r = 0; r < rows; r++) {
             V u = AT(m + r * width + c), inverse = u / (root * u + 1), y = AT(x + r * width + c) * inverse, q = y * y;
             a += q;
             b += q * inverse;
         }
         NAME(add_lanes)(sums + c, a);
-        NAME(add_lanes)(sums + width + c, b);
+        NAME(add_lanes)(sums + stride + c, b);
     }
 }
 
@@ -877,24 +811,16 @@ static void NAME(add_terms)(const T *theta, const T *x, const T *m, int64_t rows
  * 0, and writes them to rows that lie `to_next` apart. */
 static void NAME(scale)(const Block *block, const Strip *strip, const T *x, int64_t next, const T *m, T *to,
                         int64_t to_next, int64_t rows) {
-    T factors[LANES] __attribute__((aligned(64)));
-    I frees[LANES] __attribute__((aligned(64)));
+    T room[2][LANES];
+    const T *factors = NAME(of_lanes)(strip, block->factor, room[0]);
+    const T *frees = block->call->metric ? NAME(of_lanes)(strip, block->is_free, room[1]) : NULL;
     int64_t width = strip->width, metric = block->call->metric;
-    for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
-        int64_t group = strip->group[l];
-        factors[l] = block->factor[group];
-        frees[l] = metric && strip->job->step.lr * block->linear[group] == 0 ? -1 : 0;
-    }
-    if (strip->along) {
-        PUT(factors) = (V){0} + factors[0];
-        *(VI *)frees = (VI){0} + frees[0];
-    }
     for (int64_t r = 0; !metric && r < rows; r++)
         for (int64_t c = 0; c < width; c += L)
-            *(Loose *)(to + r * to_next + c) = *(const Loose *)(x + r * next + c) * AT(factors + c);
+            *(Loose *)(to + r * to_next + c) = *(const Loose *)(x + r * next + c) * *(const Loose *)(factors + c);
     for (int64_t c = 0; metric && c < width; c += L) {
-        V factor = AT(factors + c), one = (V){0} + 1;
-        VI is_free = *(const VI *)(frees + c);
+        V factor = *(const Loose *)(factors + c), one = (V){0} + 1;
+        VI is_free = *(const Loose *)(frees + c) != 0;
         for (int64_t r = 0; r < rows; r++) {
             V part = factor * AT(m + r * width + c);
             part /= part + 1;
@@ -906,28 +832,29 @@ static void NAME(scale)(const Block *block, const Strip *strip, const T *x, int6
 
 /* Does a pass over one strip, chunk by chunk, and returns how many elements of the cache it takes. */
 NOINLINE int64_t NAME(pass_strip)(Block *block, const Strip *strip, int pass, T *cache) {
-    T own[2 * CHUNK] __attribute__((aligned(64))), theta[LANES] __attribute__((aligned(64)));
+    T own[2 * CHUNK] __attribute__((aligned(64))), room[LANES];
+    double own_sums[LANES], *sums = own_sums;
     const Job *job = strip->job;
     const Call *call = block->call;
-    int64_t width = strip->width, rows = strip->along ? parts(strip->size, width) : strip->size,
-            by = width == L ? CHUNK / L : (int32_t)CHUNK / (int32_t)width, next = NAME(apart)(strip);
-    int plain = PLAIN(call, job);
-    int64_t planes = call->metric ? 2 : plain && next && !strip->along ? 0 : 1; /* elements, and metrics if any */
-    int kinds = pass == NAME(TERMS) ? 2 : call->metric ? 7 : 1;
-    double sums[LANES];
-    if (plain && next) by = 64;
+    int plain = PLAIN(call, job), resting = 1, kinds = pass == NAME(TERMS) ? 2 : call->metric ? 7 : 1;
+    int64_t width = strip->width, rows = strip->along ? parts(strip->size, width) : strip->size, stride = width;
+    int64_t next = NAME(apart)(strip), by = plain && next ? 64 : (int32_t)CHUNK / (int32_t)width;
+    int64_t planes = plain && next && !strip->along ? 0 : NAME(is_tall)(call, job) ? 0 : call->metric ? 2 : 1;
     if (pass == NAME(MEASURE)) return planes * rows * width;
-    memset(sums, 0, (size_t)(kinds * width) * sizeof(double));
-    int resting = 1;
-    for (int64_t l = 0; l < (strip->along ? 1 : width); l++) {
-        theta[l] = block->theta[strip->group[l]];
-        resting &= block->rests[strip->group[l]];
+    const T *theta = pass == NAME(TERMS) ? NAME(of_lanes)(strip, block->theta, room) : NULL;
+    if (pass == NAME(TERMS)) {
+        for (int64_t l = 0; l < (strip->along ? 1 : strip->lanes); l++)
+            resting &= block->rests[strip->follows ? strip->group[0] + l : strip->group[l]];
+        if (resting) return planes * rows * width;
     }
-    if (strip->along) PUT(theta) = (V){0} + theta[0];
-    if (pass == NAME(TERMS) && resting) return planes * rows * width;
-    int64_t first = block->from, end = block->tiled ? least(first + block->tiled, rows) : rows;
+    if (strip->follows)
+        sums = block->total[0] + strip->group[0], stride = BLOCK + 8;
+    else if (pass != NAME(WRITE))
+        memset(sums, 0, (size_t)(kinds * width) * sizeof(double));
+    if (!planes) cache = NULL;
+    int64_t first = strip->along ? 0 : block->from, end = strip->along ? rows : least(block->to, rows);
     for (int64_t done = first; done < end; done += by) {
-        int64_t from = pass == NAME(WRITE) ? (end - 1 - done) / by * by + first : done; /* what caches still hold first */
+        int64_t from = pass == NAME(WRITE) ? (end - 1 - done) / by * by + first : done; /* what caches still hold */
         int64_t to = least(from + by, end), n = (to - from) * width;
         int64_t apart = strip->along && to * width > strip->size ? 0 : next; /* the last row may not be whole */
         T *x = cache ? cache + planes * from * width : own, *m = x + (cache ? n : CHUNK);
@@ -940,14 +867,14 @@ NOINLINE int64_t NAME(pass_strip)(Block *block, const Strip *strip, int pass, T 
             continue;
         }
         if (pass == NAME(SUMS) || !cache)
-            NAME(read_strip)(block, strip, x, m, from, to, apart, pass == NAME(SUMS) ? sums : NULL);
-        if (pass == NAME(TERMS)) NAME(add_terms)(theta, x, m, to - from, width, sums);
+            NAME(read_strip)(block, strip, x, m, from, to, apart, pass == NAME(SUMS) ? sums : NULL, stride);
+        if (pass == NAME(TERMS)) NAME(add_terms)(theta, x, m, to - from, width, sums, stride);
         if (pass == NAME(WRITE)) {
             NAME(scale)(block, strip, x, width, m, place ? place : x, place ? apart : width, to - from);
-            if (!place) NAME(move)(strip, job->w, job->type, x, from, to, 1, 0);
+            if (!place) NAME(move)(strip, job->w, job->type, x, from, to, 1);
         }
     }
-    if (pass == NAME(WRITE)) return planes * rows * width;
+    if (pass == NAME(WRITE) || strip->follows) return planes * rows * width;
     for (int k = 0; k < kinds; k++)
         if (strip->along)
             block->total[k][strip->group[0]] += NAME(sum_of)(sums + k * width);
@@ -956,28 +883,40 @@ NOINLINE int64_t NAME(pass_strip)(Block *block, const Strip *strip, int pass, T 
     return planes * rows * width;
 }
 
+/* What the penalty of each group's norm is for one tensor: 1 / (lr * linear), lr * quadratic, and whether it is 0. */
+static void NAME(take_strengths)(Block *block, const Job *job) {
+    double lr = job->step.lr;
+    block->of = job;
+    for (int64_t g = 0; g < block->groups; g++) {
+        double linear = lr * block->linear[g];
+        block->unit[g] = (T)(1 / linear), block->is_free[g] = linear == 0;
+        block->curve[g] = (T)(lr * block->quadratic[g]);
+    }
+}
+
 /* Does a pass over the slices of one tensor that belong to groups of the block. */
-NOINLINE T *NAME(pass_job)(Block *block, const Job *job, int pass, T *cache) {
-    int64_t begin = job->begin, past = block->first + block->groups; /* `past` the last group */
-    int64_t first = job->order ? job->starts[block->first] : most(block->first - begin, 0);
-    int64_t end = job->order ? job->starts[past] : least(past - begin, job->batch * job->slices);
+NOINLINE T *NAME(pass_job)(Block *block, const Job *job, int64_t first, int64_t end, int pass, T *cache) {
     int64_t group = 0;
-    int along = LIES_ALONG(job), widest = PLAIN(block->call, job) ? LANES : NARROW;
+    if (block->of != job && pass != NAME(MEASURE) && block->call->metric) NAME(take_strengths)(block, job);
+    int along = LIES_ALONG(job), tall = NAME(is_tall)(block->call, job);
+    int64_t widest = (PLAIN(block->call, job) ? LANES : NARROW) * (int64_t)sizeof(float) / (int64_t)sizeof(T);
     for (int64_t at = first, run; at < end; at += run) {
         int64_t slice = job->order ? job->order[at] : at, batch = job->batch == 1 ? 0 : slice / job->slices;
         Strip strip;
         strip.job = job, strip.batch = batch, strip.slice = slice - batch * job->slices;
-        int64_t together =
-            along ? 1 : least(least(end - at, job->slices - strip.slice), widest * (int64_t)sizeof(float) / (int64_t)sizeof(T));
-        for (run = 0; run < together && (!job->order || job->order[at + run] == slice + run); run++) {
-            while (job->order && at + run >= job->starts[block->first + group + 1]) group++;
-            strip.group[run] = (int16_t)(job->order ? group : at + run + begin - block->first);
+        int64_t together = along ? 1 : least(least(end - at, job->slices - strip.slice), widest);
+        for (run = 0; job->order && run < together && job->order[at + run] == slice + run; run++) {
+            while (at + run >= job->starts[block->first + group + 1]) group++;
+            strip.group[run] = (int16_t)group;
         }
+        if (!job->order) run = together, strip.group[0] = (int16_t)(at + job->begin - block->first);
         if (job->inner == 1 && run > L) run -= run % L; /* whole vectors are read where they are */
         strip.size = job->outer * job->inner;
-        strip.along = along || run < L / 2;
+        strip.along = along || (run < L / 2 && !tall);
         if (strip.along) run = 1;
         strip.lanes = run, strip.width = strip.along ? L : parts(run, L) * L;
+        strip.follows = !job->order && run == strip.width;
+        for (int l = 1; !job->order && !strip.follows && l < run; l++) strip.group[l] = (int16_t)(strip.group[0] + l);
         for (int64_t l = run; l < strip.width; l++) strip.group[l] = strip.group[0];
         if (job->order) group = strip.group[run - 1];
         int64_t used = NAME(pass_strip)(block, &strip, pass, cache);
@@ -990,11 +929,16 @@ NOINLINE T *NAME(pass_job)(Block *block, const Job *job, int pass, T *cache) {
 NOINLINE void NAME(pass)(Block *block, int pass) {
     T *cache = block->cache;
     for (int k = 0; k < 7; k++) memset(block->total[k], 0, (size_t)block->groups * sizeof(double));
-    block->from = 0;
-    for (int64_t i = 0; i < block->count; i++) cache = NAME(pass_job)(block, block->jobs + i, pass, cache);
-    if (!block->tiled) return;
-    for (block->from = block->tiled; block->from < block->jobs->outer; block->from += block->tiled)
-        NAME(pass_job)(block, block->jobs, pass, NULL);
+    for (int64_t i = 0; i < block->count; i++) {
+        const Job *job = block->jobs + i;
+        int64_t past = block->first + block->groups; /* the last group */
+        int64_t first = job->order ? job->starts[block->first] : most(block->first - job->begin, 0);
+        int64_t end = job->order ? job->starts[past] : least(past - job->begin, job->batch * job->slices);
+        if (first >= end) continue;
+        int64_t rows = NAME(is_tall)(block->call, job) && pass != NAME(MEASURE) ? TALL : INT64_MAX / 2;
+        for (block->from = 0; block->from < job->outer * job->inner; block->from = block->to)
+            block->to = block->from + rows, cache = NAME(pass_job)(block, job, first, end, pass, cache);
+    }
 }
 
 /* A point near the root of a group's secular equation or below it: see `secular_start` and `secular_lower_bound`. */
@@ -1011,10 +955,11 @@ static T NAME(start)(T square, T weighted, T second, T dual_square, T dual_weigh
 /* The root of a group whose t are small beside it, by their means and those of their powers, in units of the norm. It
  * solves sum x^2 / (root + t)^2 = 1 as a series, of which the rest is lost to rounding; 0 where it would not be. */
 static double NAME(by_powers)(const Block *block, int64_t g) {
-    double square = block->total[0][g], norm = sqrt(square), unit = 1 / norm, scale = unit * unit * unit, h = 1, last = 0;
+    double square = block->total[0][g], norm = sqrt(square), unit = 1 / norm, scale = unit * unit * unit, h = 1;
     double a = block->total[1][g] * scale, b = block->total[2][g] * (scale *= unit);
     double c = block->total[5][g] * (scale *= unit), d = block->total[6][g] * (scale * unit);
     if (!(square > sqrt(TINY) && norm < LARGEST && a < 0.02 && 5 * d < OF_T(FLT_EPSILON, DBL_EPSILON) / 8)) return 0;
+    double last = 0;
     for (int k = 0; k < 12 && h != last; k++) {
         double inverse = 1 / h;
         last = h, h = sqrt(1 - inverse * (2 * a - inverse * (3 * b - inverse * 4 * c)));
@@ -1046,10 +991,8 @@ static void NAME(solve)(Block *block) {
             done &= block->rests[g];
         }
     }
-    for (int64_t g = 0; g < block->groups; g++) {
-        T root = block->theta[g] > LARGEST ? LARGEST : block->theta[g];
-        block->factor[g] = block->zero[g] ? 0 : root;
-    }
+    for (int64_t g = 0; g < block->groups; g++)
+        block->factor[g] = block->zero[g] ? 0 : block->theta[g] > LARGEST ? LARGEST : block->theta[g];
 }
 
 /* prox(norm) / norm of each group, in the metric of one step for all. */
@@ -1073,10 +1016,9 @@ static void NAME(factors)(Block *block) {
     for (int64_t g = 0; g < block->groups; g++) block->factor[g] = skipped ? 1 : moved[g] / norms[g];
 }
 
-static void NAME(begin)(Block *block, const Call *call, const Job *jobs, int64_t first, int64_t groups) {
-    block->call = call, block->jobs = jobs;
-    block->first = first, block->groups = groups;
-    block->need = block->from = block->tiled = 0, block->cache = NULL;
+static void NAME(begin)(Block *block, const Call *call, const Job *jobs, int64_t count, int64_t first, int64_t groups) {
+    block->call = call, block->jobs = jobs, block->count = count, block->first = first, block->groups = groups;
+    block->need = 0, block->cache = NULL, block->of = NULL;
 }
 
 /* Memory of this thread's own, at a multiple of 64 bytes; NULL if there is none. */
@@ -1085,9 +1027,8 @@ static T *NAME(scratch)(int64_t size) {
     static _Thread_local int64_t held;
     if (size > held) {
         free(memory);
-        held = 0;
-        if (posix_memalign(&memory, 64, (size_t)size * sizeof(T))) memory = NULL;
-        if (memory) held = size;
+        held = posix_memalign(&memory, 64, (size_t)size * sizeof(T)) ? 0 : size;
+        if (!held) memory = NULL;
     }
     return memory;
 }
@@ -1097,21 +1038,18 @@ static void NAME(move_block)(const Call *call, const Job *jobs, int64_t count, i
     Block block;
     for (int64_t end = first + groups; first < end; first += groups, groups = end - first) {
         for (;;) {
-            NAME(begin)(&block, call, jobs, first, groups);
-            block.count = count;
+            NAME(begin)(&block, call, jobs, count, first, groups);
             NAME(pass)(&block, NAME(MEASURE));
             if (count == 1 || groups <= L || block.need <= FAR) break;
             groups = parts(groups / 2, L) * L;
         }
         for (int64_t g = 0; g < groups; g++) {
-            block.theta[g] = block.factor[g] = 0;
-            block.rests[g] = block.zero[g] = 0;
+            block.theta[g] = block.factor[g] = block.rests[g] = block.zero[g] = 0;
             double weight = call->weights ? call->weights[first + g] : jobs->weight;
             block.linear[g] = call->linear * weight;
             block.quadratic[g] = call->quadratic * weight;
         }
         block.cache = block.need <= FARTHEST ? NAME(scratch)(block.need) : NULL;
-        if (count == 1 && !block.cache && call->metric && jobs->inner == 1) block.tiled = CHUNK / NARROW;
         NAME(pass)(&block, NAME(SUMS));
         if (!call->metric)
             NAME(factors)(&block);
@@ -1121,30 +1059,11 @@ static void NAME(move_block)(const Call *call, const Job *jobs, int64_t count, i
     }
 }
 
-/* The sum of squares of numbers that follow each other: as `add_sums` adds up a slice that lies along. */
-static double NAME(squares)(const T *x, int64_t n) {
-    double sums[L] = {0};
-    for (int64_t from = 0; from < n; from += CHUNK) {
-        int64_t at = from, end = least(from + CHUNK, n);
-        V a = {0}, b = {0}, rest[2] = {{0}};
-        for (; at + 2 * L <= end; at += 2 * L) {
-            V y = *(const Loose *)(x + at), z = *(const Loose *)(x + at + L);
-            a += y * y;
-            b += z * z;
-        }
-        for (int64_t i = 0; i < end - at; i++) ((T *)rest)[i] = x[at + i];
-        a += rest[0] * rest[0];
-        b += rest[1] * rest[1];
-        NAME(add_lanes)(sums, a + b);
-    }
-    return NAME(sum_of)(sums);
-}
-
 /* Moves rows that are scaled by one step for all where they are, without a copy. */
 static void NAME(move_rows)(const Call *call, const Job *job, int64_t first, int64_t groups) {
     T *rows = (T *)job->w + first * job->inner;
     Block block;
-    NAME(begin)(&block, call, job, first, groups);
+    NAME(begin)(&block, call, job, 1, first, groups);
     for (int64_t g = 0; g < groups; g++) block.total[0][g] = NAME(squares)(rows + g * job->inner, job->inner);
     NAME(factors)(&block);
     for (int64_t g = 0; g < groups; g++) {
@@ -1154,11 +1073,14 @@ static void NAME(move_rows)(const Call *call, const Job *job, int64_t first, int
 }
 
 /* How many groups are solved together: as many as a cache holds, of all that has to be kept. */
-static int64_t NAME(block_of)(const Call *call, const Job *job) {
+static int64_t NAME(block_of)(const Call *call, const Job *job, int64_t total) {
     int64_t groups = most(job->batch * job->slices, 1), lanes = least(NARROW, 4 * L);
     int64_t size = parts((call->metric ? 2 : 1) * size_of(job), groups);
     if (LIES_ALONG(job)) return most(1, least(BLOCK, NEAR / most(size, 1)));
-    if (PLAIN(call, job) && job->inner == 1) return BLOCK;
+    if ((PLAIN(call, job) && job->inner == 1) || NAME(is_tall)(call, job)) {
+        for (lanes = BLOCK; lanes > NARROW && lanes * size > total / most(call->threads, 1);) lanes /= 2;
+        return lanes;
+    }
     while (lanes > L && lanes * size > FAR) lanes /= 2;
     return lanes * size > FARTHEST ? BLOCK : lanes;
 }
@@ -1166,7 +1088,8 @@ static int64_t NAME(block_of)(const Call *call, const Job *job) {
 static void NAME(prox_task)(const void *given, int64_t index) {
     const Call *call = given;
     if (call->form == COUPLED) {
-        NAME(move_block)(call, call->jobs, call->count, index * BLOCK, least(BLOCK, call->groups - index * BLOCK));
+        const int64_t *begin = call->blocks + index;
+        NAME(move_block)(call, call->jobs, call->count, begin[0], begin[1] - begin[0]);
         return;
     }
     int64_t place = 0;
@@ -1183,16 +1106,14 @@ static void NAME(prox_task)(const void *given, int64_t index) {
 
 static void NAME(prox)(Call *call) {
     int64_t tasks = 0, size = 0;
+    for (int64_t i = 0; i < call->count; i++) size += size_of(call->jobs + i);
     for (int64_t i = 0; i < call->count; i++) {
         Job *job = call->jobs + i;
         job->w = call->pointers[i].w, job->moment = call->pointers[i].moment, job->step = call->steps[i];
-        size += size_of(job);
-        job->block = call->form == ELEMENTS ? PIECE : NAME(block_of)(call, job);
+        job->block = call->form == ELEMENTS ? PIECE : NAME(block_of)(call, job, size);
         job->tasks = tasks += parts(call->form == ELEMENTS ? size_of(job) : job->batch * job->slices, job->block);
     }
-    if (call->form == COUPLED) {
-        tasks = parts(call->groups, BLOCK);
-    }
+    if (call->form == COUPLED) tasks = call->block_count;
     run_tasks(NAME(prox_task), call, tasks, size, call->threads);
 }
 

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from itertools import pairwise
 from threading import get_ident
 
 import torch
@@ -22,6 +23,7 @@ from shrinkage.penalties.membership import GroupPenalty, Membership
 
 Member = tuple[Membership, Tensor, AnyStep]
 MOST_FAMILIES = 1024  # that are kept
+MOST_TOGETHER = 1024  # groups that kernels move together
 
 _families: dict[tuple[int, int], "Family | None"] = {}
 
@@ -102,6 +104,7 @@ class Family:
         self._doubles = self._weights.detach().to(torch.float64).contiguous()
         self._version = self._weights._version
         self._orders = [order_of(part) for part, _, _ in members]
+        self._blocks = blocks_of([part for part, _, _ in members])
         count = len(members)
         self._jobs, self._pointers, self._steps = (Job * count)(), (Pointers * count)(), (Step * count)()
         for job, (part, w, step), order in zip(self._jobs, members, self._orders, strict=True):
@@ -112,7 +115,8 @@ class Family:
         self._size = sum(w.numel() for _, w, _ in members)
 
     def _made_call(self, operations: int) -> Call:
-        call = Call(count=len(self._jobs), norm_op_count=operations, groups=len(self._doubles), form=Form.COUPLED)
+        call = Call(count=len(self._jobs), norm_op_count=operations, form=Form.COUPLED)
+        call.blocks, call.block_count = self._blocks.data_ptr(), len(self._blocks) - 1
         call.jobs, call.pointers = ctypes.addressof(self._jobs), ctypes.addressof(self._pointers)
         call.steps, call.norm_ops = ctypes.addressof(self._steps), ctypes.addressof(self._ops)
         call.ops = ctypes.addressof((Op * 1).from_buffer(self._ops))
@@ -164,6 +168,19 @@ def fill(job: Job, part: Membership, w: Tensor, step: AnyStep, order: tuple[Tens
         job.begin = part.first or 0
     else:
         job.order, job.starts = (each.data_ptr() for each in order)
+
+
+def blocks_of(parts: Sequence[Membership]) -> Tensor:
+    """Return where blocks of groups begin, and where the last ends.
+
+    Each is moved by one thread, and has rows or columns of the same tensors throughout, where those follow each other.
+    """
+    count = parts[0].count
+    ranges = [(part.first, part.first + len(part.groups)) for part in parts if part.first is not None]
+    cuts = sorted({0, count, *(end for pair in ranges for end in pair)})
+    size = min(MOST_TOGETHER, max(64, count // 32 // 64 * 64))
+    begins = [begin for start, end in pairwise(cuts) for begin in range(start, end, size)]
+    return torch.tensor([*begins, count])
 
 
 def known_moment(step: AnyStep) -> Known | None:

@@ -61,9 +61,9 @@ class Call(ctypes.Structure):
     """Tensors that are moved together."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("jobs", "pointers", "steps", "ops", "norm_ops", "weights")),
+        *((name, POINTER) for name in ("jobs", "pointers", "steps", "ops", "norm_ops", "weights", "blocks")),
         *((name, DOUBLE) for name in ("linear", "quadratic")),
-        *((name, INT64) for name in ("count", "op_count", "norm_op_count", "groups")),
+        *((name, INT64) for name in ("count", "op_count", "norm_op_count", "block_count")),
         *((name, INT32) for name in ("form", "wide", "metric", "threads", "exact", "spare")),
     )
 
@@ -106,9 +106,7 @@ def moved(native: ctypes.CDLL, form: Form, w: list[float], ops: list[Op], moment
     pointers = Pointers(ctypes.addressof(values), ctypes.addressof(second) if moments else None)
     step = Step(1.0, 0.0, 1.0)
     program = (Op * max(len(ops), 1))(*ops)
-    call = Call(
-        *map(ctypes.addressof, (job, pointers, step, program, program)), None, 1.0, 0.0, 1, len(ops), 0, 0, form, 0
-    )
-    call.metric, call.threads = int(moments is not None), 1
+    call = Call(*map(ctypes.addressof, (job, pointers, step, program, program)), linear=1.0, count=1, op_count=len(ops))
+    call.form, call.metric, call.threads = form, int(moments is not None), 1
     native.shrinkage_prox(ctypes.byref(call))
     return list(struct.unpack(f"{len(w)}f", values))
