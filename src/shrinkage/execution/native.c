@@ -1072,13 +1072,14 @@ static void NAME(move_rows)(const Call *call, const Job *job, int64_t first, int
     }
 }
 
-/* How many groups are solved together: as many as a cache holds, of all that has to be kept. */
+/* How many groups are solved together: as many as a cache holds, of what is kept, or as leave work for each thread. */
 static int64_t NAME(block_of)(const Call *call, const Job *job, int64_t total) {
     int64_t groups = most(job->batch * job->slices, 1), lanes = least(NARROW, 4 * L);
     int64_t size = parts((call->metric ? 2 : 1) * size_of(job), groups);
     if (LIES_ALONG(job)) return most(1, least(BLOCK, NEAR / most(size, 1)));
     if ((PLAIN(call, job) && job->inner == 1) || NAME(is_tall)(call, job)) {
-        for (lanes = BLOCK; lanes > NARROW && lanes * size > total / most(call->threads, 1);) lanes /= 2;
+        size = job->outer * job->inner;
+        for (lanes = BLOCK; lanes > NARROW && least(lanes, groups) * size > total / most(call->threads, 1);) lanes /= 2;
         return lanes;
     }
     while (lanes > L && lanes * size > FAR) lanes /= 2;
