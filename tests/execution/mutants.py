@@ -39,7 +39,7 @@ MUTANTS = [
     M("grad.add_(w, alpha=factor * fixed(penalty.strength))", "add_plainly_(penalty, grad, w, factor)", "single_tensor", "half_precision and l2"),
     M("return w.to(at_least_float32(w.dtype))", "return w", "single_tensor"),
     M("return u >= 0 ? x - inside : (T)NAN;", "return x - inside;", "native", "odd_values and L1", file="execution/native.c"),
-    M("inverse * 4 * c", "inverse * 0 * c", "native", "small_steps", file="execution/native.c"),
+    M("inverse * (3 * b", "inverse * (2 * b", "native", "small_steps", file="execution/native.c"),
     M("5 * d < OF_T(FLT_EPSILON, DBL_EPSILON) / 8", "5 * d < 1", "native", "small_steps", file="execution/native.c"),
     M("most(block->first - job->begin, 0)", "most(block->first, 0)", "native", "moved_in_parts", file="execution/native.c"),
     M("if (pass == NAME(SUMS) || !cache)", "if (pass == NAME(SUMS))", "native", "no_cache", file="execution/native.c"),
