@@ -517,7 +517,7 @@ def test_what_stays_is_refitted_to_the_least_squares_solution():
     y = y + 0.1 * torch.randn(60, 1, dtype=torch.float64)
     model = nn.Linear(8, 1, bias=False, dtype=torch.float64)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.5)
-    Regularizer(model, Budget(zeros=0.5, updates=300)).attach(optimizer)
+    regularizer = Regularizer(model, Budget(zeros=0.5, updates=300)).attach(optimizer)
     for _ in range(600):
         optimizer.zero_grad()
         mse_loss(model(x), y).backward()
@@ -526,6 +526,10 @@ def test_what_stays_is_refitted_to_the_least_squares_solution():
     assert int(support.sum()) == 4
     solution = torch.linalg.lstsq(x[:, support], y).solution[:, 0]
     assert torch.allclose(model.weight.detach()[0, support], solution, atol=1e-10, rtol=0)
+    found = regularizer.residuals(lambda: mse_loss(model(x), y))
+    assert found.solved
+    assert str(found).endswith("Of weights with a Budget, those that are zero are left out.")
+    assert float(regularizer.value()) == 0.0
 
 
 @pytest.mark.filterwarnings("ignore:.*floor")

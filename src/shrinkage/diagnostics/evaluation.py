@@ -112,8 +112,9 @@ def value(model: nn.Module, plan: Plan, iteration: int) -> Tensor:
 
 
 def frozen_zeros(plan: Plan, held: Mapping[str, nn.Parameter], iteration: int) -> dict[str, Tensor]:
-    """Return where parameters are zero and stay so by the rules that are over at an update, as masks by name."""
-    masks: dict[str, Tensor] = {}
+    """Return where parameters are zero and stay so, by the rules that are over at an update or by budgets, by name."""
+    ranked = [entry.name for planned in plan.budgets for entry in planned.entries if entry.name in held]
+    masks = {name: held[name].detach() == 0 for name in ranked}
     for names, penalty in plan.frozen(iteration).blocks(held):
         ws = {name: upcast(held[name].detach()) for name in names}
         if coupled_of(penalty) is None:

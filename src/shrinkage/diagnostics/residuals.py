@@ -20,6 +20,7 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.proximal.precision import upcast
 from shrinkage.selection.coupled_rules import block_text
+from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan
 from shrinkage.tables import table
 
@@ -69,6 +70,7 @@ class Residuals:
         decoupled: names of those that are penalized with `how="decoupled"`, whose strength has another unit.
         training: how the weights were trained, on which the advice depends.
         dead: names of the layers' weights that are zero as a whole: solved, but of no use.
+        budgets: how many there are: which weights are zero by them is no part of the problem.
     """
 
     penalized: tuple[ParameterResidual, ...]
@@ -77,6 +79,7 @@ class Residuals:
     decoupled: tuple[str, ...] = ()
     training: Training = field(default_factory=Training, repr=False)
     dead: tuple[str, ...] = ()
+    budgets: int = 0
 
     @property
     def worst(self) -> ParameterResidual:
@@ -91,7 +94,9 @@ class Residuals:
     def __str__(self) -> str:
         header = ["parameter", "penalty", "strength", "measure", "max", "mean", "of the strength", "zeros"]
         rows = [residual_cells(each) for each in (*self.penalized, *self.others)]
-        return "\n".join([*told_first(self.dead), table(header, rows, right=range(4, 8)), self.verdict()])
+        lines = [*told_first(self.dead), table(header, rows, right=range(4, 8)), self.verdict()]
+        left_out = ["Of weights with a Budget, those that are zero are left out."] if self.budgets else []
+        return "\n".join(lines + left_out)
 
     def after(self, training: Training) -> "Residuals":
         """Return these residuals, with what is known of the training before them."""
@@ -144,6 +149,8 @@ def residuals(
     found = penalized_parameters(model, plan)
     check_not_sharded(found)
     planned = {id(parameter): entry.name for entry, parameter in found}
+    ranked = {entry.name for each in plan.budgets for entry in each.entries}
+    planned |= {id(each.parameter): each.name for each in named_parameters(model) if each.name in ranked}
     held = {planned.get(id(parameter), name): parameter for name, parameter in trained(model)}
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
@@ -170,7 +177,8 @@ def residuals(
         if name not in known
     ]
     decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
-    return Residuals(tuple(penalized), tuple(others), tolerance, decoupled, dead=_dead(model, points))
+    dead = _dead(model, points)
+    return Residuals(tuple(penalized), tuple(others), tolerance, decoupled, dead=dead, budgets=len(plan.budgets))
 
 
 def _dead(model: nn.Module, points: Mapping[str, Tensor]) -> tuple[str, ...]:

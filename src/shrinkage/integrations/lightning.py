@@ -61,7 +61,7 @@ class RegularizerCallback(MakesRegularizer, Callback):
             regularizer = self._make(pl_module)
         if self._saved is not None:
             regularizer.load_state_dict(self._saved)
-        names = {entry.name for entry in regularizer.plan}
+        names = set(regularizer.plan.names)
         penalized = {id(each.parameter) for each in named_parameters(pl_module) if each.name in names}
         holding = [
             optimizer for optimizer in trainer.optimizers if not penalized.isdisjoint(stepped(unwrapped(optimizer)))
