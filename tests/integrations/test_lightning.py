@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.amp import GradScaler
@@ -19,6 +20,7 @@ from shrinkage import (
     L1,
     L2,
     AttachmentError,
+    Budget,
     GroupLasso,
     MetricError,
     Regularizer,
@@ -524,3 +526,11 @@ def test_a_parameter_group_that_is_added_in_the_middle_is_penalized_from_then_on
         with torch.no_grad():
             thresholds(net if update >= COUNT else net[2], optimizer, update)
     assert equal(module.net, net)
+
+
+def test_a_budget_is_logged_when_the_trainer_logs():
+    module = Module()
+    callback = RegularizerCallback({RULE: Budget(zeros=0.5, updates=24, begin=0.0, end=0.5)})
+    run = trainer(callback, logger=DummyLogger(), log_every_n_steps=4, max_epochs=2)
+    run.fit(module, loader(batches(COUNT)))
+    assert float(run.logged_metrics["budget/wanted"]) == float(run.logged_metrics["budget/reached"]) == 36

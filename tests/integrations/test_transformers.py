@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.utils.data import SequentialSampler
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import get_linear_schedule_with_warmup
 
 from models import batches, equal, hooks, loss_of, mlp, soft_, weights, zeros
-from shrinkage import L1, L2, AttachmentError, Regularizer, SelectionError, regularize
+from shrinkage import L1, L2, AttachmentError, Budget, Regularizer, SelectionError, regularize
 from shrinkage.integrations.transformers import RegularizerCallback
 
 # Loops by hand take torch's roots, which kernels round otherwise.
@@ -280,3 +280,19 @@ def test_a_tiny_bert_with_norms_embeddings_and_dropout_resumes_bit_for_bit(tmp_p
     assert equal(straight, resumed)
     assert callback.regularizer.state_dict()["updates"] == [8]
     assert (straight.bert.encoder.layer[0].intermediate.dense.weight == 0).any()
+
+
+def test_a_budget_is_logged_with_the_rest(tmp_path):
+    seen = []
+
+    class Seen(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    model = Model()
+    callback = RegularizerCallback({RULE: Budget(zeros=0.5, updates=3 * COUNT, begin=0.0, end=0.5)})
+    run = trainer(model, tmp_path, callback, Seen(), num_train_epochs=3, logging_strategy="steps", logging_steps=12)
+    run.train()
+    assert [each["budget/wanted"] for each in seen[:3]] == [35.0, 36.0, 36.0]
+    assert [each["budget/reached"] for each in seen[:3]] == [35.0, 36.0, 36.0]
+    assert zeros(model.net) == 36

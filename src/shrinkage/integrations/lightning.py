@@ -3,7 +3,7 @@
 from typing import Any
 
 from shrinkage.errors import AttachmentError
-from shrinkage.integrations.makes_regularizer import MakesRegularizer
+from shrinkage.integrations.makes_regularizer import MakesRegularizer, numbers_of
 from shrinkage.optimizers.introspection import stepped, unwrapped
 from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.rules import Rule
@@ -75,6 +75,13 @@ class RegularizerCallback(MakesRegularizer, Callback):
         self.regularizer, self._module = regularizer, pl_module
         for optimizer in holding:
             regularizer.attach(optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log how far budgets have come, when the trainer logs."""
+        if self.regularizer is not None and trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:
+            pl_module.log_dict(numbers_of(self.regularizer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove all hooks, so that nothing is penalized twice by another fit."""

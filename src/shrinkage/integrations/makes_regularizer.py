@@ -44,3 +44,14 @@ class MakesRegularizer:
         """Remove all hooks from the optimizers, if there are any."""
         if self.regularizer is not None:
             self.regularizer.detach()
+
+
+def numbers_of(regularizer: Regularizer) -> dict[str, float]:
+    """Return what is logged of budgets, as of their last ranking: what was wanted, and what is reached."""
+    found: dict[str, float] = {}
+    several = len(regularizer.progress()) > 1
+    for index, each in enumerate(regularizer.progress()):
+        if each.reached is not None and each.wanted is not None:
+            name = f"budget{index}" if several else "budget"
+            found |= {f"{name}/wanted": float(each.wanted), f"{name}/reached": float(each.reached)}
+    return found

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from shrinkage.errors import warn_user
-from shrinkage.integrations.makes_regularizer import MakesRegularizer
+from shrinkage.integrations.makes_regularizer import MakesRegularizer, numbers_of
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -65,6 +65,18 @@ class RegularizerCallback(MakesRegularizer, TrainerCallback):
                 f"training resumes at step {state.global_step}, but the checkpoint's optimizer holds no state of a "
                 "regularizer: update counts of schedules, averaged gradients and references start anew"
             )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add how far budgets have come to what the trainer logs."""
+        if self.regularizer is not None and logs is not None:
+            logs.update(numbers_of(self.regularizer))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
