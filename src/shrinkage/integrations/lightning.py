@@ -80,7 +80,8 @@ class RegularizerCallback(MakesRegularizer, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log how far budgets have come, when the trainer logs."""
-        if self.regularizer is not None and trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:
+        often: int = getattr(trainer, "log_every_n_steps", 1)  # a connector sets it
+        if self.regularizer is not None and trainer.loggers and trainer.global_step % often == 0:
             pl_module.log_dict(numbers_of(self.regularizer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
