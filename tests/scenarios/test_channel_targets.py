@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from late import datasets, model_selection
-from shrinkage import Budget, CoupledChannels, Regularizer, shrink
+from shrinkage import Budget, Coupled, CoupledChannels, Regularizer, shrink
 from shrinkage.compression.calls.cost import multiply_adds, parameter_count
+from shrinkage.penalties.group_choice import Stock, chosen
 
 pytestmark = [
     *(pytest.mark.filterwarnings(f"ignore:.*{text}:UserWarning") for text in ("of its kind", "than it may")),
@@ -113,7 +114,6 @@ def test_convolutions_with_a_tenth_of_their_parameters():
     for seed in range(3):
         model, error, loss = convolutional_with(seed, parameters=1_627)
         left = parameter_count(shrink(model, digits(seed)[0][:8]).model)
-        print("parameters", seed, left, error, loss)
         losses.append(loss)
         assert 1_500 <= left <= 1_627
         assert error <= 3.5
@@ -124,25 +124,59 @@ def test_convolutions_with_a_tenth_of_their_multiply_adds():
     model, error, _ = convolutional_with(0, multiply_adds=8 * 12_108)
     x = digits(0)[0][:8]
     left = multiply_adds(shrink(model, x).model, ((x,), {}))[""]
-    print("multiply-adds", left, error)
     assert 8 * 12_108 - 8 * 300 < left <= 8 * 12_108
     assert error <= 5
 
 
-def test_heads_and_hidden_units_of_a_transformer():
-    for seed in range(3):
-        data = digits(seed)
-        torch.manual_seed(seed)
-        model = Transformer()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-        budget = Budget(updates=400, parameters=9_000, groups=CoupledChannels(model, data[0][:2]))
-        Regularizer(model, budget).attach(optimizer)
-        generator = torch.Generator().manual_seed(seed)
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
 
-        def draw(_: int, count: int = len(data[0]), generator: torch.Generator = generator) -> Tensor:
-            return torch.randint(count, (32,), generator=generator)
 
-        error, loss = trained(model, optimizer, data, 400, draw, clip=1.0)
-        left = parameter_count(shrink(model, data[0][:2]).model)
-        print("transformer", seed, left, error, loss)
-        assert 8_900 <= left <= 9_000
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+
+def transformer(seed: int, make: Callable[[nn.Module], torch.optim.Optimizer], *, scratch: bool) -> tuple[int, float]:
+    """How many parameters are left, and the loss; from `scratch`, of a transformer that is small from the start."""
+    data = digits(seed)
+    torch.manual_seed(seed)
+    model: nn.Module = Transformer()
+    channels = CoupledChannels(model, data[0][:2])
+    if scratch:
+        model = evenly_smaller(model, channels, data[0][:2])
+    optimizer = make(model)
+    if not scratch:
+        Regularizer(model, Budget(updates=400, parameters=9_000, groups=channels)).attach(optimizer)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(_: int) -> Tensor:
+        return torch.randint(len(data[0]), (32,), generator=generator)
+
+    _, loss = trained(model, optimizer, data, 400, draw, clip=1.0)
+    return parameter_count(model if scratch else shrink(model, data[0][:2]).model), loss
+
+
+def evenly_smaller(model: nn.Module, channels: Coupled, x: Tensor) -> nn.Module:
+    """The model without the same share of each kind of channels, as near to 9,000 parameters as it can be."""
+    kinds = torch.tensor(channels.kinds.of)
+    scores = torch.zeros(len(kinds))
+    for kind in range(int(kinds.max()) + 1):
+        own = kinds == kind
+        scores[own] = torch.linspace(0, 1, int(own.sum()))
+    stock = Stock.of(channels.kinds.of, channels.kinds.parameters)
+    gone = chosen(stock, scores, torch.zeros(len(kinds), dtype=torch.bool), 9_000, last=True).nonzero().flatten()
+    with torch.no_grad():
+        for name in channels.names:
+            member = channels.slices(name)
+            at = torch.isin(torch.tensor(member.groups), gone).nonzero().flatten()
+            model.get_parameter(name).index_fill_(member.dim, at, 0.0)
+    return shrink(model, x).model
+
+
+@pytest.mark.parametrize("make", [adamw, sgd])
+def test_heads_and_hidden_units_of_a_transformer(make):
+    found = [transformer(seed, make, scratch=False) for seed in range(3)]
+    assert all(8_900 <= left <= 9_000 for left, _ in found)
+    scratch = [transformer(seed, make, scratch=True) for seed in range(3)]
+    assert all(left <= 9_000 for left, _ in scratch)
+    assert mean(loss for _, loss in found) <= 0.85 * mean(loss for _, loss in scratch)
