@@ -72,7 +72,7 @@ def penalized(target, dtype=torch.float64) -> GroupPenalty:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Pieces, batches and kernels for small tensors."""
+    """Chunks, batches and kernels for small tensors."""
     monkeypatch.setattr(applied, "CHUNK", 256)
     monkeypatch.setattr(fast, "LARGEST", 200)
     monkeypatch.setattr(kernels, "LEAST", 1)

@@ -1,4 +1,4 @@
-"""What moves a parameter in place, joined or piece by piece, against the plain prox."""
+"""What moves a parameter in place, joined or chunk by chunk, against the plain prox."""
 
 from collections.abc import Callable
 

@@ -140,8 +140,8 @@ def test_transposed_and_sliced_parameters_are_written_in_place(case):
 
 
 @pytest.mark.parametrize("case", PENALTIES, ids=str)
-@pytest.mark.parametrize("piece", [1, 7, 13])
-def test_pieces_give_what_the_whole_gives(monkeypatch, case, piece):
+@pytest.mark.parametrize("chunk", [1, 7, 13])
+def test_chunks_give_what_the_whole_gives(monkeypatch, case, chunk):
     penalty, whole = case.make(0.2), torch.randn(case.shape)
     steps, grad = torch.rand(case.shape) + 0.1, torch.randn(case.shape)
     seen = []
@@ -159,7 +159,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, case, piece):
 
     expected = run()
     assert seen == [whole.shape]
-    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", piece)
+    monkeypatch.setattr("shrinkage.execution.single_tensor.CHUNK", chunk)
     for one, other in zip(run(), expected, strict=True):
         torch.testing.assert_close(one, other)
     assert len(seen) > 2 or any(word in case.name for word in PENALIZED_AS_A_WHOLE)

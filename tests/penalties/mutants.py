@@ -92,7 +92,7 @@ MUTANTS = [
     M("low, high = self._bounds(w)\n        slope", "low, high = self.low, self.high\n        slope", "constraints", "of_another_type"),
     M("self.penalty.solid)", "True)", "addition", "signs"),
     M("if places == [missing]:", "if missing in places:", "weighted", "one_way", quick=True),
-    M("if tuple(self.weights.shape) == tuple(shape) else ()", "", "weighted", "pieces"),
+    M("if tuple(self.weights.shape) == tuple(shape) else ()", "", "weighted", "chunks"),
     M("return projections.l2_sphere(rows, steps, self.length)", "return projections.l2_sphere(rows, steps, 1.0)", "constraints", "keras"),
     M("torch.where(norms < low, l2_sphere(w, steps, low), below)", "below", "constraints", "keras"),
     M(".maximum(floor)", "", "extremes", "largest_numbers"),

@@ -123,7 +123,7 @@ def test_one_element_and_none(case, dtype):
 @pytest.mark.parametrize("case", EXACT, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, SLOWER[1]])
 def test_what_training_does_in_place_is_finite_and_the_same(case, dtype):
-    """Joined, piece by piece and in place, in the metrics of SGD and Adam."""
+    """Joined, chunk by chunk and in place, in the metrics of SGD and Adam."""
     penalty = made(case, case.shape)
     for w in weights(case.shape, dtype).values():
         moment = (10 ** (30 * torch.rand(case.shape) - 15)).to(dtype)

@@ -126,7 +126,7 @@ def test_weights_spread_over_the_parameter(weights, make, inner):
     assert torch.equal(one.prox(w, torch.rand(8, 6).fill_(0.3)), two.prox(w, 0.3))
 
 
-def test_weights_and_bounds_that_are_not_spread_out_yet_are_not_cut_into_pieces():
+def test_weights_and_bounds_that_are_not_spread_out_yet_are_not_cut_into_chunks():
     w = torch.randn(600, 300)
     columns = torch.linspace(0, 2, 300)[None]
     for penalty in (Weighted(L1(0.3), columns), Weighted(L1(0.3), columns.T[:1]), Box(-columns, columns)):

@@ -76,10 +76,10 @@ def test_what_stays_is_what_a_stable_sort_keeps(seed):
     assert int(found.stay.sum()) == left
 
     number = generator.randint(2, 4)
-    pieces = [x.chunk(number) for x in tensors]
-    pieces = [[*own, *[own[0][:0]] * (number - len(own))] for own in pieces]
+    shards = [x.chunk(number) for x in tensors]
+    shards = [[*own, *[own[0][:0]] * (number - len(own))] for own in shards]
     machines = [
-        layers_of([own[at] for own in pieces], least)._replace(places=[(number, at)] * len(tensors))
+        layers_of([own[at] for own in shards], least)._replace(places=[(number, at)] * len(tensors))
         for at in range(number)
     ]
     results, sums = summed_by_hand(machines, left)

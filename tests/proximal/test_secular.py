@@ -102,7 +102,7 @@ def test_few_iterations_are_needed(threshold, least):
 
 
 def test_what_becomes_of_a_group_does_not_depend_on_its_company():
-    """A group at rest stays there while others go on: pieces of a tensor are moved as the whole is."""
+    """A group at rest stays there while others go on: chunks of a tensor are moved as the whole is."""
     torch.manual_seed(0)
     w, thresholds = torch.randn(60, 9), torch.exp(3 * torch.randn(60, 9))
     count, together = evaluations(w, thresholds)

@@ -1,4 +1,4 @@
-"""Counts over shards: which processes hold the other pieces of a parameter, and the sums of what all of them count."""
+"""Counts over shards: which processes hold the other shards of a parameter, and the sums of what all of them count."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from shrinkage.penalties.groups import Groups
 from shrinkage.proximal.reductions import Reduction, Result
 
 
-class Piece(NamedTuple):
-    """The piece of a parameter that this process holds.
+class ShardPlace(NamedTuple):
+    """The shard of a parameter that this process holds.
 
     Args:
         process_groups: over which counts are added up.
-        number: of pieces in all.
+        number: of shards in all.
         at: which of them this is, in the order of the mesh.
         gathered: whether groups are cut, so that every process looks at all of the parameter.
     """
@@ -28,19 +28,19 @@ class Piece(NamedTuple):
     gathered: bool = False
 
 
-def piece_of(parameter: Any, groups: Groups | None) -> Piece:
-    """Return which piece of a parameter this process has; `groups` tell what belongs together in it."""
+def shard_place_of(parameter: Any, groups: Groups | None) -> ShardPlace:
+    """Return which shard of a parameter this process has; `groups` tell what belongs together in it."""
     if not is_dtensor(parameter):
-        return Piece()
+        return ShardPlace()
     mesh, cuts = parameter.device_mesh, cuts_of(parameter)
     if groups is not None and not set(cuts.values()) <= set(groups.cuts(tuple(parameter.shape))):
-        return Piece(gathered=True)
+        return ShardPlace(gathered=True)
     place = mesh.get_coordinate()
     at = 0
     for index in cuts:
         at = at * mesh.size(index) + place[index]
     number = math.prod(mesh.size(index) for index in cuts)
-    return Piece(tuple(mesh.get_group(index) for index in cuts), number, at)
+    return ShardPlace(tuple(mesh.get_group(index) for index in cuts), number, at)
 
 
 def summed(computation: Reduction[Result], process_groups: Sequence[Sequence[Any]]) -> Result:

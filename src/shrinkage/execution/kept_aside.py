@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from shrinkage.proximal.ranking import PIECE, below, patterns_of, pieces
+from shrinkage.proximal.ranking import CHUNK, below, chunks, patterns_of
 from shrinkage.proximal.ranking_window import LARGEST, number_of
 
 where_nonzero = torch.ops.aten.hardshrink_backward  # at lambd 0: its first operand where the second one is not 0
@@ -52,7 +52,7 @@ def cut_(w: Tensor, aside: Tensor, pattern: int | Tensor, ties: int | Tensor | N
 def shrink_(w: Tensor, aside: Tensor, low: float) -> int:
     """Move what is not larger than `low` from `w` to `aside`; return how many were there and stay now."""
     back = 0
-    size = min(w.numel(), PIECE)
+    size = min(w.numel(), CHUNK)
     scratch, both, marks = w.new_empty(size), w.new_empty(size), w.new_empty(size, dtype=torch.bool)
     for part, other in together(w, aside):
         n = part.numel()
@@ -73,14 +73,14 @@ def move_(w: Tensor, aside: Tensor, gone: Tensor) -> Tensor:
 
 
 def is_fast(w: Tensor) -> bool:
-    """Return whether torch moves the pieces of `w` by vector operations."""
+    """Return whether torch moves the chunks of `w` by vector operations."""
     return w.is_cpu and w.dtype is torch.float32
 
 
 def together(w: Tensor, aside: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pieces of two tensors in the same places; as a whole if they are not in order in memory."""
+    """Yield the chunks of two tensors in the same places; as a whole if they are not in order in memory."""
     if in_order(w, aside):
-        yield from zip(pieces(w.view(-1)), pieces(aside.view(-1)), strict=True)
+        yield from zip(chunks(w.view(-1)), chunks(aside.view(-1)), strict=True)
     else:
         yield w, aside
 

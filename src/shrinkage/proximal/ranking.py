@@ -20,7 +20,7 @@ from shrinkage.proximal.reductions import Reduction
 
 ROUNDS = ((20, 11), (10, 10), (0, 10))  # the lowest bit of each digit, and how many it has
 MAGNITUDE = 0x7FFFFFFF
-PIECE = 1 << 16  # elements that are looked at together, so that temporaries stay in a processor's cache
+CHUNK = 1 << 16  # elements that are looked at together, so that temporaries stay in a processor's cache
 
 
 class Layers(NamedTuple):
@@ -30,7 +30,7 @@ class Layers(NamedTuple):
         sizes: of the groups (or single weights) of each layer, flat, on one device.
         members: the number of weights of each of its groups.
         least: so many groups each layer keeps.
-        places: of each layer, the number of processes that hold a piece, and which of them this one is.
+        places: of each layer, the number of processes that hold a shard, and which of them this one is.
         above: of each layer, so many more groups that are larger than all of `sizes`.
     """
 
@@ -46,7 +46,7 @@ class Thresholds(NamedTuple):
 
     Args:
         patterns: of each layer.
-        ties: that stay, in the piece of this process.
+        ties: that stay, in the shard of this process.
         all_ties: what equals the pattern there.
         stay: so many groups stay, in all processes.
         bound: whether its floor holds the layer: it has a threshold of its own.
@@ -92,9 +92,9 @@ def patterns_of(sizes: Tensor) -> Tensor:
     return sizes.reshape(-1).float().view(torch.int32) & MAGNITUDE
 
 
-def pieces(flat: Tensor) -> Iterator[Tensor]:
-    """Yield a flat tensor in pieces that fit the cache of a processor; on a device that is none, as a whole."""
-    yield from torch.split(flat, PIECE) if flat.is_cpu else (flat,)
+def chunks(flat: Tensor) -> Iterator[Tensor]:
+    """Yield a flat tensor in chunks that fit the cache of a processor; on a device that is none, as a whole."""
+    yield from torch.split(flat, CHUNK) if flat.is_cpu else (flat,)
 
 
 def thresholds(layers: Layers, left: int) -> Reduction[Thresholds]:
@@ -135,8 +135,8 @@ def thresholds(layers: Layers, left: int) -> Reduction[Thresholds]:
 def counted(sizes: Tensor, prefix: Tensor, shift: int, bits: int) -> Tensor:
     """Return how many sizes have each value of the next `bits` bits, of those whose bits above are `prefix`."""
     found = torch.zeros(1 << bits, dtype=torch.long, device=sizes.device)
-    for piece in pieces(sizes):
-        numbers = patterns_of(piece)
+    for chunk in chunks(sizes):
+        numbers = patterns_of(chunk)
         first = shift + bits == 31
         if numbers.is_cpu:
             if not first:
@@ -152,10 +152,10 @@ def below(numbers: Tensor, pattern: int | Tensor, ties: int | Tensor | None, see
     """Return which of the bit patterns `numbers` do not stay.
 
     Args:
-        numbers: of a piece of a layer.
+        numbers: of a chunk of a layer.
         pattern: what is larger stays.
         ties: so many that equal it stay too, in the order of their places; None: all of them.
-        seen: so many were in the pieces before.
+        seen: so many were in the chunks before.
     """
     if ties is None:
         return numbers < pattern

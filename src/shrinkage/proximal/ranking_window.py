@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shrinkage.proximal.ranking import Layers, Thresholds, pieces, thresholds
+from shrinkage.proximal.ranking import Layers, Thresholds, chunks, thresholds
 from shrinkage.proximal.reductions import alone
 
 WIDTH = 0.01  # of the last threshold, to both sides
@@ -70,25 +70,25 @@ def inside(sizes: Tensor, near: float) -> Inside:
     Comparisons are made by `hardshrink`, which is several times as fast as an operator that makes truth values.
     """
     low, high = rounded(near * (1 - WIDTH)), rounded(near * (1 + WIDTH))
-    taken, above, scratch = [], 0, torch.empty(min(sizes.numel(), next(pieces(sizes)).numel()))
+    taken, above, scratch = [], 0, torch.empty(min(sizes.numel(), next(chunks(sizes)).numel()))
     larger, window = (torch.empty(scratch.numel(), dtype=torch.bool) for _ in range(2))
-    for piece in pieces(sizes):
-        n = piece.numel()
+    for chunk in chunks(sizes):
+        n = chunk.numel()
         over, within = larger[:n], window[:n]
-        over.copy_(torch.hardshrink(piece, high, out=scratch[:n]))
-        within.copy_(torch.hardshrink(piece, low, out=scratch[:n]))
+        over.copy_(torch.hardshrink(chunk, high, out=scratch[:n]))
+        within.copy_(torch.hardshrink(chunk, low, out=scratch[:n]))
         above += int(over.view(torch.uint8).sum(dtype=torch.int32))
         within.logical_xor_(over)
-        taken.append(selected(piece, within))
+        taken.append(selected(chunk, within))
     return Inside(torch.cat(taken), above, low, high)
 
 
-def selected(piece: Tensor, mask: Tensor) -> Tensor:
+def selected(chunk: Tensor, mask: Tensor) -> Tensor:
     """Return the elements where `mask` is true, of which there are few: words of eight without one are skipped."""
-    whole = piece.numel() // WORD * WORD
+    whole = chunk.numel() // WORD * WORD
     words = mask[:whole].view(torch.int64).nonzero().view(-1)
-    rows, marks = piece[:whole].view(-1, WORD)[words], mask[:whole].view(-1, WORD)[words]
-    return torch.cat([rows[marks], piece[whole:][mask[whole:]]])
+    rows, marks = chunk[:whole].view(-1, WORD)[words], mask[:whole].view(-1, WORD)[words]
+    return torch.cat([rows[marks], chunk[whole:][mask[whole:]]])
 
 
 def number_of(pattern: int) -> float:

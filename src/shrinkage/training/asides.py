@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from shrinkage.distributed.counts import Piece, piece_of, summed
+from shrinkage.distributed.counts import ShardPlace, shard_place_of, summed
 from shrinkage.distributed.dtensor import is_dtensor, local, shard_like, spread, whole
 from shrinkage.errors import AttachmentError, ParameterError, listed, warn_user
 from shrinkage.execution.kept_aside import cut_, move_, restore_
@@ -52,7 +52,7 @@ class Asides(Ranking):
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self._parameters: Sequence[RankedParameter] = ()
-        self._pieces: list[Piece] = []
+        self._shard_places: list[ShardPlace] = []
         self._sizes: list[int] = []  # the number of groups of each parameter
         self._members: list[int] = []  # and of the weights of each group
         self._asides: dict[str, Tensor] = {}  # of this process's shards, by name
@@ -68,7 +68,7 @@ class Asides(Ranking):
         self._parameters = [each for each in parameters if not each.lazy]
         self._ranked, self._last = None, []
         self._sizes, self._members = sizes_of(self.budget, [tuple(each.parameter.shape) for each in self._parameters])
-        self._pieces = [piece_of(each.parameter, self.budget.groups) for each in self._parameters]
+        self._shard_places = [shard_place_of(each.parameter, self.budget.groups) for each in self._parameters]
         shapes = {each.name: shard_of(each).shape for each in self._parameters}
         self._asides = {name: own for name, own in self._asides.items() if shapes.get(name) == own.shape}
 
@@ -139,9 +139,9 @@ class Asides(Ranking):
             sizes,
             torch.tensor(self._members, device=device),
             torch.tensor(least, device=device),
-            [(piece.number, piece.at) for piece in self._pieces],
+            [(shard.number, shard.at) for shard in self._shard_places],
         )
-        left, across = self._count - wanted, [piece.process_groups for piece in self._pieces]
+        left, across = self._count - wanted, [shard.process_groups for shard in self._shard_places]
         before, fresh = self._ranked, not self._asides
         if any(across):
             found = summed(thresholds(layers, left), across)
@@ -171,14 +171,14 @@ class Asides(Ranking):
         groups = self.budget.groups
         if groups is None:
             return w.reshape(-1)
-        held = whole(self._parameters[i].parameter.detach()) if self._pieces[i].gathered else w
+        held = whole(self._parameters[i].parameter.detach()) if self._shard_places[i].gathered else w
         sizes: Tensor = groups.norms(held) / self._members[i] ** 0.5
         return sizes
 
     def _spread(self, i: int, gone: Tensor, w: Tensor) -> Tensor:
         """Return which weights of a shard are in groups that go."""
         parameter, groups = self._parameters[i].parameter, self.budget.groups or Whole()
-        if not self._pieces[i].gathered:
+        if not self._shard_places[i].gathered:
             return groups.spread(gone, tuple(w.shape))
         return shard_like(groups.spread(gone, tuple(parameter.shape)), parameter)
 
