@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.experiments.budgets.models import Attention
 from benchmarks.experiments.budgets.training import Run
 from benchmarks.experiments.budgets.units import Channels, Weights
 from benchmarks.skipping import SkippedError, needs
 from shrinkage.compression.calls.cost import parameter_count
 
 LARGEST = 0.97  # part of a layer that goes: no layer loses all of its channels
-STEPS = 400  # in which torch-pruning takes channels away, until few enough parameters are left
+STEPS = 200  # in which torch-pruning takes channels away, until few enough parameters are left
 BATCHES = 10  # whose gradients are added up for its Taylor criterion
 
 
@@ -71,11 +72,23 @@ def prune(run: Run, unit: Channels, pruner: Callable[..., Any], importance: obje
         max_pruning_ratio=LARGEST,
         iterative_steps=STEPS,
         ignored_layers=[each for each in run.model.modules() if isinstance(each, nn.Linear)][-1:],
+        num_heads=heads_of(run.model),
+        prune_head_dims=False,  # and heads stay: it fails at a step in which less than one head would go
     )
+    run.model.zero_grad()
+    for batch in range(batches):  # gradients are cut as their weights are
+        run.loss(run.update - 1 - batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for _ in range(STEPS):
         if parameter_count(run.model) <= unit.parameters():
             return
-        run.model.zero_grad()
-        for batch in range(batches):
-            run.loss(run.update - 1 - batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         steps.step()
+
+
+def heads_of(model: nn.Module) -> dict[nn.Module, int]:
+    """Return how many heads the layers have that make queries, keys and values."""
+    found = (each for each in model.modules() if isinstance(each, Attention))
+    return {
+        layer: layer.out_features // each.head_size
+        for each in found
+        for layer in (each.queries, each.keys, each.values)
+    }
