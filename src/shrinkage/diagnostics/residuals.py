@@ -149,9 +149,7 @@ def residuals(
     found = penalized_parameters(model, plan)
     check_not_sharded(found)
     planned = {id(parameter): entry.name for entry, parameter in found}
-    ranked = {entry.name for each in plan.budgets for entry in each.entries}
-    planned |= {id(each.parameter): each.name for each in named_parameters(model) if each.name in ranked}
-    held = {planned.get(id(parameter), name): parameter for name, parameter in trained(model)}
+    held = trained_as_planned(model, plan, planned)
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
     gradients = dict(zip(held, mean_gradients(model, list(held.values()), closure, data), strict=True))
@@ -179,6 +177,13 @@ def residuals(
     decoupled = tuple(entry.name for entry in plan if entry.how == "decoupled")
     dead = _dead(model, points)
     return Residuals(tuple(penalized), tuple(others), tolerance, decoupled, dead=dead, budgets=len(plan.budgets))
+
+
+def trained_as_planned(model: nn.Module, plan: Plan, planned: Mapping[int, str]) -> dict[str, nn.Parameter]:
+    """Return what takes a gradient, by the names of the plan: `planned` has them by the ids of parameters."""
+    ranked = {entry.name for each in plan.budgets for entry in each.entries}
+    names = {id(each.parameter): each.name for each in named_parameters(model) if each.name in ranked}
+    return {{**planned, **names}.get(id(parameter), name): parameter for name, parameter in trained(model)}
 
 
 def _dead(model: nn.Module, points: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-
 from shrinkage.errors import GroupError, SelectionError
 from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.coupled_groups import NONE, Coupled
@@ -71,7 +69,7 @@ def channel_target(budget: Budget, coupled: Coupled, shapes: Shapes, trained: Co
     coupled = coupled.sized(shapes)
     kinds = coupled.kinds.of if coupled.kinds is not None else kinds_in(coupled)
     stock = Stock.of(kinds, amount_of(budget, coupled, kinds))
-    free = torch.tensor([price > 0 for price in stock.prices()])
+    free = stock.prices() > 0
     for name in coupled.names:
         if name not in trained:
             free[[group for group in coupled.slices(name).groups if group != NONE]] = False
