@@ -148,8 +148,7 @@ def residuals(
     """
     found = penalized_parameters(model, plan)
     check_not_sharded(found)
-    planned = {id(parameter): entry.name for entry, parameter in found}
-    held = trained_as_planned(model, plan, planned)
+    held = trained_as_planned(model, plan, {id(parameter): entry.name for entry, parameter in found})
     if not held:
         raise ValueError("no parameter of the model takes a gradient (requires_grad): there is nothing to solve")
     gradients = dict(zip(held, mean_gradients(model, list(held.values()), closure, data), strict=True))
