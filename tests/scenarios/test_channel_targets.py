@@ -159,7 +159,7 @@ def transformer(seed: int, make: Callable[[nn.Module], torch.optim.Optimizer], *
 def evenly_smaller(model: nn.Module, channels: Coupled, x: Tensor) -> nn.Module:
     """The model without the same share of each kind of channels, as near to 9,000 parameters as it can be.
 
-    Its weights are those that were drawn for the larger one. Drawn anew for its own size it does better: `make budgets`.
+    Its weights were drawn for the larger one. Drawn anew for its own size it does better: `make budgets`.
     """
     kinds = torch.tensor(channels.kinds.of)
     scores = torch.zeros(len(kinds))
