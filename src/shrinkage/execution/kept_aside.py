@@ -1,7 +1,7 @@
 """Weights that are cut and kept aside: moved out of a tensor into another one of its shape, and back.
 
 Each weight is in one of the two, and the other is zero there. float32 on a CPU is moved by `hardshrink`, its derivative
-and sums, of which each is exact here and several times as fast as a selection by truth values.
+and sums, of which each is exact for finite numbers and several times as fast as a selection by truth values.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def shrink_(w: Tensor, aside: Tensor, low: float) -> int:
         kept = torch.hardshrink(part, low, out=scratch[:n])
         where_nonzero.grad_input(other, kept, 0.0, grad_input=both[:n])
         back += int(marks[:n].copy_(both[:n]).view(torch.uint8).sum(dtype=torch.int32))
-        torch.sub(part, kept, out=other)
+        torch.sub(part, kept, out=other).nan_to_num_(0.0)  # an infinite weight stays, less itself
         part.copy_(kept)
     return back
 
