@@ -13,15 +13,15 @@ from shrinkage.errors import shown
 from shrinkage.penalties.schedules import Described, check_number, check_positive
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Rise(Described):
     """A strength that goes from `low` to `high` in a number of updates."""
 
-    __slots__ = ()
-
     high: float
     updates: int
-    start: int
-    low: float
+    _: KW_ONLY
+    start: int = 0
+    low: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise unless all arguments are numbers that make sense."""
@@ -75,11 +75,7 @@ class Ramp(Rise):
     L1(strength=0.0005)
     """
 
-    high: float
-    updates: int
     _: KW_ONLY
-    start: int = 0
-    low: float = 0.0
     power: float = 1.0
 
     def __post_init__(self) -> None:
@@ -93,7 +89,6 @@ class Ramp(Rise):
         return "" if self.power == 1 else f" (power {self.power:g})"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Cubic(Rise):
     """A strength that rises fast at first and slowly in the end: the usual schedule of pruning.
 
@@ -117,12 +112,6 @@ class Cubic(Rise):
     TopK(density=0.234375, groups=Whole())
     """
 
-    high: float
-    updates: int
-    _: KW_ONLY
-    start: int = 0
-    low: float = 0.0
-
     def share(self, done: float) -> float:
         return float(1 - (1 - done) ** 3)
 
@@ -130,7 +119,6 @@ class Cubic(Rise):
         return " (cubic)"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Cosine(Rise):
     """A strength that rises along half a cosine: slowly at both ends.
 
@@ -149,12 +137,6 @@ class Cosine(Rise):
     >>> [round(Cosine(1e-3, 1000)(update), 6) for update in (0, 250, 500, 1000)]
     [0.0, 0.000146, 0.0005, 0.001]
     """
-
-    high: float
-    updates: int
-    _: KW_ONLY
-    start: int = 0
-    low: float = 0.0
 
     def share(self, done: float) -> float:
         return (1 - math.cos(math.pi * done)) / 2
