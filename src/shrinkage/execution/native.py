@@ -123,7 +123,7 @@ class Batch:
         count = len(tasks)
         self.penalty, self.program, self._extra = penalty, program, program.extra
         self._adaptive = isinstance(tasks[0].step, AdaptiveStep)
-        self._same = SameTensors([task.w for task in tasks])
+        self._same, self._wide = SameTensors([task.w for task in tasks]), tasks[0].w.dtype is torch.float64
         moments = [task.step.moment for task in tasks if isinstance(task.step, AdaptiveStep)]
         self._same_moments = SameTensors(moments)
         self._jobs = (Job * count)(*map(self._job, tasks))
@@ -169,7 +169,7 @@ class Batch:
         call.steps, call.ops = ctypes.addressof(self._steps), ctypes.addressof(self._ops)
         call.norm_ops = ctypes.addressof(self._norm_ops)
         call.form = Form.ELEMENTS if norms is None else Form.GROUPS
-        call.wide = int(self._same[0].dtype is torch.float64)
+        call.wide = int(self._wide)
         call.metric = int(norms is not None and self._adaptive)
         call.exact = int(any(code not in ROBUST for code, *_ in self.program.ops))
         if norms is not None and norms.radial is not None:

@@ -43,9 +43,6 @@ class SameTensors:
             return False
         return (self._guards is not None and self._guards(*tensors)) or all_fit(self._known, tensors)
 
-    def __getitem__(self, index: int) -> Known:
-        return self._known[index]
-
 
 def all_fit(known: Sequence[Known], tensors: Sequence[Tensor]) -> bool:
     """Return whether all tensors are what they were, and have their numbers in the memory of the host."""
