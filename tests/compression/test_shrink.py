@@ -22,6 +22,8 @@ from zoo.harness import run
 from zoo.own import CASES
 
 RANDOM = [graphs.at_random(seed, 6 + seed % 20) for seed in range(24)]
+# Half of the random graphs wait for `make test-all`.
+DRAWN = [pytest.param(case, marks=[pytest.mark.slow] * (place % 2), id=str(case)) for place, case in enumerate(RANDOM)]
 LSTM = "ignore:The tensor attributes .*_flat_weights:UserWarning"
 
 
@@ -31,7 +33,7 @@ def shrunk(model, arguments, keywords):
 
 @pytest.mark.filterwarnings(LSTM)
 @pytest.mark.parametrize("mode", ["all", pytest.param("weights", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", CASES + RANDOM, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *DRAWN], ids=str)
 def test_outputs_are_those_of_the_dense_model(case, mode):
     result = run(case, free_channels, shrunk, mode)
     assert result.error < 1e-5
@@ -52,7 +54,7 @@ def operators_of(case):
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one", "each"])
 @pytest.mark.parametrize(
     "place",
-    [pytest.param(place, id=str(case), marks=[pytest.mark.slow] * (place % 2)) for place, case in enumerate(CASES)],
+    [pytest.param(place, id=str(case), marks=[pytest.mark.slow] * (place % 4 > 0)) for place, case in enumerate(CASES)],
 )
 def test_what_an_unknown_operator_touches_stays(place, all_of_them, monkeypatch):
     """An operator of the model has no rule: one of them, another one in each model, or each of them in turn."""
@@ -81,8 +83,8 @@ BY_COMPARISON = {"generator", "attention-literal", "attention-by-count", "attent
 
 
 @pytest.mark.filterwarnings(LSTM)
-@pytest.mark.parametrize("mode", ["all", "weights"])
-@pytest.mark.parametrize("case", [case for case in CASES + RANDOM if case.name not in BY_COMPARISON], ids=str)
+@pytest.mark.parametrize("mode", ["all", pytest.param("weights", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", [*(case for case in CASES if case.name not in BY_COMPARISON), *DRAWN], ids=str)
 def test_the_rules_are_right_without_a_comparison(case, mode):
     def unverified(model, arguments, keywords):
         return shrink(model, arguments, example_kwargs=keywords, verify=False).model

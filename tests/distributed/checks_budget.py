@@ -79,7 +79,7 @@ def check_data_parallel_is_one_process(rank: int, world: int) -> None:
         assert zeros(model) == BUDGET.zeros_at(STEPS, 81)
 
 
-@worlds(2, 4)
+@worlds(2, 4, slow=4)
 def check_shards_are_ranked_as_one_machine_ranks_them(rank: int, world: int) -> None:
     for name in OPTIMIZERS:
         alike(sharded(wide()), wide(), BUDGET, name, parts(rank, STEPS))
@@ -107,7 +107,7 @@ def check_ties_go_by_their_place_in_the_whole_tensor(rank: int, world: int) -> N
     assert all(map(torch.equal, *results))
 
 
-@worlds(2, 4)
+@worlds(2, 4, slow=4)
 def check_messages(rank: int, world: int) -> None:
     """Four for each ranking, whatever the number of layers; none before the ramp, and none after the freeze."""
     model = sharded(nn.Sequential(*(nn.Linear(6, 6) for _ in range(5))))

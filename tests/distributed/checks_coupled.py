@@ -87,7 +87,7 @@ def placed(mesh: DeviceMesh, first: int, name: str, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor, mesh, [placement], src_data_rank=None)
 
 
-@worlds(2, 4)
+@worlds(2, 4, slow=4)
 def check_every_placement(rank: int, world: int) -> dict[str, float]:
     """Shards of rows, shards of columns, copies and plain tensors, in one family; cut unevenly by 4 processes."""
     mesh = init_device_mesh("cpu", (world,))
@@ -145,7 +145,7 @@ def losses(model: nn.Module, optimizer: Optimizer) -> None:
         train_step(optimizer, model(x).square().mean())
 
 
-@worlds(2, 4)
+@worlds(2, 4, slow=4)
 def check_wrapped_models(rank: int, world: int) -> None:
     """DistributedDataParallel and fully_shard, of all or layer by layer, with zeros held by averaged gradients."""
     for optimizer_class, hold_zeros in product((SGD, Adam), (None, 0.9)):

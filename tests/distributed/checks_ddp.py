@@ -58,7 +58,7 @@ def every_penalty(rank: int, how: How, strength: float, cases: list) -> dict[str
     return zeros
 
 
-@worlds(2, 4)
+@worlds(2, 4, slow=4)
 def check_every_penalty_proximal(rank: int, world: int) -> dict[str, float]:
     zeros = every_penalty(rank, "proximal", 2.0, ALL_CASES)
     assert min(zeros.values()) > 100, zeros

@@ -119,7 +119,7 @@ def square_loss(model: nn.Module, batch: Batch) -> Tensor:
     return (model(torch.cat([x, x[:, :2]], 1))[:, :3] - y).square().mean()
 
 
-@worlds(2, 4)
+@worlds(2, 4, slow=4)
 def check_fully_shard(rank: int, world: int) -> dict[str, float]:
     found = {}
     for make in (adamw, sgd):

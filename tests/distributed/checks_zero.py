@@ -56,7 +56,7 @@ def every_penalty(rank: int, how: How, cases: list) -> dict[str, float]:
     return zeros
 
 
-@worlds(2, 4)
+@worlds(2, 4, slow=4)
 def check_every_penalty_proximal(rank: int, world: int) -> dict[str, float]:
     zeros = every_penalty(rank, "proximal", ALL_CASES)
     assert min(zeros.values()) > 100, zeros

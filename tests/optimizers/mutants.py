@@ -16,7 +16,7 @@ MUTANTS = [
     M("if smooth and metric is not None and metric.iterate is not None:", "if False:", "registry", "refused"),
     M("(1 - group[\"dampening\"]) / (1 - group[\"momentum\"])", "1.0", "metrics", "constant_gradient and SGD", quick=True),
     M("(1 - group[\"dampening\"]) /", "1 /", "metrics", "constant_gradient and dampening"),
-    M("self.moment.to(at_least_float32(self.moment.dtype)) / self.correction", "self.moment.to(at_least_float32(self.moment.dtype)) + 0.0", "metrics", "corrects", quick=True),
+    M("self.moment.to(at_least_float32(self.moment.dtype)) / self.correction", "self.moment.to(at_least_float32(self.moment.dtype)) + 0.0", "metrics", "corrects"),
     M("denominator.new_ones(()).lerp(denominator, self.moment.sign().to(denominator.dtype))", "denominator", "metrics", "never_had"),
     M("state[\"max_exp_avg_sq\"] if group[\"amsgrad\"] else state[\"exp_avg_sq\"]", "state[\"exp_avg_sq\"]", "metrics", "every_step and amsgrad"),
     M("if not group[\"centered\"]:", "if True:", "metrics", "centered"),

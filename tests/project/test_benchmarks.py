@@ -488,6 +488,7 @@ def test_the_trained_gpt_has_about_ten_million_weights():
 
 
 @of_others
+@pytest.mark.slow
 def test_the_command_writes_all_parts(tmp_path, monkeypatch, capsys):
     def tiny_plan(options):
         sizes = {"side": 8, "tensors": (2, 4), "weights": (10, 100), "tasks": 1, "steps": 2}

@@ -67,16 +67,16 @@ def transformer(name: str, head: str, **config: Any) -> nn.Module:
     return getattr(transformers, head)(configuration)
 
 
-def language(name: str, head: str, **config: Any) -> Case:
+def language(name: str, head: str, *, slow: bool = False, **config: Any) -> Case:
     """A model of transformers on tokens and a mask."""
     keywords = {"input_ids": Tokens(96, 2, 9), "attention_mask": Ones(2, 9)}
-    return Case(name, partial(transformer, name, head, **config), keywords=keywords | TUPLE)
+    return Case(name, partial(transformer, name, head, **config), keywords=keywords | TUPLE, slow=slow)
 
 
-def translation(name: str, head: str, **config: Any) -> Case:
+def translation(name: str, head: str, *, slow: bool = False, **config: Any) -> Case:
     """A model of transformers on two sequences of tokens."""
     keywords = {"input_ids": Tokens(96, 2, 9), "decoder_input_ids": Tokens(96, 2, 5)}
-    return Case(name, partial(transformer, name, head, **config), keywords=keywords | TUPLE)
+    return Case(name, partial(transformer, name, head, **config), keywords=keywords | TUPLE, slow=slow)
 
 
 def pictures(name: str, head: str, **config: Any) -> Case:
@@ -102,7 +102,7 @@ CASES = [
     vision("vit_b_16", image_size=64),
     vision("maxvit_t", 224),
     vision("regnet_y_400mf"),
-    vision("shufflenet_v2_x1_0", slow=False),
+    vision("shufflenet_v2_x1_0"),
     vision("googlenet", aux_logits=False, init_weights=False),
     vision("inception_v3", 96, aux_logits=False, init_weights=False),
     vision("deeplabv3_resnet50", weights_backbone=None),
@@ -120,15 +120,15 @@ CASES = [
     language("opt", "OPTForCausalLM", **OPT),
     language("gpt_neox", "GPTNeoXForCausalLM", **BERT),
     language("llama", "LlamaForCausalLM", **LLAMA),
-    language("mistral", "MistralForCausalLM", sliding_window=4, **LLAMA),
+    language("mistral", "MistralForCausalLM", slow=True, sliding_window=4, **LLAMA),
     language("qwen3", "Qwen3ForCausalLM", **QWEN),
-    language("gemma", "GemmaForCausalLM", **QWEN),
-    language("gemma2", "Gemma2ForCausalLM", **QWEN),
+    language("gemma", "GemmaForCausalLM", slow=True, **QWEN),
+    language("gemma2", "Gemma2ForCausalLM", slow=True, **QWEN),
     language("phi3", "Phi3ForCausalLM", **LLAMA),
     language("mixtral", "MixtralForCausalLM", **MIXTRAL),
-    language("qwen3_moe", "Qwen3MoeForCausalLM", **QWEN_MOE),
+    language("qwen3_moe", "Qwen3MoeForCausalLM", slow=True, **QWEN_MOE),
     translation("t5", "T5ForConditionalGeneration", **T5),
-    translation("bart", "BartForConditionalGeneration", max_position_embeddings=64, **BART),
+    translation("bart", "BartForConditionalGeneration", slow=True, max_position_embeddings=64, **BART),
     pictures("vit", "ViTForImageClassification", **VIT),
     pictures("convnextv2", "ConvNextV2ForImageClassification", **CONVNEXT),
     speech("whisper", "WhisperForConditionalGeneration", **WHISPER),
