@@ -37,6 +37,9 @@ try:
     from shrinkage.errors import ShrinkError as ShrinkError
     from shrinkage.errors import SparseFormatError as SparseFormatError
     from shrinkage.optimizers.registry import register_metric as register_metric
+    from shrinkage.paths.path import Path as Path
+    from shrinkage.paths.point import Point as Point
+    from shrinkage.paths.warm_starts import path as path
     from shrinkage.penalties.addition import register_sum as register_sum
     from shrinkage.penalties.balls import L1Ball as L1Ball
     from shrinkage.penalties.balls import MaxNorm as MaxNorm
@@ -133,9 +136,11 @@ __all__ = [
     "Nuclear",
     "Orthogonal",
     "ParameterError",
+    "Path",
     "Penalty",
     "Plan",
     "PlanError",
+    "Point",
     "Ramp",
     "Regularizer",
     "Report",
@@ -165,6 +170,7 @@ __all__ = [
     "apply_plan",
     "coupling_rule",
     "freeze_zeros",
+    "path",
     "register_layer",
     "register_metric",
     "register_sum",

@@ -67,8 +67,7 @@ class Regularizer:
     Attributes:
         plan: the penalized parameters, with shape, groups, penalty, strength and how; prints as a table.
 
-    Without `attach` nothing is penalized. A new optimizer, and a copy or a pickle of one, has to be attached to: one
-    that steps without gives a warning.
+    Without `attach` nothing is penalized. A new optimizer, and a copy or pickle of one, warns if it steps without it.
 
     >>> import shrinkage, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -209,7 +208,7 @@ class Regularizer:
 
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
-        return value(self._model, self.plan, self._reached())
+        return value(self._model, self.plan, self.updates or 0)
 
     def residuals(self, closure: Closure, data: Iterable[Any] | None = None, *, tolerance: float = 1e-3) -> Residuals:
         """Tell how far the model is from solving the stated problem: the residual of every parameter, and in words.
@@ -240,12 +239,12 @@ class Regularizer:
         weight     L1       0.5       KKT        0     0                0    50%
         Solved: the weights are stationary for the loss plus the penalties, to 0.001 of the strength.
         """
-        pairs, reached = self._pairs(), self._reached()
+        pairs, reached = self._pairs(), self.updates or 0
         steps = {name: step for own, each in pairs for name, step in each.steps(own).items()}
         maximized = {t.name for own, each in pairs for t in each.targets_left(own) if sign_of(own, t.group) < 0}
         found = residuals(self._model, self.plan, reached, steps, maximized, closure, data, tolerance)
-        decay = self._options.hold_zeros
-        return found.after(training_of(self._model, self.plan, decay, (own for own, _ in pairs), reached))
+        training = training_of(self._model, self.plan, self._options.hold_zeros, (own for own, _ in pairs), reached)
+        return found.after(training)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the updates made through each attached optimizer, in the order of attachment, and what they need.
@@ -277,13 +276,14 @@ class Regularizer:
         return text_of(self._model, self.plan, self._pairs(), self._options)
 
     def _progress(self) -> list[Progress]:
-        made = [Progress.of(attachment) for _, attachment in self._pairs()]
-        return made + [each.progress for each in self._kept]
+        return [Progress.of(each) for _, each in self._pairs()] + [each.progress for each in self._kept]
 
-    def _reached(self) -> int:
-        """Return the number of updates at which strengths are taken outside of a step."""
+    @property
+    def updates(self) -> int | None:
+        """The number of updates made, at which strengths are taken outside of a step; None if never attached."""
         made = [each.updates.count() for optimizer, each in self._pairs() if each.concerned_left(optimizer)]
-        return [*made, *(each.progress.updates for each in self._kept), self._iteration][0]
+        reached = [*made, *(each.progress.updates for each in self._kept), self._iteration][0]
+        return reached if self._last or self._kept else None
 
     def _optimizers(self) -> list[Optimizer]:
         """Return the optimizers that are attached to, after forgetting those that are gone."""

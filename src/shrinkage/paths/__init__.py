@@ -1,0 +1,1 @@
+"""A model trained at many strengths, each time from where it stood at the last: paths of solutions."""
