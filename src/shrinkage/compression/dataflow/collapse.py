@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
-from shrinkage.compression.dataflow.dependence import packet_of
-from shrinkage.compression.dataflow.gates import Zeros, arguments_of
+from shrinkage.compression.dataflow.gates import Zeros
 from shrinkage.compression.dataflow.liveness import Needs
-from shrinkage.compression.dataflow.recurrent import RECURRENT, weights_in
 from shrinkage.compression.tracing.export import Subgraph, reachable, sources
 from shrinkage.compression.tracing.trace import Trace
 from shrinkage.diagnostics.zero_layers import INPUTS, in_backticks
@@ -44,8 +42,8 @@ def _lost(subgraph: Subgraph, trace: Trace, needs: Needs, outputs: Sequence[fx.N
     now = Needs(graph, trace, needs.zeros, needs.weights, start=outputs)
     inputs = [node for node in subgraph.inputs() if isinstance(node.meta.get("val"), Tensor) and node in free.of]
     lost = [node for node in inputs if node not in now.of]
-    behind = reachable(lost, lambda node: node.users)
-    cuts = [node for node in _first(graph, now, lost) if node in behind] if lost else []
+    first = set(_first(graph, now, lost)) if lost else set()
+    cuts = first & reachable(lost, lambda node: () if node in first else node.users)
     names = [name for node in sorted(cuts, key=now.place.__getitem__) for name in _zeros_at(subgraph, now, node)]
     if not names:
         return ""
@@ -71,9 +69,6 @@ def _zeros_at(subgraph: Subgraph, needs: Needs, node: fx.Node) -> list[str]:
     owned = subgraph.owned
     if node in needs.contractions:
         beside = [needs.contractions[node].weight]
-    elif packet_of(node) in RECURRENT:
-        weights = weights_in(node, arguments_of(node))
-        beside = [one for one in weights if bool(needs.zeros.of(node, one).all())]
     else:
         beside = [one for one in node.all_input_nodes if bool(needs.zeros.of(node, one).any())]
     return [owned[source] for one in beside for source in sources(one) if source in owned]

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, fx
 
 from shrinkage.compression.dataflow.dependence import packet_of
-from shrinkage.compression.dataflow.recurrent import RECURRENT, weights_in
 from shrinkage.compression.tracing.operators import aten, pointwise
 from shrinkage.compression.tracing.trace import Trace, shapes_of
 from shrinkage.compression.tracing.without_rule import rule_of
@@ -67,7 +66,6 @@ def noted(trace: Trace, node: fx.Node) -> list[fx.Node]:
     names |= {"weight", "bias"} if packet in (*NORMS, *WEIGHED) else set()
     given = [argument for name, argument in arguments_of(node).items() if name in names]
     given += list(node.all_input_nodes) if packet is aten.einsum else []
-    given += weights_in(node, arguments_of(node)) if packet in RECURRENT else []
     return [one for one in given if isinstance(one, fx.Node) and one not in trace.from_data]
 
 

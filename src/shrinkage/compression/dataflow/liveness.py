@@ -21,7 +21,6 @@ from shrinkage.compression.dataflow.gates import (
     reduced_to,
     spread,
 )
-from shrinkage.compression.dataflow.recurrent import RECURRENT, directions, hears
 from shrinkage.compression.plans.tensors import selected, zero_slices
 from shrinkage.compression.tracing.operators import aten, pooling
 from shrinkage.compression.tracing.trace import Contraction, Trace, mutates, shapes_of
@@ -114,9 +113,7 @@ class Needs:
     def _several(self, node: fx.Node, masks: dict[int, Tensor]) -> None:
         """Note what an operator with several outputs needs of its inputs."""
         packet, given = packet_of(node), arguments_of(node)
-        if packet in RECURRENT:
-            self._recurrent(node, given, masks)
-        elif packet in WHOLE and set(masks) == {0}:
+        if packet in WHOLE and set(masks) == {0}:
             self._gated(node, given)
         else:
             self._moved(node, masks)
@@ -133,8 +130,6 @@ class Needs:
             self._met_by_all(node, node.args[1])
         elif packet in WHOLE:
             self._gated(node, given)
-        elif packet in RECURRENT:
-            self._recurrent(node, given, {0: mask})
         elif packet in FIRST_ALONE:
             self._met(node.all_input_nodes[:1], mask)
         elif packet in SHAPE_ALONE:
@@ -178,12 +173,6 @@ class Needs:
         idle = {name for name, by in WHOLE[packet_of(node)] if bool(self.zeros.of(node, given.get(by)).all())}
         idle |= {"query", "key"} if node in self.zeros.uniform else set()  # any weights average them to the same
         self._all(value for name, value in given.items() if name not in idle)
-
-    def _recurrent(self, node: fx.Node, given: Mapping[str, Any], masks: Mapping[int, Tensor]) -> None:
-        """Need all of the states, and of what enters where some weights let it through."""
-        entering: Any = node.args[0]
-        heard = hears(directions(node, given), masks, lambda weight: self.zeros.of(node, weight))
-        self._all(one for one in node.all_input_nodes if heard or one is not entering)
 
     def _met_by_all(self, node: fx.Node, factors: Any) -> None:
         """Need all of each of `factors`, unless another one is zero as a whole."""

@@ -40,8 +40,11 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str]) -> Coupled:
         )
     number = {root: place for place, root in enumerate(sorted(roots))}
     members = [
-        Member(name, dim, [number.get(root, -1) for root in channels.tolist()])
+        Member(
+            name, dim, [number.get(root, -1) if place in rows else -1 for place, root in enumerate(channels.tolist())]
+        )
         for (name, dim), channels in free.items()
+        for rows in [coupling.telling(name, dim)]
     ]
     kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, list(number))
     return Coupled([member for member in members if max(member.groups) >= 0], kinds=kinds)

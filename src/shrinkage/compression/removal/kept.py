@@ -58,7 +58,8 @@ def zero_channels(analysis: Analysis) -> dict[int, Axis]:
         tensor = analysis.tensors[name]
         if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2 or dim != coupling.making_axis(name):
             continue
-        zero = zero_slices(tensor, dim).cpu()
+        rows = coupling.telling(name, dim)
+        channels, zero = channels[rows.start : rows.stop], zero_slices(tensor, dim).cpu()[rows.start : rows.stop]
         made[channels] = True
         live[channels[~zero]] = True
         for root in distinct(channels[zero]).tolist():

@@ -12,6 +12,7 @@ from shrinkage.compression.plans.tensors import zero_slices
 from shrinkage.compression.removal.analysis import Analysis, Reading
 from shrinkage.compression.removal.constants import Target, target_of
 from shrinkage.compression.tracing.coupling import Coupling
+from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.compression.tracing.trace import path_of
 
 
@@ -159,7 +160,10 @@ def _rows(coupling: Coupling, reading: Reading, stay: Tensor) -> Tensor | None:
 
 
 def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, dict[int, str]]:
-    """Return which channels have to stay after all: one per axis at least, and a multiple of `round_to`; and why."""
+    """Return which channels have to stay after all, and why.
+
+    Those of one per axis at least, of a multiple of `round_to`, and of as many units in all layers of a recurrent one.
+    """
     back, why = torch.zeros_like(gone), dict[int, str]()
     for (name, _), channels in coupling.axes.items():
         going = gone[channels]
@@ -171,6 +175,12 @@ def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, d
             back[root] = True
             text = f"stays so that `{name}` has a multiple of {round_to} channels, as round_to asks"
             why.setdefault(root, text if number else f"is the last one of `{name}`, which needs one: all others go")
+    for names in coupling.even:
+        going = [distinct(coupling.axes[name, 0][gone[coupling.axes[name, 0]]]) for name in names]
+        for root in torch.cat([each[min(map(len, going)) :] for each in going]).tolist():
+            back[root] = True
+            layer = names[0].rpartition(".")[0] or "the model"
+            why.setdefault(root, f"stays so that all layers and directions of `{layer}` have as many units")
     return back, why
 
 

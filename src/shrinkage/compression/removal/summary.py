@@ -25,7 +25,7 @@ ADVICE = {
     "of fixed length": "find what has that length: an input, a slice, or a first state made by `torch.zeros`, in whose"
     " place can be `torch.zeros_like` of what a layer puts out",
     "a length as a number": "give it as -1 or as an integer attribute of the module",
-    "gates are not taken apart": "write the cell with nn.Linear layers and `chunk`",
+    "as many units": "penalize `CoupledChannels` longer, or zero as many units of the other layers and directions",
     "exported by itself": "make the model one that `torch.export` takes whole",
     "without a rule": "tell what the operator does to channels with `coupling_rule`",
     "not used by any": "call the module by its forward method, with inputs that `torch.export` can follow",

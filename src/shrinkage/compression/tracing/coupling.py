@@ -19,6 +19,7 @@ from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
 from shrinkage.compression.tracing.export import Subgraph, sources, subgraphs
 from shrinkage.compression.tracing.graph_walk import follow
 from shrinkage.compression.tracing.operators import RULES
+from shrinkage.compression.tracing.recurrent_units import candidates, even
 from shrinkage.compression.tracing.trace import Trace
 from shrinkage.errors import ShrinkError, first_line, shown
 from shrinkage.selection.parametrized import computed_weights
@@ -34,7 +35,9 @@ class Coupling(NamedTuple):
     label of its set, the same wherever two indices can only go together. `pinned` gives the reason for each channel
     that cannot go. `consumed` are the axes along which weights are summed over and do nothing else: the columns that
     read channels, where all others make them; along those that are `producing` lie the rows of weights. `biases` are
-    the parameters that are only added; `uncalled` are the modules whose parameters no graph uses.
+    the parameters that are only added; `uncalled` are the modules whose parameters no graph uses. `candidates` gives
+    the rows of parameters of recurrent layers that alone tell whether a unit is silent, and `even` the parameters along
+    whose rows as many channels have to stay: one number counts the units of all layers and directions.
     """
 
     axes: Mapping[Axis, Tensor]
@@ -47,6 +50,8 @@ class Coupling(NamedTuple):
     unknown: Mapping[str, int]
     unexported: Mapping[str, str]
     uncalled: tuple[str, ...]
+    candidates: Mapping[str, range]
+    even: tuple[tuple[str, ...], ...]
 
     def making_axis(self, name: str) -> int | None:
         """Return the axis of a parameter along which it makes channels; None where it only reads some.
@@ -57,6 +62,11 @@ class Coupling(NamedTuple):
         makes = [dim for dim in axes if (name, dim) in self.producing]
         makes = makes or [dim for dim in axes if (name, dim) not in self.consumed]
         return next((dim for dim in makes if len(self.axes[name, dim]) > 1), makes[0] if makes else None)
+
+    def telling(self, name: str, dim: int) -> range:
+        """Return the indices along an axis of a parameter that tell by themselves whether their channels are zero."""
+        every = range(len(self.axes[name, dim]))
+        return self.candidates.get(name, every) if dim == 0 else every
 
 
 def couple(
@@ -96,7 +106,10 @@ def couple(
     producing = _producing(traces, own)
     consumed = _consumed(labels, traces, own) - producing
     biases = _biases(traces) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
-    return Coupling(axes, labels.reasons(), consumed, producing, biases, labels, traces, unknown, unexported, uncalled)
+    return Coupling(
+        axes, labels.reasons(), consumed, producing, biases, labels, traces, unknown, unexported, uncalled,
+        candidates(found, own), even(found),
+    )  # fmt: skip
 
 
 def _exported(
@@ -184,7 +197,7 @@ COMPUTED = {
 ADAPTER = "of an adapter of peft whose configuration has its rank: merge it first, or use LoRA"
 UNSHRINKABLE: dict[type[nn.Module], str] = {
     nn.MultiheadAttention: "nn.MultiheadAttention takes the size of a head from its width, so that no head can go",
-} | dict.fromkeys((nn.RNNBase, nn.RNNCellBase), "a recurrent layer's gates are not taken apart")
+}
 
 
 def _traced(labels: DisjointSets, subgraph: Subgraph, own: Mapping[str, Channels]) -> Trace:

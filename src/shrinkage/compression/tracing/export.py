@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,16 +20,21 @@ from torch.utils._pytree import tree_leaves
 from shrinkage.compression.calls.modes import evaluating, process_as_it_was
 from shrinkage.compression.calls.results import all_tensors_in
 from shrinkage.compression.plans.tensors import joined
+from shrinkage.compression.tracing.recurrent import Direction, recurrent_taken_apart
 from shrinkage.errors import first_line
 
 
 @dataclass(frozen=True, eq=False)
 class Subgraph:
-    """A module of a model, at the dotted name `path`, as a graph; `leaves` are the tensors and numbers of its call."""
+    """A module of a model, at the dotted name `path`, as a graph; `leaves` are the tensors and numbers of its call.
+
+    `recurrent` has the weights of the recurrent layers that were taken apart, those of one call together.
+    """
 
     path: str
     program: ExportedProgram
     leaves: tuple[Any, ...]
+    recurrent: tuple[tuple[Direction, ...], ...] = ()
 
     @cached_property
     def owned(self) -> dict[fx.Node, str]:
@@ -83,7 +90,9 @@ def _subgraphs(
             with _quietly(), process_as_it_was(), _masks_as_given(module):
                 with _tensors_alone(module) if as_tensors else nullcontext():
                     program = torch.export.export(module, args, kwargs, strict=False)
-                    return [Subgraph(path, _without_levels(program), tuple(tree_leaves((args, kwargs))))], {}
+                    program = _without_levels(program)
+                    recurrent = recurrent_taken_apart(program.graph)
+                    return [Subgraph(path, program, tuple(tree_leaves((args, kwargs))), recurrent)], {}
         except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
             failed.setdefault(path, _reason(error))
     found = []
@@ -102,10 +111,24 @@ def _subgraphs(
 
 def _reason(error: Exception) -> str:
     """Return the first line of an error of the exporter, or in plain words what it means."""
+    if any(_packs(frame) for frame, _ in walk_tb(error.__traceback__)):
+        return PACKED
     line = first_line(error)
     return next((words for phrase, words in MEANINGS.items() if phrase in line), line)
 
 
+def _packs(frame: FrameType) -> bool:
+    """Return whether a call of code in torch packs sequences, or is that of a recurrent layer which is given some."""
+    code = frame.f_globals.get("__name__")
+    return code == "torch.nn.utils.rnn" or (
+        code == "torch.nn.modules.rnn" and frame.f_locals.get("batch_sizes") is not None
+    )
+
+
+PACKED = (
+    "it packs sequences, which torch.export does not follow: let its code do so only where lengths are given, and give"
+    " an example without them, that is padded; the smaller model takes packed calls like the dense one"
+)
 MEANINGS = {
     "found a fake tensor in the exported program": "torch.export does not follow an operator of it, such as"
     " torch.autograd.grad inside of the call",
