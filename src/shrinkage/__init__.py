@@ -27,6 +27,8 @@ try:
     from shrinkage.diagnostics.report import report as report
     from shrinkage.diagnostics.residuals import Residuals as Residuals
     from shrinkage.diagnostics.strength_max import strength_max as strength_max
+    from shrinkage.diagnostics.suggested_strengths import SuggestedStrengths as SuggestedStrengths
+    from shrinkage.diagnostics.suggested_strengths import suggest_strengths as suggest_strengths
     from shrinkage.errors import AttachmentError as AttachmentError
     from shrinkage.errors import GroupError as GroupError
     from shrinkage.errors import MetricError as MetricError
@@ -162,6 +164,7 @@ __all__ = [
     "Sparsified",
     "SpectralBall",
     "Steps",
+    "SuggestedStrengths",
     "TopK",
     "Toward",
     "UnitNorm",
@@ -179,6 +182,7 @@ __all__ = [
     "shrink",
     "shrink_optimizer_",
     "strength_max",
+    "suggest_strengths",
     "threshold_",
     "to_dense",
     "to_semi_structured",

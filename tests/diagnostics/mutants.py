@@ -52,4 +52,11 @@ MUTANTS = [
     M("(math.isnan(each.relative), each.relative)", "(False, each.relative)", "stationarity"),
     M("tensor.movedim(self.dim, 0).flatten(1)", "tensor.flatten(1)", "report", "divided"),
     M("(slices == 0).all(1).any()", "(slices == 0).any()", "report", "single_zeros"),
+    M("with at_origin([(penalty, parameter) for parameter in held.values()]):", "if True:", "suggested_strengths", "each_layer", quick=True),
+    M("factor = strength / (fixed(penalty.l1) + fixed(penalty.group))", "factor = strength", "suggested_strengths", "parts"),
+    M("members = [member for member in coupled.members if member.parameter in own]", "members = coupled.members", "suggested_strengths", "share_groups"),
+    M("(entry.name, *entry.aliases)]\n        if held:", "(entry.name,)]\n        if held:", "suggested_strengths", "tied"),
+    M("others += [Rule(None, selector)", "_ = [Rule(None, selector)", "suggested_strengths", "tied"),
+    M("SHARE = 1 / 16", "SHARE = 4.0", "suggested_strengths", "costs_no_accuracy"),
+    M("if not strength:", "if False:", "suggested_strengths", "no_gradient", quick=True),
 ]

@@ -1,11 +1,11 @@
 """The smallest strength at which an all-zero parameter is stationary."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shrinkage.diagnostics.evaluation import penalized_parameters, slope_of, strength_max_of
 from shrinkage.diagnostics.loss_gradients import (
@@ -65,20 +65,29 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
         raise ValueError("the rules penalize no parameter that takes a gradient")
     with at_origin([(entry.penalty.at(0), parameter) for entry, parameter in found if parameter.requires_grad]):
         gradients = dict(zip(trained, mean_gradients(model, list(trained.values()), closure, data), strict=True))
-    strengths = []
-    for names, scheduled in plan.blocks(trained):
-        penalty, grads = scheduled.at(0), {name: gradients[name] for name in names}
-        for name, grad in grads.items():
-            if not grad.isfinite().all():
-                raise ValueError(f"the gradient of {name!r} is not finite where what {penalty} penalizes is zero")
-        if slope_of(penalty, grads[names[0]].shape) == math.inf:
-            raise ValueError(f"zero is stationary at every strength of {penalty}: it withstands every gradient")
-        strengths.append(float(strength_max_of(penalty, grads)))
-        if not math.isfinite(strengths[-1]):
-            raise ValueError(
-                f"no strength of {penalty} makes all parameters zero, the least is {strengths[-1]}: {cause(penalty)}"
-            )
-    return max(strengths)
+    return max(
+        least_strength(scheduled.at(0), {name: gradients[name] for name in names})
+        for names, scheduled in plan.blocks(trained)
+    )
+
+
+def least_strength(penalty: Penalty, grads: Mapping[str, Tensor]) -> float:
+    """Return the smallest strength at which one parameter, or all that share its groups, can be zero.
+
+    Raises:
+        ValueError: there is none; the message says why.
+    """
+    for name, grad in grads.items():
+        if not grad.isfinite().all():
+            raise ValueError(f"the gradient of {name!r} is not finite where what {penalty} penalizes is zero")
+    if slope_of(penalty, next(iter(grads.values())).shape) == math.inf:
+        raise ValueError(f"zero is stationary at every strength of {penalty}: it withstands every gradient")
+    strength = float(strength_max_of(penalty, grads))
+    if not math.isfinite(strength):
+        raise ValueError(
+            f"no strength of {penalty} makes all parameters zero, the least is {strength}: {cause(penalty)}"
+        )
+    return strength
 
 
 def cause(penalty: Penalty) -> str:
