@@ -17,8 +17,8 @@ class Late:
 
 
 celer = Late("celer")
-datasets, linear_model, model_selection = map(
-    Late, ("sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection")
+datasets, linear_model, model_selection, neural_network = map(
+    Late, ("sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection", "sklearn.neural_network")
 )
 peft = Late("peft")
 transformers = Late("transformers")
