@@ -200,6 +200,7 @@ RESULTS = {
     "SparseReport",
     "Sparsified",
     "Residuals",
+    "SuggestedStrengths",
     "Plan",
     "Point",
     "Penalty",
