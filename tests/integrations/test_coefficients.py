@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.optim import SGD, Adam, AdamW
 
-from late import linear_model, neural_network
+from late import linear_model, neural_network, torchvision_models
 from models import batches, loss_of, mlp, train_step
 from problems import standardised_breast_cancer, standardised_diabetes
 from shrinkage import (
@@ -323,11 +323,11 @@ def test_optax():
 @pytest.mark.parametrize(("name", "how"), [("adamw", "decoupled"), ("momentum", "gradient")])
 def test_timm(name, how):
     """`filter_bias_and_bn`, their default, leaves alone what a rule without a selector leaves alone."""
-    package("timm")
-    from timm.optim import create_optimizer_v2
+    with torchvision_models.aside():
+        create = package("timm.optim").create_optimizer_v2
 
     def make(decay):
-        return lambda model: create_optimizer_v2(model, opt=name, lr=0.1, weight_decay=decay)
+        return lambda model: create(model, opt=name, lr=0.1, weight_decay=decay)
 
     expected = trained(make(C))
     found = trained(make(0.0), lambda model, optimizer: Regularizer(model, L2(C), how=how).attach(optimizer))
