@@ -101,7 +101,13 @@ def process_as_it_was() -> Iterator[None]:
 def seeing(mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Let `mode` see the operators that are called.
 
-    Nothing is compiled meanwhile: what a function compiles in front of a mode fails, and fails afterwards too.
+    Nothing is compiled meanwhile: what a function compiles in front of a mode fails, and fails afterwards too. Nor are
+    transformers of torch computed by one operator, which would hide all others.
     """
-    with torch.compiler.set_stance("force_eager"), mode:
-        yield
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"), mode:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

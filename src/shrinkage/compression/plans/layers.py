@@ -77,6 +77,15 @@ def recurrent_cell(layer: nn.RNNCellBase, shapes: Shapes) -> dict[str, Any]:
     return {"input_size": shapes["weight_ih"][1], "hidden_size": shapes["weight_hh"][1]}
 
 
+def attention(layer: nn.MultiheadAttention, shapes: Shapes) -> dict[str, Any]:
+    """The weights of queries, keys and values are (heads * head_dim, inputs), one below the other or each by itself."""
+    packed = "in_proj_weight" in shapes
+    queries, keys, values = (shapes["in_proj_weight" if packed else f"{name}_proj_weight"] for name in "qkv")
+    rows = queries[0] // 3 if packed else queries[0]
+    heads = max(1, rows // layer.head_dim)  # a single one may be smaller
+    return {"embed_dim": queries[1], "kdim": keys[1], "vdim": values[1], "num_heads": heads}
+
+
 def transposed_linear(layer: nn.Module, shapes: Shapes) -> dict[str, Any]:
     """The `Conv1D` of transformers, a linear layer whose weight is (inputs, outputs)."""
     return dict(zip(("nx", "nf"), shapes["weight"], strict=True))
@@ -95,6 +104,7 @@ _rules: dict[type[nn.Module], LayerRule] = {
     nn.PReLU: prelu,
     nn.RNNBase: recurrent,
     nn.RNNCellBase: recurrent_cell,
+    nn.MultiheadAttention: attention,
 }
 
 

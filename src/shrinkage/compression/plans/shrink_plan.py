@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from operator import index
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import copy_of, plain, warn_of_hooks
+from shrinkage.compression.plans.attention import kept_heads, prune_heads_
 from shrinkage.compression.plans.checks import (
     Keep,
     check_attributes,
@@ -106,6 +107,7 @@ class ShrinkPlan:
         plan = cls(saved_shapes(model, chosen), chosen, tuple(biases))
         check_can_be_cut(model, tensors, chosen)
         check_biases(model, plan.biases)
+        _heads(model, chosen)
         widths = _widths(model, chosen)
         check_attributes(model, {**widths, **(attributes or {})})
         return cls(plan.shapes, chosen, plan.biases, {**widths, **(attributes or {})})
@@ -227,6 +229,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     check_can_be_cut(dense, tensors, plan.keep)
     check_biases(dense, plan.biases)
     check_attributes(dense, plan.attributes)
+    heads = _heads(dense, plan.keep)
     cuts: dict[Tensor, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor not in cuts and (name in plan.keep or type(tensor) is nn.Parameter):
@@ -236,6 +239,8 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     for name, value in plan.attributes.items():
         path, _, attribute = name.rpartition(".")
         setattr(small.get_submodule(path), attribute, value)
+    for path, (attention, kept) in heads.items():
+        prune_heads_(cast(nn.MultiheadAttention, small.get_submodule(path)), attention, kept)
     for path in plan.biases:
         layer = small.get_submodule(path)
         weight, outputs = layer.get_parameter("weight"), outputs_of(layer)
@@ -257,6 +262,18 @@ def _under_all_names(tensors: Mapping[str, Tensor], keep: Mapping[str, Mapping[i
                 raise PlanError(f"{other!r} and {name!r} are one tensor, tied, and would be cut in two ways")
     tied = {name: dict(cuts[id(tensor)][1]) for name, tensor in tensors.items() if id(tensor) in cuts}
     return {**chosen, **tied}
+
+
+def _heads(model: nn.Module, keep: Keep) -> dict[str, tuple[nn.MultiheadAttention, list[int]]]:
+    """Return the attention layers that are cut, by dotted name, each with the heads that stay."""
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.MultiheadAttention):
+            names = {name: joined(path, name) for name in tensors_of(module)}
+            kept = {name: keep[full] for name, full in names.items() if full in keep}
+            if kept:
+                found[path] = module, kept_heads(module, kept)
+    return found
 
 
 def _widths(model: nn.Module, keep: Keep) -> dict[str, Any]:

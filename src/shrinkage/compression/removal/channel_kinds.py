@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from shrinkage.compression.calls.counted_operators import CountedOperator, counted_operators, multiply_adds_left
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.copying.copies import without_gradients
+from shrinkage.compression.plans.attention import with_prunable_heads
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
 from shrinkage.compression.removal.attributes import changed_attributes
 from shrinkage.compression.removal.removable import kept_indices
@@ -87,7 +88,8 @@ def multiply_adds_of(
     def counted(gone: Sequence[int]) -> list[CountedOperator]:
         which = torch.zeros(coupling.labels.count, dtype=torch.bool)
         which[list(gone)] = True
-        return counted_operators(without(which, coupling, model) if gone else without_gradients(model), call)
+        made = without(which, coupling, model) if gone else without_gradients(model)
+        return counted_operators(with_prunable_heads(made), call)
 
     try:
         smaller = {kind: counted(own[:1]) for kind, own in by_kind.items() if len(own) > 1}

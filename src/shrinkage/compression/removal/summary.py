@@ -32,7 +32,6 @@ ADVICE = {
     "did not find": "pin the layers that make a difference: `shrink(..., pin=[...])`",
     "differ": "where the code has a length as a number, give it as -1 or as an integer attribute of the module",
     "size of a head": "penalize heads as a whole",
-    "MultiheadAttention": "write attention with nn.Linear layers and `view(..., -1, head_size)`",
 }
 NOTHING = "no channel is zero: nothing to remove"
 

@@ -159,9 +159,10 @@ def reshaped(labels: DisjointSets, channels: Channels, shape: Sequence[int], pla
 def _without_repeats(labels: DisjointSets, factors: list[Tensor]) -> list[Tensor]:
     """Return `factors`; one of no parameter's that has come to share an axis with another stays as it is."""
     kept = []
-    for factor in factors:
+    for number, factor in enumerate(factors):
         factor = reduced(labels, factor)
-        shared = [other for other in factors if other is not factor and set(axes_of(other)) & set(axes_of(factor))]
+        others = factors[:number] + factors[number + 1 :]
+        shared = any(set(axes_of(other)) & set(axes_of(factor)) for other in others)
         if shared and labels.are_loose(factor):
             labels.pin(factor, "repeated a fixed number of times")
         else:

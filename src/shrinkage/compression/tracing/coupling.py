@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from shrinkage.compression.calls.inputs import positional
 from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import with_own_state
+from shrinkage.compression.plans.attention import with_prunable_heads
 from shrinkage.compression.plans.tensors import joined, tensors_of
 from shrinkage.compression.removal.adapters import fixed_ranks
 from shrinkage.compression.tracing import contractions, indexing, shapes  # noqa: F401  they register their rules
@@ -119,7 +120,7 @@ def _exported(
     if isinstance(model, torch.jit.ScriptModule):
         raise ShrinkError(f"{type(model).__name__} has no operators to export: give the module before torch.jit")
     try:
-        return subgraphs(emptied(with_own_state(model)), args, kwargs)
+        return subgraphs(with_prunable_heads(emptied(with_own_state(model))), args, kwargs)
     except ShrinkError:
         raise
     except Exception as error:
@@ -160,8 +161,7 @@ def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
     """Return the parameters and buffers that are never cut, each with its reason."""
     held: dict[str, str] = {}
     for path, module in model.named_modules():
-        reason = next((text for kind, text in UNSHRINKABLE.items() if isinstance(module, kind)), None)
-        reason = reason or held_by_computed(module)
+        reason = held_by_computed(module)
         if reason:
             held |= {joined(path, name): reason for name in tensors_of(module)}
     names = tensors_of(model)
@@ -195,9 +195,6 @@ COMPUTED = {
     "torch.nn.utils.spectral_norm": "computed anew at each call: make it a parameter first, with remove_spectral_norm",
 }
 ADAPTER = "of an adapter of peft whose configuration has its rank: merge it first, or use LoRA"
-UNSHRINKABLE: dict[type[nn.Module], str] = {
-    nn.MultiheadAttention: "nn.MultiheadAttention takes the size of a head from its width, so that no head can go",
-}
 
 
 def _traced(labels: DisjointSets, subgraph: Subgraph, own: Mapping[str, Channels]) -> Trace:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from io import StringIO
 from traceback import walk_tb
 from types import FrameType
@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 from shrinkage.compression.calls.modes import evaluating, process_as_it_was
 from shrinkage.compression.calls.results import all_tensors_in
+from shrinkage.compression.plans.attention import PrunedMultiheadAttention
 from shrinkage.compression.plans.tensors import joined
+from shrinkage.compression.tracing.dead_code import without_dead_code
 from shrinkage.compression.tracing.recurrent import Direction, recurrent_taken_apart
 from shrinkage.errors import first_line
 
@@ -92,7 +94,9 @@ def _subgraphs(
                     program = torch.export.export(module, args, kwargs, strict=False)
                     program = _without_levels(program)
                     recurrent = recurrent_taken_apart(program.graph)
-                    return [Subgraph(path, program, tuple(tree_leaves((args, kwargs))), recurrent)], {}
+                    subgraph = Subgraph(path, program, tuple(tree_leaves((args, kwargs))), recurrent)
+                    without_dead_code(program.graph, subgraph.owned)
+                    return [subgraph], {}
         except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
             failed.setdefault(path, _reason(error))
     found = []
@@ -148,12 +152,27 @@ def _without_levels(program: ExportedProgram) -> ExportedProgram:
 
 @contextmanager
 def _masks_as_given(module: nn.Module) -> Iterator[None]:
-    """Let the transformers of torch in `module` take masks as they are, without a test whether these are causal."""
+    """Let the transformers of torch in `module` take masks as they are, without a test whether these are causal.
+
+    Masks of single heads hold none of these: a smaller layer takes those of the heads that it has.
+    """
     with ExitStack() as hooks:
         for each in module.modules():
             if isinstance(each, nn.TransformerEncoder | nn.TransformerDecoder):
                 hooks.callback(_answering_no(each, {"is_causal", "tgt_is_causal", "memory_is_causal"}))
+            elif isinstance(each, PrunedMultiheadAttention):
+                vars(each)["of_heads"] = partial(_with_one_mask, each)
+                hooks.callback(vars(each).pop, "of_heads")
         yield
+
+
+def _with_one_mask(layer: PrunedMultiheadAttention, mask: Tensor, samples: int) -> Tensor:
+    """Return a mask of attention as `layer` takes it; what any head sees as that of all, if each has its own."""
+    each = type(layer).of_heads(layer, mask, samples)
+    if each.shape[1] == 1:
+        return each
+    seen = (each.amin if each.dtype == torch.bool else each.amax)(1, keepdim=True)
+    return seen.expand(-1, layer.num_heads, -1, -1)
 
 
 @contextmanager
