@@ -3,7 +3,7 @@
 Parts: `tables` (parameter lists of whole models, beside other packages), `kernels` (each rule alone, against a copy),
 `scaling` (over numbers of tensors and weights, with a picture), `training` (whole steps of small networks), `sparse`
 (sparse linear layers beside dense ones), `shrink` (models without half of their channels), `small` (training steps of a
-small network, where the host's work decides).
+small network, where the host's work decides), `activities` (penalties on what layers put out).
 """
 
 import argparse
@@ -16,6 +16,7 @@ from time import perf_counter
 import torch
 import torch._inductor.config
 
+from benchmarks.activities import measure_activities
 from benchmarks.kernels import measure_kernels
 from benchmarks.pictures import draw
 from benchmarks.record import surroundings, write
@@ -102,6 +103,11 @@ def small(plan: Plan) -> Iterator[object]:
     yield measure_small(plan.settings(0.25, more=5).limits, PROCESSES if plan.tasks > 1 else 1)
 
 
+def activities(plan: Plan) -> Iterator[object]:
+    """Measure penalties on activations, half as wide as the tensor of `kernels`."""
+    yield measure_activities(plan.side // 2, plan.settings(0.5, more=5))
+
+
 PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
     "tables": tables,
     "kernels": kernels,
@@ -110,6 +116,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
     "sparse": sparse,
     "shrink": shrink,
     "small": small,
+    "activities": activities,
 }
 
 

@@ -29,6 +29,7 @@ try:
     from shrinkage.diagnostics.strength_max import strength_max as strength_max
     from shrinkage.diagnostics.suggested_strengths import SuggestedStrengths as SuggestedStrengths
     from shrinkage.diagnostics.suggested_strengths import suggest_strengths as suggest_strengths
+    from shrinkage.errors import ActivityError as ActivityError
     from shrinkage.errors import AttachmentError as AttachmentError
     from shrinkage.errors import GroupError as GroupError
     from shrinkage.errors import MetricError as MetricError
@@ -91,6 +92,7 @@ try:
     from shrinkage.penalties.weighted import Weighted as Weighted
     from shrinkage.selection.plan import Plan as Plan
     from shrinkage.selection.rules import Rule as Rule
+    from shrinkage.training.activities import Activities as Activities
     from shrinkage.training.freeze import freeze_zeros as freeze_zeros
     from shrinkage.training.progress import BudgetProgress as BudgetProgress
     from shrinkage.training.regularize import regularize as regularize
@@ -105,6 +107,8 @@ __all__ = [
     "L2",
     "MCP",
     "SCAD",
+    "Activities",
+    "ActivityError",
     "AttachmentError",
     "Blocks",
     "Box",

@@ -39,6 +39,10 @@ class AttachmentError(ShrinkageError, RuntimeError):
     """A regularizer and an optimizer do not fit together."""
 
 
+class ActivityError(ShrinkageError, RuntimeError):
+    """Penalties of what layers put out cannot be added: the loss of a backward pass is not marked."""
+
+
 class PlanError(ShrinkageError, ValueError):
     """A plan of a smaller model is damaged, of another version, or of another model."""
 

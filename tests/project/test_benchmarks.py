@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks import __main__ as command
 from benchmarks import compilations, device, device_checks, memory, small, variants
+from benchmarks.activities import PENALTIES, measure_activities, passes
 from benchmarks.compilations import compilations_when_all_changes, compiled_graphs
 from benchmarks.kernels import measure_kernels, rule_alone
 from benchmarks.memory import extra_peak, require
@@ -383,6 +384,26 @@ def test_sparse_layers_are_compared_to_the_dense_one(monkeypatch):
     assert len(str(result).splitlines()) == 3 + len(result.points)
 
 
+def test_penalties_on_activations_are_compared_to_the_term_in_the_loss(monkeypatch):
+    clock = Clock()
+    steps = {"no penalty": clock.step(1.0), "term in the loss": clock.step(5.0), "Activities": clock.step(2.0)}
+    monkeypatch.setattr("benchmarks.activities.passes", lambda *ignored: steps)
+    result = measure_activities(8, Settings(Limits(3, 1e9), clock=clock))
+    assert [row.added for row in result.rows] == pytest.approx(2 * [0, 4000, 1000])
+    assert str(result).count("0.25") == 2
+
+
+def test_activations_are_penalized_alike():
+    a = torch.randn(4, 6, requires_grad=True)
+    gradients = []
+    for step in passes(a, PENALTIES[0]).values():
+        step()
+        gradients.append(a.grad)
+    alone, term, ours = gradients
+    assert torch.allclose(term, ours)
+    assert not torch.equal(alone, ours)
+
+
 @of_others
 def test_smaller_models_lose_half_of_their_channels():
     model, x, keywords = tiny()
@@ -558,7 +579,7 @@ def test_the_command_refuses_a_part_that_does_not_exist(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.main()
     assert (
-        "expected one of tables, kernels, scaling, training, sparse, shrink, small, got pictures"
+        "expected one of tables, kernels, scaling, training, sparse, shrink, small, activities, got pictures"
         in capsys.readouterr().err
     )
 

@@ -47,9 +47,20 @@ def test_the_first_screen_has_the_words_that_people_search_for():
         assert word in first, word
 
 
-@pytest.mark.parametrize(
-    "page", ["budget", "distributed", "migrating", "parameters", "penalties", "plans", "shrinking", "strengths"]
-)
+PAGES = [
+    "activities",
+    "budget",
+    "distributed",
+    "migrating",
+    "parameters",
+    "penalties",
+    "plans",
+    "shrinking",
+    "strengths",
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_the_code_of_a_page_runs_from_the_top(page, tmp_path, monkeypatch):
     """Those of the other pages are run by tests of what they are about."""

@@ -3,6 +3,18 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("return torch.mul(a, factor * radial.quadratic).add_(grad)", "return grad.add_(a * factor * radial.quadratic)", "activities", "is_not_written"),
+    M("a.sign().mul_(factor * radial.linear).add_(grad)", "grad.add_(a.sign() * (factor * radial.linear))", "activities", "is_not_written", quick=True),
+    M("factor = factor / samples_in(a, samples)", "factor = factor / len(a)", "activities", "leading_dimensions"),
+    M("upcast(grad.detach()).reshape(()), update", "torch.ones(()), update", "activities", "accumulation", quick=True),
+    M("    def _end(self) -> None:\n        self._factor = None\n", "    def _end(self) -> None:\n", "activities", "unmarked"),
+    M("        self._passes.forget()\n", "", "activities", "two_marked"),
+    M("        if not self.alive or self.paused:\n", "        if not self.alive:\n", "activities", "without_penalties"),
+    M("return a.clone() if clone else a.view_as(a)", "return a.view_as(a)", "activities", "in_place"),
+    M("        vars(module)[\"forward\"] = MethodType(type(module).forward, module)\n", "        pass\n", "activities", "come_and_go"),
+    M("setattr(module, MARK, (*getattr(module, MARK, ()), handle))", "setattr(module, MARK, (handle,))", "activities", "removal"),
+    M("torch.compiler.set_stance(\"force_eager\")", "torch.no_grad()", "activities", "value_of_a_compiled", "training/activities.py"),
+    M("self._marked == PATIENCE and", "False and", "activities", "no_backward_pass"),
     M("part.add_(torch.sub(other, scratch, out=scratch))", "part.add_(other)", "asides", "loses_nothing", quick=True),
     M("torch.where(part == 0, other, part, out=part)", "part.add_(other)", "asides", "narrow_weights"),
     M("w.masked_fill_(gone, 0)", "w.mul_(~gone)", "asides", "bfloat16"),
