@@ -53,6 +53,7 @@ PAGES = [
     "distributed",
     "migrating",
     "parameters",
+    "paths",
     "penalties",
     "plans",
     "shrinking",

@@ -213,10 +213,10 @@ class Path(Sequence[Point]):
     def to_dict(self) -> dict[str, Any]:
         """Return the path as numbers, lists and dictionaries, ready for JSON; what is not finite is None."""
         rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in self.rows()]
-        chosen = {name: point.strength for name, point in self._choices().items()}
+        chosen = {name: point.strength for name, point in self.choices().items()}
         return {"maximize": self.maximize, "points": rows, "choices": chosen}
 
-    def _choices(self) -> dict[str, Point]:
+    def choices(self) -> dict[str, Point]:
         """Return the points that a rule chooses, as far as there are scores and errors for it."""
         if not any(math.isfinite(point.score) for point in self):
             return {}
@@ -226,7 +226,7 @@ class Path(Sequence[Point]):
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the rows of the printed table; a column in which nothing stands is left out."""
         header = ["strength", "zeros", "", "zero groups", "score", "error", "refit", "error", "updates", "choice"]
-        choices = self._choices()
+        choices = self.choices()
         rows = []
         for point in self:
             refit = point.refit

@@ -32,9 +32,11 @@ def checked_strengths(strengths: Iterable[float]) -> list[float]:
     for each in found:
         if not isinstance(each, Real) or isinstance(each, bool):
             raise TypeError(f"strengths must be numbers, got {shown(each)}")
-        if not (math.isfinite(each) and each >= 0):
-            raise ValueError(f"strengths must be finite and >= 0, got {shown(each)}")
-    return [float(each) for each in found]
+    numbers = [float(each) for each in found]
+    for number in numbers:
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"strengths must be finite and >= 0, got {number:g}")
+    return numbers
 
 
 def geometric(count: int, greatest: float) -> list[float]:

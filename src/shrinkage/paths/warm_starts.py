@@ -111,7 +111,7 @@ def path(
     options, saved = Options(hold_zeros, stochastic_rounding, compile), SavedPoints(folder, tuple(carried))
     modes = {module: module.training for module in model.modules()}
     fits = Fits(model, rules, fit, score, refit, how, options, modes)
-    if isinstance(strengths, int) and not isinstance(strengths, bool):
+    if isinstance(strengths, int):
         wanted = saved.strengths(strengths) or spread(fits, strengths, closure, data)
     else:
         wanted = checked_strengths(strengths)
