@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.optim import AdamW
 
-from shrinkage import CoupledChannels, GroupLasso, Regularizer, shrink, shrink_optimizer_
+from shrinkage import CoupledChannels, GroupError, GroupLasso, Regularizer, shrink, shrink_optimizer_
 from shrinkage.compression.plans.tensors import cut
 from shrinkage.compression.tracing.coupling import couple
 from zoo.dense import CASES
@@ -39,6 +39,9 @@ class Reader(nn.Module):
         states = states[0] if isinstance(states, tuple) else states
         if self.part == "last":
             return self.head(torch.cat((states[-2], states[-1, :, :]), 1) if self.rnn.bidirectional else states[-1])
+        if self.part == "by layer":
+            last = states.view(self.rnn.num_layers, -1, *states.shape[1:])[-1]
+            return self.head(torch.cat((last[0], last[1]), -1))
         if self.part == "stacked":
             return self.head(states.transpose(0, 1).reshape(states.shape[1], -1)[:, -self.width :])
         return self.head(outputs[:, -1] if self.part == "at the end" else outputs)
@@ -77,6 +80,7 @@ KINDS = [
     (nn.RNN, "last", TWO | BOTH | {"dropout": 0.5}, 36),
     (nn.LSTM, "last", TWO | BOTH, 36),
     (nn.GRU, "outputs", TWO | BOTH | {"batch_first": False}, 36),
+    (nn.LSTM, "by layer", TWO | BOTH, 36),
     (nn.LSTM, "at the end", TWO | BOTH | {"proj_size": 5}, 36 + 20),
     (nn.LSTM, "outputs", {"proj_size": 5, "bias": False}, 9 + 5),
 ]
@@ -94,7 +98,7 @@ def test_silent_units_go(kind, part, options, count):
     for call in (steps(2, 11), steps(1, 3), steps(5, 1)):
         assert difference(model, result.model, call) < 1e-13
     if part == "outputs":
-        assert difference(model, result.model, steps(7, 7), torch.tensor([7, 2, 5, 1, 7, 3, 4])) < 1e-13
+        assert difference(model, result.model, steps(7, 7), LENGTHS) < 1e-13
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
@@ -335,12 +339,38 @@ def test_a_state_that_grows_is_no_constant():
 
 def test_a_trace_does_not_grow_with_the_number_of_steps():
     model = made(lambda: Reader(nn.LSTM, **TWO, **BOTH))
-    counts = {len(couple(model, steps(2, time)).traces[0][0].program.graph.nodes) for time in (3, 20)}
+    counts = {len(couple(model, steps(2, time)).traces[0][0].program.graph.nodes) for time in (3, 500)}
     assert len(counts) == 1
 
 
-def test_code_that_packs_is_told_and_what_to_do():
-    model = made(lambda: Reader(nn.LSTM))
-    silence_(model.rnn, (1, 4))
+LENGTHS = torch.tensor([7, 2, 5, 1, 7, 3, 4])
+
+
+@pytest.mark.parametrize(("kind", "part", "options"), [(nn.LSTM, "last", TWO | BOTH), (nn.GRU, "at the end", {})])
+def test_code_that_packs_is_followed(kind, part, options):
+    model = made(lambda: Reader(kind, part, **options))
+    silence_(model.rnn, (1, 4, 6), (0, 4, 8), (5, 6, 7), (2, 3, 4))
     result = shrink(model, (steps(3, 5), torch.tensor([5, 2, 4])))
-    assert result.report.not_exported[""].startswith("it packs sequences, which torch.export does not follow")
+    assert result.model.rnn.hidden_size == 6
+    assert result.report.not_exported == {}
+    assert difference(model, result.model, steps(7, 7), LENGTHS) < 1e-13
+
+
+def test_a_constant_is_none_where_the_padding_is():
+    model = made(lambda: Reader(nn.RNN))
+    with torch.no_grad():
+        for name, parameter in model.rnn.named_parameters():
+            parameter[3] = 0.5 * ("bias" in name)
+        model.rnn.weight_hh_l0[:, 3] = 0
+    result = shrink(model, (steps(3, 5), [5, 5, 5]))
+    assert difference(model, result.model, steps(7, 7), LENGTHS) < 1e-13
+    assert shrink(model, steps(3, 5)).model.rnn.hidden_size == 8  # without padding it is one
+
+
+def test_packs_as_inputs_are_told_and_what_to_do():
+    model = nn.Sequential(nn.LSTM(4, 9, 2))
+    packed = pack_padded_sequence(torch.randn(5, 3, 4), [5, 4, 2])
+    with pytest.warns(UserWarning, match="cannot be exported as a whole"), pytest.raises(GroupError):
+        CoupledChannels(model, (packed,))
+    result = shrink(model, (packed,))
+    assert result.report.not_exported[""].startswith("it is given packed sequences")

@@ -176,8 +176,8 @@ def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, d
             text = f"stays so that `{name}` has a multiple of {round_to} channels, as round_to asks"
             why.setdefault(root, text if number else f"is the last one of `{name}`, which needs one: all others go")
     for names in coupling.even:
-        going = [distinct(coupling.axes[name, 0][gone[coupling.axes[name, 0]]]) for name in names]
-        for root in torch.cat([each[min(map(len, going)) :] for each in going]).tolist():
+        several = [distinct(coupling.axes[name, 0][gone[coupling.axes[name, 0]]]) for name in names]
+        for root in torch.cat([each[min(map(len, several)) :] for each in several]).tolist():
             back[root] = True
             layer = names[0].rpartition(".")[0] or "the model"
             why.setdefault(root, f"stays so that all layers and directions of `{layer}` have as many units")

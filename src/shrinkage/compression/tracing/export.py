@@ -4,7 +4,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property, partial
 from io import StringIO
@@ -23,6 +23,7 @@ from shrinkage.compression.plans.attention import PrunedMultiheadAttention
 from shrinkage.compression.plans.tensors import joined
 from shrinkage.compression.tracing.dead_code import without_dead_code
 from shrinkage.compression.tracing.recurrent import Direction, recurrent_taken_apart
+from shrinkage.compression.tracing.recurrent_calls import Following
 from shrinkage.errors import first_line
 
 
@@ -89,7 +90,7 @@ def _subgraphs(
     failed: dict[str, str] = {}
     for as_tensors in (False, True):
         try:
-            with _quietly(), process_as_it_was(), _masks_as_given(module):
+            with _quietly(), process_as_it_was(), _masks_as_given(module), _following_layers(module):
                 with _tensors_alone(module) if as_tensors else nullcontext():
                     program = torch.export.export(module, args, kwargs, strict=False)
                     program = _without_levels(program)
@@ -130,8 +131,8 @@ def _packs(frame: FrameType) -> bool:
 
 
 PACKED = (
-    "it packs sequences, which torch.export does not follow: let its code do so only where lengths are given, and give"
-    " an example without them, that is padded; the smaller model takes packed calls like the dense one"
+    "it is given packed sequences, or packs some in a way that torch.export does not follow, as by lengths of `tolist`:"
+    " give an example that is padded, without lengths; the smaller model takes packed calls like the dense one"
 )
 MEANINGS = {
     "found a fake tensor in the exported program": "torch.export does not follow an operator of it, such as"
@@ -142,6 +143,11 @@ MEANINGS = {
     " does not follow: write it with torch.where or torch.cond",
     "view functorch tensor": "torch.export does not follow its transforms of functions, such as torch.func.grad",
 }
+
+
+def _following_layers(module: nn.Module) -> AbstractContextManager[Any]:
+    """Let recurrent layers in `module` be one operator each."""
+    return Following() if any(isinstance(each, nn.RNNBase) for each in module.modules()) else nullcontext()
 
 
 def _without_levels(program: ExportedProgram) -> ExportedProgram:

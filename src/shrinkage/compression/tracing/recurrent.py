@@ -7,10 +7,20 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from shrinkage.compression.tracing.operators import aten
-from shrinkage.compression.tracing.recurrent_cells import CELLS, LAYERS, Cell
+from shrinkage.compression.tracing.recurrent_calls import LAYERS
+from shrinkage.compression.tracing.recurrent_cells import CELLS, Cell
 
 ZEROS = {aten.zeros.default: 0, aten.new_zeros.default: 1}  # at which place of the arguments the sizes are
-SAME = (aten.to, aten._to_copy, aten.clone, aten.detach, aten.alias, aten.lift_fresh_copy, aten.contiguous)
+SAME = (
+    aten.index_select,
+    aten.to,
+    aten._to_copy,
+    aten.clone,
+    aten.detach,
+    aten.alias,
+    aten.lift_fresh_copy,
+    aten.contiguous,
+)
 
 
 class Direction(NamedTuple):
@@ -88,7 +98,8 @@ class Writer(NamedTuple):
             return given
         if given.target is aten.stack.default and given.args[1:] in ((), (0,)):
             parts: Any = given.args[0]
-            return parts[number]
+            part: fx.Node = parts[number]
+            return part
         return self.write(aten.select.int, given, 0, number)
 
     def step(self, x: fx.Node, own: Direction, given: Sequence[fx.Node], number: int | None) -> tuple[fx.Node, fx.Node]:
@@ -106,20 +117,20 @@ class Writer(NamedTuple):
 
 def _cell(writer: Writer) -> tuple[tuple[Direction, ...], list[fx.Node]]:
     """Write one step of a cell; return its weights, and what it gives."""
+    x: Any
+    given: Any
+    weights: Any
     x, given, *weights = writer.replaced.args
-    own: Any = Direction(writer.kind.gates, writer.kind.candidate, *weights)  # type: ignore[arg-type]
-    states: Any = given if isinstance(given, list | tuple) else [given]
-    results: Any = writer.step(x, own, states, None)  # type: ignore[arg-type]
-    return (own,), list(results[: len(states)])
+    own = Direction(writer.kind.gates, writer.kind.candidate, *weights)
+    states = given if isinstance(given, list | tuple) else [given]
+    return (own,), list(writer.step(x, own, states, None)[: len(states)])
 
 
 def _layers(writer: Writer) -> tuple[tuple[Direction, ...], list[Any]]:
     """Write one step of all layers; return their weights, what is put out, and the last states, each a list."""
-    x: Any
-    given: Any
-    x, given, params, biased, count, _, _, both, batch_first = writer.replaced.args
-    states = given if isinstance(given, list | tuple) else [given]
-    directions = _directions(writer.kind, params, biased, count * (1 + both))
+    given: Any = writer.replaced.args
+    x, states, weights, biased, count, both, batch_first = given
+    directions = _directions(writer.kind, weights, biased, count * (1 + both))
     last: list[tuple[fx.Node, ...]] = []
     x = writer.write(aten.transpose.int, x, 0, 1) if batch_first else x
     for layer in range(count):
@@ -133,15 +144,17 @@ def _layers(writer: Writer) -> tuple[tuple[Direction, ...], list[Any]]:
     return directions, [x, *(list(each) for each in zip(*last, strict=True))]
 
 
-def _directions(kind: Cell, params: Any, biased: Any, count: Any) -> tuple[Direction, ...]:
-    """Return the weights of a layer by direction: torch lists them in a row."""
-    size = len(params) // count
+def _directions(kind: Cell, weights: Any, biased: bool, count: int) -> tuple[Direction, ...]:
+    """Return the weights of layers by direction: torch lists them in a row."""
+    size = len(weights) // count
     projected = size == (5 if biased else 3)
     found = []
-    for start in range(0, len(params), size):
-        own = list(params[start : start + size])
+    for start in range(0, len(weights), size):
+        own: list[Any] = list(weights[start : start + size])
         projection = own.pop() if projected else None
-        found.append(Direction(kind.gates, kind.candidate, *(own if biased else [*own, None, None]), projection))
+        entering, fed_back, *biases = own
+        one, other = biases or (None, None)
+        found.append(Direction(kind.gates, kind.candidate, entering, fed_back, one, other, projection))
     return tuple(found)
 
 
@@ -165,14 +178,33 @@ def _read_instead(writer: Writer, node: fx.Node, result: Any) -> None:
         node.replace_all_uses_with(result)
         return
     for user in list(node.users):
-        if user.target is aten.select.int and user.args[1] == 0:
-            user.replace_all_uses_with(result[user.args[2]])  # type: ignore[index]
-            writer.graph.erase_node(user)
-        elif user.target is aten.unbind.int and user.args[1:] in ((), (0,)):
+        given: Any = user.args
+        if user.target is aten.select.int and given[1] == 0:
+            _read_instead(writer, user, result[given[2]])
+        elif user.target is aten.unbind.int and given[1:] in ((), (0,)):
             for one in list(user.users):
-                one.replace_all_uses_with(result[one.args[1]])  # type: ignore[index]
+                place: Any = one.args[1]
+                _read_instead(writer, one, result[place])
                 writer.graph.erase_node(one)
+        elif user.target is aten.index_select.default and given[1] > 0:  # of samples that were sorted by length
+            with writer.graph.inserting_before(user):
+                parts = [writer.write(user.target, each, given[1] - 1, given[2], source=user) for each in result]
+            _read_instead(writer, user, parts)
+        elif user.target is aten.view.default and len(given[1]) == 4 and isinstance(result[0], fx.Node):
+            _by_layer(writer, user, result)
+        if not user.users:
             writer.graph.erase_node(user)
     if node.users:
-        with writer.graph.inserting_before(writer.replaced):
+        with writer.graph.inserting_before(node):
             node.replace_all_uses_with(writer.write(aten.stack.default, result))
+
+
+def _by_layer(writer: Writer, node: fx.Node, result: list[fx.Node]) -> None:
+    """Let all that selects a layer of the states, as `node` has them by layer and direction, read these directions."""
+    layers, both = node.meta["val"].shape[:2]
+    for user in list(node.users):
+        given: Any = user.args
+        if layers * both == len(result) and user.target is aten.select.int and given[1] == 0:
+            first = given[2] % layers * both
+            _read_instead(writer, user, result[first : first + both])
+            writer.graph.erase_node(user)

@@ -94,7 +94,7 @@ def _unless_as(first: Tensor, later: Tensor) -> Tensor:
     return torch.where((later == first).all(0), first, torch.empty_like(later[0]).normal_())
 
 
-LIBRARY = torch.library.Library("shrinkage_recurrent", "DEF")
+LIBRARY: Any = torch.library.Library("shrinkage_recurrent", "DEF")  # type: ignore[no-untyped-call]
 BEFORE = "(Tensor entering, Tensor weight, Tensor? bias, Tensor? projection, Tensor first, Tensor state)"
 STEP = "(Tensor entering, Tensor fed_back, Tensor state)"
 
@@ -113,12 +113,11 @@ def _cell(step: Step, gates: int, candidate: int) -> Cell:
 
 LSTM, GRU = _cell(lstm, 4, 2), _cell(gru, 3, 2)
 RNN_TANH, RNN_RELU = _cell(rnn_tanh, 1, 0), _cell(rnn_relu, 1, 0)
-LAYERS = {aten.lstm.input: LSTM, aten.gru.input: GRU, aten.rnn_tanh.input: RNN_TANH, aten.rnn_relu.input: RNN_RELU}
 CELLS = {
     aten.lstm_cell.default: LSTM, aten.gru_cell.default: GRU,
     aten.rnn_tanh_cell.default: RNN_TANH, aten.rnn_relu_cell.default: RNN_RELU,
 }  # fmt: skip
-KINDS = tuple(dict.fromkeys(LAYERS.values()))
+KINDS = (LSTM, GRU, RNN_TANH, RNN_RELU)
 GATES = {each.overloadpacket: kind.gates for kind in KINDS for each in (kind.before, kind.step)}
 
 
