@@ -59,6 +59,8 @@ try:
     from shrinkage.penalties.common_schedules import Steps as Steps
     from shrinkage.penalties.constraints import NofM as NofM
     from shrinkage.penalties.constraints import TopK as TopK
+    from shrinkage.penalties.controls import Bound as Bound
+    from shrinkage.penalties.controls import Corrected as Corrected
     from shrinkage.penalties.convex import L1 as L1
     from shrinkage.penalties.convex import L2 as L2
     from shrinkage.penalties.convex import ElasticNet as ElasticNet
@@ -111,10 +113,12 @@ __all__ = [
     "ActivityError",
     "AttachmentError",
     "Blocks",
+    "Bound",
     "Box",
     "Budget",
     "BudgetProgress",
     "Columns",
+    "Corrected",
     "Cosine",
     "Counted",
     "Coupled",

@@ -132,4 +132,10 @@ MUTANTS = [
     M("if parameter.grad is None or FLATTENED in parameter.__dict__:", "if FLATTENED in parameter.__dict__:", "prepared", "what_changes and sgd"),
     M("        lent, self._lent = self._lent, False\n        return not lent", "        self._lent = False\n        return True", "prepared", "was_taken"),
     M("return whole and each and parameter.grad is not None", "return whole and parameter.grad is not None", "prepared", "general_form"),
+    M("if self._looked == updates.steps:", "if False:", "controls", "formula or one_strength"),
+    M("for control in dict.fromkeys(control for control, _ in of) if not skipped else ():", "for control in dict.fromkeys(control for control, _ in of):", "controls", "skipped"),
+    M("control.state = dict(each[\"state\"])", "pass", "controls", "went_on and bound", quick=True),
+    M("self.decay * seen.lr / peak", "self.decay", "controls", "adamw", quick=True),
+    M("* ((old - widened) * old >= 0)", "", "cautious_decay", "stays_where", quick=True),
+    M("return penalty.strength != 0", "return False", "double_decay", "warns_once"),
 ]

@@ -96,6 +96,15 @@ def _(penalty: L2, w: Tensor, step: Number) -> None:
     w.mul_(1 - step * fixed(penalty.strength))
 
 
+def cautious_decay_(
+    penalty: L2, w: Tensor, before: Tensor, step: Number, generator: torch.Generator | None = None
+) -> None:
+    """Decay the weights that have moved towards 0 since `before`, or stayed: w <- w - step * strength * before."""
+    old, widened = upcast(before), upcast(w)
+    decayed = widened - old * (step * fixed(penalty.strength)) * ((old - widened) * old >= 0)
+    write_(w, decayed, generator)
+
+
 def prox_(penalty: Penalty, w: Tensor, step: Step, generator: torch.Generator | None = None) -> None:
     """Move `w` to the penalty's proximal point.
 

@@ -23,18 +23,18 @@ def other_rate(optimizer: Optimizer, group: Group) -> str | None:
     return next((option for option in OTHER_RATES if group.get(option, False) is not False), None)
 
 
-def check_learning_rate(name: str, optimizer: Optimizer, group: Group) -> None:
+def check_learning_rate(name: str, how: str, optimizer: Optimizer, group: Group) -> None:
     """Raise `MetricError` if `optimizer` does not step the parameter `name` by the "lr" of its group."""
     own = type(optimizer).__name__
     if "lr" not in group:
         raise MetricError(
-            f'how="decoupled" multiplies by the learning rate, but the group of {name!r} in this {own} has no '
+            f'how="{how}" multiplies by the learning rate, but the group of {name!r} in this {own} has no '
             f"'lr'; choose how=\"gradient\" or register_metric({own}, ..., lr=...)"
         )
     option = other_rate(optimizer, group)
     if option is not None:
         raise MetricError(
-            f'how="decoupled" multiplies by the learning rate, but this {own} steps {name!r} by another one than its '
+            f'how="{how}" multiplies by the learning rate, but this {own} steps {name!r} by another one than its '
             f"group's 'lr', as {option!r} in the group says; choose how=\"gradient\", for L2 the weight decay of the "
             f"optimizer itself, or register_metric({own}, ..., lr=...)"
         )

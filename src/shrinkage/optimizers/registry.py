@@ -236,16 +236,16 @@ def learning_rate(metric: Metric | None, group: Group) -> Number:
     return rate
 
 
-def check_decoupled(name: str, smooth: bool, optimizer: Optimizer, group: Group) -> None:
+def check_decoupled(name: str, how: str, smooth: bool, optimizer: Optimizer, group: Group) -> None:
     """Raise `MetricError` if the learning rate of `optimizer` cannot decay the parameter `name`."""
     own, metric = type(optimizer).__name__, known_metric(optimizer)
     if metric is None or metric.lr is None:
-        check_learning_rate(name, optimizer, group)
+        check_learning_rate(name, how, optimizer, group)
     if isinstance(optimizer, LBFGS):
         reason, instead = _without[LBFGS]
-        raise MetricError(f'how="decoupled" of {name!r} does not go with {own}: {reason}; choose {instead}')
+        raise MetricError(f'how="{how}" of {name!r} does not go with {own}: {reason}; choose {instead}')
     if smooth and metric is not None and metric.iterate is not None:
         raise MetricError(
-            f'how="decoupled" of {name!r} decays before the step, and {own} moves another tensor, which would not '
+            f'how="{how}" of {name!r} decays the parameter itself, and {own} moves another tensor, which would not '
             'follow; choose how="proximal", how="gradient", or the weight decay of the optimizer itself'
         )

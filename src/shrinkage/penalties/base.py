@@ -27,6 +27,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from shrinkage.penalties.controls import Control
 from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.schedules import Strength, as_factor, at, check_strength, multiple, strength_text
 from shrinkage.penalties.value_objects import Value
@@ -53,6 +54,8 @@ class Penalty(Value, ABC):
         """Raise unless the strengths are finite numbers >= 0, or schedules."""
         for name in strengths_of(type(self)):
             check_strength(type(self).__name__, name, getattr(self, name))
+            if isinstance(control := getattr(self, name), Control):
+                control.check(self)
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:

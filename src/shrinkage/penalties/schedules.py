@@ -49,6 +49,14 @@ class Described(Value, ABC):
     def text(self) -> str:
         """What a printed plan says of it."""
 
+    def with_controls(self, take: Callable[["Described"], "Described"]) -> Strength:
+        """Return this strength with what `take` returns in place of each control in it."""
+        return self
+
+    def slope(self, of: Strength) -> float:
+        """Return by how much this strength rises with the strength `of` in it."""
+        return 1.0 if self is of else 0.0
+
 
 def strength_text(strength: Strength) -> str:
     """Return a strength as a plan prints it.
@@ -122,6 +130,12 @@ class Total(Described):
     def text(self) -> str:
         return f"{strength_text(self.one)} + {strength_text(self.other)}"
 
+    def with_controls(self, take: Callable[[Described], Described]) -> Strength:
+        return Total(with_controls(self.one, take), with_controls(self.other, take))
+
+    def slope(self, of: Strength) -> float:
+        return slope(self.one, of) + slope(self.other, of)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Multiple(Described):
@@ -141,6 +155,12 @@ class Multiple(Described):
     @property
     def text(self) -> str:
         return f"{self.factor:g} x ({strength_text(self.schedule)})"
+
+    def with_controls(self, take: Callable[[Described], Described]) -> Strength:
+        return multiple(self.factor, with_controls(self.schedule, take))
+
+    def slope(self, of: Strength) -> float:
+        return self.factor * slope(self.schedule, of)
 
 
 def total(one: Strength, other: Strength) -> Strength:
@@ -178,3 +198,18 @@ def as_factor(factor: Any) -> float:
 def at(strength: Strength, iteration: int) -> float:
     """Return `strength` at one update."""
     return strength(iteration) if callable(strength) else strength
+
+
+def with_controls(strength: Strength, take: Callable[[Described], Described]) -> Strength:
+    """Return `strength` with what `take` returns in place of each control in it."""
+    return strength.with_controls(take) if isinstance(strength, Described) else strength
+
+
+def slope(strength: Strength, of: Strength) -> float:
+    """Return by how much `strength` rises with the strength `of` in it.
+
+    >>> found = lambda update: 0.25
+    >>> slope(Multiple(2.0, found), found), slope(0.5, found)
+    (2.0, 0.0)
+    """
+    return strength.slope(of) if isinstance(strength, Described) else float(strength is of)

@@ -10,6 +10,7 @@ from shrinkage.distributed.flat_parameters import check_flat_shard, check_steppe
 from shrinkage.errors import GroupError, ParameterError, warn_user
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.budget import Budget
+from shrinkage.penalties.controlled import at_work
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.selection.coupled_rules import check_won, family_cells, sized
 from shrinkage.selection.first_match import first_matches
@@ -86,6 +87,15 @@ class Plan:
         stages = (entry.at(update) for entry in self.entries)
         return replace(self, entries=tuple(entry for entry in stages if entry is not None))
 
+    def penalties(self, update: int = 0) -> dict[str, Penalty]:
+        """Return what each parameter is penalized by at an update, by name; with the strengths that controls have now.
+
+        >>> from shrinkage import L1, Bound
+        >>> resolve(nn.Linear(2, 2), L1(Bound(6.0))).penalties()["weight"].strength
+        0.0
+        """
+        return {entry.name: entry.penalty.at(update) for entry in self.at(update)}
+
     def frozen(self, update: int) -> "Plan":
         """Return the entries of rules whose zeros stay at an update."""
         return replace(self, entries=tuple(entry for entry in self.entries if entry.is_over(update)))
@@ -145,7 +155,7 @@ def resolve(model: nn.Module, rules: Rules, how: How = "proximal") -> Plan:
     """
     by_parameter: dict[int, list[tuple[NamedParameter, Rule]]] = {}
     candidates = list(named_parameters(model))
-    known = [with_sizes(rule, candidates) for rule in as_rules(rules, how)]
+    known = [prepared_rule(rule, candidates) for rule in as_rules(rules, how)]
     with told_with_errors(model):
         winners = selected(model, known)
     for candidate, rule in winners:
@@ -168,10 +178,11 @@ def budgets_of(found: Sequence[Sequence[tuple[NamedParameter, Rule]]]) -> tuple[
     return tuple(planned_budget(budget, each) for budget, each in ranked.values())
 
 
-def with_sizes(rule: Rule, candidates: Sequence[NamedParameter]) -> Rule:
-    """Return `rule` with groups that know how many elements they have, where they span parameters."""
-    after = sized(rule.after, candidates)
-    return replace(rule, penalty=sized(rule.penalty, candidates), after=after if isinstance(after, Penalty) else None)
+def prepared_rule(rule: Rule, candidates: Sequence[NamedParameter]) -> Rule:
+    """Return `rule` with groups that know their sizes, where they span parameters, and with controls at work."""
+    penalty, after = sized(rule.penalty, candidates), sized(rule.after, candidates)
+    penalty = at_work(penalty, together=True) if isinstance(penalty, Penalty) else penalty
+    return replace(rule, penalty=penalty, after=at_work(after, together=True) if isinstance(after, Penalty) else None)
 
 
 def unnamed_matrices(candidates: Sequence[NamedParameter], named: Container[int]) -> Iterator[tuple[str, int]]:
@@ -238,10 +249,11 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     if shape is not None and penalty is not rule.penalty:  # it may have found a reference
         check_shape(first.name, shape, penalty)
     aliases = tuple(other.name for other, _ in others)
-    after = None if rule.after is None else rule.after.bound(first.name, first.parameter)
+    after = None if rule.after is None else at_work(rule.after.bound(first.name, first.parameter), together=False)
     if shape is not None and after is not None:
         check_shape(first.name, shape, after)
-    return Entry(first.name, aliases, shape, penalty, rule.how, rule.every, rule.until, after)
+    own = at_work(penalty, together=False)
+    return Entry(first.name, aliases, shape, own, rule.how, rule.every, rule.until, after)
 
 
 def check_ranked(name: str, parameter: Tensor, budget: Budget) -> None:

@@ -31,7 +31,8 @@ class Rule(Value):
             name such as `(nn.LSTM, "weight_hh*")`, or a function of (name, module, parameter) that returns a bool. None
             selects such weights, with two dimensions or more, outside of norm and embedding layers.
         how: "proximal" (exact zeros, in the optimizer's own metric), "gradient" (adds the derivative to the gradient
-            before the step) or "decoupled" (times the learning rate only, in the units of AdamW's `weight_decay`).
+            before the step), "decoupled" (times the learning rate only, in the units of AdamW's `weight_decay`), or
+            "cautious" (decoupled decay by `L2`, of the weights alone that the optimizer moves towards 0 in this step).
         every: apply a costly proximal operator (`Nuclear`, groups in the metric of Adam) at every so many steps only,
             with the sum of the steps since the last. Solutions of the stated problem stay solutions as far as gradients
             do not change in between: at one, gradients move the weights away for `every` - 1 steps, and the proximal
@@ -45,11 +46,14 @@ class Rule(Value):
     Raises:
         TypeError: the penalty is not a penalty, the selector not a selector.
         SelectionError: the selector can be called and is no plain function.
-        ValueError: `how` is none of the three, or "gradient" for a penalty that has no derivative to follow; `every` is
+        ValueError: `how` is none of the four, or "gradient" for a penalty that has no derivative to follow; `every` is
             not a whole number >= 1, or more than 1 for a rule that acts through a derivative; `until` is no update, or
             no multiple of `every`; `after` comes without `until`.
 
-    Reference: Meinshausen (2007), "Relaxed lasso", eq. 1, for `until` with `after`.
+    Cautious decay minimizes no sum of the loss and a penalty: at a minimum of the loss it still decays.
+
+    Reference: Meinshausen (2007), "Relaxed lasso", eq. 1, for `until` with `after`; Chen et al. (2025), "Cautious
+    weight decay" (arXiv:2510.12402), for "cautious".
 
     >>> from shrinkage import L1
     >>> Rule(L1(1e-4), "*.weight")

@@ -35,7 +35,6 @@ from shrinkage.optimizers.introspection import (
 from shrinkage.optimizers.overflow import overflow_of
 from shrinkage.optimizers.per_optimizer import PerOptimizer
 from shrinkage.optimizers.registry import known_metric, metric_of
-from shrinkage.penalties.base import Penalty
 from shrinkage.training.budgets import Budgets, Ranking
 from shrinkage.training.checks_before_step import (
     check_added_once,
@@ -46,7 +45,9 @@ from shrinkage.training.checks_before_step import (
     check_steps,
 )
 from shrinkage.training.coupled_parameters import located
+from shrinkage.training.double_decay import warn_of_double_decay
 from shrinkage.training.held_zeros import averaged
+from shrinkage.training.looks import Looks
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import (
     Found,
@@ -56,7 +57,7 @@ from shrinkage.training.penalized import (
     with_shared_penalties,
 )
 from shrinkage.training.prepared import Looked, UsualSteps
-from shrinkage.training.stages import Stages
+from shrinkage.training.stages import Stage, Stages
 from shrinkage.training.step_sizes import Steps
 from shrinkage.training.update import Lasting, Update
 
@@ -87,6 +88,7 @@ class Attachment(Lasting):
         self.budgets = Budgets(rankings, self.updates)
         self._resolve = resolve
         self._whole = whole
+        self.looks = Looks()
         self._targets: Targets = ()
         self._stages = Stages(())
         self._changes = False  # whether steps differ in what they do
@@ -108,12 +110,15 @@ class Attachment(Lasting):
             self._check([*targets, *(each for own in found.ranked for each in own)], stages, optimizer)
             proximal = any(stage.how == "proximal" for stage in stages)
             self.metric = metric_of(optimizer) if proximal else known_metric(optimizer)
+            self.looks.keep(targets, optimizer, self._whole() or optimizer, self.metric)
             self.budgets.keep(found.ranked, optimizer)
             self._targets, self._elsewhere, self._held = targets, found.elsewhere, group_indices(optimizer)
             self._stages = Stages(targets, self.budgets.held)
             seldom = any(target.every > 1 for target in targets)
             self._changes = self._stages.change or seldom or self.averages is not None
             self._seen = [list(parameters) for parameters in current]
+            if not self.lookups:
+                warn_of_double_decay(targets, optimizer)
             self.lookups += 1
             self.intervals.keep(targets)
             if self.averages is not None:
@@ -189,7 +194,7 @@ class Attachment(Lasting):
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
         """Add gradients and decay, now or after the closure; the first hook of a step."""
         usual = not self._depth and len(args) == 1 and not kwargs and not self._stages.freeze(self.updates)
-        if usual and self._usual.before(optimizer, self._penalties):
+        if usual and self._usual.before(optimizer, lambda: self._now(optimizer).penalties):
             self._depth = 1
             return None
         if self._depth and runs_inside_own_step(optimizer):
@@ -246,11 +251,13 @@ class Attachment(Lasting):
 
     def _started(self, optimizer: Optimizer) -> Update:
         """Return the update of the next step, its schedules evaluated, before anything is changed."""
-        return Update(optimizer, self._stages.now(self.updates), self)
+        return Update(optimizer, self._now(optimizer), self)
 
-    def _penalties(self) -> Sequence[Penalty]:
-        """Return the penalties at this update."""
-        return self._stages.now(self.updates).penalties
+    def _now(self, optimizer: Optimizer) -> Stage:
+        """Return what happens in the next step, after controls have seen what there is before it."""
+        if self.looks:
+            self.looks.look(optimizer, self.metric, self.updates)
+        return self._stages.now(self.updates)
 
     def _penalized_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""

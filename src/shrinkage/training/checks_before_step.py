@@ -108,8 +108,9 @@ def check_together(model: nn.Module, plan: Plan, optimizer: Optimizer) -> None:
 def check_steps(targets: Iterable[PenalizedParameter], optimizer: Optimizer) -> None:
     """Raise if a penalty needs a step of `optimizer` that is not known, or that it does not make."""
     for target in targets:
-        if target.how == "decoupled":
-            check_decoupled(target.name, target.penalty.smooth, optimizer, optimizer.param_groups[target.group])
+        if target.how in ("decoupled", "cautious"):
+            smooth = target.penalty.smooth
+            check_decoupled(target.name, target.how, smooth, optimizer, optimizer.param_groups[target.group])
         check_moved(target, known_metric(optimizer), optimizer)
         if target.how != "gradient":
             group_sharding = target.group_sharding is not None

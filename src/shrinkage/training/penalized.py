@@ -118,7 +118,7 @@ class PenalizedParameter(NamedTuple):
 
     @property
     def before(self) -> bool:
-        """Whether the penalty acts before the step, through its derivative, and not after it through its prox."""
+        """Whether the penalty acts before the step, through its derivative, and not after it."""
         return self.how == "gradient" or (self.how == "decoupled" and self.penalty.smooth)
 
     def also_at(self, places: Sequence[Place]) -> "PenalizedParameter":

@@ -199,7 +199,7 @@ def is_usual(target: PenalizedParameter) -> bool:
     """Return whether a parameter is whole, on a CPU, and moved by one prox after each step."""
     parameter = target.parameter
     whole = type(parameter) is nn.Parameter and parameter.is_cpu and target.group_sharding is None and not target.lazy
-    each = target.every == 1 and not target.before
+    each = target.every == 1 and not target.before and target.how != "cautious"
     return whole and each and parameter.grad is not None and parameter.dtype not in NARROW
 
 

@@ -10,6 +10,7 @@ from shrinkage.selection.plan import Plan
 from shrinkage.selection.supported_parameters import is_frozen
 from shrinkage.tables import names_note
 from shrinkage.training.attachment import Attachment
+from shrinkage.training.double_decay import decayed_beside
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import names_of
 
@@ -35,6 +36,11 @@ def text_of(model: nn.Module, plan: Plan, pairs: Sequence[tuple[Optimizer, Attac
     note += names_note("not in an attached optimizer, so not penalized", missed)
     ranking = sum(bool(attached.budgets.parameters) for _, attached in pairs)
     note += f"\nBudget: in {ranking} optimizers, each by itself" if ranking > 1 else ""
+    for own, attached in pairs:
+        by_option: dict[str, list[str]] = {}
+        for name, option in decayed_beside(attached.targets_left(own), own):
+            by_option.setdefault(option, []).append(name)
+        note += "".join(names_note(f"+ {text} of {type(own).__name__}", each) for text, each in by_option.items())
     decay = options.hold_zeros
     zeros = "" if decay is None else f", zeros held by gradients averaged with decay {decay:g}"
     return f"Regularizer: {len(names)} parameter{'s' * (len(names) != 1)}, {state}{zeros}\n{plan}{note}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shrinkage.errors import GroupError, SelectionError, shown
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.budget import Budget
+from shrinkage.penalties.controlled import has_control
 from shrinkage.penalties.toward import Toward
 from shrinkage.private import compiled_from
 from shrinkage.selection.declaration import ATTRIBUTE, Declaration
@@ -85,7 +86,7 @@ def regularize(
     known = vars(owner).get(ATTRIBUTE)
     rules: tuple[Rule, ...] = () if known is None else known.rules
     globs = own_weights(owner) if parameter is None else (parameter,)
-    check_no_budget(penalty)
+    check_stateless(penalty)
     Options(hold_zeros=hold_zeros)
     decays = {} if known is None else dict(known.decays)
     if penalty is None:
@@ -119,12 +120,17 @@ def with_own_reference(penalty: Penalty) -> Penalty:
     return replace(penalty, reference={name: value.detach().clone() for name, value in penalty.reference.items()})
 
 
-def check_no_budget(penalty: object) -> None:
-    """Raise `TypeError` if `penalty` is a budget."""
+def check_stateless(penalty: object) -> None:
+    """Raise `TypeError` if `penalty` is a budget, or has a strength that finds itself."""
+    use = "use Regularizer(model, {...}), whose state_dict() holds"
     if isinstance(penalty, Budget):
         raise TypeError(
-            f"{penalty} ranks weights of a whole model, at updates that have to be saved with a checkpoint; use "
-            "Regularizer(model, {...}), whose state_dict() holds them"
+            f"{penalty} ranks weights of a whole model, at updates that have to be saved with a checkpoint; {use} them"
+        )
+    if isinstance(penalty, Penalty) and has_control(penalty):
+        raise TypeError(
+            f"{penalty} has a strength that finds itself, from numbers that have to be saved with a checkpoint; {use} "
+            "them"
         )
 
 

@@ -16,7 +16,7 @@ from shrinkage.selection.plan import Plan
 from shrinkage.training.attachment import Attachment
 
 State = Mapping[str, Any]
-PARTS = ("averages", "intervals")
+PARTS = ("averages", "intervals", "controls")
 Restore = Callable[[], None]
 
 
@@ -26,6 +26,7 @@ class Progress(NamedTuple):
     updates: int
     averages: dict[str, dict[str, Tensor]]
     intervals: dict[str, dict[str, Any]]
+    controls: dict[str, list[dict[str, Any]]]
     budgets: dict[str, dict[str, Any]]
 
     @classmethod
@@ -33,7 +34,7 @@ class Progress(NamedTuple):
         """Return the progress of `attachment`."""
         averages = {} if attachment.averages is None else attachment.averages.state_dict()
         intervals, budgets = attachment.intervals.state_dict(), attachment.budgets.state_dict()
-        return cls(attachment.updates.count(), averages, intervals, budgets)
+        return cls(attachment.updates.count(), averages, intervals, attachment.looks.state_dict(), budgets)
 
     def completed(self, attachment: Attachment, added: Container[str] = ()) -> "Progress":
         """Return this with averages that start now of `added` parameters, and of those that an older default left out.
@@ -54,6 +55,7 @@ class Progress(NamedTuple):
         """Raise `ValueError` if `attachment` cannot go on from here."""
         if attachment.averages is not None:
             attachment.averages.check(self.averages)
+        attachment.looks.check_state(self.controls)
         attachment.budgets.check_state(self.budgets, self.updates)
 
     def restore(self, attachment: Attachment) -> None:
@@ -62,6 +64,7 @@ class Progress(NamedTuple):
         if attachment.averages is not None:
             attachment.averages.load_state_dict(self.averages)
         attachment.intervals.load_state_dict(self.intervals)
+        attachment.looks.load_state_dict(self.controls)
         attachment.budgets.load_state_dict(self.budgets, self.updates)
         attachment.forget()
 
@@ -73,6 +76,8 @@ def state_of(progress: Sequence[Progress], plan: Plan) -> dict[str, Any]:
         state["averages"] = [each.averages for each in progress]
     if any(each.intervals for each in progress):
         state["intervals"] = [each.intervals for each in progress]
+    if any(each.controls for each in progress):
+        state["controls"] = [each.controls for each in progress]
     if any(each.budgets for each in progress):
         state["budgets"] = [each.budgets for each in progress]
     references = references_of(plan)

@@ -59,10 +59,14 @@ class Stages:
 def stage_at(targets: Sequence[PenalizedParameter], held: Sequence[PenalizedParameter], update: int) -> Stage:
     """Return what happens to `targets`, and to what is `held` later, at an update."""
     frozen = [each for each in (*targets, *held) if each.until is not None and update >= each.until]
-    over = {target.name for target in frozen}
-    now = [target.second if target.name in over else target for target in targets]
-    acting = [target for target in now if target is not None]
+    acting = acting_at(targets, update)
     return Stage(list(zip(acting, at_update(acting, update), strict=True)), frozen)
+
+
+def acting_at(targets: Sequence[PenalizedParameter], update: int) -> list[PenalizedParameter]:
+    """Return what is penalized at an update: of rules that are over by then, what comes after, if anything."""
+    now = [each.second if each.until is not None and update >= each.until else each for each in targets]
+    return [target for target in now if target is not None]
 
 
 def at_update(targets: Sequence[PenalizedParameter], update: int) -> list[Penalty]:

@@ -145,7 +145,9 @@ def leave(optimizer: Optimizer, attachment: Attachment, regularizer: Planned) ->
         state = {"parameters": []}
     others = [each for each in passengers.get(optimizer, []) if each.attachment is not attachment]
     passengers[optimizer] = [*others, Passenger(None, lambda optimizer: state)] if state["parameters"] else others
-    return Kept(Progress.of(attachment), ref(optimizer), frozenset(state["parameters"]))
+    kept = Kept(Progress.of(attachment), ref(optimizer), frozenset(state["parameters"]))
+    attachment.looks.forget()
+    return kept
 
 
 def with_others(state: State, part: Plan) -> State:

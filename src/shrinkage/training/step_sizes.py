@@ -114,7 +114,7 @@ class Steps:
     def _step(self, target: PenalizedParameter, state: State, w: Tensor) -> Step:
         """Return the step of the shard `w`: in the optimizer's own metric, or the learning rate (decoupled)."""
         group = self._optimizer.param_groups[target.group]
-        if target.how == "decoupled" or self._metric is None:
+        if target.how in ("decoupled", "cautious") or self._metric is None:
             return zero_on_overflow(item_if_on_cpu(learning_rate(self._metric, group)), self._overflow)
         return zero_on_overflow(self._metric.eta(group, state, w), self._overflow)
 

@@ -17,13 +17,22 @@ from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient
 from shrinkage.distributed.group_sharding import blocks_of
 from shrinkage.execution.collective import SharedTask, add_gradients_across_, prox_across_
 from shrinkage.execution.compiled import Compile
-from shrinkage.execution.single_tensor import add_gradient_, decay_, follow_, prox_, restore_, shrink_all_
+from shrinkage.execution.single_tensor import (
+    add_gradient_,
+    cautious_decay_,
+    decay_,
+    follow_,
+    prox_,
+    restore_,
+    shrink_all_,
+)
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import MetricStep, State
 from shrinkage.optimizers.introspection import sign_of
 from shrinkage.optimizers.overflow import overflow_of
 from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.base import Penalty
+from shrinkage.penalties.convex import L2
 from shrinkage.proximal.precision import NARROW
 from shrinkage.training.checks_before_step import check_unscaled
 from shrinkage.training.frozen_zeros import FrozenZeros
@@ -74,10 +83,10 @@ class Update:
         self._frozen = stage.frozen
         self._zeros: FrozenZeros | None = None  # that stay, whatever gradients are
         self._made = lasting.updates.steps  # so many steps came before this one
-        self._before: list[tuple[PenalizedParameter, Penalty]] = []  # what acts before the step
-        self._after: list[tuple[PenalizedParameter, Penalty]] = []
-        for pair in stage.penalized:
-            (self._before if pair[0].before else self._after).append(pair)
+        self._before = [pair for pair in stage.penalized if pair[0].before]
+        self._cautious = [pair for pair in stage.penalized if pair[0].how == "cautious"]
+        self._after = [pair for pair in stage.penalized if not pair[0].before and pair[0].how != "cautious"]
+        self._old: dict[str, Tensor] = {}  # by name, weights before the step that decay cautiously
         self._moved: set[str] = set()  # by name, what has a gradient
         self._noted: dict[str, State] = {}  # by name, what the metric needs of before the step
         self._held: dict[str, Tensor] = {}  # by name, the elements that are zero and have to stay so
@@ -113,6 +122,8 @@ class Update:
                 self._zeros.clear_gradients(self._lasting.gradients, for_good=scale is not None)
             if first:
                 self._decay(steps)
+                cautious = [target for target, _ in self._taking_part(self._cautious)]
+                self._old = {target.name: local(target.parameter.detach()).clone() for target in cautious}
 
     @property
     def moves(self) -> bool:
@@ -148,6 +159,7 @@ class Update:
                     self._move(target, task, generator, steps)
                 else:
                     tasks.append(task)
+            self._decay_cautiously(steps)
             shrink_all_(tasks, compile=self._lasting.compile)
             if shared:
                 prox_across_(shared, compile=self._lasting.compile)
@@ -262,6 +274,15 @@ class Update:
                 shared.append(SharedTask(penalty, w, -size, target.group_sharding, moved, generator))
         if shared:
             add_gradients_across_(shared)
+
+    def _decay_cautiously(self, steps: Steps) -> None:
+        """Decay weights that the step moved towards 0."""
+        for target, penalty in self._cautious:
+            if target.name in self._old and isinstance(penalty, L2):
+                task = Task(penalty, local(target.parameter.detach()), steps.constant(target))
+                cautious_decay_(
+                    penalty, task.w, self._old[target.name], steps.constant(target), self._generator(target, task)
+                )
 
 
 @contextmanager
