@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from numbers import Real
 
 from torch.optim import ASGD, Optimizer
 
@@ -69,7 +68,7 @@ def decay_of(optimizer: Optimizer, index: int) -> Option | None:
     group = optimizer.param_groups[index]
     options = ("weight_decay", "lambd") if isinstance(optimizer, ASGD) else ("weight_decay",)
     given = [(name, group.get(name, 0.0)) for name in options]
-    return next(((name, float(value)) for name, value in given if isinstance(value, Real) and value > 0), None)
+    return next(((name, float(value)) for name, value in given if isinstance(value, int | float) and value > 0), None)
 
 
 def is_default(optimizer: Optimizer, name: str, value: float) -> bool:

@@ -92,8 +92,9 @@ def of_whole(penalty: Penalty, block: Targets, steps: Steps | None) -> Tensor:
         with suppress(KeyError):  # one never had a gradient
             for target, slope in zip(block, slopes, strict=True):
                 size = steps.now(target)
-                shaped = isinstance(size, Tensor) and size.dim()
-                gains.append((slope.square() * (whole(spread(size, target.parameter)) if shaped else size)).sum())
+                if isinstance(size, Tensor) and size.dim():
+                    size = whole(spread(size, target.parameter))
+                gains.append((slope.square() * size).sum())
     return row([value], gains, value)
 
 
