@@ -506,3 +506,22 @@ def check_the_guide_saves_and_loads(rank: int, world: int) -> None:
     code = code.replace('"checkpoint"', repr(str(shared_folder(rank))))
     exec(code, {"model": model, "optimizer": optimizer, "regularizer": regularizer})
     assert regularizer.state_dict()["updates"] == [3]
+
+
+def check_controls_find_the_same_strengths(rank: int, world: int) -> None:
+    """Of shards, and of groups that are cut: what is measured is that of the full tensors, on all processes."""
+    for penalty in (L1(Bound(2.0)), GroupLasso(Bound(2.0), Columns())):
+        found = []
+        for model in (mlp(torch.float64), sharded(mlp(torch.float64))):
+            optimizer = Adam(model.parameters(), lr=0.02)
+            regularizer = Regularizer(model, penalty).attach(optimizer)
+            for batch in batches(20, torch.float64):
+                optimizer.zero_grad()
+                loss_of(model, batch).backward()
+                optimizer.step()
+            entry, _ = regularizer.plan
+            found.append((model, entry.penalty.describe(entry.shape).strength))
+        (alone, strength), (model, other) = found
+        assert strength == other != "0 (R(w) <= 2)"
+        for one, shard in zip(alone.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(shard.full_tensor(), one, rtol=0, atol=1e-12)

@@ -15,6 +15,7 @@ from shrinkage import (
     L1,
     L2,
     MCP,
+    Activities,
     Bound,
     Corrected,
     ElasticNet,
@@ -323,6 +324,7 @@ def test_what_is_frozen_or_over_is_not_measured():
         (lambda: TopK(Corrected(0.5)), "no strength"),
         (lambda: Rule(L2(Bound(1.0)), how="cautious"), "no sum"),
         (lambda: regularize(nn.Linear(2, 2), L1(Bound(1.0))), "use Regularizer"),
+        (lambda: Activities(mlp(), {"1": L1(Bound(1.0))}), "only weights can find"),
         (lambda: regularize(nn.Linear(2, 2), L2(Corrected(0.1)), how="decoupled"), "use Regularizer"),
     ],
 )

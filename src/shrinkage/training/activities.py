@@ -12,6 +12,7 @@ from shrinkage.diagnostics.side_effects import restored
 from shrinkage.errors import ActivityError, SelectionError, shown
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.budget import Budget
+from shrinkage.penalties.controlled import has_control
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.penalties.toward import Toward
 from shrinkage.selection.named_layers import LayerSelector, selected_layers
@@ -230,3 +231,5 @@ def check_rules(model: object, rules: object, samples: object) -> None:
             raise ValueError(f"{where}the groups of {penalty} name parameters: take groups such as Columns()")
         if isinstance(penalty, Toward) and not isinstance(penalty.reference, Tensor):
             raise ValueError(f"{where}{penalty} takes its reference from parameters: give it a tensor")
+        if penalty is not None and has_control(penalty):
+            raise ValueError(f"{where}{penalty} has a strength that only weights can find: give a number or a schedule")
