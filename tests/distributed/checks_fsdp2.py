@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from distributed.common import (
     Batch,
@@ -40,6 +40,7 @@ from models import batches, loss_of, mlp, train, train_step
 from shrinkage import (
     L1,
     L2,
+    Bound,
     Columns,
     Grouped,
     GroupLasso,
