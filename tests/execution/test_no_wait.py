@@ -4,8 +4,6 @@ Whatever reads a number back, to decide or to compute with it on the host, is an
 without CUDA cannot do with such tensors has a stand-in here, which does the same by another operation.
 """
 
-from unittest.mock import Mock
-
 import pytest
 import torch
 from torch import nn
@@ -13,8 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RAdam, RMSprop
 
 from catalog import CONSTRAINTS, PENALTIES, PenaltyCase
-from shrinkage import L1, AttachmentError, Bound, GroupLasso, Regularizer, Rows, Rule
-from shrinkage.training.looks import Looks
+from shrinkage import L1, AttachmentError, GroupLasso, Regularizer, Rows, Rule
 
 # They iterate until nothing changes, count singular values, or run on the host: an accelerator is waited for.
 WAITING = ("Nuclear", "SpectralBall", "FusedLasso", "Orthogonal")
@@ -98,19 +95,6 @@ def test_every_optimizer(make):
 def test_options(options):
     run(MAKES["AdamW fused"], {"a": L1(0.1), "b": L1(lambda update: 0.1 / (1 + update))}, **options)
     run(MAKES["AdamW fused"], Rule(GroupLasso(0.1, Rows()), "a", every=2))
-
-
-def test_what_controls_measure_is_read_at_the_next_look(monkeypatch):
-    """The host waits for a copy at the next update only; `Ahead` holds what is on its way."""
-    seen, events = [], []
-    monkeypatch.setattr(torch, "Event", lambda device: events.append(device) or Mock())
-    monkeypatch.setattr(Looks, "_read", lambda self: seen.append(self._ahead))
-    run(MAKES["Adam"], L1(Bound(1.0)))
-    first, second = seen
-    assert first is None
-    assert second.rows.device.type == "cpu"
-    assert second.ready.record.called
-    assert events == ["cuda", "cuda"]
 
 
 def test_a_number_that_is_read_back_is_noticed():
