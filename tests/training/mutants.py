@@ -13,7 +13,6 @@ MUTANTS = [
     M("return a.clone() if clone else a.view_as(a)", "return a.view_as(a)", "activities", "in_place"),
     M("        vars(module)[\"forward\"] = MethodType(type(module).forward, module)\n", "        pass\n", "activities", "come_and_go"),
     M("setattr(module, MARK, (*getattr(module, MARK, ()), handle))", "setattr(module, MARK, (handle,))", "activities", "removal"),
-    M("torch.compiler.set_stance(\"force_eager\")", "torch.no_grad()", "activities", "value_of_a_compiled", "training/activities.py"),
     M("self._marked == PATIENCE and", "False and", "activities", "no_backward_pass"),
     M("part.add_(torch.sub(other, scratch, out=scratch))", "part.add_(other)", "asides", "loses_nothing", quick=True),
     M("torch.where(part == 0, other, part, out=part)", "part.add_(other)", "asides", "narrow_weights"),
