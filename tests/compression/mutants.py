@@ -248,4 +248,7 @@ MUTANTS = [
     M("evaluated(with_own_state(model))", "evaluated(model)", "sparse", "times_are", file="compression/calls/latency.py"),
     M("if capability < (8, 0):", "if capability < (7, 0):", "sparse", "format_asks"),
     M(".sum(1) <= 2)", ".sum(1) <= 3)", "sparse", "two_of_four"),
+    M("k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))", "pass", "attention", "gradients_and_steps"),
+    M("each in owned or each in weighs", "False", "attention", "nobody_uses"),
+    M("torch.backends.mha.set_fastpath_enabled(False)", "pass", "attention", "whole_models"),
 ]

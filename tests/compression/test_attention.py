@@ -300,6 +300,7 @@ def test_heads_of_whole_models_are_found_removed_saved_and_loaded(name):
     zero_groups_(dense, channels, [each[number % HEADS] for number, each in enumerate(heads)])
     small = shrink(dense, args, example_kwargs=kwargs)
     assert not small.report.kept
+    assert small.report.before.multiply_adds > small.report.after.multiply_adds > 0
     layers = [module for module in small.model.modules() if isinstance(module, nn.MultiheadAttention)]
     assert [layer.num_heads for layer in layers] == [HEADS - 1] * len(heads)
     fresh = apply_plan(drawn(copy.deepcopy(dense)), ShrinkPlan.from_json(small.plan.to_json()))
