@@ -79,8 +79,9 @@ def test_it_is_built_once_and_found_again(home, monkeypatch):
 
 
 def test_the_source_is_short_and_in_the_package():
-    assert native_build.SOURCE.is_file()
-    assert len(native_build.SOURCE.read_text().splitlines()) < 1200
+    for path in (native_build.SOURCE, *native_build.PARTS):
+        assert path.is_file()
+        assert len(path.read_text().splitlines()) < 1200
 
 
 def test_nothing_is_built_at_import(home, monkeypatch):
@@ -89,7 +90,7 @@ def test_nothing_is_built_at_import(home, monkeypatch):
     assert builds(log) == 0
 
 
-@pytest.mark.parametrize("change", ["source", "flags", "capability", "compiler"])
+@pytest.mark.parametrize("change", ["source", "part", "flags", "capability", "compiler"])
 def test_the_key_follows_all_that_a_library_depends_on(change, home, monkeypatch):
     with_compiler(home, monkeypatch)
     compiler = native_build.compiler_at_hand()
@@ -99,6 +100,10 @@ def test_the_key_follows_all_that_a_library_depends_on(change, home, monkeypatch
         source = home / "native.c"
         source.write_bytes(native_build.SOURCE.read_bytes() + b"\n")
         monkeypatch.setattr(native_build, "SOURCE", source)
+    elif change == "part":
+        part = home / "part.c"
+        part.write_bytes(native_build.PARTS[0].read_bytes() + b"\n")
+        monkeypatch.setattr(native_build, "PARTS", (part,))
     elif change == "flags":
         monkeypatch.setattr(native_build, "FLAGS", (*native_build.FLAGS, "-g"))
     elif change == "capability":

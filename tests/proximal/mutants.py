@@ -9,8 +9,6 @@ MUTANTS = [
     M("torch.where(bound, own, common)", "common.expand_as(own)", "ranking", "stable_sort"),
     M("before = open_ties.cumsum(0) - open_ties", "before = 0 * open_ties", "ranking", "stable_sort"),
     M("max(1, rounded(share))", "rounded(share)", "ranking", "floors"),
-    M("return result if within else None", "return result", "ranking", "elsewhere"),
-    M("2 * own - before", "own", "ranking", "near_the_last"),
     M("torch.where(resting, theta, moved)", "moved", "secular", "company", file="proximal/secular.py"),
     M("near = torch.where((spread > 0) & (spread < 0.1)", "near = torch.where((spread < 0)", "secular", "few_iterations"),
     M("w.abs() <= threshold, 0.0, w)", "w.abs() <= 1.01 * threshold, 0.0, w)", "thresholds", "line"),

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from shrinkage.proximal.ranking import Layers, Thresholds, below, floors, patterns_of, thresholds
-from shrinkage.proximal.ranking_window import expected, ranked, ranked_nearby
 from shrinkage.proximal.reductions import alone
 
 
@@ -119,36 +118,3 @@ def test_floors_are_a_share_of_an_even_share_and_never_more_than_what_stays():
     assert floors([10, 10, 10], [1, 1, 1], 4, 0.9) == [1, 1, 1]
     assert floors([3, 1000], [1, 1], 10, 0.0) == [1, 1]
     assert sum(floors([7] * 9, [1] * 9, 60, 1.0)) <= 60
-
-
-def moved(seed: int, update: int) -> list[Tensor]:
-    torch.manual_seed(seed)
-    return [torch.randn(n) * (1 + 0.03 * update) for n in (4000, 33, 20001)]
-
-
-def test_a_ranking_that_begins_near_the_last_one_finds_the_same():
-    last: list[Thresholds] = []
-    for update in range(6):
-        tensors, left = moved(0, update), 2000
-        layers = layers_of(tensors, floors([4000, 33, 20001], [1, 1, 1], left, 0.3))
-        plain = alone(thresholds(layers, left))
-        near = expected(last)
-        if len(last) == 2:
-            assert ranked_nearby(layers, left, near) is not None
-        found = ranked(layers, left, near)
-        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
-        last = [found, *last[:1]]
-
-
-@pytest.mark.parametrize("factor", [0.5, 0.98, 1.02, 2.0])
-def test_a_ranking_that_begins_elsewhere_counts_everything(factor):
-    tensors = moved(1, 0)
-    layers = layers_of(tensors, [10, 1, 50])
-    plain = alone(thresholds(layers, 3000))
-    last = [plain._replace(patterns=patterns_of(patterns_as_numbers(plain.patterns) * factor).long())]
-    assert ranked_nearby(layers, 3000, expected(last)) is None
-    assert all(torch.equal(a, b) for a, b in zip(ranked(layers, 3000, expected(last)), plain, strict=True))
-
-
-def patterns_as_numbers(patterns: Tensor) -> Tensor:
-    return patterns.int().view(torch.float32)

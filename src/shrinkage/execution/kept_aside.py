@@ -1,18 +1,50 @@
 """Weights that are cut and kept aside: moved out of a tensor into another one of its shape, and back.
 
-Each weight is in one of the two, and the other is zero there. float32 on a CPU is moved by `hardshrink`, its derivative
-and sums, of which each is exact for finite numbers and several times as fast as a selection by truth values.
+Each weight is in one of the two, and the other is zero there. Native kernels move all tensors in one pass. Without
+them, float32 on a CPU is moved by `hardshrink`, its derivative, sums and bits. Each of these is exact, and several times
+as fast as a selection by truth values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from shrinkage.proximal.ranking import CHUNK, below, chunks, patterns_of
-from shrinkage.proximal.ranking_window import LARGEST, number_of
+from shrinkage.execution import native_ranking
+from shrinkage.execution.native_ranking import Cut, Library, can_rank
+from shrinkage.execution.ranking_window import LARGEST, number_of
+from shrinkage.proximal.ranking import CHUNK, Thresholds, below, chunks, patterns_of
 
 where_nonzero = torch.ops.aten.hardshrink_backward  # at lambd 0: its first operand where the second one is not 0
+
+
+def restore_all_(pairs: Sequence[tuple[Tensor, Tensor]], library: Library) -> None:
+    """Bring back what was cut of tensors, from what is aside of each."""
+    by_kernel = []
+    for w, aside in pairs:
+        if library is not None and can_rank(w, aside):
+            by_kernel.append((w, aside))
+        else:
+            restore_(w, aside)
+    if library is not None and by_kernel:
+        native_ranking.restore_(library, by_kernel)
+
+
+def cut_all_(pairs: Sequence[tuple[Tensor, Tensor]], found: Thresholds, library: Library) -> int | Tensor:
+    """Move what does not stay of tensors aside, and return how many weights came back that were there."""
+    if not all(w.is_cpu for w, _ in pairs):
+        return sum(cut_(*pair, found.patterns[i], found.ties[i]) for i, pair in enumerate(pairs))
+    by_kernel, back = [], 0
+    numbers = zip(found.patterns.tolist(), found.ties.tolist(), found.all_ties.tolist(), strict=True)
+    for (w, aside), (pattern, ties, all_ties) in zip(pairs, numbers, strict=True):
+        all_stay = ties == all_ties
+        if library is not None and can_rank(w, aside):
+            by_kernel.append(Cut(w, aside, pattern - 1 if all_stay else pattern, 0 if all_stay else ties))
+        else:
+            back += int(cut_(w, aside, pattern, None if all_stay else ties))
+    if library is not None and by_kernel:
+        back += native_ranking.cut_(library, by_kernel)
+    return back
 
 
 def restore_(w: Tensor, aside: Tensor) -> None:
@@ -51,15 +83,15 @@ def cut_(w: Tensor, aside: Tensor, pattern: int | Tensor, ties: int | Tensor | N
 
 def shrink_(w: Tensor, aside: Tensor, low: float) -> int:
     """Move what is not larger than `low` from `w` to `aside`; return how many were there and stay now."""
-    back = 0
-    size = min(w.numel(), CHUNK)
-    scratch, both, marks = w.new_empty(size), w.new_empty(size), w.new_empty(size, dtype=torch.bool)
+    back, scratch = 0, w.new_empty(min(w.numel(), CHUNK))
+    stays, were = (torch.empty(scratch.numel(), dtype=torch.bool) for _ in range(2))
     for part, other in together(w, aside):
         n = part.numel()
         kept = torch.hardshrink(part, low, out=scratch[:n])
-        where_nonzero.grad_input(other, kept, 0.0, grad_input=both[:n])
-        back += int(marks[:n].copy_(both[:n]).view(torch.uint8).sum(dtype=torch.int32))
-        torch.sub(part, kept, out=other).nan_to_num_(0.0)  # an infinite weight stays, less itself
+        both = stays[:n].copy_(kept).logical_and_(were[:n].copy_(other))
+        back += int(both.view(torch.uint8).sum(dtype=torch.int32))
+        # The bits of what stays are equal and leave none: so it is for what is not finite too.
+        torch.bitwise_xor(part.view(torch.int32), kept.view(torch.int32), out=other.view(torch.int32))
         part.copy_(kept)
     return back
 

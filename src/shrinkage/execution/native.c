@@ -230,15 +230,16 @@ INLINE uint16_t to_float16(float x) { /* to the nearest, ties to even */
 /* Takes what starts a team of threads, as GOMP_parallel does; NULL: one thread does all. */
 EXPORT void shrinkage_use_threads(Parallel given) { parallel = given; }
 
+#include "native_ranking.c"
+
 /* The size of each struct, by which a caller sees that it means the same. */
 EXPORT int64_t shrinkage_size(int which) {
-    return which == 0 ? sizeof(Op) : which == 1 ? sizeof(Job) : which == 2 ? sizeof(Call) : sizeof(Held);
+    return which == 0 ? sizeof(Op) : which == 1 ? sizeof(Job) : which == 2 ? sizeof(Call)
+         : which == 3 ? sizeof(Held) : sizeof(Ranked);
 }
 
 /* Moves all tensors of a call to their proximal points. */
-EXPORT void shrinkage_prox(Call *call) {
-    (call->wide ? prox_double : prox_float)(call);
-}
+EXPORT void shrinkage_prox(Call *call) { (call->wide ? prox_double : prox_float)(call); }
 
 /* Averages gradients, and notes which zeros they hold. */
 EXPORT void shrinkage_hold(Held *held, int64_t count, int wide, int threads) {
@@ -373,8 +374,7 @@ INLINE T NAME(placed)(T x, T size, int zero, int unchanged) {
     return unchanged || !(ABS(x) <= MOST) ? x : y;
 }
 
-/* log(1 + z) for z >= 0, to some roundings: z = 2^e m - 1 with m next to 1, and log(m) = 2 artanh((m - 1) / (m + 1)).
- */
+/* log(1 + z) for z >= 0, to some roundings: z = 2^e m - 1, m next to 1, and log(m) = 2 artanh((m - 1) / (m + 1)). */
 INLINE T NAME(log1p)(T z) {
     T t = 1 + z, m, sum = 0;
     I bits, exponent;
@@ -404,8 +404,7 @@ INLINE T NAME(half)(T x, T u) {
     UNROLL for (int k = 0; k < OF_T(5, 6); k++) {
         T square = z * z, slope = 3 * square - size;
         T moved = z - (z * (square - size) + half) / slope;
-        z = slope > 0 && moved > 0 && moved <= MOST ? moved
-                                                    : z; /* an infinite product is that of a large |x|, its own root */
+        z = slope > 0 && moved > 0 && moved <= MOST ? moved : z; /* an infinite product is of a large |x|, its root */
     }
     T y = size - half / z;
     return NAME(placed)(x, y, size * SQRT(size) <= (T)1.8371173070873836 * u, u == 0);

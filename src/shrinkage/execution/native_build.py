@@ -28,6 +28,7 @@ except ImportError:  # a system without POSIX locks
     fcntl = None  # type: ignore[assignment]
 
 SOURCE = Path(__file__).with_name("native.c")
+PARTS = (SOURCE.with_name("native_ranking.c"),)  # which it includes
 PREBUILT = Path(__file__).with_name("prebuilt")  # what a wheel carries
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
@@ -222,8 +223,8 @@ def wheel_name(vectors: str) -> str:
 
 
 def source_hash() -> str:
-    """Return the hash of the source."""
-    return hash_of(SOURCE.read_bytes())
+    """Return the hash of the source, with its parts."""
+    return hash_of(b"".join(path.read_bytes() for path in (SOURCE, *PARTS)))
 
 
 def hash_of(content: bytes) -> str:

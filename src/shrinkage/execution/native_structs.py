@@ -1,4 +1,5 @@
-"""How a call of the native kernels is laid out in memory: the structs and numbers of `native.c`, in its order."""
+"""How a call of the native kernels is laid out in memory: the structs and numbers of the C sources, in their
+order."""
 
 import ctypes
 import struct
@@ -24,6 +25,12 @@ class Code(IntEnum):
 
     SOFT, DIVIDE, RIDGE, HUBER, FIRM, CLIPPED, LOG, HARD, HALF, TWO_THIRDS = range(10)
     WEIGH, POSITIVE, BOUNDED, CLAMP, KEEP, COUNT, LEAVE, RETURN = range(10, 18)
+
+
+class Act(IntEnum):
+    """What a call does with tensors that are ranked."""
+
+    COUNT, LOOK, CUT, RESTORE = range(4)
 
 
 class Op(ctypes.Structure):
@@ -81,11 +88,22 @@ class Held(ctypes.Structure):
     )
 
 
+class Ranked(ctypes.Structure):
+    """One tensor whose elements are ranked by size: a digit that is counted, a window, and what stays."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("w", "aside", "room", "counts")),
+        *((name, INT64) for name in ("size", "spare", "low", "high", "above", "inside", "back", "pattern", "ties")),
+        *((name, INT64) for name in ("prefix", "shift", "bits", "tasks")),
+        *((name, INT32) for name in ("type", "padding")),
+    )
+
+
 def is_right(native: ctypes.CDLL) -> bool:
     """Return whether a library has these structs, and whether its soft threshold and its rows are right."""
     native.shrinkage_size.argtypes, native.shrinkage_size.restype = [ctypes.c_int], INT64
-    sizes = [native.shrinkage_size(which) for which in range(4)]
-    if sizes != [ctypes.sizeof(kind) for kind in (Op, Job, Call, Held)]:
+    sizes = [native.shrinkage_size(which) for which in range(5)]
+    if sizes != [ctypes.sizeof(kind) for kind in (Op, Job, Call, Held, Ranked)]:
         return False
     soft = moved(native, Form.ELEMENTS, [-3.0, 0.5, 2.0], [Op(Code.SOFT, 1.0)], moments=None)
     rows = moved(native, Form.GROUPS, [3.0, 4.0, 0.1, 0.2], [], moments=[0.0, 0.0, 0.0, 0.0])

@@ -10,7 +10,7 @@ are found in the same rounds.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,10 @@ from shrinkage.proximal.reductions import Reduction
 
 ROUNDS = ((20, 11), (10, 10), (0, 10))  # the lowest bit of each digit, and how many it has
 MAGNITUDE = 0x7FFFFFFF
-CHUNK = 1 << 16  # elements that are looked at together, so that temporaries stay in a processor's cache
+CHUNK = 1 << 17  # elements that are looked at together, so that temporaries stay in a processor's cache
+
+
+Counting = Callable[[Tensor, Tensor, int, int], Tensor]  # see `counted`
 
 
 class Layers(NamedTuple):
@@ -97,17 +100,22 @@ def chunks(flat: Tensor) -> Iterator[Tensor]:
     yield from torch.split(flat, CHUNK) if flat.is_cpu else (flat,)
 
 
-def thresholds(layers: Layers, left: int) -> Reduction[Thresholds]:
+def thresholds(layers: Layers, left: int, count: Counting | None = None) -> Reduction[Thresholds]:
     """Return a computation of the thresholds that leave `left` weights: a row of whole numbers for each layer to sum.
 
     With groups of several weights, at most so many stay, and so many that no further tie fits.
+
+    Args:
+        layers: what is ranked.
+        left: so many weights stay in all layers.
+        count: counts digits as `counted` does, which it is if left out.
     """
+    count = count or counted
     members, least = layers.members, layers.least
-    count = len(layers.sizes)
     above = torch.zeros_like(least) if layers.above is None else layers.above
     prefix, bound = torch.zeros_like(least), torch.zeros_like(least, dtype=torch.bool)
     for shift, bits in ROUNDS:
-        here = torch.stack([counted(sizes, prefix[i], shift, bits) for i, sizes in enumerate(layers.sizes)])
+        here = torch.stack([count(sizes, prefix[i], shift, bits) for i, sizes in enumerate(layers.sizes)])
         counts = yield here
         at_least = above[:, None] + counts.flip(1).cumsum(1).flip(1)
         kept = torch.where(bound[:, None], least[:, None], torch.maximum(at_least, least[:, None]))
@@ -125,7 +133,7 @@ def thresholds(layers: Layers, left: int) -> Reduction[Thresholds]:
     needed = needed + (rest - before).clamp_min(0).minimum(open_ties) // members
     earlier = torch.zeros_like(ties)
     if any(number > 1 for number, _ in layers.places):
-        mine = ties.new_zeros(count, max(number for number, _ in layers.places))
+        mine = ties.new_zeros(len(ties), max(number for number, _ in layers.places))
         column = torch.tensor([at for _, at in layers.places], device=ties.device)[:, None]
         everyones = yield mine.scatter(1, column, ties[:, None])
         earlier = (everyones.cumsum(1) - everyones).gather(1, column).view(-1)

@@ -15,12 +15,14 @@ from torch.optim import LBFGS, Optimizer
 from shrinkage.distributed.counts import ShardPlace, shard_place_of, summed
 from shrinkage.distributed.dtensor import is_dtensor, local, shard_like, spread, whole
 from shrinkage.errors import AttachmentError, ParameterError, listed, warn_user
-from shrinkage.execution.kept_aside import cut_, move_, restore_
+from shrinkage.execution import native_build
+from shrinkage.execution.kept_aside import cut_all_, move_, restore_all_
+from shrinkage.execution.native_ranking import Library
+from shrinkage.execution.ranking_window import counting, expected, ranked
 from shrinkage.optimizers.introspection import is_captured
 from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.groups import Whole
 from shrinkage.proximal.ranking import Layers, Thresholds, below, floors, patterns_of, thresholds
-from shrinkage.proximal.ranking_window import expected, ranked
 from shrinkage.selection.planned_budgets import sizes_of
 from shrinkage.training.budgets import Ranking
 from shrinkage.training.penalized import RankedParameter
@@ -45,12 +47,14 @@ class Asides(Ranking):
 
     Args:
         budget: for the weights of all parameters together.
+        kernels: rank and cut by native kernels where there are some; the result is the same.
     """
 
     keeps_aside = True
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, *, kernels: bool = True) -> None:
         self.budget = budget
+        self._kernels = kernels
         self._parameters: Sequence[RankedParameter] = ()
         self._shard_places: list[ShardPlace] = []
         self._sizes: list[int] = []  # the number of groups of each parameter
@@ -63,6 +67,10 @@ class Asides(Ranking):
     @property
     def _count(self) -> int:
         return sum(size * each for size, each in zip(self._sizes, self._members, strict=True))
+
+    @property
+    def _library(self) -> Library:
+        return native_build.library() if self._kernels else None
 
     def keep(self, parameters: Sequence[RankedParameter]) -> None:
         self._parameters = [each for each in parameters if not each.lazy]
@@ -88,11 +96,8 @@ class Asides(Ranking):
                     f"{each.name!r} of shape {tuple(each.parameter.shape)} has a Budget, and a CUDA graph that is "
                     "recorded now would repeat this step as it is, without Python: leave optimizer.step() out of it"
                 )
-        for each in self._parameters:
-            aside = self._asides.get(each.name)
-            if aside is not None:
-                w = shard_of(each)
-                restore_(w, aside.to(w.device))
+        asides = [(shard_of(each), self._asides.get(each.name)) for each in self._parameters]
+        restore_all_([(w, aside.to(w.device)) for w, aside in asides if aside is not None], self._library)
 
     def read_gradients(self, update: int, optimizer: Optimizer) -> None:
         for each in self._parameters:
@@ -144,27 +149,27 @@ class Asides(Ranking):
         left, across = self._count - wanted, [shard.process_groups for shard in self._shard_places]
         before, fresh = self._ranked, not self._asides
         if any(across):
-            found = summed(thresholds(layers, left), across)
+            found = summed(thresholds(layers, left, counting(self._library)), across)
         else:
-            found = ranked(layers, left, expected(self._last) if ws[0].is_cpu else ())
+            found = ranked(layers, left, expected(self._last) if ws[0].is_cpu else (), self._library)
             self._last = [found, *self._last[:1]]
-        back = sum(self._move(i, w, sizes[i], found) for i, w in enumerate(ws))
+        back = self._move(ws, sizes, found)
         zeros = self._count - (found.stay * layers.members).sum()
         known = not any(across) and (fresh or before is not None)
         changed = zeros - (0 if before is None else before.zeros) + 2 * back if known else None
         self._ranked = Ranked(wanted, least, found, zeros, changed)
 
-    def _move(self, i: int, w: Tensor, sizes: Tensor, found: Thresholds) -> int | Tensor:
-        """Cut one parameter; return how many of its weights came back."""
-        pattern, ties = found.patterns[i], found.ties[i]
-        all_stay = w.is_cpu and bool(ties == found.all_ties[i])
-        name = self._parameters[i].name
-        if name not in self._asides:
-            self._asides[name] = torch.zeros_like(w)
-        aside = self._asides[name]
+    def _move(self, ws: Sequence[Tensor], sizes: Sequence[Tensor], found: Thresholds) -> int | Tensor:
+        """Cut all parameters; return how many of their weights came back."""
+        names = [each.name for each in self._parameters]
+        for name, w in zip(names, ws, strict=True):
+            if name not in self._asides:
+                self._asides[name] = torch.zeros_like(w)
+        pairs = [(w, self._asides[name]) for name, w in zip(names, ws, strict=True)]
         if self.budget.groups is None:
-            return cut_(w, aside, int(pattern) if w.is_cpu else pattern, None if all_stay else ties)
-        return move_(w, aside, self._spread(i, below(patterns_of(sizes), pattern, ties), w))
+            return cut_all_(pairs, found, self._library)
+        gone = [below(patterns_of(own), found.patterns[i], found.ties[i]) for i, own in enumerate(sizes)]
+        return sum(move_(*pair, self._spread(i, gone[i], pair[0])) for i, pair in enumerate(pairs))
 
     def _sizes_in(self, i: int, w: Tensor) -> Tensor:
         """Return what is ranked of a shard: the sizes of single weights, or the root mean squares of groups."""

@@ -6,7 +6,7 @@ from shrinkage.training.budgets import Ranking
 from shrinkage.training.channel_ranking import ChannelRanking
 
 
-def ranking_of(planned: PlannedBudget) -> Ranking:
-    """Return what lets a budget of a plan act in one optimizer."""
+def ranking_of(planned: PlannedBudget, *, kernels: bool) -> Ranking:
+    """Return what lets a budget of a plan act in one optimizer, by native kernels if `kernels`."""
     channels = planned.channels()
-    return Asides(planned.budget) if channels is None else ChannelRanking(planned.budget, channels)
+    return Asides(planned.budget, kernels=kernels) if channels is None else ChannelRanking(planned.budget, channels)

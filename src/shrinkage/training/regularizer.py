@@ -131,8 +131,10 @@ class Regularizer:
 
     def _attachment(self, whole: Optimizer) -> Attachment:
         """Return what applies the rules in one of the optimizers that do the work of `whole`."""
-        resolve, rankings = partial(self._targets, ref(whole)), list(map(ranking_of, self.plan.budgets))
-        return Attachment(resolve, self._options, ref(whole), rankings)
+        rank = partial(ranking_of, kernels=self._options.compile is not False)
+        return Attachment(
+            partial(self._targets, ref(whole)), self._options, ref(whole), list(map(rank, self.plan.budgets))
+        )
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
