@@ -8,14 +8,15 @@ from itertools import product
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, Optimizer
 
 from distributed.checks_coupled import Holder, convolutions, heads, placed, tensors
-from distributed.common import whole
+from distributed.common import resume, shared_folder, state_of, whole
 from distributed.registry import worlds
 from models import train_step
 from shrinkage import Budget, CoupledChannels, GroupError, Regularizer
@@ -109,3 +110,35 @@ def check_every_placement_loses_the_same_groups(rank: int, world: int) -> None:
         for name, expected in alone.items():
             assert torch.equal(together[name] == 0, expected == 0), (first, name)
             torch.testing.assert_close(together[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def check_a_distributed_checkpoint_resumes_with_channels(rank: int, world: int) -> None:
+    """Before the ramp, on it between two looks, and after its end."""
+
+    def started() -> tuple[nn.Module, Optimizer, Regularizer]:
+        model, _ = convolutions()
+        budget = Budget(zeros=0.4, updates=UPDATES, groups=CoupledChannels(model, images(0)[:1]))
+        regularizer = Regularizer(model, budget)
+        fully_shard(model)
+        optimizer = Adam(model.parameters(), lr=0.01)
+        return model, optimizer, regularizer.attach(optimizer)
+
+    def steps(model: nn.Module, optimizer: Optimizer, numbers: range) -> None:
+        with without_warnings():
+            for number in numbers:
+                train_step(optimizer, (model(images(number)) - 1).square().mean())
+
+    for at in (2, 8, 20):
+        path = shared_folder(rank)
+        model, optimizer, regularizer = started()
+        steps(model, optimizer, range(at))
+        dcp.save(state_of(model, optimizer, regularizer), checkpoint_id=path)
+        steps(model, optimizer, range(at, UPDATES))
+        again, fresh, resumed = started()
+        if at > 15:  # the state has one entry less from the end of the ramp on
+            resumed.load_state_dict({"version": 1, "updates": [at]})
+        resume(path, again, fresh, resumed)
+        steps(again, fresh, range(at, UPDATES))
+        for mine, other in zip(again.parameters(), model.parameters(), strict=True):
+            assert torch.equal(mine.to_local(), other.to_local())
+        assert sum(int((whole(w) == 0).sum()) for w in again.parameters()) > 0

@@ -20,6 +20,7 @@ from distributed.common import (
     assert_equal,
     assert_same_everywhere,
     data_parallel,
+    everyones,
     parts,
     same_everywhere,
     train_alike,
@@ -31,7 +32,7 @@ from distributed.common import (
 )
 from distributed.registry import worlds
 from models import mlp, train
-from shrinkage import L1, AttachmentError, GroupLasso, Regularizer, Rows, regularize
+from shrinkage import L1, AttachmentError, Budget, GroupLasso, Regularizer, Rows, regularize
 from shrinkage.selection.how import How
 
 
@@ -246,3 +247,49 @@ def check_resume_with_held_zeros(rank: int, world: int) -> None:
     assert_equal(first, second)
     saved = [each.state_dict()["averages"][0] for each in regularizers]
     assert saved[0].keys() == saved[1].keys() == {"0.weight" if rank == 0 else "2.weight"}
+
+
+BUDGET = Budget(zeros=0.7, updates=50, begin=0.1, end=0.4)  # from 5 to 20, frozen at 30
+
+
+@worlds(2, 4)
+def check_each_process_ranks_what_it_steps(rank: int, world: int) -> None:
+    """That is what one process does with an optimizer for each part: each has the stated share."""
+    model, alone = mlp(), mlp()
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.05, momentum=0.9)
+    regularizer = Regularizer(model, BUDGET).attach(optimizer)
+    own = {id(each) for group in optimizer.optim.param_groups for each in group["params"]}
+    stepped = everyones([name for name, each in model.named_parameters() if id(each) in own])
+    references = [SGD(map(alone.get_parameter, names), lr=0.05, momentum=0.9) for names in stepped if names]
+    reference = Regularizer(alone, BUDGET)
+    for each in references:
+        reference.attach(each)
+
+    def follow() -> None:
+        for each in references[1:]:
+            each.step()
+        assert_equal(model, alone)
+
+    train_alike(data_parallel(model), optimizer, alone, references[0], parts(rank, 35), after=follow)
+    assert_same_everywhere(model)
+    assert [int((model[i].weight == 0).sum()) for i in (0, 2)] == [BUDGET.zeros_at(35, n) for n in (48, 24)]
+    reached = everyones(regularizer.progress()[0].reached or 0)
+    assert sum(reached) == sum(each.reached for each in reference.progress() if each.reached)
+
+
+def check_resume_with_weights_kept_aside(rank: int, world: int) -> None:
+    """Every process keeps aside what it steps: it saves that itself, and refuses what another one saved."""
+    first, second = mlp(), mlp()
+    optimizers = [ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.05) for model in (first, second)]
+    regularizers = [Regularizer(m, BUDGET).attach(o) for m, o in zip((first, second), optimizers, strict=True)]
+    wrapped = data_parallel(first)
+    train_together(wrapped, optimizers[0], rank, range(12))
+    second.load_state_dict(first.state_dict())
+    states = everyones(copy.deepcopy(regularizers[0].state_dict()))
+    with pytest.raises(ValueError, match=r"save and load Regularizer\.state_dict\(\) in every process"):
+        regularizers[1].load_state_dict(states[1 - rank])
+    regularizers[1].load_state_dict(states[rank])
+    train_together(wrapped, optimizers[0], rank, range(12, 35))
+    train_together(data_parallel(second), optimizers[1], rank, range(12, 35))
+    assert_equal(first, second)
+    assert zero_count(second) > 0

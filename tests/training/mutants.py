@@ -24,6 +24,7 @@ MUTANTS = [
     M("ranked.setdefault(id(budget), (budget, []))", "ranked.setdefault(hash(budget), (budget, []))", "asides", "one_object"),
     M("id(rule.penalty) if isinstance(rule.penalty, Budget) else rule.penalty", "rule.penalty", "asides", "clash_on_a_tied"),
     M("state.pop(\"budgets\", None)", "pass", "asides", "smaller_model"),
+    M("L1(0.0) if budget.groups is None else GroupLasso(0.0, budget.groups)", "L1(0.0)", "asides", "held_whole"),
     M("groups.norms(held) / self._members[i] ** 0.5", "groups.norms(held)", "asides", "root_mean_square"),
     M("2 * back if known", "back if known", "asides", "progress"),
     M("% EVERY == 0 or update == last)", "% EVERY == 0)", "channel_budgets", "parameters_are_left and SGD"),

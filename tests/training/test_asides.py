@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import LBFGS, SGD, Adagrad, AdamW, Muon, Optimizer
 
+from catalog import OPTIMIZERS as CASES
+from catalog import OptimizerCase
 from shrinkage import (
     L1,
     AttachmentError,
@@ -471,6 +473,28 @@ def test_groups_inside_of_a_parameter_go_whole(groups):
     assert progress.reached == found
 
 
+@pytest.mark.filterwarnings("ignore:.*floor")
+@pytest.mark.parametrize("groups", [Rows(), Columns(), Blocks(2, 2), Heads(2)])
+def test_groups_are_held_whole_after_the_freeze(groups):
+    """A single zero in a group that lives is trained on, as by `freeze_zeros` with these groups."""
+    model = nn.Sequential(nn.Linear(10, 24), nn.Tanh(), nn.Linear(24, 2))
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    Regularizer(model, {"0.weight": Budget(zeros=0.4, updates=50, groups=groups)}).attach(optimizer)
+    for n in range(40):
+        step(model, optimizer, n)
+    w = model[0].weight
+    gone = groups.view(w.detach() == 0).all(1)
+    assert 0 < int(gone.sum()) < len(gone)
+    single = tuple((w != 0).nonzero()[0])
+    with torch.no_grad():
+        w[single] = 0.0
+    for n in range(40, 60):
+        step(model, optimizer, n)
+        assert torch.equal(groups.view(w.detach() == 0).all(1), gone)
+    assert int((w == 0).sum()) == int((groups.view(w.detach()) == 0).all(1).sum()) * groups.view(w.detach()).shape[1]
+    assert bool(w[single] != 0)
+
+
 def test_groups_are_ranked_by_their_root_mean_square():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(9, 4, bias=False))
     with torch.no_grad():
@@ -508,6 +532,37 @@ def test_no_zero_leaves_after_the_freeze_and_nothing_is_saved(name):
         "updates": [200],
         "budgets": [{"0": {"budget": "Budget(zeros=0.9, updates=100)"}}],
     }
+
+
+ROUGH = {"Rprop": 1e-5, "Rprop foreach": 1e-5}  # its step does not shrink with the gradient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*CASES, OptimizerCase("Muon", lambda p: Muon(p, lr=0.01))], ids=str)
+def test_no_zero_leaves_in_a_thousand_updates_and_the_rest_is_least_squares(case):
+    """Under every optimizer of torch that can have a budget of single weights."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 8, dtype=torch.float64)
+    y = x @ torch.randn(8, 3, dtype=torch.float64) + 0.1 * torch.randn(60, 3, dtype=torch.float64)
+    model = nn.Linear(8, 3, bias=False, dtype=torch.float64)
+    optimizer = case.make(list(model.parameters()))
+    regularizer = Regularizer(model, Budget(zeros=0.5, updates=200)).attach(optimizer)  # frozen from 120 on
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3000)
+    zero = torch.zeros(3, 8, dtype=torch.bool)
+    for n in range(3000):
+        optimizer.zero_grad()
+        mse_loss(model(x), y).backward()
+        optimizer.step()
+        rate.step()
+        zero = model.weight.detach() == 0 if n == 120 else zero
+        assert n < 120 or torch.equal(model.weight.detach() == 0, zero), n
+    assert int(zero.sum()) == 12
+    assert regularizer.state_dict()["budgets"] == [{"0": {"budget": "Budget(zeros=0.5, updates=200)"}}]
+    solution = torch.zeros(3, 8, dtype=torch.float64)
+    for row, gone, target in zip(solution, zero, y.t(), strict=True):
+        row[~gone] = torch.linalg.lstsq(x[:, ~gone], target[:, None]).solution[:, 0]
+    if case.name != "Muon":  # whose steps are orthogonal whatever the gradient's size
+        assert (model.weight.detach() - solution).abs().max() <= ROUGH.get(case.name, 1e-10)
 
 
 def test_what_stays_is_refitted_to_the_least_squares_solution():

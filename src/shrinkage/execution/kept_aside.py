@@ -1,8 +1,8 @@
 """Weights that are cut and kept aside: moved out of a tensor into another one of its shape, and back.
 
 Each weight is in one of the two, and the other is zero there. Native kernels move all tensors in one pass. Without
-them, float32 on a CPU is moved by `hardshrink`, its derivative, sums and bits. Each of these is exact, and several times
-as fast as a selection by truth values.
+them, float32 on a CPU is moved by `hardshrink` and bits, which is exact, and several times as fast as a selection by
+truth values.
 """
 
 from collections.abc import Iterator, Sequence

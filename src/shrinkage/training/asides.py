@@ -232,6 +232,14 @@ class Asides(Ranking):
         return {"asides": found, "until": self.budget.freeze_update, "of": self.budget.updates}
 
     def check_state(self, state: Mapping[str, Any], update: int) -> None:
+        saved = sorted(state.get("asides", {}))
+        missing = [each.name for each in self._parameters if each.name not in saved]
+        if saved and missing and update < self.budget.freeze_update:
+            raise ValueError(
+                f"the state holds what was kept aside of {listed(saved)} and nothing of {listed(missing)}: the process "
+                "that saved it does not step those (ZeroRedundancyOptimizer); save and load "
+                "Regularizer.state_dict() in every process"
+            )
         shapes = {each.name: tuple(each.parameter.shape) for each in self._parameters}
         for name, aside in state.get("asides", {}).items():
             if name in shapes and tuple(aside.shape) != shapes[name]:

@@ -12,10 +12,12 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from shrinkage.distributed.group_sharding import group_sharding_of
 from shrinkage.optimizers.hooks import hook_around
 from shrinkage.optimizers.introspection import runs_inside_own_step, steps_for_a_checkpoint
 from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.convex import L1
+from shrinkage.penalties.grouped import GroupLasso
 from shrinkage.training.penalized import PenalizedParameter, RankedParameter
 from shrinkage.training.progress import BudgetProgress
 from shrinkage.training.update_count import Updates
@@ -185,6 +187,11 @@ class Budgets:
 
 
 def held_later(budget: Budget, ranked: RankedParameter) -> PenalizedParameter:
-    """Return a parameter whose single zeros stay from the update on at which the zeros of a budget are final."""
+    """Return a parameter whose zeros stay from the update on at which those of a budget are final.
+
+    With groups, those that are zero as a whole: a single zero in another group is trained on, as by `freeze_zeros`.
+    """
     name, parameter, group, places, lazy = ranked
-    return PenalizedParameter(name, L1(0.0), "proximal", parameter, group, places, lazy, until=budget.freeze_update)
+    penalty = L1(0.0) if budget.groups is None else GroupLasso(0.0, budget.groups)
+    held = PenalizedParameter(name, penalty, "proximal", parameter, group, places, lazy, until=budget.freeze_update)
+    return held if lazy else held._replace(group_sharding=group_sharding_of(penalty, parameter))
