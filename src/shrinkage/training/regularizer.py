@@ -29,7 +29,7 @@ from shrinkage.training.orphaned import Removable, follow
 from shrinkage.training.penalized import Found, targets_of
 from shrinkage.training.printed import text_of
 from shrinkage.training.progress import BudgetProgress
-from shrinkage.training.rankings import ranking_of
+from shrinkage.training.rankings import rankings_of
 from shrinkage.training.regularize import declared_rules, rules_of
 from shrinkage.training.saved_state import Progress, state_of
 from shrinkage.training.state_hooks import Kept, leave, register_state_hooks, resume, resume_all
@@ -131,10 +131,8 @@ class Regularizer:
 
     def _attachment(self, whole: Optimizer) -> Attachment:
         """Return what applies the rules in one of the optimizers that do the work of `whole`."""
-        rank = partial(ranking_of, kernels=self._options.compile is not False)
-        return Attachment(
-            partial(self._targets, ref(whole)), self._options, ref(whole), list(map(rank, self.plan.budgets))
-        )
+        rankings = rankings_of(self.plan.budgets, kernels=self._options.compile is not False)
+        return Attachment(partial(self._targets, ref(whole)), self._options, ref(whole), rankings)
 
     def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
         """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
