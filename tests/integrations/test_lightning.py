@@ -1,12 +1,15 @@
 """Lightning's trainer with the callback ends with the very weights of a loop that is written by hand."""
 
 import copy
+import csv
 import functools
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
@@ -43,6 +46,10 @@ COUNT = 12
 
 def falling(update):
     return 0.02 * 0.9**update
+
+
+def rising(update):
+    return 1e-3 * update
 
 
 def sgd(parameters):
@@ -533,4 +540,48 @@ def test_a_budget_is_logged_when_the_trainer_logs():
     callback = RegularizerCallback({RULE: Budget(zeros=0.5, updates=24, begin=0.0, end=0.5)})
     run = trainer(callback, logger=DummyLogger(), log_every_n_steps=4, max_epochs=2)
     run.fit(module, loader(batches(COUNT)))
-    assert float(run.logged_metrics["budget/wanted"]) == float(run.logged_metrics["budget/reached"]) == 36
+    wanted, reached = (float(run.logged_metrics[f"shrinkage/budget/{each}"]) for each in ("wanted", "reached"))
+    assert wanted == reached == 36
+
+
+def test_every_epoch_is_logged_in_the_loggers_of_the_trainer(tmp_path):
+    module, logger = Module(), CSVLogger(tmp_path, name="run")
+    callback = RegularizerCallback({RULE: L1(rising)})
+    trainer(callback, logger=logger, log_every_n_steps=1, max_epochs=3).fit(module, loader(batches(COUNT)))
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["shrinkage/zeros"]]
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
+    last = {name: float(value) for name, value in rows[-1].items() if name.startswith("shrinkage/") and value}
+    assert last == pytest.approx(callback.regularizer.stats(), rel=1e-6)
+    assert 0 < last["shrinkage/zeros"] < 1
+    found = [float(row[f"shrinkage/strength/{RULE}"]) for row in rows]
+    assert found == pytest.approx([rising(COUNT * epoch) for epoch in (1, 2, 3)], rel=1e-6)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before it", "after it"])
+def test_training_stops_at_a_share_of_zeros(first):
+    class Validated(Module):
+        def validation_step(self, batch, index):
+            loss_of(self.net, batch)
+
+    module = Validated()
+    stop = EarlyStopping("shrinkage/zeros", mode="max", stopping_threshold=0.3, patience=100)
+    callbacks = [RegularizerCallback({RULE: L1(0.05)}), stop]
+    run = trainer(*(callbacks if first else callbacks[::-1]), max_epochs=50)
+    run.fit(module, loader(batches(COUNT)), loader(batches(2)))
+    assert run.current_epoch < 49
+    assert callbacks[0].regularizer.stats()["shrinkage/zeros"] > 0.3
+
+
+def test_every_epoch_is_logged_in_weights_and_biases(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    callback = RegularizerCallback({RULE: L1(falling)})
+    trainer(callback, logger=logger, log_every_n_steps=4, max_epochs=2).fit(Module(), loader(batches(COUNT)))
+    seen = dict(logger.experiment.summary)
+    logger.experiment.finish()
+    stats = callback.regularizer.stats()
+    assert {name: seen[name] for name in stats} == pytest.approx(stats, rel=1e-6)

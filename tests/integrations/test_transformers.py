@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.utils.data import SequentialSampler
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.optimization import get_linear_schedule_with_warmup
 
 from models import batches, equal, hooks, loss_of, mlp, soft_, weights, zeros
@@ -56,6 +63,7 @@ def trainer(model, folder, *callbacks, optimizers=(None, None), data=None, **opt
         model=model,
         args=TrainingArguments(str(folder), **settings),
         train_dataset=examples if data is None else data,
+        eval_dataset=examples,
         callbacks=list(callbacks),
         optimizers=optimizers,
     )
@@ -293,6 +301,55 @@ def test_a_budget_is_logged_with_the_rest(tmp_path):
     callback = RegularizerCallback({RULE: Budget(zeros=0.5, updates=3 * COUNT, begin=0.0, end=0.5)})
     run = trainer(model, tmp_path, callback, Seen(), num_train_epochs=3, logging_strategy="steps", logging_steps=12)
     run.train()
-    assert [each["budget/wanted"] for each in seen[:3]] == [35.0, 36.0, 36.0]
-    assert [each["budget/reached"] for each in seen[:3]] == [35.0, 36.0, 36.0]
+    assert [each["shrinkage/budget/wanted"] for each in seen[:3]] == [35.0, 36.0, 36.0]
+    assert [each["shrinkage/budget/reached"] for each in seen[:3]] == [35.0, 36.0, 36.0]
     assert zeros(model.net) == 36
+
+
+def test_every_epoch_is_logged_in_the_history_and_in_files_of_tensorboard(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    model = Model()
+    callback = RegularizerCallback({RULE: L1(falling)})
+    options = {"logging_strategy": "steps", "logging_steps": 1000, "report_to": ["tensorboard"]}
+    run = trainer(model, tmp_path, callback, num_train_epochs=3, **options)
+    run.train()
+    rows = [row for row in run.state.log_history if "shrinkage/zeros" in row]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert {name: rows[-1][name] for name in callback.regularizer.stats()} == callback.regularizer.stats()
+    found = {}
+    for file in tmp_path.rglob("events.out.tfevents.*"):
+        events = event_accumulator.EventAccumulator(str(file)).Reload()
+        found |= {tag: [each.value for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found["train/shrinkage/zeros"] == pytest.approx([row["shrinkage/zeros"] for row in rows])
+    assert "train/loss" in found
+
+
+def test_nothing_is_logged_where_the_trainer_logs_nothing(tmp_path):
+    run = trainer(Model(), tmp_path, RegularizerCallback({RULE: L1(0.1)}), num_train_epochs=2, logging_strategy="no")
+    run.train()
+    assert len(run.state.log_history) == 1  # what the trainer says in the end
+
+
+def test_a_number_of_the_callback_chooses_and_stops(tmp_path):
+    callback = RegularizerCallback({RULE: L1(1e-4)})
+    options = {"metric_for_best_model": "shrinkage/dead_layers", "greater_is_better": True, "eval_strategy": "epoch"}
+    options |= {"save_strategy": "epoch", "num_train_epochs": 40}
+    options |= {"load_best_model_at_end": True}
+    run = trainer(Model(), tmp_path, callback, EarlyStoppingCallback(2), **options)
+    run.train()
+    assert run.state.epoch == 3
+    assert run.state.best_metric == 0
+
+
+def test_every_epoch_is_logged_in_weights_and_biases(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    callback = RegularizerCallback({RULE: L1(falling)})
+    options = {"logging_strategy": "epoch", "report_to": ["wandb"], "num_train_epochs": 2}
+    trainer(Model(), tmp_path, callback, **options).train()
+    seen = dict(wandb.run.summary)
+    wandb.finish()
+    stats = callback.regularizer.stats()
+    assert {name: seen[f"train/{name}"] for name in stats} == pytest.approx(stats, rel=1e-6)
+    assert "train/loss" in seen

@@ -3,7 +3,7 @@
 from typing import Any
 
 from shrinkage.errors import AttachmentError
-from shrinkage.integrations.makes_regularizer import MakesRegularizer, numbers_of
+from shrinkage.integrations.makes_regularizer import MakesRegularizer
 from shrinkage.optimizers.introspection import stepped, unwrapped
 from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.rules import Rule
@@ -41,6 +41,9 @@ class RegularizerCallback(MakesRegularizer, Callback):
     A checkpoint of the trainer holds the state, and `fit(ckpt_path=...)` goes on from it. Another `fit` of the same
     trainer goes on counting updates where the last one ended, as the trainer does; that of a new trainer starts at 0.
     Several callbacks in one trainer are told apart by their selectors, kinds of penalty and `how`.
+
+    The numbers of `Regularizer.stats` are logged at the end of every epoch: in every logger of the trainer, and in its
+    `callback_metrics`, so that `EarlyStopping(monitor="shrinkage/zeros", mode="max")` works.
 
     >>> from lightning.pytorch import Trainer
     >>> from shrinkage import L1
@@ -81,8 +84,18 @@ class RegularizerCallback(MakesRegularizer, Callback):
     ) -> None:
         """Log how far budgets have come, when the trainer logs."""
         often: int = getattr(trainer, "log_every_n_steps", 1)  # a connector sets it
-        if self.regularizer is not None and trainer.loggers and trainer.global_step % often == 0:
-            pl_module.log_dict(numbers_of(self.regularizer))
+        if trainer.loggers and trainer.global_step % often == 0:
+            pl_module.log_dict(self._budgets())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let callbacks see the numbers right after a validation, when they stop the training or save it."""
+        if self.regularizer is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            pl_module.log_dict(self.regularizer.stats(), logger=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the numbers of `Regularizer.stats` at the end of every epoch."""
+        if self.regularizer is not None:
+            pl_module.log_dict(self.regularizer.stats())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove all hooks, so that nothing is penalized twice by another fit."""

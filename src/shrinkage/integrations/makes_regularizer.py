@@ -4,10 +4,12 @@ from dataclasses import asdict
 
 from torch import nn
 
+from shrinkage.diagnostics.stats import in_logs
 from shrinkage.execution.compiled import Compile
 from shrinkage.selection.how import How
 from shrinkage.selection.rules import Rules, as_rules
 from shrinkage.training.options import Options
+from shrinkage.training.progress import numbers_of
 from shrinkage.training.regularizer import Regularizer
 
 
@@ -45,13 +47,6 @@ class MakesRegularizer:
         if self.regularizer is not None:
             self.regularizer.detach()
 
-
-def numbers_of(regularizer: Regularizer) -> dict[str, float]:
-    """Return what is logged of budgets, as of their last ranking: what was wanted, and what is reached."""
-    found: dict[str, float] = {}
-    several = len(regularizer.progress()) > 1
-    for index, each in enumerate(regularizer.progress()):
-        if each.reached is not None and each.wanted is not None:
-            name = f"budget{index}" if several else "budget"
-            found |= {f"{name}/wanted": float(each.wanted), f"{name}/reached": float(each.reached)}
-    return found
+    def _budgets(self) -> dict[str, float]:
+        """Return what is logged of budgets, which takes no look at the weights."""
+        return {} if self.regularizer is None else in_logs(numbers_of(self.regularizer.progress()))

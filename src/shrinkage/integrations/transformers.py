@@ -1,15 +1,17 @@
 """A Hugging Face `TrainerCallback` that applies penalties around the steps of the optimizer that the trainer makes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from shrinkage.errors import warn_user
-from shrinkage.integrations.makes_regularizer import MakesRegularizer, numbers_of
+from shrinkage.integrations.makes_regularizer import MakesRegularizer
 
 try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
 except ImportError as error:
     raise ImportError("this callback needs transformers: pip install accelerate transformers") from error
 
@@ -41,9 +43,16 @@ class RegularizerCallback(MakesRegularizer, TrainerCallback):
     were made with `save_only_model=True`. Every call of `train` that does not resume counts updates from 0, as the
     trainer counts its steps.
 
+    The numbers of `Regularizer.stats` are logged at the end of every epoch, unless `logging_strategy="no"`: they are in
+    `trainer.state.log_history`, and in what `report_to` names. Evaluations have them too, as "eval_shrinkage/zeros" and
+    so on, for `metric_for_best_model` and an `EarlyStoppingCallback` that comes after this callback.
+
     >>> from shrinkage import L1
     >>> callback = RegularizerCallback({"*.attention.*.weight": L1(1e-3)})  # Trainer(..., callbacks=[callback])
     """
+
+    _loggers: Sequence[TrainerCallback] = ()
+    _epoch_ended = False
 
     def on_train_begin(
         self,
@@ -60,11 +69,23 @@ class RegularizerCallback(MakesRegularizer, TrainerCallback):
         self._detach()  # a run that raised never came to its end
         self.regularizer = self._make(model)
         self.regularizer.attach(optimizer)
+        self._epoch_ended = False
+        # The trainer's own loggers have their turn before callbacks of users, and would not see what is added here.
+        self._loggers = loggers_of(args)
+        for logger in self._loggers:
+            logger.on_train_begin(args, state, control, model=model)
         if state.global_step and not any(self.regularizer.state_dict()["updates"]):
             warn_user(
                 f"training resumes at step {state.global_step}, but the checkpoint's optimizer holds no state of a "
                 "regularizer: update counts of schedules, averaged gradients and references start anew"
             )
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the trainer log at the end of an epoch, if it logs at all."""
+        self._epoch_ended = args.logging_strategy != IntervalStrategy.NO
+        control.should_log = control.should_log or self._epoch_ended
 
     def on_log(
         self,
@@ -74,12 +95,41 @@ class RegularizerCallback(MakesRegularizer, TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add how far budgets have come to what the trainer logs."""
-        if self.regularizer is not None and logs is not None:
-            logs.update(numbers_of(self.regularizer))
+        """Add how far budgets have come to what the trainer logs, and all other numbers at the end of an epoch."""
+        if self.regularizer is None or logs is None:
+            return
+        numbers = self.regularizer.stats() if self._epoch_ended else self._budgets()
+        self._epoch_ended = False
+        logs.update(numbers)
+        if state.log_history:
+            state.log_history[-1].update(numbers)
+        for logger in self._loggers if numbers else ():
+            logger.on_log(args, state, control, logs=dict(numbers), **kwargs)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the numbers to those of an evaluation during training, which can choose and stop by them."""
+        if self.regularizer is not None and metrics is not None:
+            metrics.update({f"eval_{name}": number for name, number in self.regularizer.stats().items()})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remove all hooks, so that nothing is penalized twice by another run."""
         self._detach()
+        for logger in self._loggers:
+            if isinstance(logger, TensorBoardCallback):  # the only one with a file of its own
+                logger.on_train_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]  # it has no types
+        self._loggers = []
+
+
+def loggers_of(args: TrainingArguments) -> list[TrainerCallback]:
+    """Return new instances of the callbacks that write to what `report_to` names."""
+    kinds = get_reporting_integration_callbacks(args.report_to)  # type: ignore[no-untyped-call]  # it has no types
+    return [kind() for kind in kinds]

@@ -27,7 +27,8 @@ from shrinkage.tables import names_note, shape_text, table
 class Entry(NamedTuple):
     """One penalized parameter: its name, its other names if it is tied, its shape (None while lazy), and its penalty.
 
-    The penalty is bound to the parameter: what it keeps for each element is on the parameter's device.
+    The penalty is bound to the parameter: what it keeps for each element is on the parameter's device. `rule` is what
+    logs call the rule that it comes from.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Entry(NamedTuple):
     every: int = 1
     until: int | None = None
     after: Penalty | None = None
+    rule: str = ""
 
     def is_over(self, update: int) -> bool:
         """Return whether the penalty does not act any more at an update, and its zeros stay."""
@@ -253,7 +255,7 @@ def entry_of(names: Sequence[tuple[NamedParameter, Rule]]) -> Entry | None:
     if shape is not None and after is not None:
         check_shape(first.name, shape, after)
     own = at_work(penalty, together=False)
-    return Entry(first.name, aliases, shape, own, rule.how, rule.every, rule.until, after)
+    return Entry(first.name, aliases, shape, own, rule.how, rule.every, rule.until, after, rule.label)
 
 
 def check_ranked(name: str, parameter: Tensor, budget: Budget) -> None:

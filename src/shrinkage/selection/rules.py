@@ -92,6 +92,18 @@ class Rule(Value):
             return Named(coupled.names)
         return Weights.of(model) if self.parameters is None else self.parameters
 
+    @property
+    def label(self) -> str:
+        """What logs call the rule: its selector, or the kind of its penalty where it has none.
+
+        >>> from shrinkage import L1
+        >>> Rule(L1(1e-4), "*.weight").label, Rule(L1(1e-4), nn.Linear).label, Rule(L1(1e-4)).label
+        ('*.weight', 'Linear', 'L1')
+        """
+        if self.parameters is None:
+            return self.penalty.describe(None).penalty if isinstance(self.penalty, Penalty) else "Budget"
+        return self.parameters if isinstance(self.parameters, str) else selector_text(self.parameters)
+
 
 def check_until(rule: Rule, penalty: Penalty | None) -> None:
     """Raise unless a second stage of `rule` can follow the one with `penalty`."""

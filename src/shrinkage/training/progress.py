@@ -1,6 +1,6 @@
 """How far a budget has come, in numbers and as a line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -69,3 +69,13 @@ class BudgetProgress:
         last = [name for name, each in self.layers.items() if each.bound]
         left = f"; last of its kind: {', '.join(last)}" if last else ""
         return f"; {of - stay:,} of {of:,} channels gone, {self.due:,} due{left}"
+
+
+def numbers_of(budgets: Sequence[BudgetProgress]) -> dict[str, float]:
+    """Return what is logged of budgets, as of their last ranking: what was wanted, and what is reached."""
+    found: dict[str, float] = {}
+    for index, each in enumerate(budgets):
+        if each.reached is not None and each.wanted is not None:
+            name = f"budget/{index}" if len(budgets) > 1 else "budget"
+            found |= {f"{name}/wanted": float(each.wanted), f"{name}/reached": float(each.reached)}
+    return found

@@ -12,7 +12,7 @@ from shrinkage.diagnostics.advice import training_of
 from shrinkage.diagnostics.evaluation import value
 from shrinkage.diagnostics.loss_gradients import Closure
 from shrinkage.diagnostics.residuals import Residuals, residuals
-from shrinkage.errors import AttachmentError
+from shrinkage.diagnostics.stats import in_logs, stats
 from shrinkage.execution.compiled import Compile
 from shrinkage.optimizers.hooks import hook_around, uncompiled
 from shrinkage.optimizers.introspection import sign_of, unwrapped, working
@@ -21,6 +21,7 @@ from shrinkage.optimizers.parameter_state import before_shrink
 from shrinkage.selection.how import How
 from shrinkage.selection.plan import Plan, resolve, warn_of_unpenalized
 from shrinkage.selection.rules import Rules
+from shrinkage.training.added_gradients import add_gradients_now
 from shrinkage.training.attachment import Attachment, explicit_attachments
 from shrinkage.training.checks_before_step import check_together
 from shrinkage.training.global_hook import check_declared
@@ -28,7 +29,7 @@ from shrinkage.training.options import Options
 from shrinkage.training.orphaned import Removable, follow
 from shrinkage.training.penalized import Found, targets_of
 from shrinkage.training.printed import text_of
-from shrinkage.training.progress import BudgetProgress
+from shrinkage.training.progress import BudgetProgress, numbers_of
 from shrinkage.training.rankings import rankings_of
 from shrinkage.training.regularize import declared_rules, rules_of
 from shrinkage.training.saved_state import Progress, state_of
@@ -194,21 +195,20 @@ class Regularizer:
         >>> torch.equal(layer.weight.grad, 1 + 0.5 * layer.weight.detach())
         True
         """
-        uncompiled(self._add_gradients)(optimizer)
-
-    def _add_gradients(self, optimizer: Optimizer | None) -> None:
-        wanted = None if optimizer is None else unwrapped(optimizer)
-        chosen = [(held, attachment) for held, attachment in self._pairs() if wanted is None or held is wanted]
-        if not chosen:
-            raise AttachmentError("add_gradients_() needs an optimizer that this regularizer is attached to: attach it")
-        for held, attachment in chosen:
-            attachment.check_addition(held)
-        for held, attachment in chosen:
-            attachment.add_gradients(held)
+        uncompiled(add_gradients_now)(self._pairs(), optimizer)
 
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
         return value(self._model, self.plan, self.updates or 0)
+
+    def stats(self) -> dict[str, float]:
+        """Return what trainers log, as numbers; `shrinkage.diagnostics.stats` explains the keys.
+
+        >>> import shrinkage, torch
+        >>> sorted(Regularizer(torch.nn.Linear(4, 2), shrinkage.L1(0.1)).stats())[1:]
+        ['shrinkage/penalty', 'shrinkage/strength/L1', 'shrinkage/zeros']
+        """
+        return in_logs(stats(self._model, self.plan, self.updates or 0) | numbers_of(self.progress()))
 
     def residuals(self, closure: Closure, data: Iterable[Any] | None = None, *, tolerance: float = 1e-3) -> Residuals:
         """Tell how far the model is from solving the stated problem: the residual of every parameter, and in words.
