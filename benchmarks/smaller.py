@@ -90,10 +90,29 @@ def tiny() -> Example:
     return nn.Sequential(*layers), torch.randn(4, 3, 32, 32), {}
 
 
+class Recurrent(nn.Module):
+    """An LSTM of 256 units, of which the last outputs are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(128, 256, batch_first=True), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores for sequences of vectors."""
+        scores: Tensor = self.head(self.lstm(x)[0][:, -1])
+        return scores
+
+
+def lstm() -> Example:
+    """Return an LSTM and 32 sequences of 64 steps."""
+    return Recurrent(), torch.randn(32, 64, 128), {}
+
+
 SUBJECTS = (
     Subject("ResNet-50, 4 images of 224 x 224", resnet),
     Subject("ResNet-50, channels last, 4 images", resnet_channels_last),
     Subject("GPT-2 small, 2 x 64 tokens", gpt),
+    Subject("LSTM of 128 to 256, 32 x 64 steps", lstm),
 )
 QUICK_SUBJECTS = (Subject("a small network, 4 images of 32 x 32", tiny),)
 
