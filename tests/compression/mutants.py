@@ -39,7 +39,7 @@ MUTANTS = [
     M("    if all(map(_takes_mode, model.modules())):", "    if True:", "modes", "no_change_of_mode"),
     M("return first.name == \"mode\" or", "return True or", "modes", "no_change_of_mode"),
     M("if depth() > levels:", "if False:", "modes", "given_back"),
-    M("Subgraph(path, _without_levels(program)", "Subgraph(path, program", "modes", "under_transforms", quick=True),
+    M("program = _without_levels(program)", "pass", "modes", "under_transforms", quick=True),
     M("{\"is_causal\", \"tgt_is_causal\", \"memory_is_causal\"}", "set()", "modes", "masks"),
     M("        if path:  #", "        if False:  #", "modes", "left_and_the_process"),
     M("(True, False):\n        try:\n            if not modules", "(True,):\n        try:\n            if not modules", "modes", "counted_as_a_whole"),
