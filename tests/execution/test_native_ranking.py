@@ -110,7 +110,15 @@ def test_autograd_sees_what_is_written():
 def test_more_in_a_window_than_there_is_room_for_is_told():
     many = torch.full((20_000,), 0.5)
     assert looked_at(LIBRARY, [many], [0x3E000000], [0x40000000]) is None
-    assert looked_at(LIBRARY, [many[:1000]], [0x3E000000], [0x40000000])[0][0].tolist() == [0.5] * 1000
+    assert looked_at(LIBRARY, [many[:1000]], [0x3E000000], [0x3F000000])[0][0].tolist() == [0.5] * 1000
+
+
+def test_ties_of_a_large_tensor_go_by_their_places():
+    w, aside = torch.full((40_000,), 0.5), torch.zeros(40_000)
+    layers = Layers([w], torch.ones(1, dtype=torch.long), torch.ones(1, dtype=torch.long), [(1, 0)])
+    cut_all_([(w, aside)], alone(thresholds(layers, 30_000)), LIBRARY)
+    assert torch.equal(w != 0, torch.arange(40_000) < 30_000)
+    assert torch.equal(w + aside, torch.full((40_000,), 0.5))
 
 
 @pytest.mark.filterwarnings("ignore:.*floor")
