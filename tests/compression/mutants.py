@@ -95,7 +95,6 @@ MUTANTS = [
     M(" and _is_within(last[root], held)", "", "masks", "an_output"),
     M(" or any(\n        why and path", " or any(\n        False and path", "masks", "columns_under"),
     M("others, \"measured by a norm of the weight\"", "(), \"\"", "masks", "length_zero"),
-    M("reason = reason or held", "reason = held", "masks", "attention"),
     M("for name in more)", "for name in ())", "masks", "report_names"),
     M("silent.get(layer) == directions[layer]", "layer in silent", "collapse_layers", "no_direction"),
     M("SCORES.search(name) is None", "True", "collapse_layers", "without_scores"),
