@@ -130,4 +130,6 @@ MUTANTS = [
     M("(1 + eps, 1 - eps)", "(1 + eps, 1.0)", "constraints", "off_the_border"),
     M("torch.where(w == full.to(w.dtype), full, exact)", "exact", "constraints", "rounded_to_their"),
     M("self is other if not is_dataclass(self) else", "", "value_objects", "no_dataclass"),
+    M("if name in vars(self) if known else", "if not known and", "value_objects", "stays_as_it_is"),
+    M('if name in self.__dataclass_fields__ or "__dataclass_fields__"', 'if "__dataclass_fields__"', "value_objects", "derived"),
 ]

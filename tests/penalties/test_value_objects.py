@@ -52,6 +52,27 @@ def test_a_value_is_equal_to_one_with_the_same_fields_and_stays_as_it_is(value):
         delattr(value, name)
 
 
+@pytest.mark.parametrize("value", [L1(0.1), Rows(), Own(0.1)], ids=lambda value: type(value).__name__)
+def test_a_value_takes_no_attribute_that_is_no_field(value):
+    with pytest.raises(FrozenInstanceError, match="'other'"):
+        value.other = 1
+    with pytest.raises(FrozenInstanceError, match="'other'"):
+        del value.other
+
+
+def test_a_derived_class_that_is_no_dataclass_has_attributes_of_its_own_and_frozen_fields():
+    value = Bare(0.1)
+    value.note = "first"
+    value.note = "second"
+    assert value.note == "second"
+    del value.note
+    assert not hasattr(value, "note")
+    with pytest.raises(FrozenInstanceError, match="'strength'"):
+        value.strength = 1.0
+    with pytest.raises(FrozenInstanceError, match="'strength'"):
+        del value.strength
+
+
 def test_values_differ_by_their_class_and_by_each_field():
     assert L1(0.1) != L2(0.1)
     assert ElasticNet(0.1, 0.2) != ElasticNet(0.1, 0.3)
@@ -86,4 +107,4 @@ def test_methods_of_values_are_written_once():
         for name, made in (("__eq__", "eq"), ("__repr__", "repr"))
         if name in vars(cls) and getattr(vars(cls).get("__dataclass_params__"), made, False)
     }
-    assert not generated, "@dataclass compiles these methods at every import: declare with eq=False, repr=False"
+    assert not generated, "@dataclass compiles these methods at every import: declare with @value_class"

@@ -167,6 +167,14 @@ def test_importing_the_package_imports_no_compiler_exporter_or_counter():
     assert not [name for name in added if name.startswith(HEAVY)]
 
 
+LATER = ("shrinkage.execution.compiled", "shrinkage.execution.native", "shrinkage.training.prepared")
+
+
+def test_importing_the_package_imports_nothing_that_acts_at_steps_alone():
+    _, added = modules_imported()
+    assert not [name for name in added if name.startswith(LATER)]
+
+
 @pytest.mark.parametrize("collects", [True, False])
 def test_importing_the_package_waits_for_no_collections_and_leaves_the_collector_as_it_was(collects):
     code = (

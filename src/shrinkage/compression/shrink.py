@@ -1,7 +1,6 @@
 """From exact zeros to a physically smaller model with the same outputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -14,9 +13,10 @@ from shrinkage.compression.plans.tensors import tensors_of
 from shrinkage.compression.removal.summary import ShrinkReport
 from shrinkage.diagnostics.zero_layers import CAUSE, CONSTANT, WHOLE
 from shrinkage.errors import ShrinkError, shown, warn_user
+from shrinkage.penalties.value_objects import value_class
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Shrunk:
     """A smaller model with the outputs of a dense one, the plan that makes it from its class, and a report."""
 

@@ -1,7 +1,7 @@
 """How much of a model is zero: numbers as plain records that print as a table."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from operator import attrgetter
 from os import PathLike
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from shrinkage.diagnostics.zero_layers import dead_layers, told_first, undefined
 from shrinkage.distributed.dtensor import local, whole
 from shrinkage.errors import ParameterError, listed
 from shrinkage.penalties.groups import Columns, Groups, Rows
+from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.proximal.precision import at_least_float32
 from shrinkage.selection.declaration import unreached
 from shrinkage.selection.first_match import nearest
@@ -44,8 +45,8 @@ class TensorReport(NamedTuple):
     norm: float
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@value_class
+class Report(ByFields):
     """The zeros of a model, tensor by tensor and in all. Prints as a table.
 
     `unreached` names parameters that their layers declare with `regularize`, and that no step has reached;

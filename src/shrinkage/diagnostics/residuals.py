@@ -5,7 +5,7 @@ minimize L(w) + R(w) is solved, to first order, where -grad L(w) lies in the sub
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from shrinkage.diagnostics.zero_layers import dead_layers, told_first
 from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import coupled_of
+from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.proximal.precision import upcast
 from shrinkage.selection.coupled_rules import block_text
 from shrinkage.selection.named_parameters import named_parameters
@@ -59,8 +60,8 @@ class ParameterResidual(NamedTuple):
         return self.members or (self.name,)
 
 
-@dataclass(frozen=True, slots=True)
-class Residuals:
+@value_class
+class Residuals(ByFields):
     """The residuals of all penalized parameters, and of the others. Prints as a table and as text.
 
     Args:

@@ -9,7 +9,7 @@ processes know these, so that none of them waits for a message that nobody sends
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,13 +29,14 @@ from shrinkage.distributed.dtensor import (
 )
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.membership import Membership
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, eq=False)
+@value_class
 class Block:
     """Parameters of one optimizer that share groups, or a single one whose groups cross processes.
 

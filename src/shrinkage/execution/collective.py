@@ -9,9 +9,9 @@ from torch import Tensor
 from shrinkage.distributed import group_sharding
 from shrinkage.distributed.all_reduce import run_all
 from shrinkage.distributed.group_sharding import GroupSharding, blocks_of, gradient_across, prox_across, stays_across
-from shrinkage.execution.compiled import Compile
 from shrinkage.execution.coupled_updates import MemberTask, shrink_together_
 from shrinkage.execution.single_tensor import write_
+from shrinkage.execution.task import Compile
 from shrinkage.optimizers.adaptive_step import Step, number
 from shrinkage.penalties import coupled_norms
 from shrinkage.penalties.base import Penalty

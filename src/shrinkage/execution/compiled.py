@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import FunctionType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from shrinkage.errors import first_line
 from shrinkage.execution import kernels
 from shrinkage.execution.in_place import touches_once
 from shrinkage.execution.memory_layout import folded_by, memory_order
-from shrinkage.execution.task import Task
+from shrinkage.execution.task import Compile, Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep, Number, Step
 from shrinkage.optimizers.introspection import is_captured
 from shrinkage.penalties.base import Penalty
@@ -34,7 +34,6 @@ from shrinkage.proximal.precision import at_least_float32
 Kernel = Callable[..., Any]
 KernelStep = Number | AdaptiveStep
 StepT = TypeVar("StepT", bound=KernelStep)
-Compile = bool | Literal["auto"]
 
 MANY = 1 << 21  # weights penalized in one step, from which the seconds of compilation are saved in a thousand steps
 LEAST = 1 << 14  # weights in one tensor, below which calling a kernel costs more than it saves

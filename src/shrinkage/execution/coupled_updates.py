@@ -13,11 +13,11 @@ from torch import Tensor
 
 from shrinkage.execution import native_coupled
 from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, batched
-from shrinkage.execution.compiled import Compile, is_wanted
+from shrinkage.execution.compiled import is_wanted
 from shrinkage.execution.coupled_kernels import CompiledMember
 from shrinkage.execution.in_place import norms_in_blocks
 from shrinkage.execution.single_tensor import chunks
-from shrinkage.execution.task import Task
+from shrinkage.execution.task import Compile, Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step, number
 from shrinkage.penalties import coupled_norms
 from shrinkage.penalties.convex import L1

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from shrinkage.execution import native
 from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, batched
-from shrinkage.execution.compiled import Compile, compiled_shrink_, is_wanted
+from shrinkage.execution.compiled import compiled_shrink_, is_wanted
 from shrinkage.execution.in_place import shrink_, touches_once
-from shrinkage.execution.task import Task
+from shrinkage.execution.task import Compile, Task
 from shrinkage.optimizers.adaptive_step import MetricStep, Number, Step, StepT, can_be_cut, narrowed, number
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1, L2

@@ -1,11 +1,13 @@
 """One tensor and what a step does to it: the part of a parameter that this process holds, and nothing else."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from shrinkage.optimizers.adaptive_step import Step
 from shrinkage.penalties.base import Penalty
+
+Compile = bool | Literal["auto"]  # whether kernels move tensors; "auto" where that saves more than building them takes
 
 
 class Task(NamedTuple):

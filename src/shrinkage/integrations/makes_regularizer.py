@@ -5,7 +5,7 @@ from dataclasses import asdict
 from torch import nn
 
 from shrinkage.diagnostics.stats import in_logs
-from shrinkage.execution.compiled import Compile
+from shrinkage.execution.task import Compile
 from shrinkage.selection.how import How
 from shrinkage.selection.rules import Rules, as_rules
 from shrinkage.training.options import Options

@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from shrinkage.penalties.groups import Groups, Rows, Whole
 from shrinkage.penalties.matrix import as_matrix, matrix_shape
 from shrinkage.penalties.per_group import check_groups
 from shrinkage.penalties.schedules import check_positive
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import projections
 from shrinkage.proximal.fista import is_metric, prox_in_metric
 
@@ -46,7 +46,7 @@ class ConstraintOnGroups(Constraint):
         return super().describe(shape)._replace(groups=f"{count}{self.groups}")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class MaxNorm(ConstraintOnGroups):
     """Keep the Euclidean norm of each group below a limit.
 
@@ -84,7 +84,7 @@ class MaxNorm(ConstraintOnGroups):
         return projections.l2_ball(rows, steps, self.limit)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class MinMaxNorm(ConstraintOnGroups):
     """Keep the Euclidean norm of each group between two limits.
 
@@ -126,7 +126,7 @@ class MinMaxNorm(ConstraintOnGroups):
         return projections.l2_shell(rows, steps, self.low, self.high)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class UnitNorm(ConstraintOnGroups):
     """Keep the Euclidean norm of each group at 1, or at another length.
 
@@ -162,7 +162,7 @@ class UnitNorm(ConstraintOnGroups):
         return projections.l2_sphere(rows, steps, self.length)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class L1Ball(ConstraintOnGroups):
     """Keep the sum of absolute values below a radius, which makes weights exactly zero.
 
@@ -199,7 +199,7 @@ class L1Ball(ConstraintOnGroups):
         return projections.l1_ball(rows, steps, self.radius)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Simplex(ConstraintOnGroups):
     """Keep weights nonnegative, and their sum at a total: a mixture.
 
@@ -231,7 +231,7 @@ class Simplex(ConstraintOnGroups):
         return projections.simplex(rows, steps, self.total)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class SpectralBall(Constraint):
     """Keep the largest singular value below a limit: a bound on how much a layer can amplify.
 

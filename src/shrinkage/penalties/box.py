@@ -1,7 +1,6 @@
 """Bounds: weights that stay between two numbers, or each between its own, with or without a penalty on top."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from numbers import Real
 
 import torch
@@ -14,6 +13,7 @@ from shrinkage.penalties.broadcast import check_spread, spread, spread_together
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.convex import L1, L2, ElasticNet, Huber
 from shrinkage.penalties.elementwise import Elementwise, infinite_unless_zero
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.penalties.weighted import Weighted
 from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.thresholds import soft_threshold
@@ -22,7 +22,7 @@ from shrinkage.tables import shape_text
 Bound = float | Tensor
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Box(Constraint):
     """Keep every weight between two bounds, with or without a penalty on top.
 

@@ -1,13 +1,13 @@
 """Budget: how many weights are zero, or what `shrink` leaves, when training ends."""
 
 import math
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, fields
 from typing import Literal, NoReturn
 
 from shrinkage.errors import shown
 from shrinkage.penalties.coupled_groups import Coupled
 from shrinkage.penalties.groups import Groups
-from shrinkage.penalties.value_objects import Value
+from shrinkage.penalties.value_objects import Value, value_class
 
 TARGETS = ("zeros", "parameters", "multiply_adds")
 SHORTEST_RAMP = 10  # updates; fewer are epochs, most likely
@@ -17,7 +17,7 @@ NO_STRENGTH = (
 )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Budget(Value):
     """Exactly so many zeros at the end of training, among all weights that a rule names together.
 

@@ -7,13 +7,14 @@ import math
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 
 from shrinkage.errors import shown
 from shrinkage.penalties.schedules import Described, check_number, check_positive
+from shrinkage.penalties.value_objects import value_class
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Rise(Described):
     """A strength that goes from `low` to `high` in a number of updates."""
 
@@ -52,7 +53,7 @@ class Rise(Described):
         return f"{self.low:g} to {self.high:g}{since} by {self.start + self.updates}{self.words()}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Ramp(Rise):
     """A strength that rises in a straight line, or as a power of the share of updates that are over.
 
@@ -145,7 +146,7 @@ class Cosine(Rise):
         return " (cosine)"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Steps(Described):
     """A strength that is constant between the updates at which it changes.
 

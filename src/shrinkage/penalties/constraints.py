@@ -6,7 +6,6 @@ does. An element whose step is 0 comes back as it is, so that an update that an 
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.groups import Groups, Whole
 from shrinkage.penalties.per_group import check_groups
 from shrinkage.penalties.schedules import Strength, fixed, strength_text
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision, projections
 from shrinkage.proximal.precision import at_least_float32
 
@@ -108,7 +108,7 @@ class Constraint(Penalty):
         return ()
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class TopK(Constraint):
     """Keep the largest weights of the tensor, or of each group, and set the others to zero.
 
@@ -167,7 +167,7 @@ class TopK(Constraint):
         return Description("TopK", f"density {strength_text(self.density)}", str(self.groups))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class NofM(Constraint):
     """Keep the n largest of every m consecutive weights along dimension 1; sparse tensor cores run 2 of 4.
 

@@ -1,15 +1,14 @@
 """Convex penalties of elements: absolute values, squares, and both."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from shrinkage.penalties.elementwise import Elementwise, Radial
 from shrinkage.penalties.schedules import Strength, check_positive, fixed
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision, thresholds
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class L1(Elementwise):
     """Penalize the sum of absolute values, which makes weights exactly zero.
 
@@ -48,7 +47,7 @@ class L1(Elementwise):
         return Radial(fixed(self.strength), 0.0)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class L2(Elementwise):
     """Penalize half the sum of squares: weight decay. It makes weights small, never zero.
 
@@ -95,7 +94,7 @@ class L2(Elementwise):
         return Radial(0.0, fixed(self.strength))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class ElasticNet(Elementwise):
     """Penalize absolute values and half squares together: exact zeros, and correlated weights are kept together.
 
@@ -138,7 +137,7 @@ class ElasticNet(Elementwise):
         return Radial(fixed(self.l1), fixed(self.l2))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Huber(Elementwise):
     """Penalize squares of small weights and absolute values of large ones: robust decay, with no zeros.
 

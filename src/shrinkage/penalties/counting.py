@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from shrinkage.errors import shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.schedules import Strength, fixed, strength_text
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision, thresholds
 
 
@@ -38,7 +38,7 @@ class Counting(Elementwise):
         return grad.new_zeros(())
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class L0(Counting):
     """Penalize the number of nonzero weights.
 
@@ -72,7 +72,7 @@ class L0(Counting):
         return thresholds.hard_threshold(w, (2 * step * fixed(self.strength)) ** 0.5)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Counted(Counting):
     """Penalize the number of nonzero weights on top of another penalty of elements.
 
@@ -141,7 +141,7 @@ class Counted(Counting):
         return Description(f"{penalty} + L0", f"{strength}, {strength_text(self.l0)}", groups)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Lp(Counting):
     """Penalize a power of each absolute value, between counting weights and summing their sizes.
 

@@ -6,17 +6,17 @@ or through others, are coupled.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.groups import Groups, Layout, require_dimensions
 from shrinkage.penalties.kinds import Kinds
-from shrinkage.penalties.value_objects import Value
+from shrinkage.penalties.value_objects import Value, value_class
 
 NONE = -1  # the group of an index that belongs to none
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Member(Value):
     """Which slices of one parameter belong to which group.
 
@@ -53,7 +53,7 @@ class Member(Value):
         object.__setattr__(self, "groups", tuple(self.groups))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Slices(Groups):
     """One group per index of dimension `dim`: what a member has before its slices are counted together.
 
@@ -70,7 +70,7 @@ class Slices(Groups):
         return Layout((*shape, 1) if len(shape) == 1 else tuple(shape), (self.dim,))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Coupled(Groups):
     """Groups that span several parameters: slices with the same number form one group.
 

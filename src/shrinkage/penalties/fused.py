@@ -1,7 +1,6 @@
 """Penalties of neighbours: weights that are equal over stretches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,11 +9,12 @@ from torch.nn.functional import pad
 from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.schedules import Strength, fixed, strength_text
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision
 from shrinkage.proximal.total_variation import total_variation
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class FusedLasso(Penalty):
     """Penalize differences between neighbours along one dimension, which makes weights piecewise constant.
 

@@ -1,7 +1,7 @@
 """A penalty of the largest weight of each group."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 
 import torch
 from torch import Tensor
@@ -10,11 +10,12 @@ from shrinkage.penalties.elementwise import largest
 from shrinkage.penalties.groups import Groups, norms_within
 from shrinkage.penalties.per_group import PerGroup, check_groups
 from shrinkage.penalties.schedules import Strength, fixed
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision, projections
 from shrinkage.proximal.precision import at_least_float32
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class GroupLInf(PerGroup):
     """Penalize the largest weight of each group: whole groups become zero, others are clipped to one size.
 

@@ -1,7 +1,7 @@
 """Penalties of the norms of groups: a whole row, column or head becomes zero at once."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.groups import Groups, norms_within
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
 from shrinkage.penalties.schedules import Strength
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal.precision import at_least_float32
 from shrinkage.proximal.reductions import Reduction, alone
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Grouped(PerGroup):
     """Penalize the Euclidean norm of each group as `penalty` penalizes the size of one weight.
 

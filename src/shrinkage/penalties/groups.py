@@ -8,17 +8,16 @@ group broadcasts back, so neither needs a copy of the tensor.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from shrinkage.errors import GroupError, shown
-from shrinkage.penalties.value_objects import Value
+from shrinkage.penalties.value_objects import Value, value_class
 from shrinkage.proximal.precision import at_least_float32
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Layout(Value):
     """How a tensor falls into groups: its shape with some dimensions split, and those that tell groups apart.
 
@@ -125,7 +124,7 @@ class Groups(Value, ABC):
         return values.reshape(layout.kept).expand(layout.shape).reshape(tuple(shape))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Rows(Groups):
     """One group per index of dimension 0: the neurons of a linear layer, the filters of a convolution.
 
@@ -141,7 +140,7 @@ class Rows(Groups):
         return Layout((*shape, 1) if len(shape) == 1 else tuple(shape), (0,))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Columns(Groups):
     """One group per index of dimension 1: the input features of a linear layer, the input channels of a convolution.
 
@@ -155,7 +154,7 @@ class Columns(Groups):
         return Layout(tuple(shape), (1,))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Kernels(Groups):
     """One group per pair of an output and an input channel: the kernels of a convolution.
 
@@ -169,7 +168,7 @@ class Kernels(Groups):
         return Layout(tuple(shape), (0, 1))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Heads(Groups):
     """`count` groups of consecutive indices of dimension `dim`: the heads of an attention projection.
 
@@ -203,7 +202,7 @@ class Heads(Groups):
         return Layout(split, (self.dim,), (self.dim,))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Blocks(Groups):
     """Rectangles of `rows` x `columns` consecutive indices of dimensions 0 and 1, for block-sparse kernels.
 
@@ -238,7 +237,7 @@ class Blocks(Groups):
         return Layout(split, (0, 2), (0, 1))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Whole(Groups):
     """One group: the full tensor.
 

@@ -5,18 +5,18 @@ of dimensions are linear in the numbers of groups that are gone, and what is cou
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import Any
 
-from shrinkage.penalties.value_objects import Value
+from shrinkage.penalties.value_objects import Value, value_class
 
 # A length while no group is gone, and by how much each group of a kind shortens it: (size, ((kind, less), ...)).
 Length = tuple[int, tuple[tuple[int, int], ...]]
 Product = tuple[int, tuple[Length, ...]]  # of a number and lengths that vary
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Amount(Value):
     """A sum of products of lengths: of parameters, or of multiply-adds.
 
@@ -55,7 +55,7 @@ def amount(products: Iterable[Product]) -> Amount:
     return Amount(tuple((number, lengths) for lengths, number in found.items() if number))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Kinds(Value):
     """Which groups are of one kind, and what is left of the model without some of them.
 

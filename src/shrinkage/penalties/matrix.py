@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ from shrinkage.errors import GroupError, shown
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import infinite_unless_zero, largest
 from shrinkage.penalties.schedules import Strength, fixed
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision
 from shrinkage.proximal.fista import is_metric, prox_in_metric
 from shrinkage.proximal.precision import upcast, widest_float
@@ -33,7 +33,7 @@ class OfMatrix(Penalty):
         return ()
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Nuclear(OfMatrix):
     """Penalize the sum of singular values, which makes the matrix low-rank.
 
@@ -106,7 +106,7 @@ class Nuclear(OfMatrix):
         return largest(singular_values(as_matrix(self, upcast(grad))))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Orthogonal(OfMatrix):
     """Penalize rows that are not orthogonal to each other, or singular values that are not 1.
 

@@ -1,7 +1,7 @@
 """Membership in groups that span tensors: which slices of a tensor are in which group."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.coupled_groups import NONE, Coupled
 from shrinkage.penalties.elementwise import Elementwise
 from shrinkage.penalties.grouped import Grouped
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal.precision import at_least_float32, widest_float
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@value_class
 class Membership:
     """Which groups the slices of one tensor belong to.
 

@@ -3,7 +3,6 @@
 They are not convex: training finds a stationary point, which depends on where it started.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,11 +11,12 @@ from torch import Tensor
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.elementwise import Elementwise, largest
 from shrinkage.penalties.schedules import Strength, check_positive, fixed, multiple
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.penalties.weighted import Weighted
 from shrinkage.proximal import thresholds
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class MCP(Elementwise):
     """Penalize like L1 near zero, less and less for larger weights, and by a constant beyond gamma * strength.
 
@@ -70,7 +70,7 @@ class MCP(Elementwise):
         return MCP(multiple(factor, self.strength), self.gamma / factor if factor else self.gamma)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class SCAD(Elementwise):
     """Penalize like L1 up to the strength, less and less for larger weights, and by a constant beyond a * strength.
 
@@ -130,7 +130,7 @@ class SCAD(Elementwise):
         return Weighted(self, torch.tensor(factor, dtype=torch.float64))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class LogSum(Elementwise):
     """Penalize logarithms: close to counting weights, with a slope at zero that makes small weights zero.
 

@@ -1,7 +1,6 @@
 """Signs: weights that may not become negative, with or without another penalty on top."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,11 +11,12 @@ from shrinkage.penalties.budget import reason
 from shrinkage.penalties.constraints import Constraint
 from shrinkage.penalties.elementwise import infinite_unless_zero
 from shrinkage.penalties.groups import Groups
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal.precision import upcast
 from shrinkage.proximal.reductions import Reduction
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class NonNegative(Constraint):
     """Keep weights nonnegative, with or without a penalty on top.
 

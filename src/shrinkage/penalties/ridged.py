@@ -1,7 +1,6 @@
 """Squares on top of another penalty: the one sum whose prox is always known."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -10,11 +9,12 @@ from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.convex import L2
 from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.schedules import Strength, fixed, multiple, strength_text
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Reduction
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Ridged(Penalty):
     """Penalize half the sum of squares on top of another penalty, or inside of a constraint.
 

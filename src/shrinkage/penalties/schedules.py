@@ -3,14 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from shrinkage.errors import shown
-from shrinkage.penalties.value_objects import Value
+from shrinkage.penalties.value_objects import Value, value_class
 
 Schedule = Callable[[int], float]
 Strength = float | Schedule
@@ -111,7 +110,7 @@ def fixed(strength: Strength) -> float:
     return float(strength)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Total(Described):
     """The sum of two strengths at an update.
 
@@ -137,7 +136,7 @@ class Total(Described):
         return slope(self.one, of) + slope(self.other, of)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Multiple(Described):
     """A number of times a schedule.
 

@@ -1,7 +1,7 @@
 """Penalties of weights and of the norms of their groups together."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, replace
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from shrinkage.penalties.grouped import Grouped, GroupLasso
 from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.per_group import Parts, PerGroup, check_groups
 from shrinkage.penalties.schedules import Strength, fixed
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision, thresholds
 from shrinkage.proximal.reductions import Reduction
 
 BISECTIONS = 70
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class SparseGroupLasso(PerGroup):
     """Penalize weights and norms of groups together: zero groups, and zeros inside the others.
 

@@ -1,7 +1,7 @@
 """Penalties of the distance to a reference, such as the weights a model was pretrained with."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from shrinkage.errors import GroupError, ParameterError, SelectionError, shown
 from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.budget import reason
 from shrinkage.penalties.groups import Groups
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.proximal import precision
 from shrinkage.proximal.reductions import Reduction
 
 Reference = Tensor | Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Toward(Penalty):
     """Penalize the distance to a reference: fine-tuning that stays near the pretrained weights, or returns to them.
 

@@ -1,7 +1,7 @@
 """A weight for every element, or for every group, on top of a penalty's strength."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from shrinkage.penalties.base import Description, Penalty
 from shrinkage.penalties.broadcast import check_spread, spread, spread_together
 from shrinkage.penalties.budget import reason
 from shrinkage.penalties.elementwise import Elementwise
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.tables import shape_text
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Weighted(Elementwise):
     """Penalize each element by its own multiple of a penalty: the adaptive lasso, or elements without a penalty.
 

@@ -1,19 +1,18 @@
 """What a bare penalty applies to: the weight matrices of all layers, but not of norms and embeddings."""
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from shrinkage.distributed.flat_parameters import is_flat_shard
 from shrinkage.errors import ParameterError
+from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.selection.matrices import is_matrix
 from shrinkage.selection.named_parameters import NamedParameter
 
 LEFT_ALONE = (nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+@value_class
+class Weights(ByFields):
     """The default selector: weights with two dimensions or more outside of norm and embedding layers.
 
     That is every `weight`, and the matrices of recurrent and attention layers. One that is tied to an embedding is left

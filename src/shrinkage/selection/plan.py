@@ -1,7 +1,7 @@
 """Rules, and the plan they resolve to: which parameter has which penalty."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.budget import Budget
 from shrinkage.penalties.controlled import at_work
 from shrinkage.penalties.membership import coupled_of
+from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.selection.coupled_rules import check_won, family_cells, sized
 from shrinkage.selection.first_match import first_matches
 from shrinkage.selection.how import How
@@ -52,8 +53,8 @@ class Entry(NamedTuple):
         return None if self.after is None else self._replace(penalty=self.after, until=None, after=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@value_class
+class Plan(ByFields):
     """The penalized parameters of a model, in the model's order. Prints as a table.
 
     `unnamed` are the trainable matrices that no rule names, None included, each with its number of elements. `budgets`

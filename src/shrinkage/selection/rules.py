@@ -1,7 +1,7 @@
 """Rules: a selector, a penalty, and how it enters the step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from functools import reduce
 from operator import add
 from typing import Protocol
@@ -13,13 +13,13 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.budget import NO_STRENGTH, Budget
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.penalties.toward import Toward
-from shrinkage.penalties.value_objects import Value
+from shrinkage.penalties.value_objects import Value, value_class
 from shrinkage.selection.default_selector import Weights
 from shrinkage.selection.how import How, check_every, check_explicit, check_how
 from shrinkage.selection.selectors import AnySelector, Named, Selector, check_selector, selector_text
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Rule(Value):
     """One penalty, the parameters it penalizes, and how it enters the optimizer's step.
 

@@ -6,7 +6,6 @@ model, without what `torch.compile`, data parallel and checkpointing wrappers, L
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -14,6 +13,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from torch import Tensor, nn
 
 from shrinkage.errors import SelectionError, shown
+from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.private import compiled_from
 from shrinkage.selection.default_selector import Weights
 from shrinkage.selection.matrices import is_weight
@@ -25,8 +25,8 @@ Selector = str | Layers | tuple[Layers, str] | Callable[[str, nn.Module, nn.Para
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+@value_class
+class Named(ByFields):
     """The selector of a rule whose groups name their parameters."""
 
     names: tuple[str, ...]

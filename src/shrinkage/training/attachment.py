@@ -16,9 +16,8 @@ What happens is in `update.py`. What the hooks take care of:
 import functools
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -35,7 +34,7 @@ from shrinkage.optimizers.introspection import (
 from shrinkage.optimizers.overflow import overflow_of
 from shrinkage.optimizers.per_optimizer import PerOptimizer
 from shrinkage.optimizers.registry import known_metric, metric_of
-from shrinkage.training.budgets import Budgets, Ranking
+from shrinkage.training.budgets import Arguments, Budgets, Keywords, Ranking
 from shrinkage.training.checks_before_step import (
     check_added_once,
     check_captured,
@@ -46,8 +45,8 @@ from shrinkage.training.checks_before_step import (
 )
 from shrinkage.training.coupled_parameters import located
 from shrinkage.training.double_decay import warn_of_double_decay
-from shrinkage.training.held_zeros import averaged
-from shrinkage.training.looks import Looks
+from shrinkage.training.gradient_averages import averaged
+from shrinkage.training.lasting import Lasting, Looked
 from shrinkage.training.options import Options
 from shrinkage.training.penalized import (
     Found,
@@ -56,13 +55,11 @@ from shrinkage.training.penalized import (
     RankedParameter,
     with_shared_penalties,
 )
-from shrinkage.training.prepared import Looked, UsualSteps
 from shrinkage.training.stages import Stage, Stages
-from shrinkage.training.step_sizes import Steps
-from shrinkage.training.update import Lasting, Update
 
-Arguments = tuple[Any, ...]
-Keywords = dict[str, Any]
+if TYPE_CHECKING:  # what acts at steps is imported when there are some: it is a third of the package
+    from shrinkage.training.update import Update
+
 Targets = Sequence[PenalizedParameter]
 
 
@@ -83,12 +80,14 @@ class Attachment(Lasting):
         whole: Callable[[], Optimizer | None] = lambda: None,
         rankings: Sequence[Ranking] = (),
     ) -> None:
+        from shrinkage.training.looks import Looks
+        from shrinkage.training.prepared import UsualSteps
+
         super().__init__(options)
         self.lookups = 0  # how often what is penalized was found anew
         self.budgets = Budgets(rankings, self.updates)
-        self._resolve = resolve
-        self._whole = whole
         self.looks = Looks()
+        self._resolve, self._whole = resolve, whole
         self._targets: Targets = ()
         self._stages = Stages(())
         self._changes = False  # whether steps differ in what they do
@@ -189,7 +188,8 @@ class Attachment(Lasting):
 
     def forget(self) -> None:
         """Look everything up again before the next step."""
-        self._targets, self._seen, self._usual = (), None, UsualSteps()
+        self._targets, self._seen = (), None
+        self._usual.forget()
 
     def before_step(self, optimizer: Optimizer, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
         """Add gradients and decay, now or after the closure; the first hook of a step."""
@@ -249,8 +249,10 @@ class Attachment(Lasting):
         if self.averages is not None:
             self.averages.discard()
 
-    def _started(self, optimizer: Optimizer) -> Update:
+    def _started(self, optimizer: Optimizer) -> "Update":
         """Return the update of the next step, its schedules evaluated, before anything is changed."""
+        from shrinkage.training.update import Update
+
         return Update(optimizer, self._now(optimizer), self)
 
     def _now(self, optimizer: Optimizer) -> Stage:
@@ -259,7 +261,7 @@ class Attachment(Lasting):
             self.looks.look(optimizer, self.metric, self.updates)
         return self._stages.now(self.updates)
 
-    def _penalized_closure(self, update: Update, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _penalized_closure(self, update: "Update", closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return `closure` with the penalties of the gradient added to its gradients and to its loss."""
         first = True
 
@@ -288,12 +290,9 @@ class Attachment(Lasting):
 
     def steps(self, optimizer: Optimizer) -> dict[str, Number]:
         """Return the step of each penalized parameter's proximal operator now, as far as it has made one."""
-        found: dict[str, Number] = {}
-        steps = Steps(optimizer, self.metric)
-        for target in self.targets_left(optimizer) if self.updates.steps else ():
-            with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
-                found[target.name] = steps.now(target)
-        return found
+        from shrinkage.training.step_sizes import steps_made
+
+        return steps_made(self.targets_left(optimizer) if self.updates.steps else (), optimizer, self.metric)
 
 
 # The attachments that a `Regularizer` made, so that a declaration on a layer never penalizes a parameter a second time.

@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 
 from shrinkage.distributed.flat_parameters import check_flat_shard
 from shrinkage.errors import AttachmentError, MetricError, ParameterError
-from shrinkage.execution import native_build
 from shrinkage.optimizers.introspection import group_indices, is_captured
 from shrinkage.optimizers.registry import Metric, check_decoupled, check_spread, known_metric
 from shrinkage.penalties.membership import coupled_of
@@ -32,6 +31,8 @@ def check_kept(before: Sequence[PenalizedParameter], now: Sequence[PenalizedPara
 
 def check_native(targets: Sequence[PenalizedParameter]) -> None:
     """Raise `AttachmentError` if a parameter is on a CPU and there are no native kernels."""
+    from shrinkage.execution import native_build
+
     if any(target.parameter.device.type == "cpu" for target in targets) and native_build.reason_for_none() is not None:
         raise AttachmentError(
             f"compile=True asks for native kernels on the CPU, and there are none: {native_build.reason_for_none()}; "

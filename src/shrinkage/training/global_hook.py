@@ -33,7 +33,8 @@ from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan, check_shape, resolve
 from shrinkage.selection.rules import Penalizes, Rule
 from shrinkage.selection.supported_parameters import check_parameter
-from shrinkage.training.attachment import Arguments, Attachment, Keywords, explicit_attachments
+from shrinkage.training.attachment import Attachment, explicit_attachments
+from shrinkage.training.budgets import Arguments, Keywords
 from shrinkage.training.checks_before_step import check_gradients
 from shrinkage.training.declared import (
     AllDeclared,

@@ -6,7 +6,7 @@ after it as long as 0 is stationary for the running average of its gradient (`Pe
 solutions: at one, the average is the gradient, and holds exactly the zeros that belong there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import c_float
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from shrinkage.distributed.dtensor import local, spread
 from shrinkage.errors import listed
 from shrinkage.optimizers.adaptive_step import Number, item_if_on_cpu
 from shrinkage.proximal.precision import at_least_float32
+from shrinkage.selection.how import decides
+from shrinkage.training.penalized import PenalizedParameter
 
 
 class Average(NamedTuple):
@@ -144,6 +146,11 @@ class Averages:
         """Go on from `state_dict`."""
         self._lent = True
         self._averages = {name: Average(**average) for name, average in state.items()}
+
+
+def averaged(targets: Sequence[PenalizedParameter]) -> dict[str, Tensor]:
+    """Return the parameters whose averaged gradients decide about their zeros, by name."""
+    return {target.name: target.parameter for target in targets if decides(target.penalty, target.how)}
 
 
 def following_weight(weight: Number, share: float, like: Tensor) -> Number:

@@ -7,7 +7,6 @@ import torch
 
 from shrinkage.distributed.dtensor import place_of
 from shrinkage.errors import warn_user
-from shrinkage.execution.single_tensor import stuck_share
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.introspection import is_captured
 from shrinkage.proximal.precision import NARROW
@@ -45,6 +44,8 @@ class Rounding:
         return None
 
     def _warn_of_stuck(self, target: PenalizedParameter, task: Task) -> None:
+        from shrinkage.execution.single_tensor import stuck_share
+
         share = stuck_share(*task, prox=not target.before)
         if share > 0.5:
             self.told.add(target.name)

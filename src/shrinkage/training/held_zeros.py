@@ -1,6 +1,6 @@
 """Which zeros stay zero in a step: those that are stationary for the averaged gradient (`gradient_averages.py`)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -89,8 +89,3 @@ def mask_by_kernel(
         return None
     averages.take_in({name: Average(total, weight)})
     return mask
-
-
-def averaged(targets: Sequence[PenalizedParameter]) -> dict[str, Tensor]:
-    """Return the parameters whose averaged gradients decide about their zeros, by name."""
-    return {target.name: target.parameter for target in targets if decides(target.penalty, target.how)}

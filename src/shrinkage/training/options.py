@@ -1,13 +1,12 @@
 """What is chosen once for all rules of a regularizer."""
 
-from dataclasses import dataclass
-
 from shrinkage.errors import shown
-from shrinkage.execution.compiled import Compile
+from shrinkage.execution.task import Compile
+from shrinkage.penalties.value_objects import ByFields, value_class
 
 
-@dataclass(frozen=True)
-class Options:
+@value_class
+class Options(ByFields):
     """How a regularizer acts, whatever its rules are; its arguments are explained in `Regularizer`.
 
     Raises:

@@ -6,20 +6,18 @@ of them it asks, by identities, whether all is as it was; what is not as it was 
 """
 
 import ctypes
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from operator import is_
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from shrinkage.execution import native, native_build
-from shrinkage.execution.compiled import Compile
 from shrinkage.execution.native import Batch
 from shrinkage.execution.single_tensor import shrink_all_
-from shrinkage.execution.task import Task
+from shrinkage.execution.task import Compile, Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, JointSteps, State
 from shrinkage.optimizers.metrics import NOTHING
 from shrinkage.optimizers.registry import Etas, Metric, learning_rate
@@ -27,29 +25,12 @@ from shrinkage.penalties.base import Penalty
 from shrinkage.private import FLATTENED
 from shrinkage.proximal.precision import NARROW
 from shrinkage.selection.how import decides
-from shrinkage.training.penalized import PenalizedParameter, Place
+from shrinkage.training.lasting import Lasting, Looked
+from shrinkage.training.penalized import PenalizedParameter
 from shrinkage.training.prepared_zeros import PreparedZeros
-from shrinkage.training.update import Lasting, without_autograd_or_autocast
+from shrinkage.training.update import without_autograd_or_autocast
 
 Targets = Sequence[PenalizedParameter]
-
-
-class Looked(NamedTuple):
-    """What was found when an optimizer's parameters were looked up last.
-
-    Args:
-        targets: what is penalized.
-        penalties: of each, in the step that was made.
-        elsewhere: places in the model that rules penalize, and that hold nothing the optimizer steps.
-        held: the ids of the parameters that it steps.
-        number: how many times they were looked up.
-    """
-
-    targets: Targets
-    penalties: Sequence[Penalty]
-    elsewhere: Sequence[Place]
-    held: Container[int]
-    number: int
 
 
 class UsualSteps:
@@ -77,6 +58,10 @@ class UsualSteps:
     def end(self) -> None:
         """Forget a step that raised."""
         self._runs = False
+
+    def forget(self) -> None:
+        """Forget what is prepared."""
+        self._prepared, self._runs, self._tried = None, False, 0
 
     def prepare(self, optimizer: Optimizer, found: Looked, lasting: Lasting) -> None:
         """Prepare the steps after an unusual one; where that failed before, after 1, 2, 4 ... updates only."""

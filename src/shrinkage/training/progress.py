@@ -1,8 +1,10 @@
 """How far a budget has come, in numbers and as a line."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, NamedTuple
+
+from shrinkage.penalties.value_objects import ByFields, value_class
 
 Phase = Literal["waiting", "ramp", "held", "frozen", "done"]
 Unit = Literal["zeros", "parameters", "multiply-adds"]
@@ -17,8 +19,8 @@ class LayerProgress(NamedTuple):
     bound: bool
 
 
-@dataclass(frozen=True)
-class BudgetProgress:
+@value_class
+class BudgetProgress(ByFields):
     """How far one budget has come in one optimizer, as of the last ranking. Prints as a line.
 
     Args:

@@ -13,7 +13,7 @@ from shrinkage.diagnostics.evaluation import value
 from shrinkage.diagnostics.loss_gradients import Closure
 from shrinkage.diagnostics.residuals import Residuals, residuals
 from shrinkage.diagnostics.stats import in_logs, stats
-from shrinkage.execution.compiled import Compile
+from shrinkage.execution.task import Compile
 from shrinkage.optimizers.hooks import hook_around, uncompiled
 from shrinkage.optimizers.introspection import sign_of, unwrapped, working
 from shrinkage.optimizers.parameter_state import Plan as ShrinkPlan

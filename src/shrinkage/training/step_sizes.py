@@ -3,6 +3,7 @@
 What follows sees plain tensors only: the shard, the penalty of the shard, and the step of its proximal operator.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 import torch
@@ -128,3 +129,13 @@ class Steps:
             return step if isinstance(step, AdaptiveStep) else number(step)
         group = self._optimizer.param_groups[target.group]
         return learning_rate(self._metric, group) if "lr" in group else 0.0
+
+
+def steps_made(targets: Iterable[PenalizedParameter], optimizer: Optimizer, metric: Metric | None) -> dict[str, Number]:
+    """Return the step of each parameter's proximal operator now, as far as it has made one."""
+    found: dict[str, Number] = {}
+    steps = Steps(optimizer, metric)
+    for target in targets:
+        with torch.no_grad(), suppress(KeyError):  # a parameter that never had a gradient has no state
+            found[target.name] = steps.now(target)
+    return found

@@ -16,7 +16,6 @@ from shrinkage.diagnostics.evaluation import sum_of, value_of
 from shrinkage.distributed.dtensor import is_dtensor, local, local_gradient
 from shrinkage.distributed.group_sharding import blocks_of
 from shrinkage.execution.collective import SharedTask, add_gradients_across_, prox_across_
-from shrinkage.execution.compiled import Compile
 from shrinkage.execution.single_tensor import (
     add_gradient_,
     cautious_decay_,
@@ -30,41 +29,18 @@ from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import MetricStep, State
 from shrinkage.optimizers.introspection import sign_of
 from shrinkage.optimizers.overflow import overflow_of
-from shrinkage.optimizers.registry import Metric
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L2
 from shrinkage.proximal.precision import NARROW
 from shrinkage.training.checks_before_step import check_unscaled
 from shrinkage.training.frozen_zeros import FrozenZeros
-from shrinkage.training.gradient_averages import Averages
-from shrinkage.training.gradients import Gradients
-from shrinkage.training.half_precision import Rounding
 from shrinkage.training.held_zeros import held_zeros
-from shrinkage.training.intervals import Intervals
-from shrinkage.training.options import Options
+from shrinkage.training.lasting import Lasting
 from shrinkage.training.penalized import PenalizedParameter
 from shrinkage.training.stages import Stage
 from shrinkage.training.step_sizes import Steps, shard_of
-from shrinkage.training.update_count import Updates
 
 Pairs = Sequence[tuple[PenalizedParameter, Penalty]]
-
-
-class Lasting:
-    """What lasts from one update of an optimizer to the next.
-
-    Args:
-        options: how penalties are applied.
-    """
-
-    def __init__(self, options: Options) -> None:
-        self.compile: Compile = options.compile
-        self.updates = Updates()
-        self.gradients = Gradients()
-        self.averages = None if options.hold_zeros is None else Averages(options.hold_zeros)
-        self.rounding = Rounding(options.stochastic_rounding)
-        self.intervals = Intervals()
-        self.metric: Metric | None = None  # how the optimizer steps; None if that is not known, and not asked
 
 
 class Update:

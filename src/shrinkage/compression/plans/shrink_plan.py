@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from operator import index
 from typing import Any, Self, cast
@@ -38,14 +38,15 @@ from shrinkage.compression.plans.tensors import (
 from shrinkage.compression.removal.adapters import update_ranks
 from shrinkage.errors import PlanError
 from shrinkage.penalties.pickling import found_at_former_place
+from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.tables import shape_text, table
 
 VERSION = 1
 
 
 @found_at_former_place
-@dataclass(frozen=True)
-class ShrinkPlan:
+@value_class
+class ShrinkPlan(ByFields):
     """The plan of a smaller model: which indices of each tensor of the dense model stay.
 
     A plan holds no weights, and is applied without data and without tracing. As JSON it goes beside the weights, into a

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from shrinkage.compression.copying.copies import copy_of, plain, warn_of_hooks
 from shrinkage.compression.copying.shared_memory import check_reads_own
 from shrinkage.compression.sparse.sparse_linear import REAL, SparseLinear
 from shrinkage.errors import SparseFormatError, shown
+from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.selection.parametrized import computed_weights
 from shrinkage.tables import shape_text, table
 
@@ -47,8 +47,8 @@ class LayerChoice(NamedTuple):
     kept_because: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SparseReport:
+@value_class
+class SparseReport(ByFields):
     """The result for each linear layer of a model. Prints as a table."""
 
     layers: tuple[LayerChoice, ...]

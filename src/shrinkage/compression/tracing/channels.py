@@ -1,16 +1,16 @@
 """Which channel each element of a tensor belongs to, and what an operation does to that."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets
+from shrinkage.penalties.value_objects import value_class
 
 
-@dataclass(frozen=True, eq=False)
+@value_class
 class Channels:
     """The channels of a tensor: an element lives if all of its labels do.
 
