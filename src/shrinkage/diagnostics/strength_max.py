@@ -13,6 +13,7 @@ from shrinkage.diagnostics.loss_gradients import (
     check_not_sharded,
     mean_gradients,
 )
+from shrinkage.execution.at_origin import at_origin
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.box import Box
 from shrinkage.penalties.constraints import Constraint
@@ -56,8 +57,6 @@ def strength_max(model: nn.Module, closure: Closure, rules: Rules, data: Iterabl
     >>> strength_max(layer, lambda: layer(x).sum(), shrinkage.L1(1.0))
     1.0
     """
-    from shrinkage.execution.single_tensor import at_origin
-
     plan = resolve(model, rules)
     found = penalized_parameters(model, plan)
     check_not_sharded(found)

@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, overload
 
 from torch import nn
@@ -11,12 +11,13 @@ from shrinkage.diagnostics.evaluation import penalized_parameters
 from shrinkage.diagnostics.loss_gradients import Closure, check_not_sharded, mean_gradients
 from shrinkage.diagnostics.strength_max import least_strength
 from shrinkage.errors import shown
-from shrinkage.execution.single_tensor import at_origin
+from shrinkage.execution.at_origin import at_origin
 from shrinkage.penalties.base import Penalty, strengths_of
 from shrinkage.penalties.grouped import Grouped
 from shrinkage.penalties.membership import coupled_of
 from shrinkage.penalties.schedules import check_positive, fixed
 from shrinkage.penalties.sparse_group import SparseGroupLasso
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.selection.coupled_rules import block_text
 from shrinkage.selection.plan import Entry, resolve, selected
 from shrinkage.selection.rules import Rule, Rules, as_rules
@@ -41,7 +42,7 @@ class LayerStrength(NamedTuple):
         return tuple(replace(self.rule, penalty=penalty, parameters=selector) for selector in self.selectors)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class SuggestedStrengths(Sequence[Rule]):
     """Rules with the suggested strengths, for a `Regularizer`. Prints as a table with weaker and stronger ones.
 

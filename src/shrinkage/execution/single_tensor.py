@@ -10,11 +10,10 @@ place where torch touches each weight once (`in_place.py`), and compiled (`compi
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial, singledispatch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shrinkage.execution import native
 from shrinkage.execution.buckets import LARGEST, LARGEST_COMPILED, Joined, batched
@@ -175,16 +174,3 @@ def restore_(penalty: Penalty, w: Tensor, mask: Tensor) -> None:
 def clear_(grad: Tensor, mask: Tensor) -> None:
     """Set a gradient to 0 where `mask` is true."""
     grad.masked_fill_(mask, 0.0)
-
-
-@contextmanager
-def at_origin(penalized: Sequence[tuple[Penalty, nn.Parameter]]) -> Iterator[None]:
-    """Hold parameters where their penalties draw them to, and give them their values back afterwards."""
-    kept = [parameter.detach().clone() for _, parameter in penalized]
-    try:
-        for penalty, parameter in penalized:
-            parameter.detach().copy_(penalty.origin(parameter.detach()))
-        yield
-    finally:
-        for value, (_, parameter) in zip(kept, penalized, strict=True):
-            parameter.detach().copy_(value)

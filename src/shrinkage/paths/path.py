@@ -3,7 +3,7 @@
 import html
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -14,10 +14,11 @@ from shrinkage.paths.joined import check_joined, joined
 from shrinkage.paths.point import Point
 from shrinkage.paths.states import load_state
 from shrinkage.penalties.groups import Groups
+from shrinkage.penalties.value_objects import value_class
 from shrinkage.tables import table
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value_class
 class Path(Sequence[Point]):
     """The points of a path, in the order in which they were fitted. Prints as a table, also in notebooks.
 

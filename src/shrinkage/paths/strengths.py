@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shrinkage.diagnostics.evaluation import penalized_parameters, residual_of, slope_of
 from shrinkage.diagnostics.loss_gradients import Closure, check_not_sharded, mean_gradients
 from shrinkage.errors import shown
-from shrinkage.execution.single_tensor import at_origin
+from shrinkage.execution.at_origin import at_origin
 from shrinkage.penalties.base import Penalty
 from shrinkage.proximal.precision import upcast
 from shrinkage.selection.how import How

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from shrinkage.diagnostics.loss_gradients import Closure
-from shrinkage.execution.compiled import Compile
+from shrinkage.execution.task import Compile
 from shrinkage.paths.fits import Fit, Fits, Score
 from shrinkage.paths.path import Path
 from shrinkage.paths.progress_bar import Tell, progress_bar
