@@ -15,6 +15,8 @@ try:
     from shrinkage.compression.removal.summary import ShrinkReport as ShrinkReport
     from shrinkage.compression.shrink import Shrunk as Shrunk
     from shrinkage.compression.shrink import shrink as shrink
+    from shrinkage.compression.smaller_files import load_smaller as load_smaller
+    from shrinkage.compression.smaller_files import save_smaller as save_smaller
     from shrinkage.compression.sparse.conversion import SparseReport as SparseReport
     from shrinkage.compression.sparse.conversion import Sparsified as Sparsified
     from shrinkage.compression.sparse.conversion import to_dense as to_dense
@@ -181,12 +183,14 @@ __all__ = [
     "apply_plan",
     "coupling_rule",
     "freeze_zeros",
+    "load_smaller",
     "path",
     "register_layer",
     "register_metric",
     "register_sum",
     "regularize",
     "report",
+    "save_smaller",
     "shrink",
     "shrink_optimizer_",
     "strength_max",

@@ -398,7 +398,8 @@ def test_nothing_is_compared_unless_asked(monkeypatch):
     assert "outputs: not compared" in str(report)
 
 
-def test_the_code_of_the_guide_runs(capsys):
+def test_the_code_of_the_guide_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "docs/shrinking.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, {})

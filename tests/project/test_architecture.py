@@ -23,7 +23,10 @@ PACKAGES = [
 ]
 WITH_EXTRAS = {"integrations", "pictures", "cli"}
 EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "rich", "safetensors", "transformers", "typer"}
-WITH_RICH = {"progress_bar.py"}  # where it is installed, a path shows a bar; nothing else depends on it
+IMPORTED_WHERE_USED = {
+    "progress_bar.py": {"rich"},  # where it is installed, a path shows a bar; nothing else depends on it
+    "smaller_files.py": {"safetensors"},  # it says what to install
+}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -136,9 +139,7 @@ def test_only_the_upper_packages_import_optional_ones():
     for path in FILES:
         packages = {name.split(".")[0] for name in imported(path)}
         others = packages - {"shrinkage", "torch"} - set(sys.stdlib_module_names)
-        assert others <= (EXTRAS if package(path) in WITH_EXTRAS else {"rich"} if path.name in WITH_RICH else set()), (
-            path
-        )
+        assert others <= (EXTRAS if package(path) in WITH_EXTRAS else IMPORTED_WHERE_USED.get(path.name, set())), path
 
 
 @cache

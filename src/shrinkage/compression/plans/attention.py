@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shrinkage.compression.plans.tensors import Keep, joined, tensors_of
 from shrinkage.errors import PlanError
 
 SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -194,3 +195,15 @@ def kept_heads(layer: nn.MultiheadAttention, kept: Mapping[str, Mapping[int, Seq
             f"expected the rows of the same heads of queries, keys and values, found those of heads {heads}"
         )
     return heads[0]
+
+
+def heads_left(model: nn.Module, keep: Keep) -> dict[str, tuple[nn.MultiheadAttention, list[int]]]:
+    """Return the attention layers that are cut, by dotted name, each with the heads that stay."""
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.MultiheadAttention):
+            names = {name: joined(path, name) for name in tensors_of(module)}
+            kept = {name: keep[full] for name, full in names.items() if full in keep}
+            if kept:
+                found[path] = module, kept_heads(module, kept)
+    return found

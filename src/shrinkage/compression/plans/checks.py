@@ -1,6 +1,6 @@
 """Conditions that are checked before a model is cut, so that an error changes nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.compression.plans.layers import outputs_of
-from shrinkage.compression.plans.tensors import Shape, joined, own_tensors, saved_shapes
+from shrinkage.compression.plans.tensors import Keep, Shape, joined, own_tensors, saved_shapes
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import PlanError, ShrinkError
 from shrinkage.selection.first_match import nearest
 from shrinkage.selection.parametrized import computed_weights
 
-Keep = Mapping[str, Mapping[int, tuple[int, ...]]]
 LISTED = 3  # differences that a message names
 
 
@@ -127,6 +126,28 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
         return model.get_submodule(path)
     except AttributeError:
         return None
+
+
+def check_follows(shapes: Mapping[str, Shape], keep: Keep, after: Mapping[str, Shape], new: Container[str]) -> None:
+    """Raise `PlanError` unless a plan is of a model that an earlier one makes.
+
+    Args:
+        shapes: of the model that the second plan is of.
+        keep: what it keeps of them, buffers that are not saved among them, which the first one may not know.
+        after: the shapes of the model that the first one makes, without new biases.
+        new: the names of those.
+    """
+    names = [
+        name
+        for name, shape in shapes.items()
+        if name not in new and (after[name] != shape if name in after else name not in keep)
+    ]
+    if names:
+        name = names[0]
+        raise PlanError(
+            f"the second plan is not of the model that the first one makes: {name!r} is {after.get(name, 'absent')} "
+            f"there, and {shapes[name]} for the second: give plans in their order"
+        )
 
 
 def check_not_packed(model: nn.Module) -> None:

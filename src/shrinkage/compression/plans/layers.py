@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from shrinkage.compression.plans.tensors import Keep, Shape, joined, own_tensors, shape_of_cut
 from shrinkage.errors import PlanError, shown
 
-Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 LayerRule = Callable[[Any, Shapes], Mapping[str, Any]]
 NOTHING: Mapping[str, Mapping[int, Sequence[int]]] = MappingProxyType({})
@@ -188,3 +188,16 @@ def groups_left(layer: nn.Module, groups: int, before: int, after: int) -> int:
             "channels would be left: keep a multiple of the size of a group"
         )
     return after // size if groups > 1 else 1
+
+
+def widths_left(model: nn.Module, keep: Keep) -> dict[str, Any]:
+    """Return the attributes of ordinary layers that change, by dotted name."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = own_tensors(module)
+        kept = {name: keep[joined(path, name)] for name in own if joined(path, name) in keep}
+        if kept:
+            shapes = {name: shape_of_cut(tuple(tensor.shape), kept.get(name, {})) for name, tensor in own.items()}
+            changed = layer_attributes(module, shapes, kept)
+            found |= {joined(path, name): value for name, value in changed.items()}
+    return found

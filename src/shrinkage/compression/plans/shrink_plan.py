@@ -13,24 +13,25 @@ from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import copy_of, plain, warn_of_hooks
-from shrinkage.compression.plans.attention import kept_heads, prune_heads_
+from shrinkage.compression.plans.attention import heads_left, prune_heads_
 from shrinkage.compression.plans.checks import (
     Keep,
     check_attributes,
     check_biases,
     check_can_be_cut,
+    check_follows,
     check_is_dense,
     check_keep,
     check_tied,
     check_values,
 )
 from shrinkage.compression.plans.index_text import decoded, encoded, hashed, tuples
-from shrinkage.compression.plans.layers import layer_attributes, outputs_of
+from shrinkage.compression.plans.layers import outputs_of, widths_left
 from shrinkage.compression.plans.tensors import (
     Shape,
+    composed,
     copied,
     joined,
-    own_tensors,
     saved_shapes,
     shape_of_cut,
     tensors_of,
@@ -108,8 +109,8 @@ class ShrinkPlan(ByFields):
         plan = cls(saved_shapes(model, chosen), chosen, tuple(biases))
         check_can_be_cut(model, tensors, chosen)
         check_biases(model, plan.biases)
-        _heads(model, chosen)
-        widths = _widths(model, chosen)
+        heads_left(model, chosen)
+        widths = widths_left(model, chosen)
         check_attributes(model, {**widths, **(attributes or {})})
         return cls(plan.shapes, chosen, plan.biases, {**widths, **(attributes or {})})
 
@@ -121,6 +122,26 @@ class ShrinkPlan(ByFields):
     def shape_after(self, name: str) -> Shape:
         """Return the shape of the smaller model's parameter or buffer called `name`."""
         return shape_of_cut(self.shapes[name], self.keep.get(name, {}))
+
+    def then(self, second: Self) -> Self:
+        """Return the plan that does at once what this one does to the dense model, and `second` to the smaller one.
+
+        Raises:
+            PlanError: `second` is not of the model that this plan makes.
+
+        >>> first = ShrinkPlan.of(nn.Linear(4, 3, bias=False), {"weight": {0: (0, 2)}})
+        >>> second = ShrinkPlan.of(nn.Linear(4, 2, bias=False), {"weight": {0: (1,)}})
+        >>> first.then(second).keep
+        {'weight': {0: (2,)}}
+        """
+        new = {joined(path, "bias") for path in self.biases}
+        check_follows(second.shapes, second.keep, {name: self.shape_after(name) for name in self.shapes}, new)
+        return type(self)(
+            shapes={**{name: shape for name, shape in second.shapes.items() if name not in new}, **self.shapes},
+            keep=composed(self.keep, {name: dims for name, dims in second.keep.items() if name not in new}),
+            biases=(*self.biases, *second.biases),
+            attributes={**self.attributes, **second.attributes},
+        )
 
     def to_json(self) -> str:
         """Return the plan as one line of JSON: by tensor its shape and, by dimension, which mask of `masks` it keeps.
@@ -230,7 +251,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     check_can_be_cut(dense, tensors, plan.keep)
     check_biases(dense, plan.biases)
     check_attributes(dense, plan.attributes)
-    heads = _heads(dense, plan.keep)
+    heads = heads_left(dense, plan.keep)
     cuts: dict[Tensor, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor not in cuts and (name in plan.keep or type(tensor) is nn.Parameter):
@@ -263,28 +284,3 @@ def _under_all_names(tensors: Mapping[str, Tensor], keep: Mapping[str, Mapping[i
                 raise PlanError(f"{other!r} and {name!r} are one tensor, tied, and would be cut in two ways")
     tied = {name: dict(cuts[id(tensor)][1]) for name, tensor in tensors.items() if id(tensor) in cuts}
     return {**chosen, **tied}
-
-
-def _heads(model: nn.Module, keep: Keep) -> dict[str, tuple[nn.MultiheadAttention, list[int]]]:
-    """Return the attention layers that are cut, by dotted name, each with the heads that stay."""
-    found = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.MultiheadAttention):
-            names = {name: joined(path, name) for name in tensors_of(module)}
-            kept = {name: keep[full] for name, full in names.items() if full in keep}
-            if kept:
-                found[path] = module, kept_heads(module, kept)
-    return found
-
-
-def _widths(model: nn.Module, keep: Keep) -> dict[str, Any]:
-    """Return the attributes of ordinary layers that change, by dotted name."""
-    found: dict[str, Any] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        own = own_tensors(module)
-        kept = {name: keep[joined(path, name)] for name in own if joined(path, name) in keep}
-        if kept:
-            shapes = {name: shape_of_cut(tuple(tensor.shape), kept.get(name, {})) for name, tensor in own.items()}
-            changed = layer_attributes(module, shapes, kept)
-            found |= {joined(path, name): value for name, value in changed.items()}
-    return found

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from shrinkage.errors import PlanError
 
 Shape = tuple[int, ...]
+Keep = Mapping[str, Mapping[int, tuple[int, ...]]]
 
 
 def joined(path: str, name: str) -> str:
@@ -111,3 +112,16 @@ def copied(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
 def shape_of_cut(shape: Shape, dims: Mapping[int, Sequence[int]]) -> Shape:
     """Return the shape of what `cut` makes of a tensor of `shape`."""
     return tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(shape))
+
+
+def composed(first: Keep, second: Keep) -> Keep:
+    """Return which indices stay where `second` is cut from what `first` leaves.
+
+    >>> composed({"weight": {0: (1, 4, 6)}}, {"weight": {0: (0, 2), 1: (3,)}})
+    {'weight': {0: (1, 6), 1: (3,)}}
+    """
+    keep = {name: dict(dims) for name, dims in first.items()}
+    for name, dims in second.items():
+        before = keep.setdefault(name, {})
+        before |= {dim: tuple(before[dim][i] for i in kept) if dim in before else kept for dim, kept in dims.items()}
+    return keep
