@@ -261,9 +261,10 @@ def check_each_process_ranks_what_it_steps(rank: int, world: int) -> None:
     own = {id(each) for group in optimizer.optim.param_groups for each in group["params"]}
     stepped = everyones([name for name, each in model.named_parameters() if id(each) in own])
     references = [SGD(map(alone.get_parameter, names), lr=0.05, momentum=0.9) for names in stepped if names]
-    reference = Regularizer(alone, BUDGET)
+    reference, ranked = Regularizer(alone, BUDGET), {id(alone[i].weight) for i in (0, 2)}
     for each in references:
-        reference.attach(each)
+        if any(id(parameter) in ranked for parameter in each.param_groups[0]["params"]):
+            reference.attach(each)
 
     def follow() -> None:
         for each in references[1:]:
@@ -273,7 +274,7 @@ def check_each_process_ranks_what_it_steps(rank: int, world: int) -> None:
     train_alike(data_parallel(model), optimizer, alone, references[0], parts(rank, 35), after=follow)
     assert_same_everywhere(model)
     assert [int((model[i].weight == 0).sum()) for i in (0, 2)] == [BUDGET.zeros_at(35, n) for n in (48, 24)]
-    reached = everyones(regularizer.progress()[0].reached or 0)
+    reached = everyones(sum(each.reached for each in regularizer.progress() if each.reached))
     assert sum(reached) == sum(each.reached for each in reference.progress() if each.reached)
 
 

@@ -36,6 +36,7 @@ def outcome(name: str, rank: int, world: int) -> dict[str, Any]:
         with warnings.catch_warnings():
             # The package's own warnings name the line that called it.
             warnings.filterwarnings("error", category=UserWarning, module="distributed|models|shrinkage")
+            warnings.filterwarnings("ignore", ".* decays (it|them) by .* as well")  # all penalties, all optimizers
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")  # checks do
             measured = registry.find(name, world)(rank, world)
         found: dict[str, Any] = {"status": "ok", "measured": dict(measured or {})}
