@@ -264,7 +264,9 @@ class Penalty(Value, ABC):
         return dataclasses.replace(self, **changes)
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments this penalty was made with."""
+        """Return the arguments this penalty was made with; none of a class of a user's that is no dataclass."""
+        if not dataclasses.is_dataclass(self):
+            return {}
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
 
 
