@@ -96,6 +96,7 @@ try:
     from shrinkage.penalties.weighted import Weighted as Weighted
     from shrinkage.selection.plan import Plan as Plan
     from shrinkage.selection.rules import Rule as Rule
+    from shrinkage.selection.rules_from_data import rules_from as rules_from
     from shrinkage.training.activities import Activities as Activities
     from shrinkage.training.freeze import freeze_zeros as freeze_zeros
     from shrinkage.training.progress import BudgetProgress as BudgetProgress
@@ -190,6 +191,7 @@ __all__ = [
     "register_sum",
     "regularize",
     "report",
+    "rules_from",
     "save_smaller",
     "shrink",
     "shrink_optimizer_",

@@ -10,6 +10,7 @@ MUTANTS = [
     M("if self._saved is not None:", "if False:", "lightning", "own_checkpoint"),
     M("        self._detach()  # a run that raised never came to its end\n", "", "transformers", "raised"),
     M("if state.global_step and", "if False and", "transformers", "without_the_state"),
+    M("rules_from(rules, how=how)", "rules_from(rules)", "rules_in_files", "hugging_face"),
     M("return 2.0 if loss", "return 1.0 if loss", "coefficients", "squared_errors_of_sklearn and mse"),
     M("(1 - momentum) / (1 - dampening)) if momentum else", "1 - momentum) if momentum else", "coefficients", "after_momentum"),
 ]

@@ -52,4 +52,7 @@ MUTANTS = [
     M("component == \"module\" and isinstance(modules[parent], WRAPPING_CLASSES)", "component == \"module\"", "selectors", "trace"),
     M("found.setdefault(id(parameter), (entry, parameter))", "found[len(found)] = (entry, parameter)", "tied_and_frozen", "later"),
     M("    if is_flat(value):", "    if False:", "processes", "every_elementwise_penalty and not 4", file="selection/unregistered.py"),
+    M("cls = kind.called(name)", "cls = next((kind.called(name) for kind in (PENALTIES, GROUPS, SCHEDULES) if kind.called(name)), None)", "rules_from_data", "errors_name"),
+    M("return int(found) if type is int and found.is_integer() else found", "return found", "rules_from_data", "python_gives"),
+    M('{"how": how_of(penalty, how), **', '{"how": how, **', "rules_from_data", "how_is_said"),
 ]

@@ -22,8 +22,9 @@ class RegularizerCallback(MakesRegularizer, Callback):
     and once per optimizer step, however many batches it accumulates.
 
     Args:
-        rules: as in `Regularizer`, with the names that parameters have in the LightningModule ("model.0.weight"); left
-            out, what its layers declare with `regularize`.
+        rules: as in `Regularizer`, with the names that parameters have in the LightningModule ("model.0.weight"), or
+            plain data as in `rules_from`, such as a list in the YAML file of a LightningCLI; left out, what its layers
+            declare with `regularize`.
         how: as in `Regularizer`.
         hold_zeros: as in `Regularizer`.
         stochastic_rounding: as in `Regularizer`.

@@ -8,6 +8,7 @@ from shrinkage.diagnostics.stats import in_logs
 from shrinkage.execution.task import Compile
 from shrinkage.selection.how import How
 from shrinkage.selection.rules import Rules, as_rules
+from shrinkage.selection.rules_from_data import Data, is_data, rules_from
 from shrinkage.training.options import Options
 from shrinkage.training.progress import numbers_of
 from shrinkage.training.regularizer import Regularizer
@@ -17,7 +18,7 @@ class MakesRegularizer:
     """Takes the arguments of a `Regularizer` but for the model, and checks them at once.
 
     Args:
-        rules: as in `Regularizer`.
+        rules: as in `Regularizer`, or plain data as in `rules_from`.
         how: as in `Regularizer`.
         hold_zeros: as in `Regularizer`.
         stochastic_rounding: as in `Regularizer`.
@@ -28,7 +29,7 @@ class MakesRegularizer:
 
     def __init__(
         self,
-        rules: Rules | None = None,
+        rules: Data | Rules | None = None,
         *,
         how: How = "proximal",
         hold_zeros: float | None = None,
@@ -36,7 +37,8 @@ class MakesRegularizer:
         compile: Compile = "auto",
     ) -> None:
         self._options = Options(hold_zeros, stochastic_rounding, compile)
-        self._rules = None if rules is None else as_rules(rules, how)
+        found = rules_from(rules, how=how) if is_data(rules) else rules
+        self._rules = None if found is None else as_rules(found, how)  # type: ignore[arg-type]  # data is gone by now
 
     def _make(self, model: nn.Module) -> Regularizer:
         """Return a regularizer of `model`, which is not attached yet."""

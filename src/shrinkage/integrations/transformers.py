@@ -23,8 +23,8 @@ class RegularizerCallback(MakesRegularizer, TrainerCallback):
     and once per optimizer step, however many batches it accumulates.
 
     Args:
-        rules: as in `Regularizer`, with the names of the model that the trainer was given; left out, what its layers
-            declare with `regularize`.
+        rules: as in `Regularizer`, with the names of the model that the trainer was given, or plain data as in
+            `rules_from`; left out, what its layers declare with `regularize`.
         how: as in `Regularizer`.
         hold_zeros: as in `Regularizer`.
         stochastic_rounding: as in `Regularizer`.
