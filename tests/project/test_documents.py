@@ -56,7 +56,9 @@ PAGES = [
     "paths",
     "penalties",
     "plans",
+    "rules",
     "shrinking",
+    "solutions",
     "strengths",
 ]
 
@@ -87,13 +89,17 @@ def test_the_description_of_a_built_package_has_no_links_into_the_checkout():
     for rule in made["substitutions"]:
         text = re.sub(rule["pattern"], rule["replacement"], text)
     assert not RELATIVE.findall(text)
-    assert "docs/penalties.md has a formula" in text
+    assert "all penalties (docs/penalties.md)" in text
     assert "[" not in re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
 
 
 def test_the_two_commands_stand_at_the_top():
     assert README.index("make demo") < README.index("## ")
     assert README.index("make test") < README.index("## ")
+
+
+def test_the_readme_is_read_in_minutes():
+    assert len(README.split()) <= 800
 
 
 def test_nothing_is_left_to_be_filled_in():
