@@ -13,4 +13,12 @@ MUTANTS = [
     M("rules_from(rules, how=how)", "rules_from(rules)", "rules_in_files", "hugging_face"),
     M("return 2.0 if loss", "return 1.0 if loss", "coefficients", "squared_errors_of_sklearn and mse"),
     M("(1 - momentum) / (1 - dampening)) if momentum else", "1 - momentum) if momentum else", "coefficients", "after_momentum"),
+    M("if best >= wrong:", "if False:", "kept_plans", "pooler"),
+    M("config.validate() is None", "True", "kept_plans", "refuses"),
+    M("{dim: tuple(range(len(kept))) for", "{dim: kept for", "kept_plans", "no_indices"),
+    M("        if not _is_of_smaller(plan, earlier):", "        if False:", "kept_plans", "forced"),
+    M("    vars(small).pop(DENSE, None)  #", "    pass  #", "kept_plans", "cut_again"),
+    M("plan = _as_it_is(earlier, plan.shapes).then(plan)", "plan = earlier.then(plan)", "kept_plans", "more_words"),
+    M("        model.is_quantized = False", "        pass", "kept_plans", "ordinary"),
+    M("name.removeprefix(prefix), prefix + name", "name", "kept_plans", "body_alone"),
 ]

@@ -8,6 +8,7 @@ from torch import nn
 from shrinkage.compression.calls.inputs import positional
 from shrinkage.compression.copying.copies import plain, warn_of_hooks
 from shrinkage.compression.plans.checks import check_not_packed
+from shrinkage.compression.plans.noting import noted
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import tensors_of
 from shrinkage.compression.removal.summary import ShrinkReport
@@ -100,7 +101,7 @@ def shrink(
     for text in (each for each in report.collapsed if CONSTANT in each):
         warn_user(f"{text}. {CAUSE}")
     warn_of_hooks(model)
-    return Shrunk(small, plan, report)
+    return Shrunk(noted(small, plan), plan, report)
 
 
 def _check(model: nn.Module, round_to: int) -> None:

@@ -54,8 +54,8 @@ def save_smaller(path: str | os.PathLike[str], small: Shrunk | nn.Module, *, pla
     if isinstance(small, Shrunk):
         if plan is not None:
             raise TypeError("expected no plan beside what `shrink` returned, which has one")
-        small, plan = small.model, small.plan
-    elif plan is None:
+        return save_smaller(path, small.model, plan=small.plan)
+    if plan is None:
         raise TypeError(f"expected what `shrink` returned, or a model and its plan=, found {shown(small)}")
     model, path = plain(small), Path(path)
     entries = model.state_dict(keep_vars=True)

@@ -1,4 +1,8 @@
-"""A Hugging Face `TrainerCallback` that applies penalties around the steps of the optimizer that the trainer makes."""
+"""Hugging Face: a `TrainerCallback` that applies penalties, and smaller models that `from_pretrained` loads.
+
+`RegularizerCallback` and `keep_plan` are imported from here. The import also tells transformers how smaller models are
+loaded.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from shrinkage.errors import warn_user
+from shrinkage.integrations.kept_plans import keep_plan as keep_plan
 from shrinkage.integrations.makes_regularizer import MakesRegularizer
 
 try:

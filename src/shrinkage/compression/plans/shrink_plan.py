@@ -15,7 +15,6 @@ from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import copy_of, plain, warn_of_hooks
 from shrinkage.compression.plans.attention import heads_left, prune_heads_
 from shrinkage.compression.plans.checks import (
-    Keep,
     check_attributes,
     check_biases,
     check_can_be_cut,
@@ -27,7 +26,9 @@ from shrinkage.compression.plans.checks import (
 )
 from shrinkage.compression.plans.index_text import decoded, encoded, hashed, tuples
 from shrinkage.compression.plans.layers import outputs_of, widths_left
+from shrinkage.compression.plans.noting import noted
 from shrinkage.compression.plans.tensors import (
+    Keep,
     Shape,
     composed,
     copied,
@@ -237,6 +238,7 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     """
     result = applied(model, plan)
     warn_of_hooks(plain(model))
+    noted(plain(result), plan)
     return result
 
 
