@@ -52,7 +52,7 @@ def publish(demo: Demo, digits: Digits, output: Path) -> list[Path]:
     page = page_of(demo.results, pictures, output)
     numbers = json.dumps(demo.results.to_dict(), indent=2) + "\n"
     files = {"results.json": numbers.encode(), "report.html": html.render(page).encode()}
-    files |= {picture.file_name: picture.png for picture in pictures}
+    files |= {picture.file_name: picture.image for picture in pictures}
     for name, content in files.items():
         (output / name).write_bytes(content)
     return [output / name for name in files]

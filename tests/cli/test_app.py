@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed import checkpoint as file_system
 from typer.testing import CliRunner, Result
 
 import shrinkage
@@ -112,8 +113,8 @@ def test_report_of_a_folder_names_the_files_in_it(model: nn.Module, tmp_path: Pa
     assert_fails(call("report", tmp_path), "is a folder")
     saved(tmp_path / "model.bin", model.state_dict())
     assert_fails(call("report", tmp_path), "is a folder", "'model.bin'")
-    (tmp_path / ".metadata").touch()
-    assert_fails(call("report", tmp_path), "dcp_to_torch_save")
+    (tmp_path / "model.bin.index.json").write_text("{}")
+    assert_fails(call("report", tmp_path), "is a folder", "'model.bin.index.json'")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -135,9 +136,6 @@ def test_report_of_a_damaged_file(content: bytes, ending: str, tmp_path: Path) -
     assert_fails(call("report", file), f"damaged{ending}", "safetensors")
 
 
-INDEX = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
-
-
 @pytest.mark.parametrize(
     ("content", "word"),
     [
@@ -145,7 +143,7 @@ INDEX = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safe
         (b"hello", "a text file, which begins with 'hello'"),
         ("n\u00e4mlich ".encode() * 2000, "a text file"),
         (b'{"lr": 0.1}', "text file of JSON"),
-        (json.dumps(INDEX).encode(), "'model-1-of-2.safetensors', 'model-2-of-2.safetensors'"),
+        (b'{"weight_map": {}}', "text file of JSON"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (b"<!DOCTYPE html><title>404</title>", "a web page"),
         (b"\x08\x08\x12\x07pytorch", "ONNX"),
@@ -207,6 +205,211 @@ def test_report_of_values_that_can_not_be_counted(tmp_path: Path) -> None:
     assert_fails(call("report", whole), "no floating-point weights", "torch.int8")
     empty = saved(tmp_path / "meta.pt", {"a": torch.ones(3, device="meta")})
     assert_fails(call("report", empty), "meta device")
+
+
+def shards(model: nn.Module, folder: Path, *, ending: str = ".safetensors") -> Path:
+    """The model in a file for each tensor, and their index."""
+    index = {}
+    for name, tensor in model.state_dict().items():
+        index[name] = f"model-{len(index) + 1}{ending}"
+        content = {name: tensor}
+        save_file(content, folder / index[name]) if ending == ".safetensors" else saved(folder / index[name], content)
+    (folder / "model.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder / "model.index.json"
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_report_of_shards_by_their_index(ending: str, model: nn.Module, tmp_path: Path) -> None:
+    result = call("report", shards(model, tmp_path, ending=ending))
+    assert result.stdout == f"{shrinkage.report(model)}\n"
+
+
+def test_report_of_an_index_without_its_shards(model: nn.Module, tmp_path: Path) -> None:
+    index = shards(model, tmp_path)
+    save_file({"other": torch.ones(2)}, tmp_path / "model-2.safetensors")
+    assert_fails(call("report", index), "index of a model in several files; none of them has 'bias'")
+    (tmp_path / "model-2.safetensors").unlink()
+    assert_fails(call("report", index), "in 2 files; not beside it are 'model-2.safetensors'")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "model.index.json").write_text('{"weight_map": {"weight": "../model-1.safetensors"}}')
+    assert_fails(call("report", tmp_path / "below" / "model.index.json"), "not beside it are '../model-1.safetensors'")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_report_of_a_distributed_checkpoint(model: nn.Module, tmp_path: Path) -> None:
+    file_system.save(checkpoint_of(model) | {"epoch": 3}, checkpoint_id=tmp_path / "nested", no_dist=True)
+    result = call("report", tmp_path / "nested")
+    assert result.stdout == f"The entry 'model' of '{tmp_path / 'nested'}':\n{shrinkage.report(model)}\n"
+    file_system.save(model.to(torch.bfloat16).state_dict(), checkpoint_id=tmp_path / "plain", no_dist=True)
+    assert call("report", tmp_path / "plain").stdout == f"{shrinkage.report(model)}\n"
+    (file,) = (tmp_path / "plain").glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:100])
+    assert_fails(call("report", tmp_path / "plain"), "damaged or of another version", "again")
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_report_of_a_distributed_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
+    assert_fails(call("report", tmp_path), "damaged", "which is no part of such a file")
+    assert not (tmp_path / "harm").exists()
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({"a": 1}))
+    assert_fails(call("report", tmp_path), "damaged", "it is a dict")
+
+
+def test_running_statistics_are_no_weights(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    result = call("report", saved(tmp_path / "model.pt", model.state_dict()))
+    assert result.stdout == f"{shrinkage.report(model)}\n"
+    assert "running" not in result.stdout
+
+
+def test_report_as_json(model: nn.Module, tmp_path: Path) -> None:
+    file = saved(tmp_path / "run.pt", checkpoint_of(model))
+    expected = json.loads(json.dumps(shrinkage.report(model).to_dict()))
+    assert json.loads(call("report", file, "--json").stdout) == expected
+    result = json.loads(call("report", file, saved(tmp_path / "b.pt", nn.Linear(3, 2).state_dict()), "--json").stdout)
+    assert result["before"] == expected
+    assert result["after"]["zeros"] == 0
+    assert result["change"] == pytest.approx(-3 / 8)
+
+
+def test_two_files_are_compared(model: nn.Module, tmp_path: Path) -> None:
+    before = saved(tmp_path / "a.pt", checkpoint_of(nn.Linear(3, 2)))
+    after = saved(tmp_path / "b.pt", {"weight": model.weight.data, "more": torch.zeros(1, 3)})
+    assert call("report", before, after).stdout.splitlines() == [
+        f"The entry 'model' of '{before}':",
+        "parameter  shape   zeros        zeros after          change",
+        "---------  ------  -----  ----  -----------  ------  ------",
+        "weight     2x3         0  0.0%            3   50.0%   +50.0",
+        "bias       2           0  0.0%",
+        "more       1x3                            3  100.0%",
+        "all        8 to 9      0  0.0%            6   66.7%   +66.7",
+    ]
+
+
+@pytest.mark.parametrize(("share", "code"), [("0", 0), ("0.375", 0), ("0.38", 1), ("38", 2)])
+def test_fail_under_ends_with_a_code(share: str, code: int, model: nn.Module, tmp_path: Path) -> None:
+    dense, file = (
+        saved(tmp_path / f"{each}.pt", checkpoint_of(net)) for each, net in enumerate((nn.Linear(3, 2), model))
+    )
+    for files in ((file,), (dense, file)):  # of two files the second counts
+        result = call("report", *files, "--fail-under", share)
+        assert result.exit_code == code
+        assert ("37.5% of the weights of" in result.stderr) == (code == 1)
+        assert ("weight " in result.stdout) == (code < 2)
+
+
+def test_report_writes_a_page(model: nn.Module, tmp_path: Path) -> None:
+    file, page = saved(tmp_path / "<b>.pt", model.state_dict()), tmp_path / "page.html"
+    assert call("report", file, "--html", page).exit_code == 0
+    text = page.read_text()
+    assert "<h1>Zeros of &lt;b&gt;.pt</h1>" in text
+    assert "data:image/svg+xml" in text
+    assert len(text) < 500_000
+    assert_fails(call("report", file, "--html", tmp_path / "none" / "page.html"), "cannot be written")
+    flat = saved(tmp_path / "flat.pt", {"bias": torch.ones(3)})
+    assert_fails(call("report", flat, "--html", page), "cannot be written", "two dimensions")
+
+
+def build() -> nn.Module:
+    """A model to be built by its name, on the command line."""
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+
+
+def build_embedding() -> nn.Module:
+    return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+
+no_model = torch.ones(3)
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> tuple[nn.Module, Path]:
+    model = build()
+    with torch.no_grad():
+        model[0].weight[1:3] = 0
+        model[0].bias[1:3] = 0
+    return model, saved(tmp_path / "run.pt", checkpoint_of(model))
+
+
+def test_shrink_writes_the_smaller_model(pruned: tuple[nn.Module, Path]) -> None:
+    model, file = pruned
+    result = call("shrink", f"{__name__}:build", file, "--input", "1x3x2x2")
+    assert result.exit_code == 0, result.output
+    path = file.with_name("small.safetensors")
+    small = shrinkage.load_smaller(path, build).model
+    assert small[0].out_channels == 2
+    x = torch.randn(5, 3, 2, 2)
+    torch.testing.assert_close(small.eval()(x), model.eval()(x))
+    assert "largest relative difference of the outputs" in result.stdout
+    assert f"written: {path}, to be read by load_smaller(path, build)" in result.stdout
+
+
+def test_shrink_takes_indices(tmp_path: Path) -> None:
+    model = build_embedding()
+    with torch.no_grad():
+        model[1].weight[0] = model[1].bias[0] = 0
+    file, out = saved(tmp_path / "run.pt", model.state_dict()), tmp_path / "out.safetensors"
+    result = call("shrink", f"{__name__}:build_embedding", file, "--input", "2x5:int64", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert shrinkage.load_smaller(out, build_embedding).model[1].out_features == 2
+
+
+@pytest.mark.slow
+def test_shrink_writes_onnx(pruned: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    model, file = pruned
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx = tmp_path / "small.onnx"
+    result = call("shrink", f"{__name__}:build", file, "--input", "2x3x2x2", "--onnx", onnx)
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(onnx)
+    x = torch.randn(5, 3, 2, 2)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("build", "1x3x2x2", ("names no function", "package.module:function")),
+        ("nowhere.at_all:build", "1x3x2x2", ("cannot be imported", "nowhere")),
+        (f"{__name__}:built", "1x3x2x2", ("cannot be imported", "'built'")),
+        (f"{__name__}:no_model", "1x3x2x2", ("gives a Tensor", "torch.nn.Module")),
+        (f"{__name__}:build_embedding", "1x3:int64", ("are not those of this model", "Missing key")),
+        (f"{__name__}:build", "1,3,2,2", ("--input must be a shape", "'1,3,2,2'")),
+        (f"{__name__}:build", "1x3:int4", ("--input must be a shape", "int64")),
+        (f"{__name__}:build", "1x7x2x2", ("cannot be made smaller",)),
+    ],
+)
+def test_shrink_tells_mistakes_in_a_line(
+    name: str, shape: str, words: tuple[str, ...], pruned: tuple[nn.Module, Path]
+) -> None:
+    assert_fails(call("shrink", name, pruned[1], "--input", shape), *words)
+    assert not pruned[1].with_name("small.safetensors").exists()
+
+
+def test_the_version_needs_no_torch() -> None:
+    program = (
+        "import sys; sys.argv = ['shrinkage', '--version']; from shrinkage_command import main; main()\n"
+        "print(sorted({'torch', 'shrinkage', 'typer'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{shrinkage.__version__}\n[]\n"
+
+
+def test_the_command_leads_to_the_rest() -> None:
+    program = "import sys; sys.argv = ['shrinkage', 'report', 'none']; from shrinkage_command import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "shrinkage: there is no file 'none'\n")
 
 
 def test_missing_extras_are_named() -> None:

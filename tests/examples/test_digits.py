@@ -230,7 +230,7 @@ def test_folder_has_report_and_pictures(folder: Path) -> None:
     names = {
         "results.json",
         "report.html",
-        "weight_histograms.png",
+        "weight_histograms.svg",
         "zeros_per_layer.png",
         "pixels.png",
         "networks.png",

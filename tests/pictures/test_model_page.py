@@ -1,5 +1,7 @@
 """The page about a model of one's own: complete, escaped, and about that model."""
 
+from xml.etree import ElementTree
+
 import pytest
 import torch
 from torch import nn
@@ -34,7 +36,28 @@ def test_names_are_escaped(model: nn.Module) -> None:
 def test_pictures_show_the_five_largest(model: nn.Module) -> None:
     found = largest([each for each in report(model) if len(each.shape) > 1])
     assert found == [f"{index}.weight" for index in range(5)]
-    assert picture_of_history([report(model)], found).png.startswith(b"\x89PNG")
+    picture = picture_of_history([report(model)], found)
+    assert picture.image == picture_of_history([report(model)], found).image
+    assert ElementTree.fromstring(picture.image).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_pictures_say_what_they_show(model: nn.Module) -> None:
+    page = model_page(model, history=[report(model)] * 2)
+    assert 'alt="Histograms of the sizes of weights. 0.weight: 33.3% exactly zero; 1.weight: 0.0%' in page
+    assert 'alt="Lines of the share of exact zeros over 2 epochs. 0.weight: from 33.3% to 33.3%;' in page
+
+
+def test_a_state_dict_has_the_same_page(model: nn.Module) -> None:
+    assert model_page(model.state_dict()) == model_page(model)
+
+
+def test_the_page_of_a_large_model_is_small() -> None:
+    weights = {f"layers.{index}.attention.output.dense.weight": torch.ones(1, 1 + index % 2) for index in range(2000)}
+    page = model_page(weights)
+    assert len(page) < 500_000
+    assert page.count('<th scope="row">') == 1000
+    assert page.count("<td>1x2</td>") == 1000
+    assert "The table has the 1,000 largest of 2,000 parameters." in page
 
 
 def test_parametrized_weights_are_shown(model: nn.Module) -> None:

@@ -60,5 +60,5 @@ def test_pictures_are_inside_and_nothing_is_fetched() -> None:
     rendered = html.render(page("name"))
     assert f"data:image/png;base64,{b64encode(PNG).decode()}" in rendered
     assert "://" not in rendered
-    assert "<script" not in rendered
+    assert rendered.count("<script>") == rendered.count("<script") == 1  # the one that sorts tables
     assert "<link" not in rendered

@@ -28,14 +28,18 @@ MOST_HEADER = 100_000_000  # bytes of JSON that safetensors reads
 
 
 class Format(Enum):
-    """The two kinds of files that hold a state_dict."""
+    """What can hold a state_dict."""
 
     TORCH = "a file of torch.save"
     SAFETENSORS = "a safetensors file"
+    INDEX = "the index of a model in several files"
+    DISTRIBUTED = "a folder of torch.distributed.checkpoint"
 
 
 def format_of(file: Path) -> Format | str:
     """Return the format of `file`, or what it is instead, in words that follow "is"."""
+    if file.is_dir():
+        return folder(file)
     with file.open("rb") as stream:
         head = stream.read(HEAD)
     if not head:
@@ -79,7 +83,7 @@ def archive(file: Path) -> Format | str:
     return f"a zip archive that torch.save did not write: it holds {listed(names, most=3) or 'nothing'}"
 
 
-def text(file: Path, head: bytes) -> str | None:
+def text(file: Path, head: bytes) -> Format | str | None:
     """Return what a file of text is; None for other bytes."""
     try:
         beginning = head.decode() if len(head) < HEAD else head[: HEAD - 4].decode(errors="ignore")
@@ -94,14 +98,15 @@ def text(file: Path, head: bytes) -> str | None:
     return f"a text file, which begins with {beginning.strip()[:30]!r}"
 
 
-def json_text(file: Path) -> str:
-    """Return what a file of JSON is; the index of a model in several files names those."""
+def json_text(file: Path) -> Format | str:
+    """Return what a file of JSON is."""
     try:
         content: Any = json.loads(file.read_text())
-        parts = sorted(set(map(str, content["weight_map"].values())))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except ValueError:
         return "a text file of JSON"
-    return f"the index of a model whose weights are in other files: give one of {listed(parts, most=3)}"
+    parts = content.get("weight_map") if isinstance(content, dict) else None
+    named = isinstance(parts, dict) and parts and all(isinstance(part, str) for part in parts.values())
+    return Format.INDEX if named else "a text file of JSON"
 
 
 def binary(file: Path, head: bytes) -> str:
@@ -114,13 +119,11 @@ def binary(file: Path, head: bytes) -> str:
     return "neither a file of torch.save nor one of safetensors"
 
 
-def folder(path: Path) -> str:
-    """Return what is in a folder, in words that follow "is"."""
+def folder(path: Path) -> Format | str:
+    """Return what is in a folder, or in words that follow "is" why it is not read."""
     if (path / ".metadata").is_file():
-        return (
-            "a checkpoint of torch.distributed.checkpoint, in a folder: make one file of it with "
-            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-        )
+        return Format.DISTRIBUTED
     endings = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
+    indices = [each.name for each in path.iterdir() if each.name.endswith(".index.json")]
     files = sorted(each.name for each in path.iterdir() if each.suffix in endings)
-    return f"a folder: give a file{f' in it, such as {listed(files, most=3)}' if files else ''}"
+    return f"a folder: give a file in it, such as {listed(sorted(indices) or files, most=3)}" if files else "a folder"

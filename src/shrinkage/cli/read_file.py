@@ -11,11 +11,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from shrinkage.cli.file_formats import Format, folder, format_of
+from shrinkage.cli.file_formats import Format, format_of
 from shrinkage.diagnostics.checkpoint_files import chosen
 from shrinkage.errors import first_line
 
-EXTRAS = {"safetensors", "typer"}
+# The extra of this package with which each optional package is installed.
+EXTRAS = {"jinja2": "cli", "matplotlib": "cli", "onnxscript": "export", "safetensors": "cli", "typer": "cli"}
 
 
 @contextmanager
@@ -27,7 +28,8 @@ def extras() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        sys.exit(f"shrinkage: the command line needs {package}; in a checkout of it: pip install '.[cli]'")
+        extra = EXTRAS[package]
+        sys.exit(f"shrinkage: the command line needs {package}; in a checkout of it: pip install '.[{extra}]'")
 
 
 with extras():
@@ -51,9 +53,7 @@ def weights_in(file: Path, key: str | None) -> tuple[str, dict[str, Tensor], lis
 
 def content_of(file: Path) -> object:
     """Return what is in `file`, or say in one line what is wrong and end."""
-    if file.is_dir():
-        fail(f"{str(file)!r} is {folder(file)}")
-    if not file.is_file():
+    if not file.exists():
         fail(f"there is no file {str(file)!r}")
     try:
         found = format_of(file)
@@ -63,6 +63,12 @@ def content_of(file: Path) -> object:
         return read_safetensors(file)
     if found is Format.TORCH:
         return read_torch(file)
+    if found is Format.INDEX:
+        from shrinkage.cli.several_files import read_index  # imports much of torch.distributed
+
+        return read_index(file, content_of)
+    if found is Format.DISTRIBUTED:
+        return read_folder(file)
     fail(f"{str(file)!r} is {found}; expected a state_dict, or a checkpoint with one, of torch.save or safetensors")
 
 
@@ -75,6 +81,19 @@ def read_safetensors(file: Path) -> object:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         fail(f"{str(file)!r} is cut off or damaged: safetensors says {first_line(error)!r}; copy or save it again")
+
+
+def read_folder(folder: Path) -> object:
+    """Return the tensors of a distributed checkpoint; nothing in it is executed."""
+    from shrinkage.cli.several_files import read_distributed  # imports much of torch.distributed
+
+    try:
+        return read_distributed(folder)
+    except Exception as error:  # a damaged one raises whatever torch and pickle stumble over
+        fail(
+            f"{str(folder)!r} is a folder of torch.distributed.checkpoint that is damaged or of another version: "
+            f"{first_line(error)}; copy or save it again"
+        )
 
 
 def read_torch(file: Path) -> object:

@@ -22,6 +22,8 @@ from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.unregistered import told, unregistered
 from shrinkage.tables import shape_text, table
 
+STATISTICS = {"running_mean", "running_var"}
+
 Model = nn.Module | Mapping[str, Tensor]
 
 
@@ -141,7 +143,7 @@ def report(model: Model, *, below: float = 1e-3) -> Report:
 
     Args:
         model: a module (its floating-point parameters, tied ones once) or a state_dict (its floating-point tensors,
-            shared ones once; running statistics are among them).
+            shared ones once, without the running statistics of norms, which are no weights).
         below: a weight counts as small if |w| < `below`, in units of the weights.
 
     Raises:
@@ -184,7 +186,7 @@ def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
         named: list[tuple[str, Any]] = [(candidate.name, candidate.parameter) for candidate in named_parameters(model)]
     else:
         check_state_dict(model)
-        named = list(model.items())
+        named = [(name, value) for name, value in model.items() if name.rpartition(".")[2] not in STATISTICS]
     for name, tensor in named:
         if isinstance(tensor, Tensor) and not nn.parameter.is_lazy(tensor) and tensor.is_floating_point():
             yield name, tensor.detach()

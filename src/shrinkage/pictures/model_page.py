@@ -2,25 +2,27 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from shrinkage.diagnostics.report import Report, TensorReport, named_tensors, report, share
+from shrinkage.diagnostics.report import Model, Report, TensorReport, named_tensors, report, share
 from shrinkage.distributed.dtensor import whole
 from shrinkage.pictures.page import Page, Picture, Table, render
-from shrinkage.pictures.weights import COLOURS, png, weight_histograms, zeros_over_epochs
+from shrinkage.pictures.weights import COLOURS, svg, weight_histograms, zeros_over_epochs
 from shrinkage.tables import shape_text
 
 MOST = len(COLOURS)  # tensors in a picture, whose lines stay distinct
+MOST_ROWS = 1000  # of the table, so that the page stays small
 HEADER = ("parameter", "shape", "exact\nzeros", "", "zero\nrows", "zero\ncolumns")
 
 
 def model_page(
-    model: nn.Module, *, history: Sequence[Report] = (), title: str = "Zeros of the model", below: float = 1e-3
+    model: Model, *, history: Sequence[Report] = (), title: str = "Zeros of the model", below: float = 1e-3
 ) -> str:
     """Return a self-contained HTML page: a table of zeros, sizes of the weights, and zeros after each epoch.
 
     Args:
-        model: the trained model, whose parameters are shown; pictures show the five largest that have rows.
+        model: the trained model or its state_dict; pictures show the five largest parameters that have rows, and the
+            table the thousand largest.
         history: `report(model)` after each epoch; without any there is no picture of zeros over time.
         title: the heading; names are escaped, so that any text is allowed.
         below: a weight counts as small if |w| < `below`, in units of the weights.
@@ -28,6 +30,7 @@ def model_page(
     Raises:
         ValueError: `model` has no parameter with two dimensions or more.
 
+    >>> from torch import nn
     >>> from shrinkage import report
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> html = model_page(model, history=[report(model)], title="Small & <plain>")
@@ -44,7 +47,10 @@ def model_page(
     if history:
         pictures.append(picture_of_history(history, shown))
     finding = f"{zeros.zeros:,} of {zeros.size:,} parameters are exactly zero, {zeros.small:,} are below {below:g}."
-    return render(Page(title, findings=[finding], tables=[Table(HEADER, rows(zeros))], pictures=pictures))
+    findings = [finding]
+    if len(zeros.tensors) > MOST_ROWS:
+        findings.append(f"The table has the {MOST_ROWS:,} largest of {len(zeros.tensors):,} parameters.")
+    return render(Page(title, findings=findings, tables=[Table(HEADER, rows(zeros))], pictures=pictures))
 
 
 def largest(tensors: Iterable[TensorReport]) -> list[str]:
@@ -60,17 +66,26 @@ def picture_of_weights(weights: Mapping[str, Tensor], *, below: float, what: str
         f"{what}, both axes logarithmic. Exact zeros have no place on such an axis: they are the bar on "
         f"the left. The dashed line is at {below:g}."
     )
-    return Picture("weight_histograms.png", caption, png(weight_histograms(weights, below=below)))
+    shares = (
+        f"{name}: {share(int((values == 0).sum()), values.numel())} exactly zero" for name, values in weights.items()
+    )
+    alt = f"Histograms of the sizes of weights. {'; '.join(shares)}."
+    return Picture("weight_histograms.svg", caption, svg(weight_histograms(weights, below=below)), alt)
 
 
 def picture_of_history(history: Sequence[Report], names: Sequence[str]) -> Picture:
     """Return how the zeros of the tensors called `names` grow in training."""
     shares = {name: [epoch[name].zeros / epoch[name].size for epoch in history] for name in names}
-    return Picture("zeros.png", "Exact zeros after each epoch.", png(zeros_over_epochs({"weights": shares})))
+    ends = "; ".join(f"{name}: from {each[0]:.1%} to {each[-1]:.1%}" for name, each in shares.items())
+    alt = f"Lines of the share of exact zeros over {len(history)} epochs. {ends}."
+    return Picture("zeros.svg", "Exact zeros after each epoch.", svg(zeros_over_epochs({"weights": shares})), alt)
 
 
 def rows(zeros: Report) -> list[tuple[str, ...]]:
     """Return a row of text per parameter, under `HEADER`."""
+    sizes = sorted((tensor.size for tensor in zeros), reverse=True)
+    least = sizes[MOST_ROWS - 1] if len(sizes) > MOST_ROWS else 0
+    shown = [tensor for tensor in zeros if tensor.size >= least][:MOST_ROWS]
     return [
         (
             tensor.name,
@@ -80,5 +95,5 @@ def rows(zeros: Report) -> list[tuple[str, ...]]:
             f"{tensor.zero_rows} of {tensor.rows}" if tensor.rows else "",
             f"{tensor.zero_columns} of {tensor.columns}" if tensor.columns else "",
         )
-        for tensor in zeros
+        for tensor in shown
     ]

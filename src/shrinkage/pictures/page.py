@@ -9,16 +9,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A PNG picture with its caption, and the name of its own file."""
+    """A picture, PNG or SVG by the name of its own file, with its caption.
+
+    `alt` says what it shows to those who cannot see it; without it the caption does.
+    """
 
     file_name: str
     caption: str
-    png: bytes
+    image: bytes
+    alt: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The type of its data, for a data URL."""
+        return "image/svg+xml" if self.file_name.endswith(".svg") else "image/png"
 
     @property
     def base64(self) -> str:
         """The picture as text, for a data URL."""
-        return b64encode(self.png).decode("ascii")
+        return b64encode(self.image).decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)

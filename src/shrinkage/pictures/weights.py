@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -27,6 +28,14 @@ def png(figure: Figure) -> bytes:
     """Return `figure` as a PNG picture."""
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=RESOLUTION, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """Return `figure` as an SVG picture, the same for the same figure."""
+    stream = BytesIO()
+    with rc_context({"svg.hashsalt": "shrinkage"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()
 
 
