@@ -145,6 +145,8 @@ ADDED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "index_add": lambda h, to, m: torch.zeros_like(h).index_add(0, to, m),
     "index_add_": lambda h, to, m: h.new_zeros(h.shape).index_add_(-2, to, m),
     "index_copy": lambda h, to, m: torch.zeros_like(h).index_copy(0, to, m),
+    "index_put": lambda h, to, m: torch.zeros_like(h).index_put((to,), m, accumulate=True),
+    "index_put_": lambda h, to, m: h.new_zeros(h.shape).index_put_((to,), m, accumulate=True),
     "index_reduce": lambda h, to, m: torch.zeros_like(h).index_reduce(0, to, m, "amax"),
     "scatter": lambda h, to, m: torch.zeros_like(h).scatter(0, _by_node(to, m), m),
     "scatter_add": lambda h, to, m: torch.zeros_like(h).scatter_add(0, _by_node(to, m), m),
@@ -183,9 +185,41 @@ def test_channels_of_messages_along_edges_go(gathered: Callable[..., Tensor], ad
     torch.testing.assert_close(small(2 * X, edges), model(2 * X, edges))
 
 
-def test_a_constant_that_edges_add_up_is_none() -> None:
+@pytest.mark.parametrize(
+    "written",
+    {
+        "a token at masked places": lambda h, mask, token: h.index_put((mask,), token),
+        "a token in every sample": lambda h, mask, token: h.index_put(
+            (mask.nonzero()[:, 0] * 0, mask[0].nonzero()[:1, 0]), token
+        ),
+        "a number at masked places": lambda h, mask, token: h.index_put((mask,), torch.tensor(2.0)) + token,
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_channels_that_are_written_at_an_index_go(written: tuple[str, Callable[..., Tensor]]) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 4)
+            self.token = nn.Parameter(torch.randn(16))
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.last(written[1](self.first(x), mask, self.token))
+
     torch.manual_seed(0)
-    model = Messages(GATHERED["index"], ADDED["index_add"])
+    model, x, mask = Masked(), torch.randn(2, 9, 12), torch.rand(2, 9) < 0.5
+    with torch.no_grad():
+        model.first.weight[:5], model.first.bias[:5], model.token[:7] = 0, 0, 0
+    small = shrink(model, (x, mask)).model
+    assert small.first.out_features == (16 if "number" in written[0] else 11)
+    other = torch.rand(2, 9) < 0.5
+    torch.testing.assert_close(small(2 * x, other), model(2 * x, other))
+
+
+@pytest.mark.parametrize("added", ["index_add", "index_put"])
+def test_a_constant_that_edges_add_up_is_none(added: str) -> None:
+    torch.manual_seed(0)
+    model = Messages(GATHERED["index"], ADDED[added])
     with torch.no_grad():
         for layer in (model.first, model.second):
             layer.weight[:3], layer.bias[:3] = 0, 1

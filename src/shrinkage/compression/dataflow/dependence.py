@@ -31,6 +31,7 @@ ABSORBED = frozenset({aten.mul, aten.multiply, aten.logical_and, aten.bitwise_an
 QUOTIENTS = frozenset({aten.div, aten.divide, aten.true_divide})
 CHOICES = frozenset({aten.where, aten.masked_fill})
 LOOKUPS = frozenset({aten.index, aten.index_select, aten.gather, aten.take_along_dim})
+MASKS = (torch.bool, torch.uint8)
 SCATTERS = frozenset({
     aten.index_add, aten.index_copy, aten.index_reduce, aten.scatter, aten.scatter_add, aten.scatter_reduce,
 })  # fmt: skip
@@ -55,7 +56,7 @@ def is_structural(node: fx.Node) -> bool:
     packet = packet_of(node)
     if packet is aten.where and len(node.args) < 3:  # which gives indices
         return False
-    if packet in FRESH | MOVEMENTS | LOOKUPS | SCATTERS or packet is aten.copy:
+    if packet in FRESH | MOVEMENTS | LOOKUPS | SCATTERS or packet in (aten.copy, aten.index_put):
         return True
     return rule_of(RULES, node.target) in (pointwise, like_the_first)
 
@@ -84,6 +85,8 @@ def _dependent(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
         return _looked_up(node, operands)
     if packet in SCATTERS:
         return _scattered(*given)
+    if packet is aten.index_put:
+        return _put(node, operands)
     if packet in CHOICES:
         x, choice, other = given if packet is aten.masked_fill else (given[2], given[0], given[1])
         return _chosen(choice, other, x)
@@ -167,15 +170,42 @@ def _scattered(x: Operand, axis: Operand, index: Operand, source: Operand, *_: O
     return found
 
 
+def _put(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
+    """Return which elements depend on the inputs where some are written or added at several indices.
+
+    Any element that is written may land anywhere along the axes of the indices, as in `_scattered`.
+    """
+    x, where, source = node.args[:3]
+    (old, mine), (new, theirs) = (
+        (operands[each] if isinstance(each, fx.Node) else (each, None)) for each in (x, source)
+    )
+    indices: list[Operand] = [operands[each] for each in where if each is not None]
+    axes = _axes_looked_up(node, operands, old.dim())
+    first, inserted = axes[0], max(1 if index.dtype in MASKS else index.dim() for index, _ in indices)
+    if axes != list(range(first, first + len(axes))):
+        return True
+    found = mine
+    if any(mask is not None for _, mask in indices):
+        mine, theirs = _either(mine, old != 0), _either(theirs, new != 0)
+        found = _either(found, mine.expand(old.shape).any(axes, keepdim=True))
+    if theirs is not None:
+        written = theirs.expand(new.shape)
+        written = written[(None,) * (old.dim() - len(axes) + inserted - new.dim())]
+        written = written.any(list(range(first, first + inserted)), keepdim=True) if inserted else written
+        shape = (*written.shape[:first], *(1,) * len(axes), *written.shape[first + inserted :])
+        found = _either(found, written.reshape(shape))
+    return found
+
+
 def _axes_looked_up(node: fx.Node, operands: Mapping[fx.Node, Operand], rank: int) -> list[int]:
     """Return the axes of a table along which `node` looks up."""
     where: Any = [*node.args, *node.kwargs.values()]
-    if packet_of(node) is not aten.index:
+    if packet_of(node) not in (aten.index, aten.index_put):
         return next(([each % rank] for each in where if isinstance(each, int)), list(range(rank)))
     axes: list[int] = []
     place = 0
     for index in where[1]:
-        mask = index is not None and operands[index][0].dtype in (torch.bool, torch.uint8)
+        mask = index is not None and operands[index][0].dtype in MASKS
         width = operands[index][0].dim() if mask else 1
         axes += range(place, place + width) if index is not None else []
         place += width

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from shrinkage.compression.tracing.channels import Channels, axes_of
+from shrinkage.compression.tracing.channels import Channels, axes_of, raised
 from shrinkage.compression.tracing.operators import aten, coupling_rule, placed
 from shrinkage.compression.tracing.trace import Trace
 
@@ -45,6 +45,40 @@ def index(trace: Trace, x: Channels, indices: Sequence[Any]) -> Channels:
 def _is_mask(trace: Trace, position: int) -> bool:
     argument: Any = trace.node.args[1]
     return bool(argument[position].meta["val"].dtype == torch.bool)
+
+
+@coupling_rule(aten.index_put)
+def index_put(trace: Trace, x: Channels, indices: Sequence[Any], values: Channels, *_: Any) -> Channels:
+    """Elements at an index are written: channels beside the axes of the index meet those of what is written."""
+    trace.pin(indices, "an index into a table")
+    axes, inserted = _looked_up(trace, indices)
+    x = trace.fix(x, axes, "looked up by index")
+    if axes != list(range(axes[0], axes[0] + len(axes))):
+        trace.pin([x, values], "looked up by index")
+        return Channels(trace.shape)
+    rank, first = len(x.shape) - len(axes) + inserted, axes[0]
+    values = trace.fix(raised(values, rank), range(first, first + inserted), "looked up by index")
+
+    def beside(shape: Sequence[int]) -> tuple[int, ...]:
+        return (*shape[:first], *(1,) * len(axes), *shape[first + inserted :])
+
+    factors = [factor for factor in values.factors if not set(axes_of(factor)) & set(range(first, first + inserted))]
+    written = Channels(beside(values.shape), tuple(factor.reshape(beside(factor.shape)) for factor in factors))
+    return trace.combine([x, written])
+
+
+def _looked_up(trace: Trace, indices: Sequence[Any]) -> tuple[list[int], int]:
+    """Return the axes that `indices` look up, and how many axes there are in their place."""
+    axes: list[int] = []
+    inserted = place = 0
+    for position, one in enumerate(indices):
+        mask = one is not None and _is_mask(trace, position)
+        width = len(one.shape) if mask else 1
+        if one is not None:
+            axes += range(place, place + width)
+            inserted = max(inserted, 1 if mask else len(one.shape))
+        place += width
+    return axes, inserted
 
 
 @coupling_rule(aten.index_select)
