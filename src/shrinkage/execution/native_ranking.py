@@ -16,7 +16,7 @@ from shrinkage.execution.native_layout import TYPES, is_plain
 from shrinkage.execution.native_structs import Act, Ranked
 
 Library = ctypes.CDLL | None  # None: there are no native kernels, or none are wanted
-ROOM = 8  # elements of a tensor for each one that may lie in a window
+ROOM = 20  # elements of a tensor for each one that may lie in a window; the widest has 4% of those that stay
 LEAST_ROOM = 1 << 10
 
 

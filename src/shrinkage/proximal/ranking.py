@@ -20,7 +20,7 @@ from shrinkage.proximal.reductions import Reduction
 
 ROUNDS = ((20, 11), (10, 10), (0, 10))  # the lowest bit of each digit, and how many it has
 MAGNITUDE = 0x7FFFFFFF
-CHUNK = 1 << 16  # elements that are looked at together, so that temporaries stay in a processor's cache
+CHUNK = 1 << 17  # elements that are looked at together, so that temporaries stay in a processor's cache
 
 
 Counting = Callable[[Tensor, Tensor, int, int], Tensor]  # see `counted`
