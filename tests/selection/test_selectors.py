@@ -111,7 +111,7 @@ def test_what_are_no_rules_are_refused(rules):
 def test_what_is_no_penalty_is_refused():
     with pytest.raises(TypeError, match=r"rule '\*\.weight': expected a penalty such as L1.*got 0\.1"):
         resolve(Model(), {"*.weight": 0.1})
-    with pytest.raises(ValueError, match="how must be one of 'proximal', .* 'cautious', got 'prox'"):
+    with pytest.raises(ValueError, match=r"how must be one of 'proximal', .* 'cautious', got 'prox'"):
         resolve(Model(), L1(0.1), "prox")
 
 

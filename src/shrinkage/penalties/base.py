@@ -265,9 +265,8 @@ class Penalty(Value, ABC):
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments this penalty was made with; none of a class of a user's that is no dataclass."""
-        if not dataclasses.is_dataclass(self):
-            return {}
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        return {field.name: getattr(self, field.name) for field in fields if field.init}
 
 
 @functools.cache
