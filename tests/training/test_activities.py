@@ -185,8 +185,10 @@ def test_what_was_compiled_before_sees_penalties_that_come_and_go():
 
 
 def test_a_schedule_in_a_compiled_model_compiles_nothing_anew():
+    from torch._dynamo.testing import CompileCounterWithBackend  # which takes seconds to import
+
     model, activities, reference = pair({"3": L1(Ramp(1.0, 10))})
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     call = torch.compile(model, fullgraph=True, backend=counter)
     for update in range(4):

@@ -8,6 +8,7 @@ group broadcasts back, so neither needs a copy of the tensor.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from shrinkage.penalties.value_objects import Value, value_class
 from shrinkage.proximal.precision import at_least_float32
 
 
-@value_class
-class Layout(Value):
+@dataclass(frozen=True)  # made anew at every step, so that it has setters of its own
+class Layout:
     """How a tensor falls into groups: its shape with some dimensions split, and those that tell groups apart.
 
     At least one dimension of `shape` runs within a group. `split` names the dimensions of the tensor that are split.

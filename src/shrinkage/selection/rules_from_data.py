@@ -96,7 +96,7 @@ def rules_from(data: Data, *, how: How = "proximal") -> tuple[Rule, ...]:
     >>> steps = {"schedule": "Steps", "values": {0: 1e-4, 500: 1e-3}}
     >>> (rule,) = rules_from([{"penalty": "Grouped", "of": {"penalty": "L1", "strength": steps}, "groups": "Rows"}])
     >>> rule.penalty
-    Grouped(penalty=L1(strength=Steps(values={0: 0.0001, 500: 0.001})), groups=Rows(), weigh_by_size=True)
+    Grouped(penalty=L1(strength=Steps({0: 0.0001, 500: 0.001})), groups=Rows(), weigh_by_size=True)
     """
     if isinstance(data, str | Mapping) or not isinstance(data, Sequence):
         raise TypeError(f"rules: expected a list of mappings such as {EXAMPLE}, got {shown(data)}")
