@@ -347,6 +347,7 @@ def test_a_plan_that_is_read_in_another_process_makes_the_same_model(tmp_path: P
     assert run.stdout == "[(0, 3), (0, 3)]\n", run.stderr
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 def test_sequences_in_a_nested_tensor_are_attended_each_by_itself():
     torch.manual_seed(0)
     dense = attention(True, False, False, False, batch_first=True)
