@@ -255,4 +255,7 @@ MUTANTS = [
     M("            tensor.data = tensor.data.to(kinds[name])\n", "            pass\n", "smaller_files", "half"),
     M("            setattr(model.get_submodule(owner), attribute, tensors[other])", "            pass", "smaller_files", "no_memory"),
     M("keep=composed(self.keep, ", "keep=(lambda one, other: {**one, **other})(self.keep, ", "smaller_files", "one_after or composed"),
+    M("_as_many(coupling, gone, axes, UNIFORM, short, why)", "pass", "uniform", "widest"),
+    M("if roots.issuperset(group)]", "if not roots.isdisjoint(group)]", "uniform", "held"),
+    M("_across_layers(coupling, roots) if uniform else", "_across_layers(coupling, roots) if False else", "uniform", "a_group or one_width"),
 ]

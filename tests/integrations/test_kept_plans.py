@@ -328,6 +328,19 @@ def test_gpt2_has_a_width_where_its_configuration_has_none(tmp_path):
     assert torch.equal(outputs(GPT2LMHeadModel.from_pretrained(tmp_path)), outputs(small))
 
 
+def test_uniform_layers_have_an_ordinary_configuration(tmp_path):
+    torch.manual_seed(0)
+    dense = GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=16, n_layer=2, n_head=2, n_positions=16, **ENDS)).eval()
+    with torch.no_grad():
+        for layer, units in zip(dense.transformer.h, (list(range(20)), list(range(5, 35))), strict=True):
+            layer.mlp.c_fc.weight[:, units] = 0
+            layer.mlp.c_fc.bias[units] = 0
+    small = shrink(dense, (), example_kwargs=WORDS, uniform=True).model
+    assert small.config.n_inner == 44
+    small.save_pretrained(tmp_path)
+    close(outputs(GPT2LMHeadModel.from_pretrained(tmp_path)), outputs(dense))
+
+
 def test_no_configuration_says_that_a_pooler_is_narrow():
     torch.manual_seed(0)
     dense = BertForSequenceClassification(BertConfig(**SIZES)).eval()

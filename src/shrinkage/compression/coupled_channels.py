@@ -16,6 +16,7 @@ def CoupledChannels(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     pin: Sequence[str] = (),
+    uniform: bool = False,
 ) -> Coupled:
     """Return one group per channel: rows of weights, their biases, and the scale and shift of a norm.
 
@@ -24,6 +25,8 @@ def CoupledChannels(
         example_inputs: a tuple of the positional arguments of a call of `model`, or the only one.
         example_kwargs: the keyword arguments of that call.
         pin: dotted names of modules or parameters that are not penalized.
+        uniform: one group for the channels with the same number in all layers of a kind, whose names differ by numbers
+            alone. Such layers keep one width.
 
     A group that is zero makes its channel zero, so that `shrink` removes it exactly. Heads of attention are groups
     too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that cannot go (inputs,
@@ -46,4 +49,4 @@ def CoupledChannels(
     # Not imported before it is needed: analysis is a sixth of what the package would import.
     from shrinkage.compression.removal.channel_groups import channel_groups
 
-    return channel_groups(plain(model), (positional(example_inputs), dict(example_kwargs or {})), pin)
+    return channel_groups(plain(model), (positional(example_inputs), dict(example_kwargs or {})), pin, uniform)

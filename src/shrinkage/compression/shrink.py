@@ -44,6 +44,7 @@ def shrink(
     round_to: int = 1,
     verify: bool = True,
     pin: Sequence[str] = (),
+    uniform: bool = False,
 ) -> Shrunk:
     """Return a smaller model with the outputs of `model`: channels that are zero or unused are removed.
 
@@ -58,6 +59,8 @@ def shrink(
             shorter inputs. What makes a difference is found, left in place and reported, and so are inputs of which
             the model takes no other numbers.
         pin: dotted names of modules or parameters that are not cut.
+        uniform: layers of a kind, whose names differ by numbers alone, keep as many channels as the one that needs most
+            of them, zero ones if need be, so that one width in a configuration can say how many.
 
     Which channels are one and the same follows from the operators of `torch.export`; what an operator without a rule
     touches stays. A channel whose weights are zero but that puts out a constant is removed where the biases behind it
@@ -97,7 +100,9 @@ def shrink(
     args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     model = plain(model)
     _check(model, round_to)
-    small, plan, report = made_smaller(model, (args, kwargs), pin=pin, atol=atol, round_to=round_to, verify=verify)
+    small, plan, report = made_smaller(
+        model, (args, kwargs), pin=pin, atol=atol, round_to=round_to, verify=verify, uniform=uniform
+    )
     for text in (each for each in report.collapsed if CONSTANT in each):
         warn_user(f"{text}. {CAUSE}")
     warn_of_hooks(model)

@@ -1,7 +1,6 @@
 """Ordinary configurations of smaller models: other numbers in place of a plan, where one width fits all layers."""
 
 import copy
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from shrinkage.compression.calls.results import tensors_in
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
-from shrinkage.compression.plans.tensors import Shape, saved_shapes
+from shrinkage.compression.plans.tensors import Shape, kind_of_layer, saved_shapes
 
 # What configurations call the widths of their layers, and their counts of heads.
 WIDTHS = (
@@ -77,7 +76,7 @@ def _cuts(plan: ShrinkPlan) -> set[tuple[int, int]] | None:
         return None
     after: dict[tuple[str, Shape], Shape] = {}
     for name, shape in plan.shapes.items():
-        kind = re.sub(r"\d+", "*", name), shape
+        kind = kind_of_layer(name), shape
         if after.setdefault(kind, plan.shape_after(name)) != plan.shape_after(name):
             return None
     return {(plan.shapes[name][dim], len(kept)) for name, dims in plan.keep.items() for dim, kept in dims.items()}

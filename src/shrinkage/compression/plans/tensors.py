@@ -1,5 +1,6 @@
 """The parameters and buffers of a model by dotted name, and smaller copies of them."""
 
+import re
 from collections.abc import Container, Mapping, Sequence
 
 import torch
@@ -19,6 +20,15 @@ def joined(path: str, name: str) -> str:
     ('0.body.weight', 'weight')
     """
     return f"{path}.{name}" if path else name
+
+
+def kind_of_layer(name: str) -> str:
+    """Return a dotted name without the numbers of layers: those of one kind have it in common.
+
+    >>> kind_of_layer("layers.3.mlp.fc1.weight"), kind_of_layer("0.weight")
+    ('layers.*.mlp.fc1.weight', '*.weight')
+    """
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ class Attempts:
     analysis: Analysis
     round_to: int
     checks: Checks
+    uniform: bool = False
     refusal: str = field(default="", init=False)
     first: Tensor | None = field(default=None, init=False)
     last: tuple[Tensor, Removal] | None = field(default=None, init=False)
@@ -56,7 +57,7 @@ class Attempts:
             if self.first is None and held.any():
                 self.first = self.removal(torch.zeros_like(held)).gone
             stay = held if self.first is None else held | ~self.first
-            self.last = held, removable(self.analysis, self.round_to, stay)
+            self.last = held, removable(self.analysis, self.round_to, stay, self.uniform)
         return self.last[1]
 
     def built(self, choice: Choice) -> tuple[Removal, nn.Module, ShrinkPlan]:

@@ -13,13 +13,13 @@ from shrinkage.compression.removal.bisection import culprits
 from shrinkage.compression.removal.channel_kinds import kinds_of, without
 from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
-from shrinkage.compression.tracing.disjoint_sets import distinct
+from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
 from shrinkage.diagnostics.zero_layers import NAMED, in_backticks
 from shrinkage.errors import GroupError, warn_user
 from shrinkage.penalties.coupled_groups import Coupled, Member
 
 
-def channel_groups(model: nn.Module, call: Call, pin: Sequence[str]) -> Coupled:
+def channel_groups(model: nn.Module, call: Call, pin: Sequence[str], uniform: bool = False) -> Coupled:
     """Return the groups of all that makes a channel that can go; raises and warns as `CoupledChannels` says."""
     args, kwargs = call
     coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
@@ -38,7 +38,13 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str]) -> Coupled:
             "expected a model of which some channel can go and is trained, found none. What holds the most parameters: "
             + "; ".join(most_held(coupling, model, stuck))
         )
-    number = {root: place for place, root in enumerate(sorted(roots))}
+    groups = _across_layers(coupling, roots) if uniform else [[root] for root in sorted(roots)]
+    if not groups:
+        raise GroupError(
+            "expected layers of which all of a kind can lose channels with the same numbers, found none: "
+            "leave out uniform"
+        )
+    number = {root: place for place, group in enumerate(groups) for root in group}
     members = [
         Member(
             name, dim, [number.get(root, -1) if place in rows else -1 for place, root in enumerate(channels.tolist())]
@@ -46,7 +52,7 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str]) -> Coupled:
         for (name, dim), channels in free.items()
         for rows in [coupling.telling(name, dim)]
     ]
-    kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, list(number))
+    kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, groups)
     return Coupled([member for member in members if max(member.groups) >= 0], kinds=kinds)
 
 
@@ -76,6 +82,21 @@ def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str
         count = f"{round(sum(sizes[reason].values())):,} parameters of {in_backticks(largest)}"
         texts.append(f"{reason}{wherein} ({count}){f': {advice}' if advice else ''}")
     return texts
+
+
+def _across_layers(coupling: Coupling, roots: Set[int]) -> list[list[int]]:
+    """Return the channels that can go as groups: those with the same place in all layers of a kind, if all can."""
+    sets = DisjointSets()
+    sets.new(coupling.labels.count)
+    for axes in coupling.of_a_kind():
+        first, *others = (coupling.axes[axis] for axis in axes)
+        for other in others:
+            sets.unite(first, other)
+    found: dict[int, list[int]] = {}
+    involved = distinct(torch.cat(list(coupling.axes.values())))
+    for root, one in zip(involved.tolist(), sets.find(involved).tolist(), strict=True):
+        found.setdefault(one, []).append(root)
+    return [group for group in found.values() if roots.issuperset(group)]
 
 
 FAILS = "the model fails without some of them: its code has a length as a number"

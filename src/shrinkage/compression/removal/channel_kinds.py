@@ -21,18 +21,21 @@ from shrinkage.penalties.kinds import Amount, Kinds, Length, amount
 Shares = Mapping[int, int]  # by kind, how many indices of an axis go with one channel
 
 
-def kinds_of(coupling: Coupling, model: nn.Module, call: Call, pin: Sequence[str], roots: Sequence[int]) -> Kinds:
-    """Return the kinds of channels: a group for each of `roots`, their labels.
+def kinds_of(
+    coupling: Coupling, model: nn.Module, call: Call, pin: Sequence[str], groups: Sequence[Sequence[int]]
+) -> Kinds:
+    """Return the kinds of channels: each of `groups` holds the labels of one or more.
 
     Two channels are of one kind if they take as many indices along of each axis of each parameter and buffer. What
     counts multiply-adds later follows the model anew: a graph would hold the parameters as they are now.
     """
     places = torch.full((coupling.labels.count,), -1)
-    places[list(roots)] = torch.arange(len(roots))
-    own: list[list[tuple[Axis, int]]] = [[] for _ in roots]
+    for place, roots in enumerate(groups):
+        places[list(roots)] = place
+    own: list[list[tuple[Axis, int]]] = [[] for _ in groups]
     for axis, channels in coupling.axes.items():
-        groups = places[channels]
-        counts = torch.bincount(groups[groups >= 0], minlength=len(roots))
+        found_there = places[channels]
+        counts = torch.bincount(found_there[found_there >= 0], minlength=len(groups))
         found = counts.nonzero().flatten()
         for group, count in zip(found.tolist(), counts[found].tolist(), strict=True):
             own[group].append((axis, count))
@@ -42,7 +45,7 @@ def kinds_of(coupling: Coupling, model: nn.Module, call: Call, pin: Sequence[str
     for axes, kind in known.items():
         for axis, count in axes:
             shares.setdefault(axis, {})[kind] = count
-    multiply_adds = partial(multiply_adds_of, model, call, tuple(pin), tuple(roots), of)
+    multiply_adds = partial(multiply_adds_of, model, call, tuple(pin), tuple(map(tuple, groups)), of)
     return Kinds(of, parameters_of(model, shares), multiply_adds)
 
 
@@ -59,7 +62,7 @@ def parameters_of(model: nn.Module, shares: Mapping[Axis, Shares]) -> Amount:
 
 
 def multiply_adds_of(
-    model: nn.Module, call: Call, pin: Sequence[str], roots: Sequence[int], of: Sequence[int]
+    model: nn.Module, call: Call, pin: Sequence[str], groups: Sequence[Sequence[int]], of: Sequence[int]
 ) -> Amount:
     """Return how many multiply-adds a call takes: found in copies of the model with one channel of a kind less.
 
@@ -67,7 +70,7 @@ def multiply_adds_of(
         model: is copied.
         call: of it.
         pin: what stays.
-        roots: the labels of the channels, which are the same each time that the model is followed.
+        groups: the labels of the channels of each, which are the same each time that the model is followed.
         of: their kinds.
 
     Raises:
@@ -80,21 +83,21 @@ def multiply_adds_of(
         )
     args, kwargs = call
     coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
-    by_kind: dict[int, list[int]] = {}
-    for root, kind in zip(roots, of, strict=True):
-        by_kind.setdefault(kind, []).append(root)
+    by_kind: dict[int, list[Sequence[int]]] = {}
+    for roots, kind in zip(groups, of, strict=True):
+        by_kind.setdefault(kind, []).append(roots)
     half = {kind: own[(len(own) + 1) // 2 :] for kind, own in by_kind.items()}
 
-    def counted(gone: Sequence[int]) -> list[CountedOperator]:
+    def counted(gone: Sequence[Sequence[int]]) -> list[CountedOperator]:
         which = torch.zeros(coupling.labels.count, dtype=torch.bool)
-        which[list(gone)] = True
+        which[[root for roots in gone for root in roots]] = True
         made = without(which, coupling, model) if gone else without_gradients(model)
         return counted_operators(with_prunable_heads(made), call)
 
     try:
         smaller = {kind: counted(own[:1]) for kind, own in by_kind.items() if len(own) > 1}
         found = multiply_adds_left(counted([]), smaller)
-        sample = counted([root for own in half.values() for root in own])
+        sample = counted([roots for own in half.values() for roots in own])
     except GroupError:
         raise
     except Exception as error:  # Whatever a model's code does with other widths than it expects.

@@ -11,9 +11,11 @@ from shrinkage.compression.dataflow.random_runs import live_rows
 from shrinkage.compression.plans.tensors import zero_slices
 from shrinkage.compression.removal.analysis import Analysis, Reading
 from shrinkage.compression.removal.constants import Target, target_of
-from shrinkage.compression.tracing.coupling import Coupling
+from shrinkage.compression.tracing.coupling import Axis, Coupling
 from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.compression.tracing.trace import path_of
+
+UNIFORM = "stays so that all layers of its kind keep as many channels, as uniform asks"
 
 
 class Removal(NamedTuple):
@@ -23,11 +25,12 @@ class Removal(NamedTuple):
     reasons: Mapping[int, str]
 
 
-def removable(analysis: Analysis, round_to: int, held: Tensor) -> Removal:
+def removable(analysis: Analysis, round_to: int, held: Tensor, uniform: bool = False) -> Removal:
     """Return the channels that can go without a change of the outputs.
 
     The largest set is sought in which every reader of a channel either has no weight for it in the rows that stay, or
-    reads a constant that its bias can take up; all start in it, and those that fail leave it until none does.
+    reads a constant that its bias can take up; all start in it, and those that fail leave it until none does. With
+    `uniform`, all layers of a kind keep as many channels.
     """
     coupling = analysis.coupling
     stay = torch.ones(coupling.labels.count, dtype=torch.bool)
@@ -41,6 +44,12 @@ def removable(analysis: Analysis, round_to: int, held: Tensor) -> Removal:
     while True:
         gone = _closed(analysis, constant, stay)
         short, why = _too_few(coupling, gone, round_to)
+        for names in coupling.even:
+            layer = names[0].rpartition(".")[0] or "the model"
+            text = f"stays so that all layers and directions of `{layer}` have as many units"
+            _as_many(coupling, gone, [(name, 0) for name in names], text, short, why)
+        for axes in coupling.of_a_kind() if uniform else []:
+            _as_many(coupling, gone, axes, UNIFORM, short, why)
         if not short.any():
             _explain_the_rest(analysis, constant, ~gone, reasons)
             _explain_products(analysis, reasons)
@@ -162,7 +171,7 @@ def _rows(coupling: Coupling, reading: Reading, stay: Tensor) -> Tensor | None:
 def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, dict[int, str]]:
     """Return which channels have to stay after all, and why.
 
-    Those of one per axis at least, of a multiple of `round_to`, and of as many units in all layers of a recurrent one.
+    Those of one per axis at least, and of a multiple of `round_to`.
     """
     back, why = torch.zeros_like(gone), dict[int, str]()
     for (name, _), channels in coupling.axes.items():
@@ -175,13 +184,17 @@ def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, d
             back[root] = True
             text = f"stays so that `{name}` has a multiple of {round_to} channels, as round_to asks"
             why.setdefault(root, text if number else f"is the last one of `{name}`, which needs one: all others go")
-    for names in coupling.even:
-        several = [distinct(coupling.axes[name, 0][gone[coupling.axes[name, 0]]]) for name in names]
-        for root in torch.cat([each[min(map(len, several)) :] for each in several]).tolist():
-            back[root] = True
-            layer = names[0].rpartition(".")[0] or "the model"
-            why.setdefault(root, f"stays so that all layers and directions of `{layer}` have as many units")
     return back, why
+
+
+def _as_many(
+    coupling: Coupling, gone: Tensor, axes: Sequence[Axis], text: str, back: Tensor, why: dict[int, str]
+) -> None:
+    """Note which channels have to stay after all so that as many go along each of `axes`, and why: `text`."""
+    several = [distinct(coupling.axes[axis][gone[coupling.axes[axis]]]) for axis in axes]
+    for root in torch.cat([each[min(map(len, several)) :] for each in several]).tolist():
+        back[root] = True
+        why.setdefault(root, text)
 
 
 def kept_indices(coupling: Coupling, gone: Tensor) -> dict[str, dict[int, tuple[int, ...]]]:

@@ -23,7 +23,14 @@ from shrinkage.selection.unregistered import unregistered
 
 
 def made_smaller(
-    model: nn.Module, call: Call, *, pin: Sequence[str], atol: float, round_to: int, verify: bool
+    model: nn.Module,
+    call: Call,
+    *,
+    pin: Sequence[str],
+    atol: float,
+    round_to: int,
+    verify: bool,
+    uniform: bool = False,
 ) -> tuple[nn.Module, ShrinkPlan, ShrinkReport]:
     """Return the smaller model, the plan that makes it from `model`, and the report; arguments as in `shrink`."""
     args, kwargs = call
@@ -37,7 +44,7 @@ def made_smaller(
             raise
         except Exception as failure:
             raise call_failed(model, failure) from failure
-        attempts = Attempts(analysis, round_to, checks)
+        attempts = Attempts(analysis, round_to, checks, uniform)
         choice, error, refusal = attempts.settled()
         removal, small, plan = attempts.compared(choice)
         kept = kept_zeros(attempts, removal, choice.held, refusal)

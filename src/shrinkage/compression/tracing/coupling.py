@@ -12,7 +12,7 @@ from shrinkage.compression.calls.inputs import positional
 from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.plans.attention import with_prunable_heads
-from shrinkage.compression.plans.tensors import joined, tensors_of
+from shrinkage.compression.plans.tensors import joined, kind_of_layer, tensors_of
 from shrinkage.compression.removal.adapters import fixed_ranks
 from shrinkage.compression.tracing import contractions, indexing, shapes  # noqa: F401  they register their rules
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
@@ -63,6 +63,13 @@ class Coupling(NamedTuple):
         makes = [dim for dim in axes if (name, dim) in self.producing]
         makes = makes or [dim for dim in axes if (name, dim) not in self.consumed]
         return next((dim for dim in makes if len(self.axes[name, dim]) > 1), makes[0] if makes else None)
+
+    def of_a_kind(self) -> list[list[Axis]]:
+        """Return the axes of layers of one kind: of one length, with names that differ by numbers alone."""
+        kinds: dict[tuple[str, int, int], list[Axis]] = {}
+        for (name, dim), channels in self.axes.items():
+            kinds.setdefault((kind_of_layer(name), dim, len(channels)), []).append((name, dim))
+        return [axes for axes in kinds.values() if len(axes) > 1]
 
     def telling(self, name: str, dim: int) -> range:
         """Return the indices along an axis of a parameter that tell by themselves whether their channels are zero."""
