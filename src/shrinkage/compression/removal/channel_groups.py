@@ -84,7 +84,7 @@ def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str
     return texts
 
 
-def _across_layers(coupling: Coupling, roots: Set[int]) -> list[list[int]]:
+def _across_layers(coupling: Coupling, roots: set[int]) -> list[list[int]]:
     """Return the channels that can go as groups: those with the same place in all layers of a kind, if all can."""
     sets = DisjointSets()
     sets.new(coupling.labels.count)
