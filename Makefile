@@ -6,7 +6,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip install --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all test-matrix lint types bench experiments budgets docs wheel clean
+.PHONY: demo test test-all test-matrix lint types bench experiments budgets docs site wheel clean
 
 # make demo DEMO="--seeds 1 --epochs 8"
 demo: $(VENV)/installed
@@ -49,6 +49,10 @@ budgets: $(VENV)/bench
 docs: $(VENV)/installed
 	$(BIN)/python docs/build.py
 
+# Pages, a gallery and a page per public name, in runs/site; SITE="-D plot_gallery=0" leaves out the pictures of the gallery.
+site: $(VENV)/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs $(SITE) . runs/site
+
 # A wheel that carries native kernels for this system and machine; `pip wheel .` makes one that builds them at first use.
 wheel: $(VENV)/installed
 	$(BIN)/python -m shrinkage.execution.native_build
@@ -71,6 +75,10 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PIP) torch
 	$(PIP) --editable '.[cli,export,lightning,transformers]' --group dev
 	$(PIP) --no-deps --upgrade --target $(VENV)/aside torchvision timm
+	touch $@
+
+$(VENV)/site: $(VENV)/installed
+	$(PIP) --group site
 	touch $@
 
 # The packages of others that `make bench` measures beside this one.

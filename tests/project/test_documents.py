@@ -12,6 +12,7 @@ import shrinkage
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 RELATIVE = re.compile(r"\]\((?!https?://|#)[^)]*\)|^\[[^\]]+\]:\s|<(?:img|a)\s", re.MULTILINE)
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -51,6 +52,12 @@ PAGES = [
     "activities",
     "budget",
     "distributed",
+    "howto/collapsed",
+    "howto/columns",
+    "howto/optimizer",
+    "howto/smaller_cnn",
+    "howto/smaller_gpt",
+    "howto/sparse_autoencoder",
     "migrating",
     "parameters",
     "paths",
@@ -59,6 +66,7 @@ PAGES = [
     "rules",
     "shrinking",
     "solutions",
+    "start",
     "strengths",
 ]
 
@@ -75,7 +83,7 @@ def test_the_code_of_a_page_runs_from_the_top(page, tmp_path, monkeypatch):
     assert len(found) > 3
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
 def test_no_page_installs_from_an_index_on_which_the_package_is_not(path):
     assert not re.findall(r"pip install '?shrinkage", path.read_text())
 
@@ -106,15 +114,13 @@ def test_nothing_is_left_to_be_filled_in():
     assert "<!--" not in README
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-)
-def test_links_and_named_tests_exist(document):
-    text = (ROOT / document).read_text()
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_links_and_named_tests_exist(path):
+    text = path.read_text()
     links = re.findall(r"\]\((?!http)([^)#]+)", text)
     files = re.findall(r"`((?:tests|benchmarks|docs)/[\w/.]+)`", text)
     for target in links + files:
-        assert ((ROOT / document).parent / target).exists() or (ROOT / target).exists(), target
+        assert (path.parent / target).exists() or (ROOT / target).exists(), target
 
 
 def anchors(page: Path) -> set[str]:
@@ -124,7 +130,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
 def test_links_to_headings_lead_to_headings(path):
     for page, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", path.read_text()):
         assert anchor in anchors(path.parent / page if page else path), f"{page}#{anchor}"
