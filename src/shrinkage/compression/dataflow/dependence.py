@@ -175,11 +175,10 @@ def _put(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
 
     Any element that is written may land anywhere along the axes of the indices, as in `_scattered`.
     """
-    x, where, source = node.args[:3]
-    (old, mine), (new, theirs) = (
-        (operands[each] if isinstance(each, fx.Node) else (each, None)) for each in (x, source)
-    )
-    indices: list[Operand] = [operands[each] for each in where if each is not None]
+    arguments: Any = node.args
+    x, where, source = arguments[:3]
+    (old, mine), (new, theirs) = (operands[each] if isinstance(each, fx.Node) else (each, None) for each in (x, source))
+    indices = [operands[each] for each in where if each is not None]
     axes = _axes_looked_up(node, operands, old.dim())
     first, inserted = axes[0], max(1 if index.dtype in MASKS else index.dim() for index, _ in indices)
     if axes != list(range(first, first + len(axes))):
