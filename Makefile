@@ -73,7 +73,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch
-	$(PIP) --editable '.[cli,export,lightning,transformers]' --group dev
+	$(PIP) --editable '.[cli,export,lightning,sklearn,transformers]' --group dev
 	$(PIP) --no-deps --upgrade --target $(VENV)/aside torchvision timm
 	touch $@
 

@@ -52,6 +52,7 @@ PAGES = [
     "activities",
     "budget",
     "distributed",
+    "feature_selection",
     "howto/collapsed",
     "howto/columns",
     "howto/optimizer",

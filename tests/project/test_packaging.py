@@ -23,7 +23,7 @@ def test_torch_is_needed_alone_and_without_an_upper_bound():
 
 def test_what_developing_needs_is_no_extra():
     assert set(PROJECT["dependency-groups"]) == {"dev", "bench", "site"}
-    assert set(PROJECT["project"]["optional-dependencies"]) == {"cli", "lightning", "transformers", "export"}
+    assert set(PROJECT["project"]["optional-dependencies"]) == {"cli", "lightning", "transformers", "sklearn", "export"}
 
 
 @pytest.mark.parametrize("kind", ["optional-dependencies", "dependency-groups"])
