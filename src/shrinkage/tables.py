@@ -1,6 +1,8 @@
-"""Plain-text tables."""
+"""Tables: plain text, and HTML for notebooks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import NamedTuple
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
@@ -22,6 +24,40 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
         return "  ".join(padded).rstrip()
 
     return "\n".join(map(aligned, lines))
+
+
+class Table(NamedTuple):
+    """Rows of text under a header, whose columns in `right` end flush. Prints as plain text."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: Sequence[int] = ()
+
+    def __str__(self) -> str:
+        return table(self.header, self.rows, right=self.right)
+
+    def html(self) -> str:
+        """Return the table as HTML; all text in it is escaped."""
+        head = self._row(self.header, "th")
+        return (
+            f"<table><thead>{head}</thead><tbody>{''.join(self._row(row, 'td') for row in self.rows)}</tbody></table>"
+        )
+
+    def _row(self, cells: Sequence[str], tag: str) -> str:
+        texts = []
+        for column, cell in enumerate(cells):
+            side = "right" if column in self.right else "left"
+            texts.append(f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>')
+        return f"<tr>{''.join(texts)}</tr>"
+
+
+def in_html(parts: Iterable[str | Table]) -> str:
+    """Return tables and text, one below the other, as HTML for a notebook.
+
+    >>> in_html(["a < b"])
+    '<p>a &lt; b</p>'
+    """
+    return "".join(part.html() if isinstance(part, Table) else f"<p>{escape(part)}</p>" for part in parts if part)
 
 
 def shape_text(shape: Sequence[int]) -> str:

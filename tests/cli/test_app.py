@@ -365,8 +365,10 @@ def test_shrink_takes_indices(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter deprecates parts of itself
 def test_shrink_writes_onnx(pruned: tuple[nn.Module, Path], tmp_path: Path) -> None:
     model, file = pruned
+    pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx = tmp_path / "small.onnx"
     result = call("shrink", f"{__name__}:build", file, "--input", "2x3x2x2", "--onnx", onnx)

@@ -59,4 +59,6 @@ MUTANTS = [
     M("others += [Rule(None, selector)", "_ = [Rule(None, selector)", "suggested_strengths", "tied"),
     M("SHARE = 1 / 16", "SHARE = 4.0", "suggested_strengths", "costs_no_accuracy"),
     M("if not strength:", "if False:", "suggested_strengths", "no_gradient", quick=True),
+    M("{escape(cell)}</{tag}>", "{cell}</{tag}>", "notebooks", "printed"),
+    M("if name.rpartition(\".\")[2] not in STATISTICS", "", "report", "tied_tensors"),
 ]

@@ -20,7 +20,7 @@ from shrinkage.selection.declaration import unreached
 from shrinkage.selection.first_match import nearest
 from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.unregistered import told, unregistered
-from shrinkage.tables import shape_text, table
+from shrinkage.tables import Table, in_html, shape_text
 
 STATISTICS = {"running_mean", "running_var"}
 
@@ -107,7 +107,7 @@ class Report(ByFields):
         more["undefined"] = list(self.undefined)
         return {"below": self.below, **totals, "tensors": tensors, **more}
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         header = [
             "parameter",
             "shape",
@@ -122,10 +122,16 @@ class Report(ByFields):
         rows = [tensor_cells(tensor) for tensor in self.tensors]
         total = ["all", str(self.size), str(self.zeros), share(self.zeros, self.size)]
         rows.append([*total, str(self.small), share(self.small, self.size), "", "", ""])
-        lines = table(header, rows, right=range(2, 9)) + self._note()
+        return Table(header, rows, range(2, 9))
+
+    def __str__(self) -> str:
+        lines = "\n".join([str(self._table()), *self._notes()])
         return "\n\n".join([*undefined_first(self.undefined), *told_first(self.dead), lines])
 
-    def _note(self) -> str:
+    def _repr_html_(self) -> str:
+        return in_html([*undefined_first(self.undefined), *told_first(self.dead), self._table(), *self._notes()])
+
+    def _notes(self) -> list[str]:
         """Return the lines on parameters that are not found, or declared and not penalized, if there are any."""
         notes = []
         if self.unreached:
@@ -135,7 +141,7 @@ class Report(ByFields):
             )
         if self.unregistered:
             notes.append(("" if self.tensors else "no parameters: ") + told(self.unregistered))
-        return "".join(f"\n{note}" for note in notes)
+        return notes
 
 
 def report(model: Model, *, below: float = 1e-3) -> Report:

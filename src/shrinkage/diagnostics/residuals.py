@@ -23,7 +23,7 @@ from shrinkage.proximal.precision import upcast
 from shrinkage.selection.coupled_rules import block_text
 from shrinkage.selection.named_parameters import named_parameters
 from shrinkage.selection.plan import Plan
-from shrinkage.tables import table
+from shrinkage.tables import Table, in_html
 
 
 class ParameterResidual(NamedTuple):
@@ -93,11 +93,16 @@ class Residuals(ByFields):
         return self.worst.relative <= self.tolerance
 
     def __str__(self) -> str:
+        return "\n".join(map(str, self._parts()))
+
+    def _repr_html_(self) -> str:
+        return in_html(self._parts())
+
+    def _parts(self) -> list[str | Table]:
         header = ["parameter", "penalty", "strength", "measure", "max", "mean", "of the strength", "zeros"]
         rows = [residual_cells(each) for each in (*self.penalized, *self.others)]
-        lines = [*told_first(self.dead), table(header, rows, right=range(4, 8)), self.verdict()]
         left_out = ["Of weights with a Budget, those that are zero are left out."] if self.budgets else []
-        return "\n".join(lines + left_out)
+        return [*told_first(self.dead), Table(header, rows, range(4, 8)), self.verdict(), *left_out]
 
     def after(self, training: Training) -> "Residuals":
         """Return these residuals, with what is known of the training before them."""

@@ -22,7 +22,7 @@ from shrinkage.selection.rules import Rule, Rules, as_rules, check_same_rule
 from shrinkage.selection.selectors import selector_text
 from shrinkage.selection.supported_parameters import check_not_computed, check_parameter, is_frozen
 from shrinkage.selection.unregistered import told_with_errors, warn_of_unregistered
-from shrinkage.tables import names_note, shape_text, table
+from shrinkage.tables import Table, in_html, names_note, shape_text
 
 
 class Entry(NamedTuple):
@@ -78,12 +78,21 @@ class Plan(ByFields):
         return len(self.entries)
 
     def __str__(self) -> str:
+        return f"{self._table()}{self._notes()}"
+
+    def _repr_html_(self) -> str:
+        return in_html([self._table(), *self._notes().splitlines()])
+
+    def _table(self) -> Table:
         header = ["parameter", "shape", "groups", "penalty", "strength", "how"]
         rows = [entry_cells(entries) for entries in self.families()]
-        rows += [row for planned in self.budgets for row in planned.rows()]
+        return Table(header, rows + [row for planned in self.budgets for row in planned.rows()])
+
+    def _notes(self) -> str:
+        """Return the lines on budgets and on matrices that no rule names, each after a line break."""
         lines = "".join(planned.line() for planned in self.budgets)
         names, sizes = [name for name, _ in self.unnamed], [size for _, size in self.unnamed]
-        return table(header, rows) + lines + names_note(f"no rule names these matrices ({sum(sizes):,} weights)", names)
+        return lines + names_note(f"no rule names these matrices ({sum(sizes):,} weights)", names)
 
     def at(self, update: int) -> "Plan":
         """Return what is penalized at an update: of rules that are over by then, what comes after, if anything."""

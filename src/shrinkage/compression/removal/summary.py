@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from shrinkage.compression.calls.cost import Cost
 from shrinkage.diagnostics.zero_layers import CAUSE
 from shrinkage.selection.unregistered import told
-from shrinkage.tables import shape_text, table
+from shrinkage.tables import Table, in_html, shape_text
 
 Shape = tuple[int, ...]
 
@@ -109,17 +109,23 @@ class ShrinkReport(NamedTuple):
         }
 
     def __str__(self) -> str:
-        parts = [f"{text}. {CAUSE}" for text in self.collapsed]
+        return "\n\n".join(map(str, self._parts()))
+
+    def _repr_html_(self) -> str:
+        return in_html(self._parts())
+
+    def _parts(self) -> list[str | Table]:
+        parts: list[str | Table] = [f"{text}. {CAUSE}" for text in self.collapsed]
         if self.layers:
-            parts.append(_totals(self))
+            parts += _totals(self)
         else:
             parts.append("no channel is removed, for the reasons below" if self.kept else NOTHING)
         if self.layers:
             header = ["layer", "shape", "parameters", "multiply-adds", "milliseconds"]
-            parts.append(table(header, [layer.cells() for layer in self.layers], right=range(1, 5)))
+            parts.append(Table(header, [layer.cells() for layer in self.layers], range(1, 5)))
         if self.kept:
             rows = [[kept.name, str(kept.channels), kept.reason, kept.advice] for kept in self.kept]
-            parts.append(table(["zero channels that stay", "count", "because", "what to do"], rows, right=[1]))
+            parts.append(Table(["zero channels that stay", "count", "because", "what to do"], rows, [1]))
         if self.uncalled:
             parts.append("not called with the example inputs, and as wide as before: " + ", ".join(self.uncalled))
         if self.unvaried:
@@ -134,10 +140,10 @@ class ShrinkReport(NamedTuple):
         if self.unknown_operators:
             parts.append("operators without a rule: " + ", ".join(map(str, self.unknown_operators)))
         parts += [f"`{path or 'the model'}` was not exported: {error}" for path, error in self.not_exported.items()]
-        return "\n\n".join(parts)
+        return parts
 
 
-def _totals(report: ShrinkReport) -> str:
+def _totals(report: ShrinkReport) -> list[str | Table]:
     old, new = report.before, report.after
     counts = {
         "parameters": (old.parameters, new.parameters),
@@ -147,9 +153,9 @@ def _totals(report: ShrinkReport) -> str:
     rows = [[name, f"{before:,}", f"{after:,}", _ratio(before, after)] for name, (before, after) in counts.items()]
     seconds = (old.latency, new.latency)
     rows.append(["milliseconds", *map(_milliseconds, seconds), _ratio(*seconds)])
-    text = table(["", "before", "after", "ratio"], rows, right=[1, 2, 3])
     compared = "not compared" if isnan(report.error) else f"{report.error:.1e}"
-    return f"{text}\n\nlargest relative difference of the outputs: {compared}"
+    text = f"largest relative difference of the outputs: {compared}"
+    return [Table(["", "before", "after", "ratio"], rows, [1, 2, 3]), text]
 
 
 def _milliseconds(seconds: float | None) -> str:
