@@ -22,7 +22,10 @@ PACKAGES = [
     *("diagnostics", "training", "compression", "paths", "integrations", "pictures", "cli"),
 ]
 WITH_EXTRAS = {"integrations", "pictures", "cli"}
-EXTRAS = {"jinja2", "lightning", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "transformers", "typer"}
+EXTRAS = {
+    *("jinja2", "lightning", "matplotlib", "numpy", "onnxscript", "rich", "safetensors", "sklearn", "transformers"),
+    "typer",
+}
 IMPORTED_WHERE_USED = {
     "progress_bar.py": {"rich"},  # where it is installed, a path shows a bar; nothing else depends on it
     "smaller_files.py": {"safetensors"},  # it says what to install

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 from shrinkage import Report, __version__, report
-from shrinkage.cli.comparison import compared, to_dict
 from shrinkage.cli.read_file import extras, fail, weights_in
 from shrinkage.cli.shrink_command import shrink_file
+from shrinkage.cli.two_reports import compared, to_dict
 from shrinkage.diagnostics.checkpoint_files import TOP
 from shrinkage.errors import ParameterError, listed
 
