@@ -6,7 +6,7 @@ MUTANTS = [
     M("torch.load(stream", "torch.load(file", "app", "by_its_name"),
     M("return chosen(content_of(file), key)", "return chosen(content_of(file))", "app", "asks_which"),
     M("        return Format.SAFETENSORS", "        return Format.TORCH", "app", "by_its_name"),
-    M("known = name in", "known = True or name in", "app", "runs_nothing"),
+    M("known = name in HARMLESS", "known = True or name in HARMLESS", "app", "runs_nothing"),
     M("if Path(part).name != part or not", "if not", "app", "without_its_shards"),
     M("last.sparsity < fail_under", "last.sparsity <= fail_under", "app", "fail_under"),
     M("_, weights, last = found[-1]", "_, weights, last = found[0]", "app", "fail_under"),
