@@ -1,29 +1,29 @@
-"""Both examples train a dense model, a model that a penalty makes smaller, and one that is pruned by magnitude.
+"""The examples train a dense model, models that become smaller on the way, and one that is small from the start.
 
-All three make the same number of updates, on the same batches, at the same learning rates. The second and the third
-become smaller after some of these updates, and make the others as small models.
+All make the same number of updates, on the same batches, at the same learning rates. What becomes smaller after some of
+these updates makes the others as a small model.
 """
 
-import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from magnitude import pruned_to
-from shrinkage import CoupledChannels, GroupLasso, Regularizer, Shrunk, shrink, shrink_optimizer_
+from magnitude import magnitudes, places, pruned_to
+from shrinkage import Budget, CoupledChannels, GroupLasso, Regularizer, Shrunk, shrink, shrink_optimizer_
 from shrinkage.compression.calls.cost import parameter_count
 
-DENSE, OURS, MAGNITUDE = "dense", "shrinkage", "magnitude"
+DENSE, BUDGET, PENALTY, MAGNITUDE, SCRATCH = "dense", "budget", "penalty", "magnitude", "scratch"
 HOLD_ZEROS = 0.99  # decay of the averaged gradients that keep zeros at zero despite minibatch noise
 RAMP = 0.1  # the share of all updates in which the strength of the penalty rises from 0
 WARM_UP = 0.05  # the share of all updates in which the learning rate rises from 0
 
-Tick = Callable[[str], None]
+Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,16 @@ class Settings:
     Args:
         updates: of each model.
         seeds: models of each variant.
+        target: of the budget: the parameters that are left at most, or the share of single weights that is zero.
         strength: of the penalty, in units of the loss.
         penalty_from: the share of the updates after which the penalty begins.
-        shrink_after: the share after which it ends, and zero channels are removed.
+        shrink_after: the share after which it ends, and what is zero is removed or stays zero.
         prune_after: the share after which small channels of the dense model are removed.
     """
 
     updates: int
     seeds: int
+    target: float
     strength: float
     penalty_from: float
     shrink_after: float
@@ -77,18 +79,13 @@ class Settings:
 
     @property
     def shrink_at(self) -> int:
-        """Number of updates before zero channels are removed."""
+        """Number of updates before the penalty ends."""
         return round(self.shrink_after * self.updates)
 
     @property
     def prune_at(self) -> int:
         """Number of updates before small channels are removed."""
         return round(self.prune_after * self.updates)
-
-    @property
-    def ticks(self) -> int:
-        """How many updates are made in all; the pruned model begins as the dense one does."""
-        return self.seeds * (3 * self.updates - self.prune_at)
 
     def strength_at(self, update: int) -> float:
         """Return the strength at an update: it rises to the whole one within `RAMP`."""
@@ -119,7 +116,7 @@ class Outcome:
 
 @dataclass(eq=False)
 class Training:
-    """A model in training: it can be copied and made smaller between two updates."""
+    """A model in training: it can be made smaller between two updates."""
 
     task: Task
     settings: Settings
@@ -135,12 +132,7 @@ class Training:
         model = task.build()
         return cls(task, settings, seed, model, task.optimizer(model))
 
-    def branch(self) -> "Training":
-        """Return a training that goes on from here on its own."""
-        model, optimizer = copy.deepcopy((self.model, self.optimizer))
-        return replace(self, model=model, optimizer=optimizer)
-
-    def train_until(self, update: int, tick: Callable[[], None]) -> None:
+    def train_until(self, update: int, tick: Tick) -> None:
         """Make updates until there were so many: an ordinary loop."""
         self.model.train()
         for number in range(self.update, update):
@@ -161,10 +153,13 @@ class Training:
         after = self.task.validation(self.model.eval())
         return Cut(before, after, small.report.error, parameter_count(small.model))
 
-    def outcome(self, variant: str, cut: Cut | None = None) -> Outcome:
+    def outcome(self, variant: str, cut: Cut | None) -> Outcome:
         """Measure the quality that was reached."""
         model = self.model.eval()
         return Outcome(variant, self.seed, model, self.task.validation(model), self.task.test(model), cut)
+
+
+Methods = Mapping[str, Callable[[Training, Tick], Cut | None]]
 
 
 def share_of_rate(done: float) -> float:
@@ -172,42 +167,79 @@ def share_of_rate(done: float) -> float:
     return min(done / WARM_UP, 1.0) * (1 + math.cos(math.pi * done)) / 2
 
 
-def train_with_penalty(task: Task, settings: Settings, seed: int, tick: Callable[[], None]) -> Outcome:
-    """Train with a penalty on channels, remove those that are zero, and train what is left without it."""
-    training = Training.begin(task, settings, seed)
+def dense(training: Training, tick: Tick) -> None:
+    """Train the whole model."""
+    training.train_until(training.settings.updates, tick)
+
+
+def budget(training: Training, tick: Tick) -> Cut:
+    """Say how many parameters are left in the end; the model becomes smaller once they are."""
+    task, settings = training.task, training.settings
 
     channels = CoupledChannels(training.model, task.inputs)
-    penalty = GroupLasso(settings.strength_at, channels)
-    regularizer = Regularizer(training.model, penalty, hold_zeros=HOLD_ZEROS, compile=False).attach(training.optimizer)
+    budget = Budget(parameters=settings.target, updates=settings.updates, groups=channels)
+    regularizer = Regularizer(training.model, budget).attach(training.optimizer)
+    training.train_until(budget.last_update, tick)
+    regularizer.detach()
+
+    cut = training.go_on_with(shrink(training.model, task.inputs))
+    training.train_until(settings.updates, tick)
+    return cut
+
+
+def penalty(training: Training, tick: Tick) -> Cut:
+    """Train with a penalty on channels, remove those that are zero, and train what is left without it."""
+    task, settings = training.task, training.settings
+
+    channels = CoupledChannels(training.model, task.inputs)
+    lasso = GroupLasso(settings.strength_at, channels)
+    regularizer = Regularizer(training.model, lasso, hold_zeros=HOLD_ZEROS, compile=False).attach(training.optimizer)
     training.train_until(settings.shrink_at, tick)
     regularizer.detach()
 
     cut = training.go_on_with(shrink(training.model, task.inputs))
     training.train_until(settings.updates, tick)
-    return training.outcome(OURS, cut)
+    return cut
 
 
-def train_dense_and_pruned(
-    task: Task, settings: Settings, seed: int, parameters: int, tick: Callable[[], None]
-) -> tuple[Outcome, Outcome]:
-    """Train without a penalty; a copy is pruned on the way, to as many parameters as `parameters`."""
-    dense = Training.begin(task, settings, seed)
-    dense.train_until(settings.prune_at, tick)
-    pruned = dense.branch()
-    dense.train_until(settings.updates, tick)
-
-    channels = CoupledChannels(pruned.model, task.inputs)
-    cut = pruned.go_on_with(pruned_to(pruned.model, channels, task.inputs, parameters))
-    pruned.train_until(settings.updates, tick)
-    return dense.outcome(DENSE), pruned.outcome(MAGNITUDE, cut)
+def magnitude(training: Training, tick: Tick) -> Cut:
+    """Prune the smallest channels of the dense model at once, and train what is left."""
+    task, settings = training.task, training.settings
+    training.train_until(settings.prune_at, tick)
+    channels = CoupledChannels(training.model, task.inputs)
+    sizes = magnitudes(training.model, channels)
+    cut = training.go_on_with(pruned_to(training.model, channels, sizes, task.inputs, settings.target))
+    training.train_until(settings.updates, tick)
+    return cut
 
 
-def compare(task: Task, settings: Settings, tick: Tick) -> list[Outcome]:
-    """Train all variants with every seed; `tick` is called after each update with what is being done."""
+def scratch(training: Training, tick: Tick) -> None:
+    """Train a small model from the start."""
+    train_small(training, training.settings.target, tick)
+
+
+def train_small(training: Training, parameters: int, tick: Tick) -> None:
+    """Train a model of about so many parameters, whose layers are smaller by the same share, from the start."""
+    task = training.task
+    channels = CoupledChannels(training.model, task.inputs)
+    training.model = pruned_to(training.model, channels, places(channels), task.inputs, parameters).model
+    torch.manual_seed(training.seed)
+    for module in training.model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()  # a smaller layer begins with larger weights
+    training.optimizer = task.optimizer(training.model)
+    training.train_until(training.settings.updates, tick)
+
+
+CHANNELS: Methods = {DENSE: dense, BUDGET: budget, PENALTY: penalty, MAGNITUDE: magnitude, SCRATCH: scratch}
+
+
+def compare(task: Task, settings: Settings, methods: Methods, tick: Callable[[str], None]) -> list[Outcome]:
+    """Train by all methods with every seed; `tick` is called after each update with what is being done."""
     outcomes = []
     for seed in range(settings.seeds):
-        ours = train_with_penalty(task, settings, seed, lambda seed=seed: tick(f"{OURS}, seed {seed}"))
-        size = parameter_count(ours.model)
-        both = train_dense_and_pruned(task, settings, seed, size, lambda seed=seed: tick(f"others, seed {seed}"))
-        outcomes += [both[0], both[1], ours]
+        for variant, method in methods.items():
+            training = Training.begin(task, settings, seed)
+            cut = method(training, partial(tick, f"{variant}, seed {seed}"))
+            outcomes.append(training.outcome(variant, cut))
     return outcomes

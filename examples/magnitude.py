@@ -1,4 +1,4 @@
-"""Magnitude pruning: the channels with the smallest weights become zero, until the model is as small as another."""
+"""Pruning to a size: the channels with the lowest scores become zero, until few enough parameters are left."""
 
 import copy
 
@@ -36,6 +36,14 @@ def layers_of(channels: Coupled) -> list[list[int]]:
     return [sorted(groups - {-1}) for groups in families]
 
 
+def places(channels: Coupled) -> Tensor:
+    """Return the place of each channel in its layer, from 1 down to nearly 0: by it, layers keep equal shares."""
+    found = torch.zeros(channels.count)
+    for layer in layers_of(channels):
+        found[layer] = torch.linspace(1, 0, len(layer) + 1)[:-1]
+    return found
+
+
 def removal_order(sizes: Tensor, channels: Coupled) -> list[int]:
     """Return the channels from the smallest on, without the largest of each layer: no layer loses its last one."""
     stay = {max(layer, key=lambda channel: float(sizes[channel])) for layer in layers_of(channels)}
@@ -53,13 +61,13 @@ def without(model: nn.Module, channels: Coupled, removed: list[int]) -> nn.Modul
     return result
 
 
-def pruned_to(model: nn.Module, channels: Coupled, inputs: Tensor, parameters: int) -> Shrunk:
-    """Return `model` without its smallest channels, so many that about as many parameters as `parameters` are left.
+def pruned_to(model: nn.Module, channels: Coupled, scores: Tensor, inputs: Tensor, parameters: int) -> Shrunk:
+    """Return `model` without the channels of the lowest scores, so that about as many parameters as asked for are left.
 
     How many is found by interpolation and by halving in turns, which ends within half of `TOLERANCE` or with the
     closest there is. The square root of a size is nearly linear in the number of channels, as weights have two sides.
     """
-    order = removal_order(magnitudes(model, channels), channels)
+    order = removal_order(scores, channels)
 
     def miss(small: Shrunk) -> int:
         return abs(small.report.after.parameters - parameters)

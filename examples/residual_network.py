@@ -1,10 +1,10 @@
-"""A small residual network for handwritten digits, made smaller by a penalty on its channels, and by magnitude pruning.
+"""A small residual network for handwritten digits, made smaller by a budget of parameters, and in other ways.
 
     pip install . rich scikit-learn
     python examples/residual_network.py
 
-trains the network in three ways with the same number of updates, and prints a table of quality, size and latency. What
-happens on the way from training to the smaller model is in `comparison.py`, function `train_with_penalty`.
+trains the network in five ways with the same number of updates, and prints a table of quality, size and latency. What
+happens on the way from training to the smaller model is in `comparison.py`, function `budget`.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ BATCH = 64
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-3
-FULL = Settings(updates=680, seeds=3, strength=1e-3, penalty_from=0.0, shrink_after=0.7, prune_after=0.3)  # 40 epochs
-QUICK = replace(FULL, updates=100, seeds=1, strength=2e-3)
+FULL = Settings(680, seeds=3, target=7_600, strength=1e-3, penalty_from=0.0, shrink_after=0.7, prune_after=0.3)
+QUICK = replace(FULL, updates=60, seeds=1, target=40_000, strength=4e-3)
 
 
 class Block(nn.Module):

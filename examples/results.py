@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import shrinkage
-from comparison import DENSE, MAGNITUDE, OURS, Outcome, Settings, Task
+from comparison import BUDGET, DENSE, SCRATCH, Outcome, Settings, Task
 from digits.timing import one_thread
 from shrinkage.compression.calls.cost import byte_count, multiply_adds, parameter_count
 from shrinkage.compression.calls.latency import medians_in_turns
@@ -28,12 +28,14 @@ SECONDS = 20.0  # after so long no further round of timing begins
 class Row:
     """One variant: the quality of each seed, and means over the seeds of what the models need.
 
-    `multiply_adds` and `milliseconds` are those of one call with the example inputs.
+    `nonzero` counts the parameters that are not zero. `multiply_adds` and `milliseconds` are those of one call with the
+    example inputs.
     """
 
     variant: str
     qualities: tuple[float, ...]
     parameters: float
+    nonzero: float
     multiply_adds: float
     bytes: float
     milliseconds: float
@@ -56,6 +58,7 @@ class Row:
             self.variant,
             self.quality_text,
             f"{self.parameters:,.0f}",
+            f"{self.nonzero:,.0f}",
             f"{self.multiply_adds / 1e6:.2f}",
             f"{self.bytes / 1e3:,.0f}",
             f"{self.milliseconds:.2f}",
@@ -83,6 +86,7 @@ def measure(task: Task, outcomes: Sequence[Outcome]) -> list[Row]:
                 variant,
                 tuple(outcome.test for outcome, _ in own),
                 mean(map(parameter_count, models)),
+                mean(map(nonzero_count, models)),
                 mean(multiply_adds(model, call)[""] for model in models),
                 mean(map(byte_count, models)),
                 1000 * mean(time for _, time in own),
@@ -91,26 +95,31 @@ def measure(task: Task, outcomes: Sequence[Outcome]) -> list[Row]:
     return rows
 
 
+def nonzero_count(model: nn.Module) -> int:
+    """Return how many parameters are not zero."""
+    return sum(int(parameter.count_nonzero()) for parameter in model.parameters())
+
+
 def table_of(task: Task, rows: Sequence[Row]) -> str:
     """Return the table as text."""
     shape = "x".join(map(str, task.inputs.shape))
-    header = ["", task.unit, "parameters", "M multiply-adds", "kB", f"ms per call of {shape}"]
+    header = ["", task.unit, "parameters", "not zero", "M multiply-adds", "kB", f"ms per call of {shape}"]
     return table(header, [row.cells for row in rows], right=range(1, len(header)))
 
 
 def findings(task: Task, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
     """Return what the numbers say."""
     by_name = {row.variant: row for row in rows}
-    dense, pruned, ours = by_name[DENSE], by_name[MAGNITUDE], by_name[OURS]
+    dense, ours, small = by_name[DENSE], by_name[BUDGET], by_name[SCRATCH]
+    others = [row for row in rows if row.variant not in (DENSE, BUDGET)]
     return [
-        f"The penalty leaves {dense.parameters / ours.parameters:.1f} times fewer parameters and "
+        f"The budget leaves {dense.nonzero / ours.nonzero:.1f} times fewer parameters that are not zero and "
         f"{dense.multiply_adds / ours.multiply_adds:.1f} times fewer multiply-adds, and a call takes "
         f"{dense.milliseconds / ours.milliseconds:.1f} times less time, than the dense model; {task.unit}: "
         f"{ours.quality_text} against {dense.quality_text}.",
-        f"Against magnitude pruning to as many parameters ({ours.parameters:,.0f} and {pruned.parameters:,.0f}; "
-        f"{ours.multiply_adds / 1e6:.2f} and {pruned.multiply_adds / 1e6:.2f} million multiply-adds): "
-        f"{verdict(task, ours, pruned)}.",
-        at_the_cut(task, outcomes),
+        *(f"Budget and {other.variant}: {verdict(task, ours, other)}." for other in others),
+        f"Dense and scratch: {verdict(task, dense, small)}.",
+        *at_the_cut(outcomes),
     ]
 
 
@@ -128,18 +137,14 @@ def verdict(task: Task, ours: Row, other: Row) -> str:
     return f"{by} ± {error:.2f} (standard error over {len(gains)} seeds)"
 
 
-def at_the_cut(task: Task, outcomes: Sequence[Outcome]) -> str:
-    """Return what the moment of becoming smaller did to the models."""
-    words = []
-    for variant in (OURS, MAGNITUDE):
+def at_the_cut(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return what the moment of becoming smaller did to the models, a line for each variant that has one."""
+    lines = []
+    for variant in dict.fromkeys(outcome.variant for outcome in outcomes if outcome.cut):
         cuts = [outcome.cut for outcome in outcomes if outcome.variant == variant and outcome.cut is not None]
         before, after = mean(cut.validation_before for cut in cuts), mean(cut.validation_after for cut in cuts)
-        words.append(f"{variant} goes from {before:.2f} to {after:.2f}")
-    worst = max(outcome.cut.error for outcome in outcomes if outcome.variant == OURS and outcome.cut is not None)
-    return (
-        f"At the cut, before any further update, {words[0]} on validation data (outputs change by {worst:.0e} at most, "
-        f"relative to the largest), {words[1]}."
-    )
+        lines.append(f"When {variant} becomes smaller, it goes from {before:.2f} to {after:.2f} on validation data.")
+    return lines
 
 
 def as_dict(task: Task, settings: Settings, outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:

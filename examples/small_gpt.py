@@ -1,11 +1,11 @@
-"""A small GPT that reads Python's standard library, made smaller by a penalty on its channels and by magnitude pruning.
+"""A small GPT that reads Python's standard library, made smaller by a budget of parameters, and in other ways.
 
     pip install . rich
     python examples/small_gpt.py
 
-trains a decoder of bytes on the sources of this Python's own standard library in three ways with the same number of
+trains a decoder of bytes on the sources of this Python's own standard library in five ways with the same number of
 updates, and prints a table of quality, size and latency. What happens on the way from training to the smaller model is
-in `comparison.py`, function `train_with_penalty`.
+in `comparison.py`, function `budget`.
 """
 
 import math
@@ -29,8 +29,8 @@ WIDTH, LAYERS, HEADS, HIDDEN = 128, 4, 4, 512
 BATCH = 8
 LEARNING_RATE = 1.5e-3
 WEIGHT_DECAY = 0.01
-FULL = Settings(updates=1200, seeds=1, strength=2e-4, penalty_from=0.35, shrink_after=0.7, prune_after=0.3)
-QUICK = replace(FULL, updates=40, strength=3e-3, penalty_from=0.0)
+FULL = Settings(1200, seeds=1, target=425_000, strength=2e-4, penalty_from=0.35, shrink_after=0.7, prune_after=0.3)
+QUICK = replace(FULL, updates=40, target=194_000, strength=3e-3, penalty_from=0.0)
 
 LARGEST_FILE = 50_000  # bytes; of longer files only the beginning is read
 OTHER_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
