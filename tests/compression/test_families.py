@@ -13,7 +13,6 @@ from zoo.families import FAMILIES
 from zoo.harness import choose, difference, size
 
 REFUSED = {  # by name, with the reason and what to do
-    "maxout-by-width": r"its code has a length as a number \(252 .*\): give it as -1",
     "kan-radial": r"summed over by `einsum`, in `1` \(288 .*\): give `einsum` one letter",
     "graph-attention-edges": r"max over channels, in `first`, `second` \(272 .*\): what is computed over all channels",
     "graph-attention-dense": r"a slice of the channels is taken, in `the model` \(24 .* `a`\): .* `chunk`",

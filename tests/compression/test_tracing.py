@@ -76,16 +76,17 @@ def test_every_zero_channel_is_taken_out():
         assert not shrink(model, arguments, example_kwargs=keywords).report.kept, case.name
 
 
-def test_a_length_that_stands_in_the_code_holds_its_layer_alone():
-    class Written(nn.Module):
+def test_a_length_that_the_code_counts_holds_its_layer_alone():
+    class Counted(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.second, self.third = nn.Linear(5, 6), nn.Linear(6, 8), nn.Linear(8, 2)
 
         def forward(self, x):
-            return self.third(self.second(self.first(x).relu().reshape(-1, 6)).relu())
+            h = self.first(x).relu()
+            return self.third(self.second(h / h.shape[-1]).relu())
 
-    model = Written().eval()
+    model = Counted().eval()
     with torch.no_grad():
         for layer in (model.first, model.second):
             layer.weight[1] = layer.bias[1] = 0

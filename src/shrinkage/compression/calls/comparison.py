@@ -36,23 +36,27 @@ class Checks(NamedTuple):
     training: tuple[torch.Size, ...] | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, call: Call, atol: float) -> "Checks":
+    def of(cls, model: nn.Module, call: Call, atol: float, *, example_alone: bool = False) -> "Checks":
         """Return the outputs of `model` for `call`, which it must take, and for those like it that it takes.
 
-        Raises ShrinkError if `call` puts out no tensors.
+        Those like it are left out for the `example_alone`. Raises ShrinkError if `call` puts out no tensors.
         """
         model = emptied(with_own_state(model)) if caches_of(model) else model
         halves = {tensor.dtype for tensor in model.parameters() if tensor.dtype in HALF}
         rounding = max((torch.finfo(dtype).eps for dtype in halves), default=0.0)
         if halves:
             try:  # Biases that take constants up are off by a rounding.
-                return cls._of(copy_of(model, {}).float(), _in_single(call), max(atol, rounding), single=True)
+                return cls._of(
+                    copy_of(model, {}).float(), _in_single(call), max(atol, rounding), example_alone, single=True
+                )
             except Exception:  # Whatever code does that insists on half precision.
                 atol = max(atol, ROUNDINGS * rounding)
-        return cls._of(model, call, atol)
+        return cls._of(model, call, atol, example_alone)
 
     @classmethod
-    def _of(cls, model: nn.Module, call: Call, atol: float, *, single: bool = False) -> "Checks":
+    def _of(cls, model: nn.Module, call: Call, atol: float, alone: bool, *, single: bool = False) -> "Checks":
+        if alone:
+            return cls(atol, single, ((call, outputs(model, call)),))
         trials = Trials(model, call)
         trials.made()
         unvaried = _named(model, call, trials.unvaried)

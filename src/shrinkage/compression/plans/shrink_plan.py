@@ -27,6 +27,7 @@ from shrinkage.compression.plans.checks import (
 from shrinkage.compression.plans.index_text import decoded, encoded, hashed, tuples
 from shrinkage.compression.plans.layers import outputs_of, widths_left
 from shrinkage.compression.plans.noting import noted
+from shrinkage.compression.plans.sizes import Tables, check_sizes, correct_sizes_, tables_from, tables_in_turn
 from shrinkage.compression.plans.tensors import (
     Keep,
     Shape,
@@ -43,7 +44,8 @@ from shrinkage.penalties.pickling import found_at_former_place
 from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.tables import shape_text, table
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, VERSION)  # the first one has no sizes
 
 
 @found_at_former_place
@@ -61,6 +63,8 @@ class ShrinkPlan(ByFields):
         attributes: new values of attributes of modules, by dotted name: numbers, strings, or tuples of them.
         torch_version: of the torch that the plan was made with, for the record.
         version: of the format.
+        sizes: what the code of modules asks for as numbers, in `view` or `split`, and what is right instead, by dotted
+            name, in tables that correct it one after the other.
 
     Raises:
         PlanError: indices that do not rise, none at all, or beyond the tensor that they are of.
@@ -81,6 +85,7 @@ class ShrinkPlan(ByFields):
     attributes: Mapping[str, Any] = field(default_factory=dict)
     torch_version: str = str(torch.__version__)
     version: int = VERSION
+    sizes: Mapping[str, Tables] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_keep(self.shapes, self.keep)
@@ -142,6 +147,7 @@ class ShrinkPlan(ByFields):
             keep=composed(self.keep, {name: dims for name, dims in second.keep.items() if name not in new}),
             biases=(*self.biases, *second.biases),
             attributes={**self.attributes, **second.attributes},
+            sizes=tables_in_turn(self.sizes, second.sizes),
         )
 
     def to_json(self) -> str:
@@ -163,6 +169,7 @@ class ShrinkPlan(ByFields):
             },
             "biases": list(self.biases),
             "attributes": dict(self.attributes),
+            "sizes": dict(self.sizes),
         }
         return json.dumps({**content, "checksum": hashed(content)}, separators=(",", ":"))
 
@@ -180,8 +187,8 @@ class ShrinkPlan(ByFields):
             raise PlanError(
                 f"expected what ShrinkPlan.to_json() wrote, found {str(text)[:40]!r} ({type(error).__name__})"
             ) from error
-        if version != VERSION:
-            raise PlanError(f"the plan has format {version!r}, and this shrinkage reads format {VERSION}: update it")
+        if version not in READABLE:
+            raise PlanError(f"the plan has format {version!r}, and this shrinkage reads formats 1 and 2: update it")
         if checksum != hashed(content):
             raise PlanError("the plan was damaged or edited after to_json() wrote it: take it from its source again")
         masks = [decoded(mask) for mask in content["masks"]]
@@ -189,7 +196,8 @@ class ShrinkPlan(ByFields):
         shapes = {name: tuple(shape) for name, (shape, _) in tensors}
         keep = {name: {int(dim): masks[number] for dim, number in dims.items()} for name, (_, dims) in tensors if dims}
         attributes = {name: tuples(value) for name, value in content["attributes"].items()}
-        return cls(shapes, keep, tuple(content["biases"]), attributes, content["torch"])
+        sizes = tables_from(content.get("sizes", {}))
+        return cls(shapes, keep, tuple(content["biases"]), attributes, content["torch"], sizes=sizes)
 
     def __str__(self) -> str:
         rows = []
@@ -206,6 +214,8 @@ class ShrinkPlan(ByFields):
         others = {name: value for name, value in self.attributes.items() if name.rpartition(".")[0] not in listed}
         if others:
             parts.append("attributes: " + ", ".join(f"{name} = {value}" for name, value in others.items()))
+        if self.sizes:
+            parts.append("sizes corrected in the code of: " + ", ".join(path or "the model" for path in self.sizes))
         return "\n\n".join(parts)
 
     def _counts(self, names: Iterable[str]) -> tuple[str, str]:
@@ -253,6 +263,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     check_can_be_cut(dense, tensors, plan.keep)
     check_biases(dense, plan.biases)
     check_attributes(dense, plan.attributes)
+    check_sizes(dense, plan.sizes)
     heads = heads_left(dense, plan.keep)
     cuts: dict[Tensor, Tensor] = {}
     for name, tensor in tensors.items():
@@ -269,6 +280,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
         layer = small.get_submodule(path)
         weight, outputs = layer.get_parameter("weight"), outputs_of(layer)
         layer.bias = nn.Parameter(weight.new_zeros(outputs or 0), requires_grad=weight.requires_grad)
+    correct_sizes_(small, plan.sizes)
     update_ranks(small)
     emptied(small)
     return result

@@ -1,17 +1,20 @@
 """Smaller models are built and compared; bisection finds a removal that changes the outputs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from shrinkage.compression.calls.comparison import Checks
+from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
+from shrinkage.compression.plans.sizes import Tables, check_sizes, correct_sizes_
 from shrinkage.compression.removal.analysis import Analysis
 from shrinkage.compression.removal.attributes import alike, changed_attributes, equal_by_chance
 from shrinkage.compression.removal.constants import shifts
+from shrinkage.compression.removal.lockstep import Lockstep
 from shrinkage.compression.removal.removable import Removal, kept_indices, removable
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.errors import PlanError
@@ -20,10 +23,14 @@ TRIALS = 100  # smaller models that are built to find out which channels make a 
 
 
 class Choice(NamedTuple):
-    """What stays although it could go: channels by label, and attributes by name that keep their old numbers."""
+    """What stays although it could go: channels by label, and attributes by name that keep their old numbers.
+
+    If `sized`, sizes in code that are wrong even so are corrected.
+    """
 
     held: Tensor
     attributes: frozenset[str] = frozenset()
+    sized: bool = False
 
 
 @dataclass(eq=False)
@@ -36,6 +43,7 @@ class Attempts:
     """
 
     analysis: Analysis
+    call: Call
     round_to: int
     checks: Checks
     uniform: bool = False
@@ -43,10 +51,12 @@ class Attempts:
     first: Tensor | None = field(default=None, init=False)
     last: tuple[Tensor, Removal] | None = field(default=None, init=False)
     untried: Tensor = field(init=False)
+    lockstep: Lockstep = field(init=False)
     made: tuple[Choice, tuple[Removal, nn.Module, ShrinkPlan]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.untried = torch.zeros(self.analysis.coupling.labels.count, dtype=torch.bool)
+        self.lockstep = Lockstep(self.analysis.model, self.analysis.coupling, self.call)
 
     def removal(self, held: Tensor) -> Removal:
         """Return the channels that can go without those that are `held`, and no others than if none were.
@@ -74,6 +84,10 @@ class Attempts:
             attributes={name: value for name, value in changed.items() if name not in choice.attributes},
         )
         small = applied(model, plan)
+        if choice.sized:
+            plan = replace(plan, sizes=self.lockstep.corrections(small, removal.gone))
+            check_sizes(small, plan.sizes)
+            correct_sizes_(small, plan.sizes)
         for target, shift in added.items():
             bias = small.get_parameter(target.name)
             kept = keep.get(target.name, keep.get(f"{target.path}.weight", {}) if not target.exists else {}).get(0)
@@ -110,7 +124,8 @@ class Attempts:
     def settled(self) -> tuple[Choice, float, str]:
         """Return the choice by which most goes, by how much outputs then differ, and why not all goes that could.
 
-        The last is empty unless a plan without all of it was refused.
+        The last is empty unless a plan without all of it was refused. Sizes in code are corrected only where changed
+        attributes do not do.
         """
         model, coupling = self.analysis.model, self.analysis.coupling
         choice = Choice(torch.zeros(coupling.labels.count, dtype=torch.bool))
@@ -118,23 +133,55 @@ class Attempts:
         gone = self.removal(choice.held).gone
         changed = changed_attributes(coupling, model, gone) if self.checks.known else {}
         groups = alike(changed, model)
+        every = frozenset[str]().union(*groups)
         if groups:
-            unchanged = Choice(choice.held, frozenset[str]().union(*groups))
+            unchanged = choice._replace(attributes=every)
             if self.checks.accept(without := self.error(unchanged)):
                 return unchanged, without, refusal
         if groups and not self.checks.accept(error):
-            choice = Choice(choice.held, equal_by_chance(coupling, model, gone, self._fits_alone))
+            choice = choice._replace(attributes=equal_by_chance(coupling, model, gone, self._fits_alone))
             error = self.error(choice)
         if not self.checks.accept(error):
-            chance = choice.attributes
-            held, self.untried = culprits(coupling, gone, lambda held: self.fits(Choice(held, chance)))
-            choice = Choice(held, chance)
+            choice, error, refusal = self._sized(choice, every, refusal)
+        if not self.checks.accept(error):
+            first = choice
+            held, self.untried = culprits(coupling, gone, lambda held: self.fits(first._replace(held=held)))
+            choice = choice._replace(held=held)
             error = self.error(choice)
+        return *self._with_fewer_changes(choice, error, groups), refusal
+
+    def _sized(self, choice: Choice, every: frozenset[str], refusal: str) -> tuple[Choice, float, str]:
+        """Return the choice with which outputs are right once sizes are corrected; `choice` itself if there is none.
+
+        First all attributes change, then none of `every` one that could, then those that `choice` lets.
+        """
+        for attributes in dict.fromkeys((frozenset[str](), every, choice.attributes)):
+            trial = Choice(choice.held, attributes, sized=True)
+            error = self.error(trial)
+            refusal = refusal or self.refusal
+            if self.checks.accept(error):
+                return trial, error, ""
+        return choice._replace(sized=True), error, refusal
+
+    def _with_fewer_changes(
+        self, choice: Choice, error: float, groups: Sequence[frozenset[str]]
+    ) -> tuple[Choice, float]:
+        """Return `choice` with those `groups` of attributes as they were that need no change.
+
+        Where sizes are corrected, those need none that make no difference to what else has to be.
+        """
+        sizes = self.compared(choice)[2].sizes if groups else {}
         for names in groups:
-            trial = Choice(choice.held, choice.attributes | names)
+            trial = choice._replace(attributes=choice.attributes | names)
             if self.checks.accept(without := self.error(trial)):
-                choice, error = trial, without
-        return choice, error, refusal
+                others = self.compared(trial)[2].sizes
+                if others == sizes or _count(others) < _count(sizes):
+                    choice, error, sizes = trial, without, others
+        return choice, error
+
+
+def _count(sizes: Mapping[str, Tables]) -> int:
+    return sum(len(table) for tables in sizes.values() for table in tables)
 
 
 def culprits(coupling: Coupling, gone: Tensor, fine: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.compression.calls.inputs import Call
-from shrinkage.compression.calls.outputs import outputs
 from shrinkage.compression.plans.tensors import tensors_of, zero_slices
-from shrinkage.compression.removal.attributes import equal_by_chance
+from shrinkage.compression.removal.attributes import alike, changed_attributes, equal_by_chance
 from shrinkage.compression.removal.bisection import culprits
-from shrinkage.compression.removal.channel_kinds import kinds_of, without
+from shrinkage.compression.removal.channel_kinds import kinds_of
 from shrinkage.compression.removal.summary import KeptZeros
+from shrinkage.compression.removal.trial import Trial
 from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
 from shrinkage.diagnostics.zero_layers import NAMED, in_backticks
@@ -31,7 +31,7 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str], uniform: bo
     free = _made_by(coupling, model)
     roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
     roots -= _frozen(coupling, model)
-    stuck = _stuck(coupling, model, call, free, roots)
+    stuck, sized = _stuck(coupling, model, call, free, roots)
     roots -= stuck
     if not roots:
         raise GroupError(
@@ -52,7 +52,7 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str], uniform: bo
         for (name, dim), channels in free.items()
         for rows in [coupling.telling(name, dim)]
     ]
-    kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, groups)
+    kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, groups, sized=sized)
     return Coupled([member for member in members if max(member.groups) >= 0], kinds=kinds)
 
 
@@ -99,7 +99,7 @@ def _across_layers(coupling: Coupling, roots: set[int]) -> list[list[int]]:
     return [group for group in found.values() if roots.issuperset(group)]
 
 
-FAILS = "the model fails without some of them: its code has a length as a number"
+FAILS = "the model fails, or puts out other numbers, without some of them: its code has a length as a number"
 FROZEN = "not trained, since requires_grad is False"
 
 
@@ -129,37 +129,34 @@ def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
     return found
 
 
-def _stuck(coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis, Tensor], roots: set[int]) -> set[int]:
-    """Return the channels that lie beside one without which the model fails."""
+def _stuck(
+    coupling: Coupling, model: nn.Module, call: Call, free: Mapping[Axis, Tensor], roots: set[int]
+) -> tuple[set[int], bool]:
+    """Return the channels that lie beside one without which the model fails, or gives other outputs than with zeros.
+
+    The second result tells whether sizes in the code of copies without channels have to be corrected.
+    """
     gone = torch.zeros(coupling.labels.count, dtype=torch.bool)
     for channels in free.values():
         own = [root for root in distinct(channels).tolist() if root in roots]
         if len(own) > 1 and not gone[own].any():
             gone[own[-1]] = True
-
-    chance: frozenset[str] = frozenset()
-
-    def runs(held: Tensor, kept: frozenset[str] | None = None) -> bool:
-        try:
-            small = without(gone & ~held, coupling, model, chance if kept is None else kept)
-            return [x.shape for x in outputs(small, call)] == shapes
-        except Exception:  # Whatever a model's code does with other widths than it expects.
-            return False
-
-    try:
-        shapes = [x.shape for x in outputs(model, call)]
-    except Exception:  # On the meta device, say: nothing can be tried.
-        return set()
-    if runs(torch.zeros_like(gone)):
-        return set()
-    chance = equal_by_chance(coupling, model, gone, runs)
-    if runs(torch.zeros_like(gone)):
-        return set()
-    held, _ = culprits(coupling, gone, runs)
+    trial = Trial(coupling, model, call, gone)
+    if not trial.possible() or trial.fits():
+        return set(), False
+    trial.unchanged = equal_by_chance(coupling, model, gone, lambda held, names: trial.fits(held, names))
+    if trial.fits():
+        return set(), False
+    every = frozenset[str]().union(*alike(changed_attributes(coupling, model, gone), model))
+    for unchanged in dict.fromkeys((frozenset[str](), every, trial.unchanged)):
+        if trial.fits(unchanged=unchanged, sized=True):
+            return set(), True
+    problem = trial.problem
+    held, _ = culprits(coupling, gone, lambda held: trial.fits(held, sized=True))
     names = [(name, set(distinct(channels).tolist())) for (name, _), channels in free.items() if held[channels].any()]
     stuck = set().union(*(own for _, own in names)) & roots
     warn_user(
-        f"the model fails when channels of {', '.join(name for name, _ in names)} go, so that they are in no group: "
+        f"{problem} when channels of {', '.join(name for name, _ in names)} go, so that they are in no group: "
         "where its code has a length as a number, give it as -1 or as an integer attribute of the module"
     )
-    return stuck
+    return stuck, True

@@ -11,7 +11,9 @@ from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.copying.copies import without_gradients
 from shrinkage.compression.plans.attention import with_prunable_heads
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
+from shrinkage.compression.plans.sizes import correct_sizes_
 from shrinkage.compression.removal.attributes import changed_attributes
+from shrinkage.compression.removal.lockstep import Lockstep
 from shrinkage.compression.removal.removable import kept_indices
 from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
 from shrinkage.distributed.dtensor import is_dtensor
@@ -22,12 +24,13 @@ Shares = Mapping[int, int]  # by kind, how many indices of an axis go with one c
 
 
 def kinds_of(
-    coupling: Coupling, model: nn.Module, call: Call, pin: Sequence[str], groups: Sequence[Sequence[int]]
+    coupling: Coupling, model: nn.Module, call: Call, pin: Sequence[str], groups: Sequence[Sequence[int]], *, sized: bool
 ) -> Kinds:
     """Return the kinds of channels: each of `groups` holds the labels of one or more.
 
     Two channels are of one kind if they take as many indices along of each axis of each parameter and buffer. What
-    counts multiply-adds later follows the model anew: a graph would hold the parameters as they are now.
+    counts multiply-adds later follows the model anew: a graph would hold the parameters as they are now. If `sized`,
+    sizes in the code of copies without some channels are corrected.
     """
     places = torch.full((coupling.labels.count,), -1)
     for place, roots in enumerate(groups):
@@ -45,7 +48,7 @@ def kinds_of(
     for axes, kind in known.items():
         for axis, count in axes:
             shares.setdefault(axis, {})[kind] = count
-    multiply_adds = partial(multiply_adds_of, model, call, tuple(pin), tuple(map(tuple, groups)), of)
+    multiply_adds = partial(multiply_adds_of, model, call, tuple(pin), tuple(map(tuple, groups)), of, sized=sized)
     return Kinds(of, parameters_of(model, shares), multiply_adds)
 
 
@@ -62,7 +65,8 @@ def parameters_of(model: nn.Module, shares: Mapping[Axis, Shares]) -> Amount:
 
 
 def multiply_adds_of(
-    model: nn.Module, call: Call, pin: Sequence[str], groups: Sequence[Sequence[int]], of: Sequence[int]
+    model: nn.Module, call: Call, pin: Sequence[str], groups: Sequence[Sequence[int]], of: Sequence[int], *,
+    sized: bool = False,
 ) -> Amount:
     """Return how many multiply-adds a call takes: found in copies of the model with one channel of a kind less.
 
@@ -72,6 +76,7 @@ def multiply_adds_of(
         pin: what stays.
         groups: the labels of the channels of each, which are the same each time that the model is followed.
         of: their kinds.
+        sized: correct sizes in the code of the copies.
 
     Raises:
         GroupError: what copies without some channels take does not follow from that.
@@ -86,12 +91,13 @@ def multiply_adds_of(
     by_kind: dict[int, list[Sequence[int]]] = {}
     for roots, kind in zip(groups, of, strict=True):
         by_kind.setdefault(kind, []).append(roots)
+    lockstep = Lockstep(model, coupling, call) if sized else None
     half = {kind: own[(len(own) + 1) // 2 :] for kind, own in by_kind.items()}
 
     def counted(gone: Sequence[Sequence[int]]) -> list[CountedOperator]:
         which = torch.zeros(coupling.labels.count, dtype=torch.bool)
         which[[root for roots in gone for root in roots]] = True
-        made = without(which, coupling, model) if gone else without_gradients(model)
+        made = without(which, coupling, model, lockstep=lockstep) if gone else without_gradients(model)
         return counted_operators(with_prunable_heads(made), call)
 
     try:
@@ -107,8 +113,16 @@ def multiply_adds_of(
     return found
 
 
-def without(gone: Tensor, coupling: Coupling, model: nn.Module, kept: Container[str] = ()) -> nn.Module:
-    """Return a copy of `model` without the channels that are `gone`; the attributes `kept` stay as they are."""
+def without(
+    gone: Tensor, coupling: Coupling, model: nn.Module, kept: Container[str] = (), lockstep: Lockstep | None = None
+) -> nn.Module:
+    """Return a copy of `model` without the channels that are `gone`; the attributes `kept` stay as they are.
+
+    Sizes in its code are corrected by `lockstep`, if it is given.
+    """
     changed = changed_attributes(coupling, model, gone)
     attributes = {name: value for name, value in changed.items() if name not in kept}
-    return applied(model, ShrinkPlan.of(model, kept_indices(coupling, gone), attributes=attributes))
+    small = applied(model, ShrinkPlan.of(model, kept_indices(coupling, gone), attributes=attributes))
+    if lockstep is not None:
+        correct_sizes_(small, lockstep.corrections(small, gone))
+    return small

@@ -44,7 +44,7 @@ def made_smaller(
             raise
         except Exception as failure:
             raise call_failed(model, failure) from failure
-        attempts = Attempts(analysis, round_to, checks, uniform)
+        attempts = Attempts(analysis, call, round_to, checks, uniform)
         choice, error, refusal = attempts.settled()
         removal, small, plan = attempts.compared(choice)
         kept = kept_zeros(attempts, removal, choice.held, refusal)

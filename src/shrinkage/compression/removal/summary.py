@@ -25,6 +25,7 @@ ADVICE = {
     "of fixed length": "find what has that length: an input, a slice, or a first state made by `torch.zeros`, in whose"
     " place can be `torch.zeros_like` of what a layer puts out",
     "a length as a number": "give it as -1 or as an integer attribute of the module",
+    "means two lengths": "give one of the two as -1, or read it off the shape of the tensor",
     "as many units": "penalize `CoupledChannels` longer, or zero as many units of the other layers and directions",
     "exported by itself": "make the model one that `torch.export` takes whole",
     "without a rule": "tell what the operator does to channels with `coupling_rule`",

@@ -1,0 +1,230 @@
+"""Sizes that a module's own code gives as numbers, corrected while its forward runs."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from shrinkage.compression.plans.index_text import tuples
+from shrinkage.errors import PlanError
+
+VIEW, RESHAPE, EXPAND, UNFLATTEN = "view", "reshape", "expand", "unflatten"
+SPLIT, SPLIT_WITH_SIZES = "split", "split_with_sizes"
+CALLS: dict[Callable[..., Any], str] = {
+    Tensor.view: VIEW,
+    Tensor.reshape: RESHAPE,
+    torch.reshape: RESHAPE,
+    Tensor.expand: EXPAND,
+    Tensor.unflatten: UNFLATTEN,
+    torch.unflatten: UNFLATTEN,
+    Tensor.split: SPLIT,
+    torch.split: SPLIT,
+    Tensor.split_with_sizes: SPLIT,
+    torch.split_with_sizes: SPLIT,
+}
+
+
+class Asked(NamedTuple):
+    """What a call asks for: its name, the axis that is split or unflattened (-1: all of them), and the sizes."""
+
+    call: str
+    axis: int
+    sizes: tuple[int, ...]
+
+
+class Correction(NamedTuple):
+    """Sizes that code asks for, and those that are right.
+
+    It holds for a `call` on a tensor with `rank` axes. Those in `inputs`, pairs of axis and size, hold its channels.
+    `asked` and `given` have one size per axis of the result, or per part of a split; None stands for any size, which
+    stays. Along the axes `products`, which hold samples times channels, only the ratio of the two is right.
+    """
+
+    call: str
+    axis: int
+    rank: int
+    inputs: tuple[tuple[int, int], ...]
+    asked: tuple[int | None, ...]
+    given: tuple[int | None, ...]
+    products: tuple[int, ...] = ()
+
+    def fits(self, shape: Sequence[int], asked: Asked) -> bool:
+        """Return whether it holds for a call on a tensor of that shape."""
+        if asked.axis != self.axis:
+            return False
+        for axis, size in self.inputs:
+            if shape[axis] != size:
+                return False
+        for place, (size, known) in enumerate(zip(asked.sizes, self.asked, strict=True)):
+            if known is None or size == known:
+                continue
+            if place not in self.products or size < 1 or size % known != 0:
+                return False
+        return bool(self.inputs) or not _possible(shape, asked)
+
+    def sizes(self, asked: Asked) -> list[int]:
+        """Return the right sizes in place of those that are asked."""
+        if self.call in (SPLIT, SPLIT_WITH_SIZES):
+            return [size for size in self.given if size is not None]
+        result = list(asked.sizes)
+        for place, (known, right) in enumerate(zip(self.asked, self.given, strict=True)):
+            if known is not None and right is not None:
+                result[place] = result[place] // known * right if place in self.products else right
+        return result
+
+
+Corrections = tuple[Correction, ...]
+Tables = tuple[Corrections, ...]  # each corrects what those before it leave
+Table = Mapping[tuple[str, int, int], Corrections]
+
+
+def _possible(shape: Sequence[int], asked: Asked) -> bool:
+    """Return whether a tensor of that shape has as many elements as are asked for."""
+    count = shape[asked.axis] if asked.call == UNFLATTEN else math.prod(shape)
+    known = math.prod([size for size in asked.sizes if size != -1])
+    return known > 0 and count % known == 0 if -1 in asked.sizes else count == known
+
+
+def asked_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Asked | None:
+    """Return what a call asks for; None if it gives no sizes."""
+    call = CALLS.get(function)
+    if call is None or not args or not isinstance(args[0], Tensor):
+        return None
+    rest = (*args[1:], *kwargs.values())
+    if call in (VIEW, RESHAPE, EXPAND):
+        sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
+        return None if any(isinstance(size, torch.dtype) for size in sizes) else Asked(call, -1, tuple(sizes))
+    rank = args[0].dim()
+    if call == UNFLATTEN:
+        axis = args[1] if len(args) > 1 else kwargs["dim"]
+        sizes = args[2] if len(args) > 2 else kwargs["sizes"]
+        return Asked(call, axis % rank, tuple(sizes)) if isinstance(axis, int) else None  # no name of an axis
+    if not rest:
+        return None
+    sizes = rest[0] if len(args) > 1 else next(value for name, value in kwargs.items() if name != "dim")
+    axis = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % rank
+    return (
+        Asked(SPLIT_WITH_SIZES, axis, tuple(sizes)) if isinstance(sizes, tuple | list) else Asked(call, axis, (sizes,))
+    )
+
+
+def asking(function: Callable[..., Any], tensor: Tensor, asked: Asked, sizes: Sequence[int]) -> Any:
+    """Return what the call gives with other `sizes`."""
+    if asked.call == UNFLATTEN:
+        return torch.unflatten(tensor, asked.axis, list(sizes))
+    if asked.axis >= 0:
+        return torch.split(tensor, list(sizes), asked.axis)
+    return function(tensor, sizes)
+
+
+def table_of(corrections: Corrections) -> Table:
+    """Return corrections by call, rank, and number of sizes."""
+    found: dict[tuple[str, int, int], Corrections] = {}
+    for each in corrections:
+        key = each.call, each.rank, len(each.asked)
+        found[key] = (*found.get(key, ()), each)
+    return found
+
+
+def corrected(table: Table, shape: Sequence[int], asked: Asked) -> list[int] | None:
+    """Return the right sizes for a call on a tensor of that shape; None where it is right as it is."""
+    for each in table.get((asked.call, len(shape), len(asked.sizes)), ()):
+        if each.fits(shape, asked):
+            return each.sizes(asked)
+    return None
+
+
+class Correcting(TorchFunctionMode):
+    """Corrects the sizes of calls by a table. It has no state: threads, and the order of calls, do not matter."""
+
+    def __init__(self, table: Table):
+        super().__init__()
+        self.table = table
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in CALLS:
+            return func(*args, **(kwargs or {}))
+        asked = asked_by(func, args, kwargs or {})
+        sizes = None if asked is None else corrected(self.table, args[0].shape, asked)
+        if asked is None or sizes is None:
+            return func(*args, **(kwargs or {}))
+        return asking(func, args[0], asked, sizes)
+
+
+CLASSES: dict[tuple[type[nn.Module], Tables], type[nn.Module]] = {}
+
+
+def _sized_class(dense: type[nn.Module], tables: Tables) -> type[nn.Module]:
+    """Return the class of a module of class `dense` whose code has its sizes corrected by `tables` in turn."""
+    known = CLASSES.get((dense, tables))
+    if known is not None:
+        return known
+    table = table_of(tables[-1])
+    inner = dense.forward if len(tables) == 1 else _sized_class(dense, tables[:-1]).forward
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with Correcting(table):
+            return inner(self, *args, **kwargs)
+
+    def reduced(self: nn.Module, protocol: Any) -> Any:
+        made: Any = super(cls, self).__reduce_ex__(protocol)
+        return _empty, (dense, tables), *made[2:]
+
+    names = {
+        "__module__": dense.__module__,
+        "__qualname__": dense.__qualname__,
+        "__reduce_ex__": reduced,
+        "forward": functools.update_wrapper(forward, dense.forward),
+        "dense_class": dense,
+        "size_tables": tables,
+    }
+    metaclass: Any = type(dense)
+    cls: type[nn.Module] = CLASSES.setdefault((dense, tables), metaclass(dense.__name__, (dense,), names))
+    return cls
+
+
+def _empty(dense: type[nn.Module], tables: Tables) -> nn.Module:
+    cls = _sized_class(dense, tables)
+    return cls.__new__(cls)
+
+
+def tables_from(sizes: Mapping[str, Any]) -> dict[str, Tables]:
+    """Return the tables by dotted name that JSON brought back as lists."""
+    return {
+        path: tuple(tuple(Correction(*tuples(each)) for each in table) for table in tables)
+        for path, tables in sizes.items()
+    }
+
+
+def tables_in_turn(first: Mapping[str, Tables], second: Mapping[str, Tables]) -> dict[str, Tables]:
+    """Return the tables of two plans, of which the second is one of the model that the first makes."""
+    return {path: first.get(path, ()) + second.get(path, ()) for path in {**first, **second}}
+
+
+def correct_sizes_(model: nn.Module, sizes: Mapping[str, Tables]) -> None:
+    """Let the code of the modules of `model` with the dotted names in `sizes` be corrected."""
+    for path, tables in sizes.items():
+        module = model.get_submodule(path)
+        known = vars(type(module)).get("size_tables", ())
+        dense = vars(type(module))["dense_class"] if known else type(module)
+        module.__class__ = _sized_class(dense, known + tables)
+
+
+def check_sizes(model: nn.Module, sizes: Mapping[str, Tables]) -> None:
+    """Raise `PlanError` unless all modules in `sizes` exist, and their calls run the `forward` of their class."""
+    for path in sizes:
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            raise PlanError(f"the plan corrects sizes in the code of {path!r}, which the model does not have") from None
+        if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+            raise PlanError(
+                f"the plan corrects sizes in the code of {path or 'the model'!r}, whose forward is none of its class: "
+                "apply the plan before hooks or compilers replace it"
+            )

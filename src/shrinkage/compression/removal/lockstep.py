@@ -1,0 +1,295 @@
+"""Sizes that a model's code asks for, and those that are right: a smaller model runs in step with the graph."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from shrinkage.compression.calls.inputs import Call, other_lengths
+from shrinkage.compression.calls.modes import evaluated, seeing
+from shrinkage.compression.calls.outputs import outputs_of_copy
+from shrinkage.compression.copying.caches import emptied
+from shrinkage.compression.copying.copies import with_own_state
+from shrinkage.compression.plans.attention import with_prunable_heads
+from shrinkage.compression.plans.sizes import (
+    SPLIT,
+    SPLIT_WITH_SIZES,
+    UNFLATTEN,
+    Asked,
+    Correction,
+    Table,
+    Tables,
+    asked_by,
+    asking,
+    corrected,
+    table_of,
+)
+from shrinkage.compression.plans.tensors import joined
+from shrinkage.compression.tracing.channels import Channels
+from shrinkage.compression.tracing.coupling import Coupling
+from shrinkage.compression.tracing.disjoint_sets import distinct
+from shrinkage.compression.tracing.export import lines
+from shrinkage.compression.tracing.trace import Trace, path_of, shapes_of
+from shrinkage.errors import PlanError
+
+Shape = tuple[int, ...]
+Right = Sequence[int | None]
+
+aten = torch.ops.aten
+OPERATORS: dict[Any, str] = {
+    aten.view: "view",
+    aten.reshape: "reshape",
+    aten.expand: "expand",
+    aten.unflatten: UNFLATTEN,
+    aten.split: SPLIT,
+    aten.split_with_sizes: SPLIT,
+}
+ADAPTED = (nn.MultiheadAttention, nn.RNNBase)  # whose code takes its sizes from what is cut anyway
+
+
+class Step(NamedTuple):
+    """A call that asks for sizes, of a tensor of `shape`, in the code of the last of the modules at `paths`."""
+
+    paths: tuple[str, ...]
+    shape: Shape
+    asked: Asked
+    outputs: list[Shape]
+
+    @property
+    def path(self) -> str:
+        """The dotted name of the module whose code it is."""
+        return self.paths[-1] if self.paths else ""
+
+    @property
+    def name(self) -> str:
+        """The name of the operator that it comes to."""
+        return SPLIT if self.asked.call == SPLIT_WITH_SIZES else self.asked.call
+
+
+class Lengths(NamedTuple):
+    """How many channels lie along an axis, how many of them are left, and whether any of them can go."""
+
+    dense: int
+    left: int
+    free: bool
+
+
+class Recorder(TorchFunctionMode):
+    """Notes calls that ask for sizes; the n-th call gets the n-th of the `right` sizes in place of those."""
+
+    def __init__(self, paths: Sequence[str], adapted: set[str], right: Sequence[Right | None]):
+        super().__init__()
+        self.paths, self.adapted, self.right, self.steps = paths, adapted, right, list[Step]()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        asked = asked_by(func, args, kwargs or {})
+        if asked is None or (self.paths and self.paths[-1] in self.adapted):
+            return func(*args, **(kwargs or {}))
+        place = len(self.steps)
+        right = self.right[place] if place < len(self.right) else None
+        if right is None:
+            result = func(*args, **(kwargs or {}))
+        else:
+            result = asking(func, args[0], asked, _complete(asked, right))
+        parts = result if isinstance(result, tuple | list) else [result]
+        self.steps.append(Step(tuple(self.paths), tuple(args[0].shape), asked, [tuple(x.shape) for x in parts]))
+        return result
+
+
+def _complete(asked: Asked, right: Right) -> list[int]:
+    """Return the right sizes, with those that are asked where any is right, or where the size follows by itself."""
+    if asked.call in (SPLIT, SPLIT_WITH_SIZES):
+        return [size for size in right if size is not None]
+    return [was if now is None or was == -1 else now for was, now in zip(asked.sizes, right, strict=True)]
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that has, at any time, the dotted names of the modules of `model` whose code runs."""
+    paths: list[str] = []
+    handles = []
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_pre_hook(lambda *_, path=path: paths.append(path)))
+            handles.append(module.register_forward_hook(lambda *_: _left(paths), always_call=True))
+    try:
+        yield paths
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _left(paths: list[str]) -> None:
+    paths.pop()
+
+
+def recorded(model: nn.Module, call: Call, right: Sequence[Right | None] = ()) -> list[Step]:
+    """Return the calls in the code of `model` that ask for sizes, in order, each with the `right` ones if given."""
+    probe = evaluated(with_prunable_heads(emptied(with_own_state(model))))
+    adapted = {path for path, module in probe.named_modules() if isinstance(module, ADAPTED)}
+    with _running(probe) as paths:
+        recorder = Recorder(paths, adapted, right)
+        with seeing(recorder):
+            outputs_of_copy(probe, call)
+    return recorder.steps
+
+
+@dataclass(eq=False)
+class Lockstep:
+    """The graphs of `model` beside its code, for a `call`: which sizes the code asks for, and of what."""
+
+    model: nn.Module
+    coupling: Coupling
+    call: Call
+
+    def corrections(self, small: nn.Module, gone: Tensor) -> dict[str, Tables]:
+        """Return what has to be corrected in the code of `small`, which has no channels that are `gone`, by module.
+
+        Empty where `small` fails even so. Raises PlanError if the code asks for one size and means two lengths.
+        """
+        try:
+            right = [self._right(*each, gone) for each in self._steps]
+            seen = recorded(small, self.call, right)
+        except Exception:  # Whatever a model's code does with other widths than it expects.
+            return {}
+        if [step.name for step in seen] != [step.name for step, *_ in self._steps]:
+            return {}
+        found: dict[str, dict[Correction, None]] = defaultdict(dict)
+        wanted: list[list[int] | None] = []
+        for place, (step, sizes) in enumerate(zip(seen, right, strict=True)):
+            complete = None if sizes is None else _complete(step.asked, sizes)
+            wanted.append(None if complete is None or _comes_to(step, complete) else complete)
+            if sizes is not None and wanted[-1] is not None:
+                found[step.path][self._correction(place, step, sizes, gone)] = None
+        _check_means_one(seen, wanted, {path: table_of(tuple(each)) for path, each in found.items()})
+        return {path: (tuple(each),) for path, each in found.items()}
+
+    @cached_property
+    def _steps(self) -> list[tuple[Step, Any, Any]]:
+        """The steps of the dense model, each with the channels that its tensor and its output have in a graph."""
+        queues = self._nodes()
+        forms: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        found = []
+        for step in recorded(self.model, self.call):
+            queue = queues[step.path, step.name]
+            form = step.path, step.shape, step.asked
+            if queue and shapes_of(queue[0][0]) == step.outputs:
+                node, trace = queue.pop(0)
+                data: Any = node.args[0]
+                forms[form] = trace.values.get(data), trace.values.get(node)
+            found.append((step, *forms.get(form, (None, None))))
+        return found
+
+    def _nodes(self) -> dict[tuple[str, str], list[tuple[fx.Node, Trace]]]:
+        """Return the nodes of the graphs that come from sizes in code, in order, by module and operator."""
+        names = {module: path for path, module in reversed(list(self.model.named_modules(remove_duplicate=False)))}
+        found: dict[tuple[str, str], list[tuple[fx.Node, Trace]]] = defaultdict(list)
+        for subgraph, trace in self.coupling.traces:
+            for node in subgraph.program.graph.nodes:
+                name = OPERATORS.get(getattr(node.target, "overloadpacket", None))
+                if name:
+                    inside = path_of(node).partition("@")[0]  # of the n-th call of a module
+                    path = joined(subgraph.path, inside) if inside else subgraph.path
+                    found[names[self.model.get_submodule(path)], name].append((node, trace))
+        return found
+
+    @cached_property
+    def _varying(self) -> list[tuple[set[int], list[set[int]]]]:
+        """For each step the axes of its tensor, and those of its outputs, whose lengths are others in other calls."""
+        own = [step for step, *_ in self._steps]
+        found: list[tuple[set[int], list[set[int]]]] = [(set(), [set() for _ in step.outputs]) for step in own]
+        for call in other_lengths(*self.call):
+            try:
+                others = recorded(self.model, call)
+            except Exception:  # Whatever a model's code does on lengths that it did not expect.
+                continue
+            if [step.name for step in others] == [step.name for step in own]:
+                for (ins, outs), step, other in zip(found, own, others, strict=True):
+                    ins |= _differing(step.shape, other.shape)
+                    for axes, *shapes in zip(outs, step.outputs, other.outputs, strict=False):
+                        axes |= _differing(*shapes)
+        return found
+
+    def _lengths(self, channels: Any, gone: Tensor) -> dict[int, Lengths]:
+        """Return for each axis along which channels lie how many these are."""
+        found = {}
+        for factor in channels.factors if isinstance(channels, Channels) else ():
+            labels = self.coupling.labels.find(factor)
+            free = any(root not in self.coupling.pinned for root in distinct(labels).tolist())
+            for axis, length in enumerate(factor.shape):
+                if length > 1:
+                    found[axis] = Lengths(length, int((~lines(gone[labels], axis).all(1)).sum()), free)
+        return found
+
+    def _right(self, step: Step, data: Any, value: Any, gone: Tensor) -> Right | None:
+        """Return the sizes that are right without the channels `gone`; None for those that any number is right for."""
+        axis = step.asked.axis
+        if step.name == SPLIT:
+            if axis not in self._lengths(data, gone) or not isinstance(value, tuple):
+                return None
+            parts = [(self._lengths(part, gone), shape[axis]) for part, shape in zip(value, step.outputs, strict=True)]
+            return [lengths[axis].left if axis in lengths else dense for lengths, dense in parts]
+        lengths, first = self._lengths(value, gone), max(axis, 0)
+        count = len(step.asked.sizes)
+        return [lengths[first + place].left if first + place in lengths else None for place in range(count)]
+
+    def _correction(self, place: int, step: Step, right: Right, gone: Tensor) -> Correction:
+        """Return what makes the sizes that `step`, the one at `place`, asks for those that are `right`."""
+        dense, data, value = self._steps[place]
+        varying, (outputs, *_) = self._varying[place]
+        asked, rank, axis = step.asked, len(step.shape), step.asked.axis
+        lengths = self._lengths(data, gone)
+        inputs = tuple(
+            (each, step.shape[each])
+            for each, (before, left, free) in sorted(lengths.items())
+            if free and each not in varying and (before, left) == (dense.shape[each], step.shape[each])
+        )
+        if step.name == SPLIT:
+            return Correction(asked.call, axis, rank, ((axis, step.shape[axis]),), asked.sizes, tuple(right))
+        first, after = max(axis, 0), self._lengths(value, gone)
+        known, given, products = list[int | None](), list[int | None](), list[int]()
+        for number, (was, now) in enumerate(zip(asked.sizes, right, strict=True)):
+            any_size = was != -1 and (now is None or (was == now and not after[first + number].free))
+            common = 1
+            if not any_size and was != -1 and first + number in outputs:
+                products.append(number)
+                common = gcd(was, now or 1)
+            known.append(None if any_size else was // common)
+            given.append(None if any_size else -1 if was == -1 or now is None else now // common)
+        return Correction(asked.call, axis, rank, inputs, tuple(known), tuple(given), tuple(products))
+
+
+def _differing(one: Shape, other: Shape) -> set[int]:
+    return {axis for axis, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]}
+
+
+def _comes_to(step: Step, sizes: Sequence[int]) -> bool:
+    """Return whether what a step asks for comes to these `sizes`."""
+    if step.asked.call != SPLIT:
+        return list(step.asked.sizes) == list(sizes)
+    length, size = step.shape[step.asked.axis], step.asked.sizes[0]
+    return sum(sizes) == length and [min(size, length - start) for start in range(0, length, size)] == list(sizes)
+
+
+def _check_means_one(steps: Sequence[Step], wanted: Sequence[list[int] | None], tables: Mapping[str, Table]) -> None:
+    """Raise `PlanError` if a table corrects a call otherwise than is `wanted`, in the code of its module or below."""
+    for step, sizes in zip(steps, wanted, strict=True):
+        asked = step.asked
+        for depth, path in enumerate(reversed(step.paths or ("",))):
+            given = corrected(tables.get(path, {}), step.shape, asked)
+            if given != (None if depth else sizes):
+                size = ", ".join(map(str, asked.sizes))
+                place = f"the code of `{path or 'the model'}`"
+                raise PlanError(f"{place} asks for the size {size} and means two lengths")
+            if given is not None:
+                call = SPLIT_WITH_SIZES if asked.call == SPLIT else asked.call
+                asked = asked._replace(call=call, sizes=tuple(given))

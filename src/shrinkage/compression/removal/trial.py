@@ -1,0 +1,84 @@
+"""Whether a model computes the same without channels as with zeros in their place."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.compression.calls.comparison import Checks
+from shrinkage.compression.calls.inputs import Call
+from shrinkage.compression.calls.outputs import draws_random_numbers, outputs
+from shrinkage.compression.copying.copies import copy_of
+from shrinkage.compression.plans.tensors import tensors_of
+from shrinkage.compression.removal.channel_kinds import without
+from shrinkage.compression.removal.lockstep import Lockstep
+from shrinkage.compression.tracing.coupling import Coupling
+from shrinkage.errors import PlanError
+
+DIFFERENT = 1e-4  # of the largest output: more than sums in another order make, less than a wrong scale does
+
+
+@dataclass(eq=False)
+class Trial:
+    """A removal of the channels `gone` from `model`, for `call`.
+
+    `unchanged` are the attributes that keep their numbers. `problem` tells in words what was wrong with the last try.
+    Only the shapes of outputs count where a call is `drawing` random numbers: without some channels it draws others.
+    """
+
+    coupling: Coupling
+    model: nn.Module
+    call: Call
+    gone: Tensor
+    unchanged: frozenset[str] = frozenset()
+    problem: str = field(default="", init=False)
+    drawing: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.lockstep = Lockstep(self.model, self.coupling, self.call)
+
+    def possible(self) -> bool:
+        """Return whether the model can be called: not if it is on the meta device, and its inputs are not."""
+        try:
+            self.drawing = draws_random_numbers(self.model, self.call)
+        except Exception:  # Whatever a model's code does where there are no numbers.
+            return False
+        return True
+
+    def fits(self, held: Tensor | None = None, unchanged: frozenset[str] | None = None, *, sized: bool = False) -> bool:
+        """Return whether the model computes the same without those of the channels that are not `held`.
+
+        Attributes that are `unchanged` keep their numbers. If `sized`, sizes in code are corrected.
+        """
+        gone = self.gone if held is None else self.gone & ~held
+        kept = self.unchanged if unchanged is None else unchanged
+        self.problem = "the model fails"
+        try:
+            small = without(gone, self.coupling, self.model, kept, self.lockstep if sized else None)
+            same = self._same(small, with_zeros(self.model, self.coupling, gone))
+        except PlanError as error:
+            self.problem = str(error)
+            return False
+        except Exception:  # Whatever a model's code does with other widths than it expects.
+            return False
+        self.problem = "" if same else "the model puts out other numbers"
+        return same
+
+    def _same(self, small: nn.Module, dense: nn.Module) -> bool:
+        if self.drawing or any(tensor.is_meta for tensor in dense.parameters()):
+            shapes = [[x.shape for x in outputs(model, self.call)] for model in (small, dense)]
+            return shapes[0] == shapes[1]
+        checks = Checks.of(dense, self.call, DIFFERENT, example_alone=True)
+        return checks.accept(checks.error(small))
+
+
+def with_zeros(model: nn.Module, coupling: Coupling, gone: Tensor) -> nn.Module:
+    """Return a copy of `model` in which whatever makes the channels `gone` is zero, and whatever reads them."""
+    tensors, zeroed = tensors_of(model), dict[Tensor, Tensor]()
+    for (name, dim), channels in coupling.axes.items():
+        old, which = tensors[name], gone[channels]
+        if which.any() and isinstance(old, nn.Parameter):
+            new = zeroed.setdefault(old, nn.Parameter(old.detach().clone(), requires_grad=False))
+            with torch.no_grad():
+                new.index_fill_(dim, which.nonzero().flatten().to(new.device), 0.0)
+    return copy_of(model, {old: zeroed.get(old, old) for old in model.parameters()})
