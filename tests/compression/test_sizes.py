@@ -308,13 +308,13 @@ class Twice(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.one, self.two, self.inner = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(4, 2, bias=False)
-        self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 3)
+        self.one, self.two, self.inner = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(4, 1, bias=False)
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(4, 3)
 
     def forward(self, x):
         a = self.one(x).view(len(x), 4, 4)
         b = self.two(x).view(len(x), 4, 4).transpose(1, 2)
-        return self.left(F.relu(self.inner(a)).flatten(1)) + self.right(F.relu(self.inner(b)).flatten(1))
+        return self.left(F.relu(self.inner(a)).squeeze(2)) + self.right(F.relu(self.inner(b)).squeeze(2))
 
 
 def test_a_size_that_means_two_lengths_is_told():
@@ -385,5 +385,5 @@ def test_of_samples_times_channels_the_ratio_is_corrected():
     correction = Correction("view", -1, 3, (), (None, 4, 8), (None, 3, 8), (1,))
     assert correction.sizes(Asked("view", -1, (5, 12, 8))) == [5, 9, 8]
     assert correction.fits((5, 3, 24), Asked("view", -1, (5, 12, 8)))
-    assert not correction.fits((5, 3, 32), Asked("view", -1, (5, 12, 8)))  # which is possible as it is
+    assert not correction.fits((5, 3, 32), Asked("view", -1, (5, 12, 8)))  # which fits as it is
     assert not correction.fits((5, 3, 24), Asked("view", -1, (5, 10, 8)))

@@ -1,8 +1,9 @@
 """Sizes that a module's own code gives as numbers, corrected while its forward runs."""
 
 import functools
-import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +42,8 @@ class Correction(NamedTuple):
 
     It holds for a `call` on a tensor with `rank` axes. Those in `inputs`, pairs of axis and size, hold its channels.
     `asked` and `given` have one size per axis of the result, or per part of a split; None stands for any size, which
-    stays. Along the axes `products`, which hold samples times channels, only the ratio of the two is right.
+    stays. Along the axes `products`, which hold samples times channels, only the ratio of the two is right. Without
+    `inputs`, the right sizes have to fit the axes of the tensor better than those that are asked.
     """
 
     call: str
@@ -64,7 +66,9 @@ class Correction(NamedTuple):
                 continue
             if place not in self.products or size < 1 or size % known != 0:
                 return False
-        return bool(self.inputs) or not _possible(shape, asked)
+        if self.inputs:
+            return True
+        return _borders_kept(shape, asked, self.sizes(asked)) > _borders_kept(shape, asked, asked.sizes)
 
     def sizes(self, asked: Asked) -> list[int]:
         """Return the right sizes in place of those that are asked."""
@@ -82,11 +86,17 @@ Tables = tuple[Corrections, ...]  # each corrects what those before it leave
 Table = Mapping[tuple[str, int, int], Corrections]
 
 
-def _possible(shape: Sequence[int], asked: Asked) -> bool:
-    """Return whether a tensor of that shape has as many elements as are asked for."""
-    count = shape[asked.axis] if asked.call == UNFLATTEN else math.prod(shape)
-    known = math.prod([size for size in asked.sizes if size != -1])
-    return known > 0 and count % known == 0 if -1 in asked.sizes else count == known
+def _borders_kept(shape: Sequence[int], asked: Asked, sizes: Sequence[int]) -> int:
+    """Return how many borders between axes of a tensor are borders of the result too, counted from both ends."""
+    axes = [shape[asked.axis]] if asked.call == UNFLATTEN else list(shape)
+    pairs = (axes, sizes), (axes[::-1], sizes[::-1])
+    return sum(border in _borders(before) for before, after in pairs for border in _borders(after))
+
+
+def _borders(sizes: Sequence[int]) -> list[int]:
+    """Return the numbers of elements in the first axes, up to one whose size is not given."""
+    known = sizes[: list(sizes).index(-1)] if -1 in sizes else sizes
+    return list(accumulate(known, operator.mul))
 
 
 def asked_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Asked | None:

@@ -1,6 +1,7 @@
 """Whether a model computes the same without channels as with zeros in their place."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -55,21 +56,24 @@ class Trial:
         self.problem = "the model fails"
         try:
             small = without(gone, self.coupling, self.model, kept, self.lockstep if sized else None)
-            same = self._same(small, with_zeros(self.model, self.coupling, gone))
-        except PlanError as error:
-            self.problem = str(error)
+            error = self._error(small, with_zeros(self.model, self.coupling, gone))
+        except PlanError as refusal:
+            self.problem = str(refusal)
             return False
         except Exception:  # Whatever a model's code does with other widths than it expects.
             return False
-        self.problem = "" if same else "the model puts out other numbers"
-        return same
+        if error < inf:
+            self.problem = "" if error <= DIFFERENT else "the model puts out other numbers"
+        return error <= DIFFERENT
 
-    def _same(self, small: nn.Module, dense: nn.Module) -> bool:
+    def _error(self, small: nn.Module, dense: nn.Module) -> float:
+        """Return by how much outputs differ; infinity where the smaller model fails, or shapes do."""
         if self.drawing or any(tensor.is_meta for tensor in dense.parameters()):
             shapes = [[x.shape for x in outputs(model, self.call)] for model in (small, dense)]
-            return shapes[0] == shapes[1]
+            return 0.0 if shapes[0] == shapes[1] else inf
         checks = Checks.of(dense, self.call, DIFFERENT, example_alone=True)
-        return checks.accept(checks.error(small))
+        error = checks.error(small)
+        return 0.0 if checks.accept(error) else error
 
 
 def with_zeros(model: nn.Module, coupling: Coupling, gone: Tensor) -> nn.Module:
