@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from shrinkage import CoupledChannels, PlanError, ShrinkPlan, apply_plan, shrink, shrink_optimizer_
 from shrinkage.compression.plans.index_text import hashed
-from shrinkage.compression.plans.sizes import Asked, Correction
+from shrinkage.compression.plans.sizes import Asked, Correction, table_of
+from shrinkage.compression.removal.lockstep import Step, _check_means_one
 from zoo import gpt
 from zoo.harness import difference
 
@@ -303,32 +304,14 @@ def test_channels_that_arithmetic_counts_are_in_no_group():
     assert difference(model(x), shrink(model, x).model(x)) < 1e-6
 
 
-class Twice(nn.Module):
-    """Two calls ask for the same numbers: heads lie along the first axis here, and along the second one there."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.two, self.inner = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(4, 1, bias=False)
-        self.left, self.right = nn.Linear(4, 3), nn.Linear(4, 3)
-
-    def forward(self, x):
-        a = self.one(x).view(len(x), 4, 4)
-        b = self.two(x).view(len(x), 4, 4).transpose(1, 2)
-        return self.left(F.relu(self.inner(a)).squeeze(2)) + self.right(F.relu(self.inner(b)).squeeze(2))
-
-
 def test_a_size_that_means_two_lengths_is_told():
-    torch.manual_seed(0)
-    model, x = Twice().eval(), torch.randn(5, 6)
-    for layer, rows in ((model.one, slice(4, 8)), (model.two, slice(1, 16, 4))):
-        layer.weight[rows], layer.bias[rows] = 0, 0
-    small = shrink(model, x)
-    assert sorted([small.model.one.out_features, small.model.two.out_features]) == [12, 16]
-    (kept,) = small.report.kept
-    assert kept.reason == "the code of `the model` asks for the size 5, 4, 4 and means two lengths"
-    assert kept.advice.startswith("give one of the two as -1")
-    x = torch.randn(3, 6)
-    assert difference(model(x), small.model(x)) < 1e-6
+    """Heads lie along the first axis here, and along the second one there."""
+    steps = [Step(("", "inner"), (5, 12), Asked("view", -1, (5, 4, 4)), []) for _ in range(2)]
+    table = {"inner": table_of((Correction("view", -1, 2, ((1, 12),), (None, 4, 4), (None, 3, 4)),))}
+    _check_means_one(steps, [[5, 3, 4], [5, 3, 4]], table)
+    for wanted in ([5, 4, 3], None):
+        with pytest.raises(PlanError, match="the code of `inner` asks for the size 5, 4, 4 and means two lengths"):
+            _check_means_one(steps, [[5, 3, 4], wanted], table)
 
 
 class Branching(nn.Module):

@@ -24,7 +24,13 @@ Shares = Mapping[int, int]  # by kind, how many indices of an axis go with one c
 
 
 def kinds_of(
-    coupling: Coupling, model: nn.Module, call: Call, pin: Sequence[str], groups: Sequence[Sequence[int]], *, sized: bool
+    coupling: Coupling,
+    model: nn.Module,
+    call: Call,
+    pin: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    *,
+    sized: bool,
 ) -> Kinds:
     """Return the kinds of channels: each of `groups` holds the labels of one or more.
 
@@ -65,7 +71,12 @@ def parameters_of(model: nn.Module, shares: Mapping[Axis, Shares]) -> Amount:
 
 
 def multiply_adds_of(
-    model: nn.Module, call: Call, pin: Sequence[str], groups: Sequence[Sequence[int]], of: Sequence[int], *,
+    model: nn.Module,
+    call: Call,
+    pin: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    of: Sequence[int],
+    *,
     sized: bool = False,
 ) -> Amount:
     """Return how many multiply-adds a call takes: found in copies of the model with one channel of a kind less.
