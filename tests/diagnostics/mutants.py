@@ -16,7 +16,7 @@ MUTANTS = [
     M("if not training.updates:", "if False:", "advice", "alone"),
     M("if first in training.decoupled:", "if False:", "advice", "can_not_get_there"),
     M("if each > decay", "if each >= decay", "advice", "long_runs"),
-    M("    finally:\n        for value", "    except ZeroDivisionError:\n        for value", "stationarity", file="execution/single_tensor.py"),
+    M("    finally:\n        for value", "    except ZeroDivisionError:\n        for value", "stationarity", file="execution/at_origin.py"),
     M("(strength / dual_norms.max()).clamp(max=1)", "strength / dual_norms.max()", "duality"),
     M("0.5 * (1 - scale).square() * energy", "(1 - scale).square() * energy", "duality", "primal_less", quick=True),
     M("(penalties - inner).clamp_min(0).sum()", "(penalties - inner).sum()", "duality"),

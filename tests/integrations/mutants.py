@@ -23,6 +23,6 @@ MUTANTS = [
     M("name.removeprefix(prefix), prefix + name", "name", "kept_plans", "body_alone"),
     M("np.where(told, X.mean(0, dtype=np.float64), X[0])", "X.mean(0, dtype=np.float64)", "sklearn", "constant_column"),
     M("regularizer = freeze_zeros(model, {FIRST: Columns()})", "regularizer = Regularizer(model, on_columns(FIRST)(0.0))", "sklearn", "chosen_columns_alone"),
-    M("torch.random.fork_rng(devices=[])", "torch.enable_grad()", "sklearn", "random_state"),
+    M("torch.random.fork_rng(devices=[])", "torch.enable_grad()", "sklearn", "random_state", "integrations/sparse_mlp.py"),
     M("by_norm[last[by_norm].argsort(descending=True, stable=True)]", "by_norm", "sklearn", "are_ordered"),
 ]

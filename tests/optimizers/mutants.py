@@ -35,7 +35,7 @@ MUTANTS = [
     M("get(\"maximize\", getattr(optimizer, \"maximize\", False))", "get(\"maximize\")", "registry", "climbs"),
     M("for identity, index in pairs if identity not in left}", "for identity, index in pairs}", "introspection"),
     M("if kept and not group_indices(optimizer) else [optimizer, *kept]", "if kept else [optimizer]", "introspection"),
-    M("if isinstance(value, Mapping):", "if False:", "introspection", "by_name"),
+    M("if isinstance(value, Mapping):", "if False:", "introspection", "by_name", "optimizers/introspection.py"),
     M("\"deepspeed.runtime.\"", "\"other.\"", "introspection", "deepspeed"),
     M("self._noted = {target.name: steps.before(target) for target, _ in self._penalized}", "self._noted = {}", "metrics", "by_hand"),
     M("follow_(task.w, w - before, share)", "pass", "registry", "papers"),
