@@ -176,4 +176,4 @@ def sparsest(found: Path) -> int:
 
 def is_count(value: object) -> bool:
     """Return whether a parameter is a whole number > 0, of Python or of numpy."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) > 0

@@ -1,6 +1,7 @@
 """Networks trained on a table of numbers: dense with an early stop, along strengths, and with fewer columns."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -74,7 +75,7 @@ class Fitting:
         """Make updates, and yield the number of each after it."""
         for update, (x, y) in zip(range(1, updates + 1), self.table.batches(self.batch_size), strict=False):
             optimizer.zero_grad()
-            self.table.losses(model(x), y).mean().backward()
+            self.table.losses(model(x), y).mean().backward()  # type: ignore[no-untyped-call]  # torch gives it none
             optimizer.step()
             yield update
 
@@ -154,7 +155,8 @@ def spread_strengths(norms: Tensor, count: int) -> list[float]:
     """
     there = norms[norms > 0]
     low, high = float(there.quantile(SMALL)) / GAMMA, GREATEST * float(there.max()) / GAMMA
-    return torch.logspace(*torch.tensor([low, high]).log10().tolist(), count, dtype=torch.float64).tolist()
+    strengths: list[float] = torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64).tolist()
+    return strengths
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
