@@ -243,7 +243,7 @@ def test_a_tied_weight_that_makes_channels_and_reads_them_is_penalized():
 
 
 class NumbersInCode(nn.Module):
-    """Attention whose width is read off the input, so that no head can go, before a layer that can lose neurons."""
+    """Attention whose width is read off the input, before a layer that can lose neurons."""
 
     def __init__(self):
         super().__init__()
@@ -260,8 +260,14 @@ class NumbersInCode(nn.Module):
 
 
 def test_channels_without_which_the_model_fails_are_in_no_group():
+    class Insisting(NumbersInCode):
+        def forward(self, x):
+            if self.queries_keys_values.out_features != 24:
+                raise ValueError("24 are needed")
+            return super().forward(x)
+
     with pytest.warns(UserWarning, match=r"queries_keys_values.weight.* go"):
-        channels = CoupledChannels(NumbersInCode(), SEQUENCES)
+        channels = CoupledChannels(Insisting(), SEQUENCES)
     assert channels.names == ("inner.weight", "inner.bias")
 
 
