@@ -1,6 +1,7 @@
 """Hidden units of recurrent layers and cells: which can go, and that what is smaller computes the same."""
 
 import copy
+import os
 import subprocess
 import sys
 import textwrap
@@ -190,7 +191,8 @@ def test_a_plan_in_a_fresh_process(tmp_path):
         model.load_state_dict(state)
         assert model.lstm.hidden_size == 8 and torch.equal(model(x), expected)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120, env=os.environ | path)
 
 
 def test_the_least_goes_of_layers_with_unlike_numbers_of_silent_units():

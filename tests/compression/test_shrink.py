@@ -79,7 +79,8 @@ def test_a_grouped_convolution_behind_an_unknown_operator_stays(monkeypatch):
             torch.testing.assert_close(result.model(x), model(x))
 
 
-BY_COMPARISON = {"generator", "attention-literal", "attention-by-count", "attention-cross"}  # lengths in their code
+# The lengths in their code are found out by a comparison.
+BY_COMPARISON = {"generator", "attention-literal", "attention-by-count", "attention-cross", "nanoGPT", "minGPT"}
 
 
 @pytest.mark.filterwarnings(LSTM)
