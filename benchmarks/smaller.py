@@ -159,7 +159,7 @@ def measure_smaller(subject: Subject, settings: Settings) -> Smaller:
 def planned(model: nn.Module, x: Tensor, keywords: dict[str, Any]) -> ShrinkPlan:
     """Return the plan of the smaller model, with nothing compared and nothing timed."""
     coupling = couple(model, x, example_kwargs=keywords)
-    attempts = Attempts(analyzed(model, coupling), 1, Checks(0.0))
+    attempts = Attempts(analyzed(model, coupling), ((x,), keywords), 1, Checks(0.0))
     _, _, plan = attempts.built(Choice(torch.zeros(coupling.labels.count, dtype=torch.bool)))
     return plan
 

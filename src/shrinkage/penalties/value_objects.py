@@ -5,7 +5,7 @@ package is imported. So those classes are declared with `@value_class`, and `@da
 `__init__`. Users' own are frozen dataclasses.
 """
 
-from dataclasses import Field, FrozenInstanceError, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, dataclass_transform
 
 from shrinkage.penalties.pickling import Saved
@@ -65,6 +65,15 @@ class ByFields:
             return object.__repr__(self)
         texts = (f"{field.name}={getattr(self, field.name)!r}" for field in fields_of(self) if field.repr)
         return f"{type(self).__qualname__}({', '.join(texts)})"
+
+    def __setstate__(self, state: dict[str, Any] | list[Any]) -> None:
+        """Take the fields of a pickle; those that came later have their defaults. Classes with slots had lists."""
+        known = fields_of(self)
+        given = state if isinstance(state, dict) else dict(zip((field.name for field in known), state, strict=False))
+        for field in known:
+            if field.name not in given and field.default_factory is not MISSING:
+                given = {field.name: field.default_factory(), **given}
+        vars(self).update(given)
 
 
 class Value(ByFields, Saved):
