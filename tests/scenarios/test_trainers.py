@@ -10,8 +10,16 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 PAGE = (Path(__file__).parents[2] / "docs/trainers.md").read_text()
-SHARED, *_ = BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-TITLES = re.findall(r"^## (.*)", PAGE, re.MULTILINE)
+FIRST, *SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+
+
+def code_of(section):
+    """The blocks of Python in a section."""
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+(SHARED,) = code_of(FIRST)
+EXAMPLES = [(section.splitlines()[0], code) for section in SECTIONS for code in code_of(section)]
 
 pytestmark = [  # what Lightning itself warns of
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
@@ -23,7 +31,7 @@ pytestmark = [  # what Lightning itself warns of
 ]
 
 
-@pytest.mark.parametrize(("title", "code"), list(zip(TITLES, BLOCKS[1:], strict=True)))
+@pytest.mark.parametrize(("title", "code"), EXAMPLES)
 def test_the_examples_run(title, code, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "guide"}

@@ -27,7 +27,7 @@ try:
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
 except ImportError as error:
-    raise ImportError("smaller models of Hugging Face need transformers: pip install transformers") from error
+    raise ImportError("smaller models of it need transformers: pip install accelerate transformers") from error
 
 # Where the module that registers it was not imported, transformers prints this name in a warning.
 METHOD = "shrinkage, which `import shrinkage.integrations.transformers` makes known"
