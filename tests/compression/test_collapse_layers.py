@@ -1,5 +1,7 @@
 """Layers that collapse inside: recurrent ones by layers and directions, cells, and those that meet inputs otherwise."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -168,11 +170,27 @@ def test_attention_without_scores_is_not_called_dead():
     assert report(zeroed(model, "v_proj_weight")).dead == ("v_proj_weight",)
 
 
+def by_hand(query, key, value, axis=-1):
+    scores = query @ key.transpose(-2, -1) / 2
+    return nn.functional.dropout(scores.softmax(axis), 0.1, training=False) @ value
+
+
+def in_one_batch(query, key, value):
+    batch, heads, count, _ = query.shape
+    scores = (query @ key.transpose(-2, -1)).masked_fill(torch.ones(count, count).triu(1).bool(), -1e9)
+    weights = torch.softmax(scores, 3).reshape(batch * heads, count, count)
+    return torch.bmm(weights, value.reshape(batch * heads, count, -1)).view(value.shape)
+
+
+ATTENTIONS = [nn.functional.scaled_dot_product_attention, by_hand, in_one_batch]
+
+
 class Attention(nn.Module):
     """Attention of two heads, with queries, keys and values by one layer; or with places added to the values."""
 
-    def __init__(self, *, places=False):
+    def __init__(self, attend, *, places=False):
         super().__init__()
+        self.attend = attend
         self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
         self.places = nn.Parameter(torch.randn(1, 2, 6, 4)) if places else None
 
@@ -180,13 +198,14 @@ class Attention(nn.Module):
         parts = (part.unflatten(-1, (2, -1)).transpose(-3, -2) for part in self.qkv(x).chunk(3, -1))
         query, key, value = parts
         value = value if self.places is None else value + self.places
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        mixed = self.attend(query, key, value)
         return self.out(mixed.transpose(-3, -2).flatten(-2))
 
 
-def test_attention_whose_values_are_biases_alone_is_dead():
+@pytest.mark.parametrize("attend", ATTENTIONS)
+def test_attention_whose_values_are_biases_alone_is_dead(attend):
     torch.manual_seed(0)
-    model, x = Attention(), torch.randn(3, 6, 8)
+    model, x = Attention(attend), torch.randn(3, 6, 8)
     with torch.no_grad():
         model.qkv.weight[16:20] = 0
     assert shrink(model, x).report.collapsed == ()
@@ -197,10 +216,22 @@ def test_attention_whose_values_are_biases_alone_is_dead():
     torch.testing.assert_close(small(2 * x), model(2 * x))
 
 
-def test_attention_that_chooses_among_constants_is_alive():
+@pytest.mark.parametrize("attend", ATTENTIONS)
+def test_attention_that_chooses_among_constants_is_alive(attend):
     """Values that are biases and places do not depend on the inputs, but the weights of their mean do."""
     torch.manual_seed(0)
-    model, x = Attention(places=True), torch.randn(3, 6, 8)
+    model, x = Attention(attend, places=True), torch.randn(3, 6, 8)
+    with torch.no_grad():
+        model.qkv.weight[16:] = 0
+    result = shrink(model, x, verify=False)
+    assert result.report.collapsed == ()
+    torch.testing.assert_close(result.model(2 * x), model(2 * x))
+
+
+@pytest.mark.parametrize("attend", [partial(by_hand, axis=-2), lambda query, key, value: query @ key.mT @ value])
+def test_weights_that_do_not_sum_to_one_are_no_mean(attend):
+    torch.manual_seed(0)
+    model, x = Attention(attend), torch.randn(3, 6, 8)
     with torch.no_grad():
         model.qkv.weight[16:] = 0
     result = shrink(model, x, verify=False)

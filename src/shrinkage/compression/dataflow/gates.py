@@ -37,6 +37,9 @@ NORMS = (*PER_CHANNEL, aten.layer_norm, aten.rms_norm)
 WEIGHED = (aten.linear, aten.conv1d, aten.conv2d, aten.conv3d)
 ODD = (aten.tanh, aten.neg, aten.relu, aten.gelu, aten.silu, aten.dropout, aten.clone, aten.contiguous, aten.to)
 WHOLE_OR_NOTHING = (*ODD, aten.view, aten.reshape, aten.unsqueeze, aten.expand, aten.permute, aten.transpose)
+AVERAGES = (aten.matmul, aten.mm, aten.bmm)
+SOFTMAX = (aten.softmax, aten._softmax)
+SAME_ROWS = (aten.dropout, aten.view, aten.reshape, aten.expand, aten.contiguous, aten.clone, aten.to, aten.unsqueeze)
 KnownZeros = dict[tuple[fx.Node, fx.Node], Tensor]  # masks of values, by the node that takes them and their own
 NONE = torch.tensor(False)
 ALL = torch.tensor(True)
@@ -47,6 +50,25 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
     schema = getattr(node.target, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema else []
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def averaged(node: fx.Node) -> Any:
+    """Return of which values `node` gives averages along axis -2, with weights that sum to 1; None if it does not."""
+    given = arguments_of(node)
+    if packet_of(node) is aten.scaled_dot_product_attention:
+        return None if given.get("dropout_p") else given["value"]
+    values = given.get("other", given.get("mat2"))
+    if packet_of(node) not in AVERAGES or not isinstance(values, fx.Node) or len(shapes_of(values)[0]) < 2:
+        return None
+    length, weights = shapes_of(values)[0][-2], given["self"]
+    while packet_of(weights) in SAME_ROWS and not arguments_of(weights).get("train"):
+        if shapes_of(weights)[0][-1] != length:
+            return None
+        weights = weights.all_input_nodes[0]
+    if packet_of(weights) not in SOFTMAX:
+        return None
+    (shape,) = shapes_of(weights)
+    return values if shape[-1] == length and arguments_of(weights)["dim"] in (-1, len(shape) - 1) else None
 
 
 def compact(mask: Tensor) -> Tensor:
@@ -73,7 +95,7 @@ class Zeros:
     """Which elements of the values in a graph are zero for every input, as far as products tell.
 
     `known` has those of values that are not computed from the data; `uniform` are the attentions whose values are the
-    same at all positions.
+    same at all positions, each an operator or a softmax times values.
     """
 
     def __init__(self, trace: Trace, known: KnownZeros, uniform: Collection[fx.Node] = ()) -> None:

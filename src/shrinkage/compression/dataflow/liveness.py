@@ -171,7 +171,8 @@ class Needs:
     def _gated(self, node: fx.Node, given: Mapping[str, Any]) -> None:
         """Need all of what is multiplied and summed, unless all that it meets is zero."""
         idle = {name for name, by in WHOLE[packet_of(node)] if bool(self.zeros.of(node, given.get(by)).all())}
-        idle |= {"query", "key"} if node in self.zeros.uniform else set()  # any weights average them to the same
+        if node in self.zeros.uniform:  # any weights average the values to the same
+            idle |= {"query", "key", "self"}
         self._all(value for name, value in given.items() if name not in idle)
 
     def _met_by_all(self, node: fx.Node, factors: Any) -> None:

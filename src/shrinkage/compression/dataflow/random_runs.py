@@ -12,12 +12,11 @@ from torch.utils._pytree import tree_map_only
 from shrinkage.compression.calls.inputs import truths
 from shrinkage.compression.dataflow.aliasing import in_shared_memory, is_random, last_uses
 from shrinkage.compression.dataflow.constancy import changing, constants_along, differing, zeros_along
-from shrinkage.compression.dataflow.dependence import called, dependent, is_structural, moves, packet_of
-from shrinkage.compression.dataflow.gates import KnownZeros, arguments_of, compact, noted
+from shrinkage.compression.dataflow.dependence import called, dependent, is_structural, moves
+from shrinkage.compression.dataflow.gates import KnownZeros, averaged, compact, noted
 from shrinkage.compression.dataflow.values import Value, is_dense, is_stirrable
 from shrinkage.compression.plans.tensors import selected, zero_slices
 from shrinkage.compression.tracing.export import Subgraph
-from shrinkage.compression.tracing.operators import aten
 from shrinkage.compression.tracing.trace import Contraction, Trace, mutates
 
 # The logarithms of the sizes of the noise in each run, and between which signs: what lets one through shows in a run.
@@ -100,7 +99,7 @@ class Stimulus:
             return self._replaced(node, alike(self._result(node, 0)).runs, -1, live)
         if node in self.products:
             self._note_product(node, self.products[node])
-        if packet_of(node) is aten.scaled_dot_product_attention and self._averages_the_same(node):
+        if self._averages_the_same(node):
             self.uniform.add(node)
         if all(value.is_free for value in operands.values()) and node not in self.shared and not is_random(node):
             return alike(self._result(node, 0))
@@ -177,10 +176,12 @@ class Stimulus:
 
     def _averages_the_same(self, node: fx.Node) -> bool:
         """Return whether the values of attention are the same at all positions, whatever the inputs are."""
-        given = arguments_of(node)
-        value = self.values[given["value"]]
+        averages = averaged(node)
+        if averages is None:
+            return False
+        value = self.values[averages]
         free = value.is_free or (isinstance(value.depends, Tensor) and not value.depends.any())
-        return free and not given.get("dropout_p") and not differing(value.runs[0], [-2]).any()
+        return free and not differing(value.runs[0], [-2]).any()
 
     def _stirred(self, node: fx.Node, runs: list[Any], masks: Any) -> Value:
         """Return a value of which nothing that depends on the inputs is the same in all runs."""
