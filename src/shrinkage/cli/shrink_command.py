@@ -41,7 +41,7 @@ def shrink_file(
 ) -> None:
     """Remove the channels of a trained model that are zero, and write the smaller model with the same outputs."""
     example = tuple(map(example_input, inputs))
-    model = built(build).eval()
+    model = built(build)
     load_weights(model, checkpoint, key)
     try:
         small = shrink(model, example, round_to=round_to)

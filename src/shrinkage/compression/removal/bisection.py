@@ -129,7 +129,7 @@ class Attempts:
         """
         model, coupling = self.analysis.model, self.analysis.coupling
         choice = Choice(torch.zeros(coupling.labels.count, dtype=torch.bool))
-        error, refusal = self.error(choice), self.refusal
+        error, refusal = self.error(choice), ""
         gone = self.removal(choice.held).gone
         changed = changed_attributes(coupling, model, gone) if self.checks.known else {}
         groups = alike(changed, model)
@@ -142,7 +142,7 @@ class Attempts:
             choice = choice._replace(attributes=equal_by_chance(coupling, model, gone, self._fits_alone))
             error = self.error(choice)
         if not self.checks.accept(error):
-            choice, error, refusal = self._sized(choice, every, refusal)
+            choice, error, refusal = self._sized(choice, every)
         if not self.checks.accept(error):
             first = choice
             held, self.untried = culprits(coupling, gone, lambda held: self.fits(first._replace(held=held)))
@@ -150,11 +150,12 @@ class Attempts:
             error = self.error(choice)
         return *self._with_fewer_changes(choice, error, groups), refusal
 
-    def _sized(self, choice: Choice, every: frozenset[str], refusal: str) -> tuple[Choice, float, str]:
+    def _sized(self, choice: Choice, every: frozenset[str]) -> tuple[Choice, float, str]:
         """Return the choice with which outputs are right once sizes are corrected; `choice` itself if there is none.
 
         First all attributes change, then none of `every` one that could, then those that `choice` lets.
         """
+        refusal = ""
         for attributes in dict.fromkeys((frozenset[str](), every, choice.attributes)):
             trial = Choice(choice.held, attributes, sized=True)
             error = self.error(trial)
