@@ -370,3 +370,7 @@ def test_of_samples_times_channels_the_ratio_is_corrected():
     assert correction.fits((5, 3, 24), Asked("view", -1, (5, 12, 8)))
     assert not correction.fits((5, 3, 32), Asked("view", -1, (5, 12, 8)))  # which fits as it is
     assert not correction.fits((5, 3, 24), Asked("view", -1, (5, 10, 8)))
+    of_channels = Correction("view", -1, 3, ((2, 24),), (None, 4, 8), (None, 3, 8), (1,))
+    assert of_channels.fits((5, 3, 24), Asked("view", -1, (5, 12, 8)))
+    for size in (10, 0, -1, -4):
+        assert not of_channels.fits((5, 3, 24), Asked("view", -1, (5, size, 8)))

@@ -48,7 +48,7 @@ MUTANTS = [
     M("if len(tensors) != len(self._known):", "if False:", "same_tensors", "as_many"),
     M("return not any(check(other, nn.Parameter(w)) for other in others)", "return True", "same_tensors", "without_guards"),
     M("        increment_version(ws)\n        return True", "        return True", "native", "autograd_sees"),
-    M("thread = get_ident()", "thread = 0", "native", "threads_of_python"),
+    M("thread = get_ident()", "thread = 0", "native", "batches_of_their_own"),
     M("counts == {weights.numel()} and", "", "native", "do_not_fit"),
     M("if part.dim >= w.dim() or len(part.groups) != w.shape[part.dim]:", "if False:", "native", "do_not_fit"),
     M("following.data_ptr() != total.data_ptr()", "True", "native", "held_zeros_that"),

@@ -3,6 +3,7 @@
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -449,6 +450,21 @@ def test_threads_of_python_do_not_meet():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(steps, range(4)))
     assert all(torch.equal(*pair) for pair in zip(found, alone_, strict=True))
+
+
+def test_threads_of_python_have_batches_of_their_own():
+    """Two calls at a time of one shape: what a batch holds for one would be changed by the other."""
+    native._batches.clear()
+    barrier = Barrier(2)
+
+    def step(w: Tensor) -> None:
+        barrier.wait()
+        native.shrink_all_([Task(L1(0.1), w, 0.1)])
+        barrier.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(step, torch.randn(2, 30, 40).unbind()))
+    assert len(native._batches) == 2
 
 
 def test_a_child_of_fork_has_one_thread():

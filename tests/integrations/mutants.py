@@ -14,7 +14,6 @@ MUTANTS = [
     M("return 2.0 if loss", "return 1.0 if loss", "coefficients", "squared_errors_of_sklearn and mse"),
     M("(1 - momentum) / (1 - dampening)) if momentum else", "1 - momentum) if momentum else", "coefficients", "after_momentum"),
     M("if best >= wrong:", "if False:", "kept_plans", "pooler"),
-    M("config.validate() is None", "True", "kept_plans", "refuses"),
     M("{dim: tuple(range(len(kept))) for", "{dim: kept for", "kept_plans", "no_indices"),
     M("        if not _is_of_smaller(plan, earlier):", "        if False:", "kept_plans", "forced"),
     M("    vars(small).pop(DENSE, None)  #", "    pass  #", "kept_plans", "cut_again"),
