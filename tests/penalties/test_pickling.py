@@ -5,7 +5,7 @@ import io
 import pickle
 import pickletools
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -243,6 +243,11 @@ def test_what_a_newer_version_saved_is_refused_by_name():
 
 def test_fields_that_a_file_does_not_have_yet_take_their_defaults():
     assert restored("MCP", {"strength": 0.1}) == MCP(0.1)
+    plan = ShrinkPlan.of(nn.Linear(3, 2), {"weight": {0: (1,)}, "bias": {0: (1,)}})
+    state = {name: value for name, value in vars(plan).items() if name not in ("sizes", "attributes")}
+    earlier = ShrinkPlan.__new__(ShrinkPlan)
+    earlier.__setstate__(state)
+    assert earlier == replace(plan, attributes={})
 
 
 def test_nothing_else_is_made_by_name():

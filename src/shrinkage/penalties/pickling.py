@@ -6,7 +6,7 @@ The name is that of the class, without the file that it is defined in, so that a
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any, TypeVar
@@ -37,8 +37,6 @@ class Saved:
         if not is_own(cls):
             return
         _by_name[cls.__name__] = cls
-        if "__setstate__" not in vars(cls):
-            cls.__setstate__ = set_state  # type: ignore[attr-defined]  # object has none
         found_at_former_place(cls)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -48,6 +46,9 @@ class Saved:
             return super().__reduce_ex__(protocol)
         return restored, (cls.__name__, self._data())
 
+    def __setstate__(self, state: Any) -> None:
+        set_state(self, state)
+
     def _data(self) -> dict[str, Any]:
         """Return what is saved, by the name of the attribute; of a dataclass, all fields."""
         if not is_dataclass(self):
@@ -55,17 +56,20 @@ class Saved:
         return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
 
 
-def set_state(self: Saved, state: Any) -> None:
-    """Set the attributes that a pickle holds: of a class of somebody else, or of a file of version 0.1.0.
+def set_state(self: object, state: Any) -> None:
+    """Set the attributes that a pickle holds; fields of a dataclass that are newer have their defaults.
 
-    In such files dataclasses with slots are a list: the values of the fields in order, without newer ones.
+    In files of version 0.1.0 dataclasses with slots are a list: the values of the fields in order.
     """
+    known = fields(self) if is_dataclass(self) else ()
     if isinstance(state, list):
-        names = (field.name for field in fields(self))  # type: ignore[arg-type]  # only dataclasses have lists
-        state = dict(zip(names, state, strict=False))
+        state = dict(zip((field.name for field in known), state, strict=False))
     for attributes in state if isinstance(state, tuple) else (state,):  # (attributes, slots), where there are both
         for attribute, value in (attributes or {}).items():
             object.__setattr__(self, attribute, value)
+    for field in known:
+        if field.default_factory is not MISSING and field.name not in vars(self):
+            object.__setattr__(self, field.name, field.default_factory())
 
 
 def restored(name: str, data: Mapping[str, Any]) -> Saved:
@@ -76,8 +80,7 @@ def restored(name: str, data: Mapping[str, Any]) -> Saved:
             f"this file has a {name} of shrinkage, which this version does not know: load it with a newer version"
         )
     found = cls.__new__(cls)
-    for attribute, value in data.items():
-        object.__setattr__(found, attribute, value)
+    set_state(found, data)
     return found
 
 

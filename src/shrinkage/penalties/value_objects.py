@@ -5,10 +5,10 @@ package is imported. So those classes are declared with `@value_class`, and `@da
 `__init__`. Users' own are frozen dataclasses.
 """
 
-from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, fields, is_dataclass
+from dataclasses import Field, FrozenInstanceError, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, dataclass_transform
 
-from shrinkage.penalties.pickling import Saved
+from shrinkage.penalties.pickling import Saved, set_state
 
 Class = TypeVar("Class", bound=type)
 
@@ -66,14 +66,8 @@ class ByFields:
         texts = (f"{field.name}={getattr(self, field.name)!r}" for field in fields_of(self) if field.repr)
         return f"{type(self).__qualname__}({', '.join(texts)})"
 
-    def __setstate__(self, state: dict[str, Any] | list[Any]) -> None:
-        """Take the fields of a pickle; those that came later have their defaults. Classes with slots had lists."""
-        known = fields_of(self)
-        given = state if isinstance(state, dict) else dict(zip((field.name for field in known), state, strict=False))
-        for field in known:
-            if field.name not in given and field.default_factory is not MISSING:
-                given = {field.name: field.default_factory(), **given}
-        vars(self).update(given)
+    def __setstate__(self, state: Any) -> None:
+        set_state(self, state)
 
 
 class Value(ByFields, Saved):
