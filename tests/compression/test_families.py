@@ -13,7 +13,6 @@ from zoo.families import FAMILIES
 from zoo.harness import choose, difference, size
 
 REFUSED = {  # by name, with the reason and what to do
-    "kan-radial": r"summed over by `einsum`, in `1` \(288 .*\): give `einsum` one letter",
     "graph-attention-edges": r"max over channels, in `first`, `second` \(272 .*\): what is computed over all channels",
     "graph-attention-dense": r"a slice of the channels is taken, in `the model` \(24 .* `a`\): .* `chunk`",
     "conv-lstm": r"meets a tensor of fixed length where it is summed over, in `cell.conv` .*: .* `torch.zeros_like`",
@@ -21,9 +20,11 @@ REFUSED = {  # by name, with the reason and what to do
     "convnext-v2": r"normalized over the channels, in `norm`.* mean over channels, in `response` \(144 .*`response.g",
     "branching": r"put out by `inner`, which was exported by itself .*: make the model one that `torch.export` takes",
     "cells-by-hand": r"meets a tensor of fixed length where it is summed over, in `recurrent` .* `torch.zeros_like`",
-    "modulated": r"are coupled at `aten.conv2d`, in `the model` .* sum over channels, in `the model`",
 }
-CONSTANT = {"kan-bsplines": "puts a constant into `1`, which has no bias that could take it up"}  # so that zeros stay
+CONSTANT = {  # so that zeros stay
+    "kan-bsplines": "puts a constant into `1`, which has no bias that could take it up",
+    "kan-radial": "is no constant where `1.coefficients` reads it: it depends on the data or the position",
+}
 LEFT = {"lstm-cells": 0.85}  # at most, in place of 0.8: its code has the number of its units
 NUMBER = "ignore:the model fails when channels of cell.weight_ih:UserWarning"  # of units, which its code has
 PARTLY = r"ignore:(the model|`block`) cannot be exported as a whole:UserWarning"

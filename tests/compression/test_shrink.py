@@ -80,7 +80,10 @@ def test_a_grouped_convolution_behind_an_unknown_operator_stays(monkeypatch):
 
 
 # The lengths in their code are found out by a comparison.
-BY_COMPARISON = {"generator", "attention-literal", "attention-by-count", "attention-cross", "nanoGPT", "minGPT"}
+BY_COMPARISON = {
+    "generator", "attention-literal", "attention-by-count", "attention-cross", "nanoGPT", "minGPT", "shuffled",
+    "graph-einsum",
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings(LSTM)
@@ -316,10 +319,14 @@ CASE = {case.name: case for case in CASES}
         ("generator", 10), ("recurrent", 16), ("tied-weights", 20), ("low-rank-merged", 24), ("attention-reshaped", 4),
         ("attention-chunked", 4), ("grouped-queries-interleave", 2), ("grouped-queries-expand", 2),
         ("grouped-queries-native", 2), ("rotary", 4), ("densenet", 26), ("instance-norm", 30), ("prelu", 22),
-        ("softmax-channels", 0), ("shuffled", 0), ("einsum", 0), ("lstm", 26), ("weight-norm", 0), ("assigned", 0),
+        ("softmax-channels", 0), ("shuffled", 8), ("einsum", 12), ("lstm", 26), ("weight-norm", 0), ("assigned", 0),
         ("multihead-attention", 36), ("pixel-shuffled", 14), ("pixel-unshuffled", 10),
         ("channel-shuffled", 16), ("einsum-attention", 4), ("einsum-linear-attention", 4), ("einsum-columns", 24),
-        ("einsum-weights-first", 24), ("einsum-experts", 24), ("einsum-similarity", 0),
+        ("einsum-weights-first", 24), ("einsum-experts", 24), ("einsum-similarity", 11),
+        ("factorization-machine", 20), ("recommender", 36), ("bags-sum", 22), ("bags-mean", 22), ("bags-max", 22),
+        ("bags-by-offsets", 22), ("bags-weighted", 22), ("contrastive", 28), ("twins", 28), ("prototypes", 24),
+        ("quantizer", 40), ("angles", 28), ("graph-einsum", 4), ("heads-by-einsum", 7), ("pooled-places", 16),
+        ("sentences", 22), ("interaction", 18), ("stacked-experts", 12),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings(LSTM)

@@ -72,7 +72,15 @@ def test_random_models_have_layers_of_every_kind():
         nn.LayerNorm,
         nn.Flatten,
     }
-    kinds |= {graphs.Residual, graphs.Concat, graphs.Gated, graphs.SqueezeExcite, graphs.Attention, graphs.Tokens}
+    kinds |= {
+        graphs.Residual,
+        graphs.Concat,
+        graphs.Gated,
+        graphs.SqueezeExcite,
+        graphs.Attention,
+        graphs.Tokens,
+        graphs.Measured,
+    }
     assert kinds <= found
 
 

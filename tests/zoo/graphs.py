@@ -113,6 +113,25 @@ class Mean(nn.Module):
         return x.mean(self.dims)
 
 
+class Measured(nn.Module):
+    """A gate from one number that all channels make together: a norm, a sum, the largest, products with a vector."""
+
+    def __init__(self, kind: str, dim: int, width: int):
+        super().__init__()
+        self.kind, self.dim, self.weights = kind, dim, nn.Parameter(torch.randn(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "sum":
+            size = torch.tanh(x).sum(self.dim, keepdim=True)
+        elif self.kind == "largest":
+            size = F.relu(x).amax(self.dim, keepdim=True)
+        elif self.kind == "vector":
+            size = (x.movedim(self.dim, -1) @ self.weights).unsqueeze(self.dim)
+        else:
+            size = torch.linalg.vector_norm(x, float(self.kind), self.dim, keepdim=True)
+        return x / (1 + size.abs())
+
+
 def channels(shape: Shape) -> int:
     return shape[0] if len(shape) == 3 else shape[-1]
 
@@ -142,6 +161,10 @@ def norm(shape: Shape, choices: Choices) -> nn.Module:
         return choices.pick((nn.LayerNorm, nn.RMSNorm))(width)
     groups = choices.pick([count for count in (2, 3, width) if width % count == 0])
     return choices.pick((nn.BatchNorm2d(width), nn.GroupNorm(groups, width), nn.InstanceNorm2d(width, affine=True)))
+
+
+def measured(shape: Shape, choices: Choices) -> nn.Module:
+    return Measured(choices.pick(("2", "1", "inf", "sum", "largest", "vector")), channel_dim(shape), channels(shape))
 
 
 def convolution(shape: Shape, choices: Choices) -> nn.Module:
@@ -214,7 +237,7 @@ def twice(shape: Shape, choices: Choices) -> nn.Module:
 
 
 Step = Callable[[Shape, Choices], nn.Module]
-EVERYWHERE: tuple[Step, ...] = (linear, activation, norm)
+EVERYWHERE: tuple[Step, ...] = (linear, activation, norm, measured)
 INNER: dict[int, tuple[Step, ...]] = {  # they keep the sizes of images and the number of tokens
     1: (*EVERYWHERE, gate),
     2: (*EVERYWHERE, gate, attention),

@@ -74,6 +74,10 @@ class Needs:
             elif node.op not in ("placeholder", "get_attr"):
                 self._back(node)
 
+    def include(self, node: fx.Node) -> bool:
+        """Return whether anything that `node` gives is needed."""
+        return node in self.of or node in self.parts
+
     def rows_of(self, contraction: Contraction) -> Tensor | None:
         """Return which rows of the weight of a contraction are needed; None where that is not known."""
         node, weight = contraction.node, self.weights.get(contraction.node)

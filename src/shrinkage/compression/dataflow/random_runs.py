@@ -17,7 +17,7 @@ from shrinkage.compression.dataflow.gates import KnownZeros, averaged, compact, 
 from shrinkage.compression.dataflow.values import Value, is_dense, is_stirrable
 from shrinkage.compression.plans.tensors import selected, zero_slices
 from shrinkage.compression.tracing.export import Subgraph
-from shrinkage.compression.tracing.trace import Contraction, Trace, mutates
+from shrinkage.compression.tracing.trace import Contraction, Sum, Trace, mutates
 
 # The logarithms of the sizes of the noise in each run, and between which signs: what lets one through shows in a run.
 RUNS = (
@@ -49,7 +49,9 @@ class Stimulus:
     def __init__(self, subgraph: Subgraph, trace: Trace) -> None:
         self.subgraph, self.module = subgraph, subgraph.program.graph_module
         self.contractions = {contraction.node: contraction for contraction in trace.contractions}
-        self.products = {contraction.node: contraction for contraction in trace.products}
+        self.sums: dict[fx.Node, list[Sum]] = {}
+        for each in trace.sums:
+            self.sums.setdefault(each.node, []).append(each)
         self.lookups = set(trace.lookups)
         self.shared = in_shared_memory(self.module.graph)
         self.generators = [torch.Generator().manual_seed(number) for number in range(len(RUNS))]
@@ -57,7 +59,7 @@ class Stimulus:
         self.trace = trace
         self.known: KnownZeros = {}
         self.seen: dict[fx.Node, Seen] = {}
-        self.zeros: dict[fx.Node, Tensor] = {}
+        self.zeros: dict[Sum, Tensor] = {}
         self.uniform: set[fx.Node] = set()
 
     def run(self, given: Sequence[Sequence[Any]]) -> None:
@@ -90,15 +92,14 @@ class Stimulus:
             place: Any = node.args[1]
             mask = several.depends[place] if isinstance(several.depends, list) else several.depends
             return Value([run[place] for run in several.runs], mask)
+        for each in self.sums.get(node, ()):
+            self._note_sum(each)
         if node in self.contractions:
             live = self._note_reading(node, self.contractions[node])
             if not mutates(node):
                 return self._contracted(node, self.contractions[node], live)
         if node in self.lookups:
-            live = ~zero_slices(operands[node.all_input_nodes[0]].runs[0], -1)
-            return self._replaced(node, alike(self._result(node, 0)).runs, -1, live)
-        if node in self.products:
-            self._note_product(node, self.products[node])
+            return self._looked_up(node, operands[node.all_input_nodes[0]].runs[0])
         if self._averages_the_same(node):
             self.uniform.add(node)
         if all(value.is_free for value in operands.values()) and node not in self.shared and not is_random(node):
@@ -138,6 +139,15 @@ class Stimulus:
         self.seen[node] = Seen(constants, weight, data.runs[0].numel() == 0)
         return live_rows(contraction, weight, ~constants.isnan())
 
+    def _looked_up(self, node: fx.Node, table: Tensor) -> Value:
+        """Return noise in place of what is looked up in the columns of `table` that are not zero."""
+        result, live = self._result(node, 0), ~zero_slices(table, -1)
+        if isinstance(result, Tensor):
+            return self._replaced(node, alike(result).runs, -1, live)
+        first, *others = result  # of bags: what else comes are places
+        rows = self._replaced(node, alike(first).runs, -1, live)
+        return Value([[run, *others] for run in rows.runs], [rows.depends, *(True for _ in others)])
+
     def _contracted(self, node: fx.Node, contraction: Contraction, live: Tensor) -> Value:
         """Return noise in place of what the rows give that are `live`."""
         data = self.values[contraction.data].runs
@@ -168,11 +178,10 @@ class Stimulus:
         stirred = [torch.where(live, self._noise(run, number), run) for number, run in enumerate(runs[1:])]
         return self._stirred(node, [runs[0], *stirred], live if others is None else live | others)
 
-    def _note_product(self, node: fx.Node, contraction: Contraction) -> None:
-        """Note which channels of a product of two activations are zero in one of them, whatever the inputs are."""
-        sides = ((contraction.data, contraction.axis), (contraction.weight, contraction.weight_axis))
-        one, other = (zeros_along(self.values[side], axis) for side, axis in sides)
-        self.zeros[node] = one | other
+    def _note_sum(self, of: Sum) -> None:
+        """Note which channels that are summed over are zero on one side, whatever the inputs are."""
+        zeros = [zeros_along(self.values[side], axis).cpu() for side, axis in of.sides]
+        self.zeros[of] = torch.stack([zero.repeat(len(of.labels) // len(zero)) for zero in zeros]).any(0)
 
     def _averages_the_same(self, node: fx.Node) -> bool:
         """Return whether the values of attention are the same at all positions, whatever the inputs are."""

@@ -1,6 +1,7 @@
 """The numbers that ordinary layers compute with beside their weights, and what they become when weights are cut."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -21,12 +22,18 @@ def linear(layer: nn.Linear, shapes: Shapes) -> dict[str, Any]:
     return dict(zip(("out_features", "in_features"), shapes["weight"], strict=True))
 
 
-def convolution(layer: _ConvNd, shapes: Shapes) -> dict[str, Any]:
-    """The weight is (outputs, inputs of one group, ...), or (inputs, outputs of one group, ...) if transposed."""
+def convolution(layer: _ConvNd, shapes: Shapes, *, evenly: bool = False) -> dict[str, Any]:
+    """The weight is (outputs, inputs of one group, ...), or (inputs, outputs of one group, ...) if transposed.
+
+    Groups go as a whole, or all lose as many channels `evenly`.
+    """
     first, second = shapes["weight"][:2]
     ends = ("in_channels", "out_channels") if isinstance(layer, _ConvTransposeNd) else ("out_channels", "in_channels")
-    groups = groups_left(layer, layer.groups, getattr(layer, ends[0]), first)
-    return {ends[0]: first, ends[1]: second * groups, "groups": groups}
+    groups = layer.groups if evenly else groups_left(layer, layer.groups, getattr(layer, ends[0]), first)
+    return {ends[0]: first, ends[1]: second * groups, "groups": groups, "kernel_size": tuple(shapes["weight"][2:])}
+
+
+EVENLY: LayerRule = partial(convolution, evenly=True)
 
 
 def batch_norm(layer: _NormBase, shapes: Shapes) -> dict[str, Any]:
@@ -164,9 +171,10 @@ def layer_attributes(
     >>> layer_attributes(nn.Conv2d(8, 8, 3, groups=8), {"weight": (5, 1, 3, 3), "bias": (5,)})
     {'out_channels': 5, 'in_channels': 5, 'groups': 5}
     """
-    rule = rule_of_layer(layer)
+    rule, rows = rule_of_layer(layer), kept.get("weight", {}).get(0)
+    if isinstance(layer, _ConvNd) and rule is convolution and rows:
+        rule = EVENLY if _cut_evenly(rows, len(layer.weight), layer.groups) else rule
     values = dict(rule(layer, shapes)) if rule is not None and shapes else {}
-    rows = kept.get("weight", {}).get(0)
     if rows is not None and isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None:
         values["padding_idx"] = list(rows).index(layer.padding_idx) if layer.padding_idx in rows else None
     return {name: value for name, value in values.items() if getattr(layer, name) != value}
@@ -188,6 +196,16 @@ def groups_left(layer: nn.Module, groups: int, before: int, after: int) -> int:
             "channels would be left: keep a multiple of the size of a group"
         )
     return after // size if groups > 1 else 1
+
+
+def _cut_evenly(rows: Sequence[int], count: int, groups: int) -> bool:
+    """Return whether each of the `groups` of `count` rows keeps as many of them, and none all.
+
+    >>> _cut_evenly([0, 2, 4, 6], 8, 2), _cut_evenly([0, 1, 2, 3], 8, 2), _cut_evenly([0, 1, 4], 8, 2)
+    (True, False, False)
+    """
+    left = [sum(row // (count // groups) == group for row in rows) for group in range(groups)]
+    return len(set(left)) == 1 and 0 < left[0] < count // groups
 
 
 def widths_left(model: nn.Module, keep: Keep) -> dict[str, Any]:

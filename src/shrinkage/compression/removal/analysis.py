@@ -15,7 +15,7 @@ from shrinkage.compression.dataflow.random_runs import RUNS, Stimulus
 from shrinkage.compression.plans.tensors import joined, selected, tensors_of, zero_slices
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.export import Subgraph
-from shrinkage.compression.tracing.trace import Contraction
+from shrinkage.compression.tracing.trace import Contraction, Sum
 
 
 class Reading(NamedTuple):
@@ -59,24 +59,24 @@ class Reading(NamedTuple):
         return ~zero_slices(weight, self.contraction.weight_axis)
 
 
-class Products(NamedTuple):
-    """For a contraction of two activations that is needed: which of its channels are zero in one of them."""
+class Summed(NamedTuple):
+    """For a sum that is needed: which of its channels are zero on one side, so that the sum does without them."""
 
-    contraction: Contraction
+    sum: Sum
     zero: Tensor
 
 
 class Analysis(NamedTuple):
     """All that decides which channels of `model` are removed, measured once.
 
-    `readings` are the contractions of all graphs, `products` those of two activations, and `needs` tells for each graph
+    `readings` are the contractions of all graphs, `sums` the other sums over channels, and `needs` tells for each graph
     what its outputs depend on. `tensors` are the parameters and buffers of the model by name.
     """
 
     model: nn.Module
     coupling: Coupling
     readings: Sequence[Reading]
-    products: Sequence[Products]
+    sums: Sequence[Summed]
     needs: Sequence[Needs]
     tensors: Mapping[str, Tensor]
 
@@ -84,7 +84,7 @@ class Analysis(NamedTuple):
 def analyzed(model: nn.Module, coupling: Coupling) -> Analysis:
     """Run the graphs of `model` with noise in place of all that depends on the data, and return what that tells."""
     readings: list[Reading] = []
-    products: list[Products] = []
+    sums: list[Summed] = []
     all_needs: list[Needs] = []
     tensors = tensors_of(with_own_state(model))
     for subgraph, trace in coupling.traces:
@@ -96,6 +96,6 @@ def analyzed(model: nn.Module, coupling: Coupling) -> Analysis:
         weights = {node: seen.weight for node, seen in stimulus.seen.items()}
         needs = Needs(subgraph.program.graph, trace, Zeros(trace, stimulus.known, stimulus.uniform), weights)
         readings += [Reading(subgraph, c, *stimulus.seen[c.node], needs.rows_of(c)) for c in trace.contractions]
-        products += [Products(c, stimulus.zeros[c.node]) for c in trace.products if c.node in needs.of]
+        sums += [Summed(each, stimulus.zeros[each]) for each in trace.sums if needs.include(each.node)]
         all_needs.append(needs)
-    return Analysis(model, coupling, readings, products, all_needs, tensors_of(model))
+    return Analysis(model, coupling, readings, sums, all_needs, tensors_of(model))

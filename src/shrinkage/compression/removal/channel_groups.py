@@ -1,6 +1,6 @@
 """Which channels of a model can go, as groups: those that make them and nothing pins."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from shrinkage.compression.removal.bisection import culprits
 from shrinkage.compression.removal.channel_kinds import kinds_of
 from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.removal.trial import Trial
-from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
+from shrinkage.compression.tracing.coupling import Coupling, couple
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
+from shrinkage.compression.tracing.parameter_axes import Axis
 from shrinkage.diagnostics.zero_layers import NAMED, in_backticks
 from shrinkage.errors import GroupError, warn_user
 from shrinkage.penalties.coupled_groups import Coupled, Member
@@ -30,13 +31,16 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str], uniform: bo
         )
     free = _made_by(coupling, model)
     roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
-    roots -= _frozen(coupling, model)
+    held = dict.fromkeys(_frozen(coupling, model), FROZEN)
+    held |= dict.fromkeys(_summed_alone(coupling, model, free), ALONE)
+    roots -= held.keys()
     stuck, sized = _stuck(coupling, model, call, free, roots)
+    held |= dict.fromkeys(stuck, FAILS)
     roots -= stuck
     if not roots:
         raise GroupError(
             "expected a model of which some channel can go and is trained, found none. What holds the most parameters: "
-            + "; ".join(most_held(coupling, model, stuck))
+            + "; ".join(most_held(coupling, model, held))
         )
     groups = _across_layers(coupling, roots) if uniform else [[root] for root in sorted(roots)]
     if not groups:
@@ -56,18 +60,21 @@ def channel_groups(model: nn.Module, call: Call, pin: Sequence[str], uniform: bo
     return Coupled([member for member in members if max(member.groups) >= 0], kinds=kinds)
 
 
-def most_held(coupling: Coupling, model: nn.Module, stuck: Set[int]) -> list[str]:
-    """Return in words the reasons for which the most parameters have no channel that can go, the largest first."""
+def most_held(coupling: Coupling, model: nn.Module, held: Mapping[int, str]) -> list[str]:
+    """Return in words the reasons for which the most parameters have no channel that can go, the largest first.
+
+    Those of channels that nothing pins are in `held`.
+    """
     sizes: dict[str, dict[str, float]] = {}
     places: dict[str, dict[str, None]] = {}  # in the order of the model
-    tensors, frozen, seen = tensors_of(model), _frozen(coupling, model), set[int]()
+    tensors, seen = tensors_of(model), set[int]()
     for (name, dim), channels in coupling.axes.items():
         tensor = tensors[name]
         if not isinstance(tensor, nn.Parameter) or id(tensor) in seen or dim != coupling.making_axis(name):
             continue
         seen.add(id(tensor))
         for root in channels.tolist():
-            reason = coupling.pinned.get(root, FAILS if root in stuck else FROZEN if root in frozen else "")
+            reason = coupling.pinned.get(root, held.get(root, ""))
             reason, _, place = reason.partition(", in ")
             places.setdefault(reason or FROZEN, {})[place] = None
             names = sizes.setdefault(reason or FROZEN, {})
@@ -101,6 +108,7 @@ def _across_layers(coupling: Coupling, roots: set[int]) -> list[list[int]]:
 
 FAILS = "the model fails, or puts out other numbers, without some of them: its code has a length as a number"
 FROZEN = "not trained, since requires_grad is False"
+ALONE = "a weight that is summed by itself can be in no group with them"
 
 
 def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:
@@ -126,6 +134,15 @@ def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
         makes = tensor.dim() > 1 and (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter)
         if makes and not tensor.requires_grad and not tensor.is_meta:
             found.update(distinct(channels[~zero_slices(tensor, dim).cpu()]).tolist())
+    return found
+
+
+def _summed_alone(coupling: Coupling, model: nn.Module, free: Container[Axis]) -> set[int]:
+    """Return the channels along which a weight is summed that is in no group with them, and not zero."""
+    tensors, found = tensors_of(model), set[int]()
+    for name, dim in coupling.summed:
+        if (name, dim) not in free and not tensors[name].is_meta:
+            found.update(distinct(coupling.axes[name, dim][~zero_slices(tensors[name], dim).cpu()]).tolist())
     return found
 
 
@@ -157,6 +174,7 @@ def _stuck(
     stuck = set().union(*(own for _, own in names)) & roots
     warn_user(
         f"{problem} when channels of {', '.join(name for name, _ in names)} go, so that they are in no group: "
-        "where its code has a length as a number, give it as -1 or as an integer attribute of the module"
+        "where its code has a length as a number, give it as -1 or as an integer attribute of the module, and what it "
+        "sums over channels has to be 0 for those that are zero, which an exponential is not"
     )
     return stuck, True

@@ -15,7 +15,8 @@ from shrinkage.compression.plans.sizes import correct_sizes_
 from shrinkage.compression.removal.attributes import changed_attributes
 from shrinkage.compression.removal.lockstep import Lockstep
 from shrinkage.compression.removal.removable import kept_indices
-from shrinkage.compression.tracing.coupling import Axis, Coupling, couple
+from shrinkage.compression.tracing.coupling import Coupling, couple
+from shrinkage.compression.tracing.parameter_axes import Axis
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import GroupError, first_line
 from shrinkage.penalties.kinds import Amount, Kinds, Length, amount

@@ -14,9 +14,10 @@ from shrinkage.compression.removal.analysis import Analysis
 from shrinkage.compression.removal.bisection import TRIALS, Attempts
 from shrinkage.compression.removal.removable import Removal
 from shrinkage.compression.removal.summary import KeptZeros
-from shrinkage.compression.tracing.coupling import Axis, held_by_computed
+from shrinkage.compression.tracing.coupling import held_by_computed
 from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.compression.tracing.export import sources
+from shrinkage.compression.tracing.parameter_axes import Axis
 from shrinkage.selection.parametrized import computed_weights
 
 DIFFERENT = "outputs differ, or the model fails, when they are removed"
@@ -112,10 +113,10 @@ def unread_channels(analysis: Analysis) -> dict[int, str]:
     """
     coupling = analysis.coupling
     seen, read = (torch.zeros(coupling.labels.count, dtype=torch.bool) for _ in range(2))
-    readers = [(each.contraction, each.reads().cpu()) for each in analysis.readings]
-    readers += [(each.contraction, ~each.zero) for each in analysis.products]
-    for contraction, live in readers:
-        labels = coupling.labels.find(contraction.labels)
+    readers = [(each.contraction.labels, each.reads().cpu()) for each in analysis.readings]
+    readers += [(each.sum.labels, ~each.zero.cpu()) for each in analysis.sums]
+    for channels, live in readers:
+        labels = coupling.labels.find(channels)
         if len(labels):
             seen[labels] = True
             read[labels[live]] = True

@@ -11,9 +11,10 @@ from shrinkage.compression.dataflow.random_runs import live_rows
 from shrinkage.compression.plans.tensors import zero_slices
 from shrinkage.compression.removal.analysis import Analysis, Reading
 from shrinkage.compression.removal.constants import Target, target_of
-from shrinkage.compression.tracing.coupling import Axis, Coupling
+from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.disjoint_sets import distinct
-from shrinkage.compression.tracing.trace import path_of
+from shrinkage.compression.tracing.parameter_axes import Axis
+from shrinkage.compression.tracing.trace import name_of, path_of
 
 UNIFORM = "stays so that all layers of its kind keep as many channels, as uniform asks"
 
@@ -52,7 +53,7 @@ def removable(analysis: Analysis, round_to: int, held: Tensor, uniform: bool = F
             _as_many(coupling, gone, axes, UNIFORM, short, why)
         if not short.any():
             _explain_the_rest(analysis, constant, ~gone, reasons)
-            _explain_products(analysis, reasons)
+            _explain_sums(analysis, reasons)
             return Removal(gone, reasons)
         stay |= short
         reasons |= {root: text for root, text in why.items() if root not in reasons}
@@ -115,7 +116,7 @@ def _explain(coupling: Coupling, reading: Reading, which: Tensor, text: str, rea
     labels = reading.contraction.labels
     if len(labels) == len(which) and which.any():
         for root in coupling.labels.find(labels[which]).tolist():
-            reasons.setdefault(root, f"puts a constant into `{reading.name}`, {text}")
+            reasons.setdefault(root, f"puts a constant into `{reading.name or 'the model'}`, {text}")
 
 
 def _explain_the_rest(analysis: Analysis, constant: Sequence[Tensor], stay: Tensor, reasons: dict[int, str]) -> None:
@@ -124,21 +125,22 @@ def _explain_the_rest(analysis: Analysis, constant: Sequence[Tensor], stay: Tens
         labels = analysis.coupling.labels.find(reading.contraction.labels)
         if len(labels):
             missed = reading.reads(_rows(analysis.coupling, reading, stay)) & ~fine
-            text = f"is no constant where `{reading.name}` reads it: it depends on the data or the position"
+            name = reading.name or "the model"
+            text = f"is no constant where `{name}` reads it: it depends on the data or the position"
             if reading.empty:
-                text = f"is read by `{reading.name}`, which too few samples of the example reach to tell"
+                text = f"is read by `{name}`, which too few samples of the example reach to tell"
             for root in labels[missed].tolist():
                 reasons.setdefault(root, text)
 
 
-def _explain_products(analysis: Analysis, reasons: dict[int, str]) -> None:
-    """Note for channels that stay without a reason so far which product reads them, where they are not zero."""
-    for product in analysis.products:
-        labels = analysis.coupling.labels.find(product.contraction.labels)
-        if len(labels):
-            text = f"is not zero where a product in `{path_of(product.contraction.node) or 'the model'}` sums over it"
-            for root in labels[~product.zero].tolist():
-                reasons.setdefault(root, text)
+def _explain_sums(analysis: Analysis, reasons: dict[int, str]) -> None:
+    """Note for channels that stay without a reason so far which sum reads them, where they are not zero."""
+    for summed in analysis.sums:
+        node = summed.sum.node
+        what = "a product" if len(summed.sum.sides) > 1 else f"`{name_of(node)}`"
+        text = f"is not zero where {what} in `{path_of(node) or 'the model'}` sums over it"
+        for root in analysis.coupling.labels.find(summed.sum.labels)[~summed.zero].tolist():
+            reasons.setdefault(root, text)
 
 
 def _closed(analysis: Analysis, constant: Sequence[Tensor], stay: Tensor) -> Tensor:
@@ -151,10 +153,8 @@ def _closed(analysis: Analysis, constant: Sequence[Tensor], stay: Tensor) -> Ten
             if len(labels):
                 missed = reading.reads(_rows(coupling, reading, stay)) & ~fine
                 stay[labels[missed]] = True
-        for product in analysis.products:
-            labels = coupling.labels.find(product.contraction.labels)
-            if len(labels):
-                stay[labels[~product.zero]] = True
+        for summed in analysis.sums:
+            stay[coupling.labels.find(summed.sum.labels)[~summed.zero]] = True
         if int(stay.sum()) == before:
             return ~stay
 

@@ -19,8 +19,9 @@ ADVICE = {
     "normalized over": "the width of a residual stream stays: penalize neurons and heads instead",
     "over channels": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
     "are coupled": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
-    "by `einsum`": "give `einsum` one letter that is summed over, as after `flatten`",
-    "of `einsum`": "write it as products of two operands, with one letter that is summed over",
+    "in `einsum`": "take it by `torch.diagonal` before",
+    "its `eps`": "give `eps=0`, or take the norm of the difference",
+    "sums over it": "penalize what moves it away from zero, too: a bias, or the shift of a norm",
     "slice of the channels": "cut channels into equal parts with `chunk`, or make a parameter of each part",
     "of fixed length": "find what has that length: an input, a slice, or a first state made by `torch.zeros`, in whose"
     " place can be `torch.zeros_like` of what a layer puts out",

@@ -45,11 +45,15 @@ def reduced(labels: DisjointSets, factor: Tensor) -> Tensor:
 def made(labels: DisjointSets, shape: Sequence[int], factors: Iterable[Tensor], place: str = "") -> Channels:
     """Return the channels with `factors`, made to extend along no axis twice and along none in vain.
 
-    `place` tells in words where that is, for the reasons of what is held.
+    What extends along an axis of another length, which an operator cut or padded, stays. `place` tells in words where
+    that is, for the reasons of what is held.
     """
     kept: list[Tensor] = []
     for factor in factors:
         factor = reduced(labels, factor)
+        if any(shape[axis] != factor.shape[axis] for axis in axes_of(factor)):
+            labels.pin(factor, f"lies along an axis whose length changes{place}")
+            continue
         if not axes_of(factor):
             labels.pin(factor, f"all channels of a tensor are coupled{place}")
             continue

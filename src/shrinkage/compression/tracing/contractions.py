@@ -1,15 +1,15 @@
-"""Rules of operators that sum over channels: linear layers, convolutions, products, `einsum`, attention."""
+"""Rules of operators that sum over channels: linear layers, convolutions, products, attention."""
 
 from collections.abc import Sequence
-from string import ascii_uppercase
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shrinkage.compression.tracing.channels import Channels, axes_of, raised
+from shrinkage.compression.tracing.einsum import product_with_a_vector
 from shrinkage.compression.tracing.operators import along, as_sequence, aten, coupling_rule, placed
-from shrinkage.compression.tracing.trace import Contraction, Trace, flat
+from shrinkage.compression.tracing.trace import FIXED, Contraction, Sum, Trace, flat
 
 
 @coupling_rule(aten.linear)
@@ -28,8 +28,7 @@ def linear(trace: Trace, x: Channels, weight: Channels, bias: Channels | None = 
 def matmul(trace: Trace, left: Channels, right: Channels) -> Channels:
     """The last axis of the left side is summed over with the one before the last of the right side."""
     if min(len(left.shape), len(right.shape)) < 2:
-        trace.pin([left, right], "a product with a vector")
-        return Channels(trace.shape)
+        return product_with_a_vector(trace, left, right)
     return _product(trace, left, right, positions=(0, 1))
 
 
@@ -38,6 +37,12 @@ def addmm(trace: Trace, bias: Channels, left: Channels, right: Channels, **scale
     """A matrix product and what is added to it."""
     foldable = trace.node.args[0] if not scales and len(bias.shape) == 1 else None
     return trace.combine([bias, _product(trace, left, right, positions=(1, 2), bias=foldable)])
+
+
+@coupling_rule(aten.addmv)
+def addmv(trace: Trace, bias: Channels, left: Channels, right: Channels, **_: Any) -> Channels:
+    """A product of a matrix with a vector, and what is added to it."""
+    return trace.combine([bias, product_with_a_vector(trace, left, right)])
 
 
 def _product(
@@ -73,9 +78,10 @@ def _used_up(
     parts = (first, data[1], second, weight[1], mine, theirs)
     if first not in trace.from_data and second in trace.from_data:
         parts, rows, out, bias = (second, weight[1], first, data[1], theirs, mine), -2, -2, None
-    contraction = Contraction(trace.node, *parts, rows, out, bias, padded)
-    is_weight = parts[2] not in trace.from_data and parts[0] in trace.from_data
-    (trace.contractions if is_weight else trace.products).append(contraction)
+    if parts[2] not in trace.from_data and parts[0] in trace.from_data:
+        trace.contractions.append(Contraction(trace.node, *parts, rows, out, bias, padded))
+    elif labels is not None:
+        trace.sums.append(Sum(trace.node, (parts[:2], parts[2:4]), mine))
 
 
 def _without(trace: Trace, channels: Channels, axis: int) -> Channels:
@@ -89,85 +95,45 @@ def _without(trace: Trace, channels: Channels, axis: int) -> Channels:
     return trace.make([*factors, *joint], shape)
 
 
-@coupling_rule(aten.einsum)
-def einsum(trace: Trace, equation: str, operands: Sequence[Channels], **_: Any) -> Channels:
-    """Letters are axes: those of the result go together; one that both sides have and it has not is summed over."""
-    terms, out = _terms(equation, [len(x.shape) for x in operands])
-    nodes: Any = trace.node.args[1]
-    if len(terms) == 2 and nodes[0] not in trace.from_data:
-        terms, operands, nodes = terms[::-1], operands[::-1], nodes[::-1]
-    weighs = len(terms) == 2 and nodes[0] in trace.from_data and nodes[1] not in trace.from_data
-    rows = [letter for letter in terms[-1] if letter in out and letter not in terms[0]]
-    summed = [letter for letter in terms[0] if letter in terms[-1] and letter not in out]
-    repeats = any(len(set(term)) < len(term) for term in terms)
-    if len(terms) != 2 or not out or repeats or (weighs and summed and len(rows) != 1):
-        trace.pin(operands, "a form of `einsum` that is not taken apart")
-        return Channels(trace.shape)
-    (data, axis), (weight, other) = (
-        (x, term.index(summed[0]) if summed else 0) for x, term in zip(operands, terms, strict=True)
-    )
-    labels = trace.contract(data, axis, weight, other, "summed over") if len(summed) == 1 else None
-    if summed:
-        row, place = (terms[1].index(rows[0]), out.index(rows[0])) if rows else (0, 0)
-        _used_up(trace, labels, (0, axis), (1, other), rows=row, out=place, nodes=nodes)
-    laid = []
-    for x, term in zip(operands, terms, strict=True):
-        alone = [term.index(letter) for letter in term if letter not in out and [letter] != summed]
-        x = trace.fix(x, alone, "summed over by `einsum`")
-        for letter in set(term) - set(out):
-            x = _without(trace, x, term.index(letter))
-        laid.append(_in_order(x, term, out))
-    return trace.combine(laid)
-
-
-def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """Return the letters of each operand, and of the result, with capital ones in place of dots.
-
-    The result is empty where the equation does not name it, or has capital letters itself.
-    """
-    named, _, out = equation.replace(" ", "").partition("->")
-    terms = named.split(",")
-    if set(equation) & set(ascii_uppercase):
-        return terms, ""
-    dots = [
-        ascii_uppercase[26 - (rank - len(t) + 3) :] if "..." in t else "" for t, rank in zip(terms, ranks, strict=True)
-    ]
-    terms = [term.replace("...", letters) for term, letters in zip(terms, dots, strict=True)]
-    return terms, out.replace("...", max(dots, key=len))
-
-
-def _in_order(x: Channels, term: str, out: str) -> Channels:
-    """Return `x`, whose axes have the letters of `term`, with those of `out`: of length 1 for a letter it has not."""
-    order = [term.index(letter) for letter in out if letter in term]
-    order += [axis for axis in range(len(term)) if axis not in order]
-
-    def laid(shape: Sequence[int]) -> list[int]:
-        sizes = dict(zip(term, shape, strict=True))
-        return [sizes.get(letter, 1) for letter in out]
-
-    factors = tuple(factor.permute(order).reshape(laid(factor.shape)) for factor in x.factors)
-    return Channels(tuple(laid(x.shape)), factors)
-
-
 @coupling_rule(aten.conv1d, aten.conv2d, aten.conv3d)
 def convolution(
     trace: Trace, x: Channels, weight: Channels, bias: Channels | None = None, stride: Any = 1, padding: Any = 0,
     dilation: Any = 1, groups: int = 1,
 ) -> Channels:  # fmt: skip
     """The channels of the input are summed over with the second axis of the weight; its first makes new ones."""
-    rank = len(weight.shape)
-    x, weight = _fixed_in_space(trace, x, weight)
+    covered = _covered(x, weight, padding) if groups == 1 else []
+    x, weight = _fixed_in_space(trace, x, weight, covered)
     if groups > 1:
         return _grouped(trace, x, weight, bias, groups, rows=0)
-    labels = trace.contract(x, -rank + 1, weight, 1, "summed over")
-    arguments = trace.node.args
+    first: Any
+    second: Any
+    first, second, *others = trace.node.args
     upcast = any(size > 1 for size in weight.shape[2:])
     padded = upcast and padding == "same" if isinstance(padding, str) else any(as_sequence(padding))
-    _used_up(
-        trace, labels, (0, 1 - rank), (1, 1), rows=0, out=1 - rank,
-        bias=arguments[2] if len(arguments) > 2 else None, padded=padded,
-    )  # fmt: skip
+    pairs = [(1 - len(weight.shape), 1), *((axis, axis) for axis in covered)]
+    found = [trace.contract(x, mine, weight, other, "summed over") for mine, other in pairs]
+    chosen = next((place for place, labels in enumerate(found) if labels is not None), 0)
+    for place, ((mine, other), labels) in enumerate(zip(pairs, found, strict=True)):
+        if place == chosen:
+            _used_up(
+                trace, labels, (0, mine), (1, other), rows=0, out=pairs[0][0],
+                bias=others[0] if others else None, padded=padded,
+            )  # fmt: skip
+        elif labels is not None:
+            trace.sums.append(Sum(trace.node, ((first, mine), (second, other)), labels[0]))
     return _filters(trace, x, weight, bias, rows=0)
+
+
+def _covered(x: Channels, weight: Channels, padding: Any) -> list[int]:
+    """Return the axes along which a kernel is as long as what it reads, so that it sums over them."""
+    space = range(2 - len(weight.shape), 0)
+    if isinstance(padding, str):
+        padding = 0 if padding == "valid" else 1
+    widths = list(as_sequence(padding))
+    widths = widths * len(space) if len(widths) == 1 else widths
+    return [
+        axis for axis, width in zip(space, widths, strict=True) if not width and x.shape[axis] == weight.shape[axis]
+    ]
 
 
 @coupling_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
@@ -188,8 +154,8 @@ def transposed_convolution(
     return _filters(trace, x, weight, bias, rows=1)
 
 
-def _fixed_in_space(trace: Trace, x: Channels, weight: Channels) -> tuple[Channels, Channels]:
-    space = range(2 - len(weight.shape), 0)
+def _fixed_in_space(trace: Trace, x: Channels, weight: Channels, free: Sequence[int] = ()) -> tuple[Channels, Channels]:
+    space = [axis for axis in range(2 - len(weight.shape), 0) if axis not in free]
     return trace.fix(x, space, "convolved along"), trace.fix(weight, space, "the size of a kernel")
 
 
@@ -208,9 +174,15 @@ def _batch_alone(x: Channels, place: int) -> Channels:
 
 
 def _grouped(trace: Trace, x: Channels, weight: Channels, bias: Channels | None, groups: int, *, rows: int) -> Channels:
-    """The channels of a convolution in groups: a group goes as a whole, with what enters it."""
+    """The channels of a convolution in groups: a group goes as a whole, with what enters it.
+
+    All groups lose the same channels where that leaves more to go, or where they have the same: samples are groups
+    where each has filters of its own.
+    """
     place = len(x.shape) - len(weight.shape) + 1
     entering, made = flat(trace, x, place, "convolved in groups"), flat(trace, weight, 0, "convolved in groups")
+    if entering is not None and made is not None and not rows and _go_evenly(trace, entering.reshape(groups, -1)):
+        return _evenly(trace, x, weight, bias, (entering, made), groups)
     weight = trace.fix(weight, [1], "the size of a group")
     if entering is None or made is None:
         trace.fix(x, [place], "convolved in groups of fixed number")
@@ -226,6 +198,31 @@ def _grouped(trace: Trace, x: Channels, weight: Channels, bias: Channels | None,
     shape = tuple(count if axis == place else 1 for axis in range(len(x.shape)))
     out = Channels(shape, (labels.reshape(shape),))
     return trace.combine([out, along(bias, len(x.shape), place), _batch_alone(x, place)])
+
+
+def _go_evenly(trace: Trace, entering: Tensor) -> bool:
+    """Return whether groups, the rows of labels, lose the same channels rather than go as a whole."""
+    groups, size = entering.shape
+    roots = trace.labels.find(entering)
+    return size > 1 and (groups < size or torch.equal(roots, roots[:1].expand_as(roots)))
+
+
+def _evenly(
+    trace: Trace, x: Channels, weight: Channels, bias: Channels | None, labels: tuple[Tensor, Tensor], groups: int
+) -> Channels:
+    """The channels of a convolution in groups, of which each has the same."""
+    for each in labels:
+        members = each.reshape(groups, -1)
+        trace.labels.unite(members, members[:1])
+    inner, entering = flat(trace, weight, 1, "the size of a group"), labels[0]
+    if inner is None:
+        trace.labels.pin(entering, trace.because(f"{FIXED} where it is summed over"))
+    else:
+        trace.labels.unite(entering.reshape(groups, -1)[0], inner)
+        data, filters, *_ = trace.node.args
+        sides: Any = ((data, 1 - len(weight.shape)), (filters, 1))
+        trace.sums.append(Sum(trace.node, sides, entering))
+    return _filters(trace, x, weight, bias, rows=0)
 
 
 @coupling_rule(aten.scaled_dot_product_attention)

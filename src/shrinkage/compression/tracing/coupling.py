@@ -14,19 +14,24 @@ from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.plans.attention import with_prunable_heads
 from shrinkage.compression.plans.tensors import joined, kind_of_layer, tensors_of
 from shrinkage.compression.removal.adapters import fixed_ranks
-from shrinkage.compression.tracing import contractions, indexing, shapes  # noqa: F401  they register their rules
+from shrinkage.compression.tracing import contractions, indexing, shapes, windows  # noqa: F401  they register their rules
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
-from shrinkage.compression.tracing.export import Subgraph, sources, subgraphs
+from shrinkage.compression.tracing.export import Subgraph, subgraphs
 from shrinkage.compression.tracing.graph_walk import follow
 from shrinkage.compression.tracing.operators import RULES
+from shrinkage.compression.tracing.parameter_axes import (
+    Axis,
+    Traces,
+    added_parameters,
+    consumed_axes,
+    producing_axes,
+    summed_axes,
+)
 from shrinkage.compression.tracing.recurrent_units import candidates, even
 from shrinkage.compression.tracing.trace import Trace
 from shrinkage.errors import ShrinkError, first_line, shown
 from shrinkage.selection.parametrized import computed_weights
-
-Axis = tuple[str, int]
-Traces = Sequence[tuple[Subgraph, Trace]]
 
 
 class Coupling(NamedTuple):
@@ -35,9 +40,10 @@ class Coupling(NamedTuple):
     `axes` gives, for each dimension of each parameter and buffer by name, the channel of each index along it: the least
     label of its set, the same wherever two indices can only go together. `pinned` gives the reason for each channel
     that cannot go. `consumed` are the axes along which weights are summed over and do nothing else: the columns that
-    read channels, where all others make them; along those that are `producing` lie the rows of weights. `biases` are
-    the parameters that are only added; `uncalled` are the modules whose parameters no graph uses. `candidates` gives
-    the rows of parameters of recurrent layers that alone tell whether a unit is silent, and `even` the parameters along
+    read channels, where all others make them; along those that are `producing` lie the rows of weights. Along those in
+    `summed`, weights are looked up, or summed by themselves: a channel goes only if it is zero there. `biases` are the
+    parameters that are only added; `uncalled` are the modules whose parameters no graph uses. `candidates` gives the
+    rows of parameters of recurrent layers that alone tell whether a unit is silent, and `even` the parameters along
     whose rows as many channels have to stay: one number counts the units of all layers and directions.
     """
 
@@ -45,6 +51,7 @@ class Coupling(NamedTuple):
     pinned: Mapping[int, str]
     consumed: frozenset[Axis]
     producing: frozenset[Axis]
+    summed: frozenset[Axis]
     biases: frozenset[str]
     labels: DisjointSets
     traces: Traces
@@ -111,11 +118,12 @@ def couple(
     uncalled = tuple(
         path for path, module in model.named_modules() if (names := _own(path, module)) and unseen.issuperset(names)
     )
-    producing = _producing(traces, own)
-    consumed = _consumed(labels, traces, own) - producing
-    biases = _biases(traces) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
+    producing = producing_axes(traces, own)
+    summed = summed_axes(labels, traces, own)
+    consumed = consumed_axes(labels, traces, own) - producing - summed
+    biases = added_parameters(traces) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
     return Coupling(
-        axes, labels.reasons(), consumed, producing, biases, labels, traces, unknown, unexported, uncalled,
+        axes, labels.reasons(), consumed, producing, summed, biases, labels, traces, unknown, unexported, uncalled,
         candidates(found, own), even(found),
     )  # fmt: skip
 
@@ -249,50 +257,3 @@ def _pin_unseen(labels: DisjointSets, own: Mapping[str, Channels], found: Sequen
             elif factor.numel() == 1:
                 labels.pin(factor, "the only channel")
     return {name for name, channels in own.items() if id(channels) not in seen}
-
-
-def _consumed(labels: DisjointSets, traces: Traces, own: Mapping[str, Channels]) -> frozenset[Axis]:
-    """Return the axes of parameters along which they are summed over with the values of channels."""
-    consumed: set[Axis] = set()
-    for subgraph, trace in traces:
-        owned = subgraph.owned
-        for contraction in trace.contractions:
-            read = labels.find(contraction.weight_labels)
-            for name in {owned[node] for node in sources(contraction.weight) if node in owned}:
-                for dim, factor in enumerate(own[name].factors):
-                    if factor.numel() > 1 and bool(torch.isin(labels.find(factor), read).all()):
-                        consumed.add((name, dim))
-    return frozenset(consumed)
-
-
-def _producing(traces: Traces, own: Mapping[str, Channels]) -> frozenset[Axis]:
-    """Return the axes of parameters along which their rows lie: what makes channels, though it may also read some."""
-    producing: set[Axis] = set()
-    for subgraph, trace in traces:
-        owned = subgraph.owned
-        for contraction in trace.contractions:
-            rows = trace.values[contraction.weight].along(contraction.rows)
-            if contraction.weight in owned:  # also where there is one row
-                name = owned[contraction.weight]
-                producing.add((name, contraction.rows % len(own[name].shape)))
-            for name in {owned[node] for node in sources(contraction.weight) if node in owned}:
-                for dim, factor in enumerate(own[name].factors):
-                    if rows is not None and factor.numel() > 1 and bool(torch.isin(factor, rows).all()):
-                        producing.add((name, dim))
-    return frozenset(producing)
-
-
-def _biases(traces: Traces) -> frozenset[str]:
-    """Return the names of the parameters that are added to something or are given as a `bias`."""
-    names = set()
-    for subgraph, _ in traces:
-        for node, name in subgraph.owned.items():
-            for user in node.users:
-                schema = getattr(user.target, "_schema", None)
-                given = zip(schema.arguments if schema else (), user.args, strict=False)
-                if user.target in ADDITIONS or any(value is node and kind.name == "bias" for kind, value in given):
-                    names.add(name)
-    return frozenset(names)
-
-
-ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.sub.Tensor)

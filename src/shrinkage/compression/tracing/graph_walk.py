@@ -50,7 +50,7 @@ def _result(trace: Trace, node: fx.Node) -> Any:
 
 
 def _makes_channels(node: fx.Node) -> bool:
-    return getattr(node.target, "overloadpacket", None) is torch.ops.aten.expand
+    return getattr(node.target, "overloadpacket", None) in (torch.ops.aten.expand, torch.ops.aten.broadcast_to)
 
 
 def _views(node: Any) -> set[fx.Node]:

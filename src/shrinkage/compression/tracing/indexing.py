@@ -7,7 +7,7 @@ import torch
 
 from shrinkage.compression.tracing.channels import Channels, axes_of, raised
 from shrinkage.compression.tracing.operators import aten, coupling_rule, placed
-from shrinkage.compression.tracing.trace import Trace
+from shrinkage.compression.tracing.trace import Trace, shapes_of
 
 
 @coupling_rule(aten.embedding)
@@ -19,6 +19,16 @@ def embedding(trace: Trace, weight: Channels, index: Channels, *_: Any) -> Chann
     rank = len(trace.shape)
     shape = (*(1,) * (rank - 1), weight.shape[1])
     return trace.combine([Channels(shape, placed(weight, 1, rank, rank - 1))])
+
+
+@coupling_rule(aten.embedding_bag, aten._embedding_bag, aten._embedding_bag_forward_only)
+def embedding_bag(trace: Trace, weight: Channels, *places: Any, **others: Any) -> tuple[Channels | None, ...]:
+    """The columns of a table make the channels of the sum, mean or largest value of each bag; places of it stay."""
+    trace.fix(weight, [0], "looked up by index")
+    trace.pin([*places, *others.values()], "an index into a table")
+    trace.lookups.append(trace.node)
+    several = [Channels(shape) for shape in shapes_of(trace.node)]
+    return Channels(several[0].shape, placed(weight, 1, 2, 1)), *several[1:]
 
 
 @coupling_rule(aten.index)
@@ -103,6 +113,15 @@ def scatter(trace: Trace, x: Channels, axis: int, index: Channels, source: Any =
         trace.pin(operands, "an index of another shape")
         return Channels(trace.shape)
     return trace.combine([_beside(trace, operand, axis) for operand in operands])
+
+
+@coupling_rule(aten.take_along_dim)
+def take_along(trace: Trace, x: Channels, index: Channels, axis: int | None = None) -> Channels:
+    """Each element has an index along the axis, or all beside it have the same."""
+    if axis is None:
+        trace.pin([x, index], "looked up by index")
+        return Channels(trace.shape)
+    return trace.combine([_beside(trace, x, axis), _beside(trace, index, axis)])
 
 
 def _beside(trace: Trace, x: Channels, axis: int) -> Channels:

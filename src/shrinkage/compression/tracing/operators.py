@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.compression.tracing.channels import Channels, axes_of
-from shrinkage.compression.tracing.trace import Literal, Rule, Trace, flat, shapes_of
+from shrinkage.compression.tracing.trace import Literal, Rule, Trace, flat, name_of, shapes_of
 
 aten = torch.ops.aten
 RULES: dict[Any, Rule] = {}
@@ -136,48 +136,19 @@ def weight_norm(trace: Trace, direction: Channels, length: Channels, axis: int =
 
 @coupling_rule(
     aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.flip,
-    aten.logcumsumexp,
+    aten.logcumsumexp, aten.cummax, aten.cummin,
 )  # fmt: skip
-def over_axes(trace: Trace, x: Channels, axes: Any, *_: Any, **__: Any) -> Channels:
+def over_axes(trace: Trace, x: Channels, axes: Any, *_: Any, **__: Any) -> Any:
     """What depends on all elements along an axis holds that axis fixed."""
-    return trace.combine([trace.fix(x, as_sequence(axes), f"{_name(trace)} over channels")])
+    result = trace.combine([trace.fix(x, as_sequence(axes), f"{name_of(trace.node)} over channels")])
+    several = shapes_of(trace.node)
+    return result if len(several) == 1 else tuple(result for _ in several)
 
 
 @coupling_rule(aten.roll)
 def roll(trace: Trace, x: Channels, shifts: Any, axes: Any = ()) -> Channels:
     """What moves elements along an axis holds that axis fixed."""
     return trace.combine([trace.fix(x, as_sequence(axes) or range(len(x.shape)), "rolled over channels")])
-
-
-@coupling_rule(
-    aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.std, aten.max, aten.min, aten.argmax, aten.argmin,
-    aten.prod, aten.logsumexp, aten.norm, aten.linalg_vector_norm, aten.all, aten.any, aten.median, aten.topk,
-    aten.sort, aten.var_mean, aten.std_mean,
-)  # fmt: skip
-def reduction(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> Any:
-    """Axes that are reduced are held fixed."""
-    if any(isinstance(argument, Channels) for argument in arguments):
-        return trace.combine([x, *arguments])
-    schema = [argument.name for argument in trace.operator._schema.arguments][1:]
-    named = dict(zip(schema, arguments, strict=False)) | keywords
-    dims = named.get("dim")
-    axes = (
-        sorted({axis % len(x.shape) for axis in as_sequence(dims)}) if dims not in (None, []) else range(len(x.shape))
-    )
-    x = trace.fix(x, axes, f"{_name(trace)} over channels")
-    results = []
-    for shape in shapes_of(trace.node):
-        kept = len(shape) == len(x.shape)
-        results.append(_reduced_to(trace, x, list(axes), shape, kept))
-    return results[0] if len(results) == 1 else tuple(results)
-
-
-def _reduced_to(trace: Trace, x: Channels, axes: list[int], shape: Sequence[int], kept: bool) -> Channels:
-    factors = [factor for factor in x.factors if not set(axes_of(factor)) & set(axes)]
-    if not kept:
-        stay = [axis for axis in range(len(x.shape)) if axis not in axes]
-        factors = [factor.reshape([factor.shape[axis] for axis in stay]) for factor in factors]
-    return trace.make(factors, shape)
 
 
 @coupling_rule(
@@ -202,7 +173,3 @@ def pad(trace: Trace, x: Channels, widths: Sequence[int], *_: Any, **__: Any) ->
     """Axes that grow are held fixed."""
     padded = [-1 - number // 2 for number, width in enumerate(widths) if width]
     return trace.make(trace.fix(x, padded, "padded along").factors)
-
-
-def _name(trace: Trace) -> str:
-    return str(trace.operator.overloadpacket).removeprefix("aten.").strip("_")

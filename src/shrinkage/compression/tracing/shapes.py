@@ -44,13 +44,13 @@ def permute(trace: Trace, x: Channels, axes: Sequence[int]) -> Channels:
     return trace.make([factor.permute(*axes) for factor in x.factors])
 
 
-@coupling_rule(aten.transpose, aten.swapaxes)
+@coupling_rule(aten.transpose, aten.swapaxes, aten.swapdims)
 def transpose(trace: Trace, x: Channels, first: int, second: int) -> Channels:
     """Two axes change places."""
     return trace.make([factor.transpose(first, second) for factor in x.factors])
 
 
-@coupling_rule(aten.movedim)
+@coupling_rule(aten.movedim, aten.moveaxis)
 def movedim(trace: Trace, x: Channels, source: Any, destination: Any) -> Channels:
     """Axes at other places."""
     return trace.make([torch.movedim(factor, source, destination) for factor in x.factors])
@@ -62,7 +62,7 @@ def t(trace: Trace, x: Channels) -> Channels:
     return trace.make([factor.mT if factor.dim() > 1 else factor for factor in x.factors])
 
 
-@coupling_rule(aten.expand)
+@coupling_rule(aten.expand, aten.broadcast_to)
 def expand(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channels:
     """Copies along axes of length 1: any number of them can stay."""
     rank, shape = len(trace.shape), trace.shape
@@ -89,15 +89,28 @@ def expand_as(trace: Trace, x: Channels, other: Channels) -> Channels:
     return trace.make([*x.factors, *(factor for factor in other.factors if copied.issuperset(axes_of(factor)))])
 
 
+@coupling_rule(aten.broadcast_tensors)
+def broadcast_tensors(trace: Trace, tensors: Sequence[Channels]) -> tuple[Channels, ...]:
+    """Each tensor is copied along axes of length 1, as often as another one has channels there."""
+    tensors = [raised(x, len(trace.shape)) for x in tensors]
+    result = []
+    for x in tensors:
+        copied = {axis for axis, length in enumerate(trace.shape) if x.shape[axis] == 1 < length}
+        others = [factor for other in tensors for factor in other.factors if copied.issuperset(axes_of(factor))]
+        result.append(trace.combine([x, *(Channels(trace.shape, (factor,)) for factor in others)]))
+    return tuple(result)
+
+
 @coupling_rule(aten.new_zeros, aten.new_ones)
 def new_zeros(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channels:
     """A tensor of the shape that the code gives: only the kind of numbers is taken from the argument."""
     return trace.make([_any_number(trace, axis) for axis, size in enumerate(trace.shape) if size > 1])
 
 
-@coupling_rule(aten.repeat)
+@coupling_rule(aten.repeat, aten.tile)
 def repeat(trace: Trace, x: Channels, times: Sequence[int]) -> Channels:
-    """Copies one after the other."""
+    """Copies one after the other; where fewer numbers are given than there are axes, they are those of the last."""
+    times = [1] * (len(x.shape) - len(times)) + list(times)
     added = len(times) - len(x.shape)
     factors = [factor.reshape((1,) * added + tuple(factor.shape)) for factor in x.factors]
     return trace.make(
@@ -200,6 +213,20 @@ def cat(trace: Trace, tensors: Sequence[Channels], axis: int = 0) -> Channels:
         tuple(trace.shape[axis] if other == axis else 1 for other in range(rank)), (torch.cat(factors, axis),)
     )
     return trace.combine([whole, *others])
+
+
+@coupling_rule(aten.hstack)
+def hstack(trace: Trace, tensors: Sequence[Channels]) -> Channels:
+    """Channels one after the other along the second axis, or the only one."""
+    whole: Channels = cat(trace, tensors, min(1, len(trace.shape) - 1))
+    return whole
+
+
+@coupling_rule(aten.vstack)
+def vstack(trace: Trace, tensors: Sequence[Channels]) -> Channels:
+    """Rows one below the other."""
+    whole: Channels = cat(trace, [raised(x, len(trace.shape)) for x in tensors], 0)
+    return whole
 
 
 def _one(shape: Sequence[int], axis: int) -> tuple[int, ...]:

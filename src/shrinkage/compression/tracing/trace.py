@@ -34,6 +34,20 @@ class Contraction(NamedTuple):
     padded: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum over channels that no weight reads by rows: of products, or of what one value has.
+
+    `labels` are those of the channels, one per index along an axis of each of `sides`, pairs of a node and an axis; a
+    shorter axis has the same again and again. A channel that is zero on one of them makes no difference, and nothing
+    takes up another constant.
+    """
+
+    node: fx.Node
+    sides: tuple[tuple[fx.Node, int], ...]
+    labels: Tensor
+
+
 class Literal(NamedTuple):
     """A length that a model's code gives as a number, in the module at `path`, for the axis that `factor` labels."""
 
@@ -56,7 +70,7 @@ class Trace:
     node: fx.Node = field(init=False)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
-    products: list[Contraction] = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
     lookups: list[fx.Node] = field(default_factory=list)
     splits: list[tuple[Tensor, tuple[int, ...]]] = field(default_factory=list)
     literals: list[Literal] = field(default_factory=list)
@@ -155,6 +169,11 @@ def shapes_of(node: fx.Node) -> list[tuple[int, ...]]:
     value = node.meta.get("val")
     tensors = value if isinstance(value, tuple | list) else [value]
     return [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor)]
+
+
+def name_of(node: fx.Node) -> str:
+    """Return the name of the operator of `node`."""
+    return str(getattr(node.target, "overloadpacket", node.target)).removeprefix("aten.").strip("_")
 
 
 def mutates(node: fx.Node) -> bool:
