@@ -153,7 +153,8 @@ class Stimulus:
         data = self.values[contraction.data].runs
         sides = (contraction.data, contraction.weight)
         others = [self.values[each] for each in node.all_input_nodes if each not in sides]
-        others = [value for value in others if not value.is_free]
+        # Whole numbers are places, such as where the rows of an expert end: a row of zeros gives zeros at all of them.
+        others = [value for value in others if not value.is_free and is_stirrable(value.runs[0])]
         still = zero_lines(self.values[contraction.data], contraction)
         if not others and all(run.shape == data[0].shape for run in data):
             return self._replaced(node, alike(self._result(node, 0)).runs, contraction.out, live, still=still)

@@ -154,10 +154,11 @@ def _stuck(
     The second result tells whether sizes in the code of copies without channels have to be corrected.
     """
     gone = torch.zeros(coupling.labels.count, dtype=torch.bool)
-    for channels in free.values():
+    for axis, channels in free.items():
         own = [root for root in distinct(channels).tolist() if root in roots]
-        if len(own) > 1 and not gone[own].any():
-            gone[own[-1]] = True
+        count = coupling.multiples.get(axis, 1)
+        if len(own) > count and not gone[own].any():
+            gone[own[-count:]] = True
     trial = Trial(coupling, model, call, gone)
     if not trial.possible() or trial.fits():
         return set(), False

@@ -1,6 +1,7 @@
 """Which channels can go: nobody reads them, or what they are read for is a constant that a bias can take up."""
 
 from collections.abc import Mapping, Sequence
+from math import lcm
 from typing import NamedTuple
 
 import torch
@@ -171,18 +172,20 @@ def _rows(coupling: Coupling, reading: Reading, stay: Tensor) -> Tensor | None:
 def _too_few(coupling: Coupling, gone: Tensor, round_to: int) -> tuple[Tensor, dict[int, str]]:
     """Return which channels have to stay after all, and why.
 
-    Those of one per axis at least, and of a multiple of `round_to`.
+    Those of one per axis at least, and of a multiple of `round_to`, and of what an operator asks for.
     """
     back, why = torch.zeros_like(gone), dict[int, str]()
-    for (name, _), channels in coupling.axes.items():
+    for (name, dim), channels in coupling.axes.items():
         going = gone[channels]
         if not going.any():
             continue
         kept = int((~going).sum())
-        wanted = min(-(-max(kept, 1) // round_to) * round_to, len(channels))
+        step = lcm(round_to, coupling.multiples.get((name, dim), 1))
+        asked = "round_to asks" if step == round_to else "products of the matrices of experts ask"
+        wanted = min(-(-max(kept, 1) // step) * step, len(channels))
         for number, root in enumerate(channels[going][: wanted - kept].tolist(), kept):
             back[root] = True
-            text = f"stays so that `{name}` has a multiple of {round_to} channels, as round_to asks"
+            text = f"stays so that `{name}` has a multiple of {step} channels, as {asked}"
             why.setdefault(root, text if number else f"is the last one of `{name}`, which needs one: all others go")
     return back, why
 

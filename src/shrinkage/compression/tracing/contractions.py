@@ -45,6 +45,22 @@ def addmv(trace: Trace, bias: Channels, left: Channels, right: Channels, **_: An
     return trace.combine([bias, product_with_a_vector(trace, left, right)])
 
 
+@coupling_rule(aten._grouped_mm, "transformers.grouped_mm_fallback")
+def grouped_product(trace: Trace, x: Channels, weight: Channels, offsets: Channels, *_: Any, **__: Any) -> Channels:
+    """The rows of each expert are multiplied with the matrix of its own: a channel is one in all of them.
+
+    The operator takes matrices whose rows are a multiple of 16 bytes long.
+    """
+    matrices: Any = trace.node.args[1]
+    trace.multiples.append((matrices, 16 // matrices.meta["val"].dtype.itemsize))
+    trace.pin(offsets, "where the rows of an expert end")
+    weight = trace.fix(weight, [0], "the number of experts")
+    labels = trace.contract(x, -1, weight, -2, "summed over")
+    _used_up(trace, labels, (0, -1), (1, -2), rows=-1, out=-1)
+    made = Channels((1, weight.shape[2]), placed(weight, 2, 2, 1))
+    return trace.combine([_without(trace, x, -1), made])
+
+
 def _product(
     trace: Trace, left: Channels, right: Channels, *, positions: tuple[int, int], bias: Any = None
 ) -> Channels:

@@ -24,6 +24,7 @@ from shrinkage.compression.tracing.parameter_axes import (
     Axis,
     Traces,
     added_parameters,
+    axes_in_multiples,
     consumed_axes,
     producing_axes,
     summed_axes,
@@ -44,7 +45,8 @@ class Coupling(NamedTuple):
     `summed`, weights are looked up, or summed by themselves: a channel goes only if it is zero there. `biases` are the
     parameters that are only added; `uncalled` are the modules whose parameters no graph uses. `candidates` gives the
     rows of parameters of recurrent layers that alone tell whether a unit is silent, and `even` the parameters along
-    whose rows as many channels have to stay: one number counts the units of all layers and directions.
+    whose rows as many channels have to stay: one number counts the units of all layers and directions. `multiples`
+    gives the axes along which a multiple of so many channels has to stay.
     """
 
     axes: Mapping[Axis, Tensor]
@@ -60,6 +62,7 @@ class Coupling(NamedTuple):
     uncalled: tuple[str, ...]
     candidates: Mapping[str, range]
     even: tuple[tuple[str, ...], ...]
+    multiples: Mapping[Axis, int]
 
     def making_axis(self, name: str) -> int | None:
         """Return the axis of a parameter along which it makes channels; None where it only reads some.
@@ -124,7 +127,7 @@ def couple(
     biases = added_parameters(traces) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
     return Coupling(
         axes, labels.reasons(), consumed, producing, summed, biases, labels, traces, unknown, unexported, uncalled,
-        candidates(found, own), even(found),
+        candidates(found, own), even(found), axes_in_multiples(traces, own),
     )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ def coupling_rule(*operators: Any) -> Callable[[Rule], Rule]:
     """Register the decorated function as the rule of `operators`.
 
     Args:
-        operators: packets of overloads, such as `torch.ops.aten.relu` or `torch.ops.mylib.my_operator`.
+        operators: packets of overloads, such as `torch.ops.aten.relu` or `torch.ops.mylib.my_operator`, or the names of
+            some that need not be there, such as "mylib.my_operator".
 
     The function is called as `rule(trace, *arguments, **keywords)` with the operator's own arguments, each tensor
     replaced by its `Channels`, and returns the `Channels` of the output. `trace.combine(operands)` is the rule of

@@ -68,6 +68,16 @@ def producing_axes(traces: Traces, own: Mapping[str, Channels]) -> frozenset[Axi
     return frozenset(producing)
 
 
+def axes_in_multiples(traces: Traces, own: Mapping[str, Channels]) -> dict[Axis, int]:
+    """Return the axes of parameters along which a multiple of so many channels has to stay."""
+    found: dict[Axis, int] = {}
+    for subgraph, trace in traces:
+        for node, count in trace.multiples:
+            for name in {subgraph.owned[one] for one in sources(node) if one in subgraph.owned}:
+                found |= {(name, dim): count for dim in range(len(own[name].shape))}
+    return found
+
+
 def added_parameters(traces: Traces) -> frozenset[str]:
     """Return the names of the parameters that are added to something or are given as a `bias`."""
     names = set()

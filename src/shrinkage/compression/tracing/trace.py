@@ -74,6 +74,7 @@ class Trace:
     lookups: list[fx.Node] = field(default_factory=list)
     splits: list[tuple[Tensor, tuple[int, ...]]] = field(default_factory=list)
     literals: list[Literal] = field(default_factory=list)
+    multiples: list[tuple[fx.Node, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     from_data: set[fx.Node] = field(default_factory=set)
 

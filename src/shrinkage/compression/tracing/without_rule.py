@@ -12,8 +12,9 @@ from shrinkage.compression.tracing.trace import Rule, Trace, labels_in
 def rule_of(rules: dict[Any, Rule], target: Any) -> Rule | None:
     """Return the rule of an operator: its own, that of its form out of place, or the pointwise one by its tag."""
     packet = getattr(target, "overloadpacket", None)
-    if packet in rules:
-        return rules[packet]
+    for key in (packet, str(packet)):
+        if key in rules:
+            return rules[key]
     name = str(packet).removeprefix("aten.")
     if name.endswith("_") and not name.startswith("_"):
         plain = getattr(torch.ops.aten, name.rstrip("_"), None)
