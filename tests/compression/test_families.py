@@ -15,11 +15,8 @@ from zoo.harness import choose, difference, size
 REFUSED = {  # by name, with the reason and what to do
     "graph-attention-edges": r"max over channels, in `first`, `second` \(272 .*\): what is computed over all channels",
     "graph-attention-dense": r"a slice of the channels is taken, in `the model` \(24 .* `a`\): .* `chunk`",
-    "conv-lstm": r"meets a tensor of fixed length where it is summed over, in `cell.conv` .*: .* `torch.zeros_like`",
-    "conv-lstm-chunked": r"meets a tensor of fixed length .* `torch.zeros_like`",
     "convnext-v2": r"normalized over the channels, in `norm`.* mean over channels, in `response` \(144 .*`response.g",
     "branching": r"put out by `inner`, which was exported by itself .*: make the model one that `torch.export` takes",
-    "cells-by-hand": r"meets a tensor of fixed length where it is summed over, in `recurrent` .* `torch.zeros_like`",
 }
 CONSTANT = {  # so that zeros stay
     "kan-bsplines": "puts a constant into `1`, which has no bias that could take it up",

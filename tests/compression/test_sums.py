@@ -7,7 +7,10 @@ from torch import nn
 
 from shrinkage import CoupledChannels, GroupError, apply_plan, shrink
 from shrinkage.compression.plans.layers import layer_attributes
+from shrinkage.compression.tracing.operators import RULES, pointwise
 from shrinkage.compression.tracing.signs import never_negative
+from zoo import real
+from zoo.harness import difference, outputs
 from zoo.own import CASES
 from zoo.sums import Prototypes
 
@@ -341,3 +344,60 @@ def test_numbers_are_never_negative_if_they_are_not():
     assert never_negative(0)
     assert not never_negative(-1.0)
     assert not never_negative("text")
+
+
+def test_experts_in_one_tensor_lose_as_many_neurons_as_products_of_groups_take():
+    case = next(case for case in real.CASES if case.name == "mixtral")
+    model, (arguments, keywords) = case.make(), case.example()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.gate_up_proj[:, 96:111] = 0  # 15 of the 96 neurons that are gated
+    small = shrink(model, arguments, example_kwargs=keywords)
+    assert small.model.model.layers[0].mlp.experts.down_proj.shape == (4, 64, 88)
+    reasons = [kept.reason for kept in small.report.kept]
+    assert any("a multiple of 8 channels, as products of the matrices of experts" in reason for reason in reasons)
+    assert difference(outputs(model, case), outputs(small.model, case)) < 1e-5
+
+
+def test_an_operator_that_is_defined_later_has_a_rule_by_its_name(monkeypatch):
+    library = torch.library.Library("sums_over_channels", "DEF")
+    library.define("doubled(Tensor x) -> Tensor")
+    library.impl("doubled", lambda x: 2 * x, "CompositeExplicitAutograd")
+    double = lambda m, a, b: torch.ops.sums_over_channels.doubled(a).sum(-1)  # noqa: E731
+    assert len(without_some(double)[1].model.a.weight) == 12
+    monkeypatch.setitem(RULES, "sums_over_channels.doubled", pointwise)
+    assert len(without_some(double)[1].model.a.weight) == 8
+
+
+FIRST = {
+    "zeros": lambda model, x: torch.zeros(len(x), model.width),
+    "ones": lambda model, x: torch.ones((len(x), model.width)),
+    "full": lambda model, x: torch.full((len(x), model.width), 0.5),
+    "new_zeros": lambda model, x: x.new_zeros(len(x), model.width),
+    "new_full": lambda model, x: x.new_full((len(x), model.width), 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_tensor_that_is_filled_has_as_many_channels_as_what_it_meets(name):
+    class Steps(nn.Module):
+        """A state that is kept in part from step to step."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.width, self.inner, self.head = 12, nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            state = FIRST[name](self, x)
+            for _ in range(2):
+                state = 0.5 * state + self.inner(x)
+            return self.head(state * self.inner(x))
+
+    model = Steps().eval()
+    with torch.no_grad():
+        model.inner.weight[:5] = model.inner.bias[:5] = 0
+    assert CoupledChannels(model, X).count == 12
+    small = shrink(model, X).model
+    assert len(small.inner.weight) == 7
+    assert_equal(model, small)

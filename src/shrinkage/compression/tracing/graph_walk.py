@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import fx
 
 from shrinkage.compression.tracing.channels import Channels
+from shrinkage.compression.tracing.shapes import MAKING
 from shrinkage.compression.tracing.trace import Trace, labels_in, mutates, shapes_of
 from shrinkage.compression.tracing.without_rule import apply_rule, without_channels
 
@@ -50,7 +50,7 @@ def _result(trace: Trace, node: fx.Node) -> Any:
 
 
 def _makes_channels(node: fx.Node) -> bool:
-    return getattr(node.target, "overloadpacket", None) in (torch.ops.aten.expand, torch.ops.aten.broadcast_to)
+    return getattr(node.target, "overloadpacket", None) in MAKING
 
 
 def _views(node: Any) -> set[fx.Node]:

@@ -73,6 +73,10 @@ def expand(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channel
     return trace.make(factors)
 
 
+FILLED = (aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full)
+MAKING = (aten.expand, aten.broadcast_to, *FILLED)  # which make channels where there were none
+
+
 def _any_number(trace: Trace, axis: int) -> Tensor:
     """Return new labels along `axis` of the output, of which any number can stay: the code gives the length."""
     shape = trace.shape
@@ -101,9 +105,9 @@ def broadcast_tensors(trace: Trace, tensors: Sequence[Channels]) -> tuple[Channe
     return tuple(result)
 
 
-@coupling_rule(aten.new_zeros, aten.new_ones)
-def new_zeros(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channels:
-    """A tensor of the shape that the code gives: only the kind of numbers is taken from the argument."""
+@coupling_rule(*FILLED)
+def filled(trace: Trace, *_: Any, **__: Any) -> Channels:
+    """A tensor of the shape that the code gives: of what it is made from, only the kind of numbers is taken."""
     return trace.make([_any_number(trace, axis) for axis, size in enumerate(trace.shape) if size > 1])
 
 
