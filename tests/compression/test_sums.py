@@ -147,7 +147,7 @@ CHANGED = {
     "sum of logarithms": (lambda m, a, b: a.logsumexp(-1), "logsumexp over channels"),
     "distance with eps": (lambda m, a, b: F.pairwise_distance(a, b), "adds its `eps` over channels"),
     "cosine with a copy": (lambda m, a, b: F.cosine_similarity(a, b[:, :1]), "cosine_similarity over channels"),
-    "product that meets ones": (lambda m, a, b: torch.einsum("bi,i->b", a, torch.ones(12)),
+    "product that meets numbers": (lambda m, a, b: torch.einsum("bi,i->b", a, torch.linspace(0, 1, 12)),
                                 "meets a tensor of fixed length where it is summed over"),
     "a diagonal": (lambda m, a, b: torch.einsum("ii->i", a.T @ b).sum(), "a diagonal in `einsum`"),
     "windows of channels": (lambda m, a, b: a.unfold(1, 2, 1).sum((1, 2)), "windows over channels"),
