@@ -12,7 +12,7 @@ from late import transformers
 from shrinkage import Coupled, CoupledChannels, GroupError, shrink
 from shrinkage.compression.calls.cost import multiply_adds, parameter_count
 from shrinkage.compression.calls.counted_operators import CountedOperator, multiply_adds_left
-from zoo import own, real
+from zoo import only_dividing, own, real
 
 
 @torch.no_grad()
@@ -37,10 +37,12 @@ def drawn(of: tuple[int, ...], share: float, generator: torch.Generator) -> Tens
     return gone.nonzero().flatten()
 
 
-def check(model: nn.Module, arguments: tuple, keywords: dict, shares: tuple[float, ...] = (0.3, 0.8)) -> Coupled:
+def check(
+    model: nn.Module, arguments: tuple, keywords: dict, shares: tuple[float, ...] = (0.3, 0.8), **options: bool
+) -> Coupled:
     """Compare what is said to be left with what `shrink` leaves, for random channels."""
     generator = torch.Generator().manual_seed(1)
-    channels = CoupledChannels(model, arguments, example_kwargs=keywords)
+    channels = CoupledChannels(model, arguments, example_kwargs=keywords, **options)
     kinds = channels.kinds
     multiply_adds_left = kinds.counted_multiply_adds()
     nothing = [0] * (max(kinds.of) + 1)
@@ -63,6 +65,11 @@ LARGE = [case for case in real.CASES if case.name in ("resnet50", "mobilenet_v3_
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_left_of_small_models(case):
     check(case.make(), *case.example())
+
+
+@pytest.mark.parametrize("case", only_dividing.CASES, ids=str)
+def test_what_is_left_of_residual_streams(case):
+    check(case.make(), *case.example(), shares=(0.4,), residual=True)
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_zero_gammas_of_norms_over_channels_are_reported(norm):
         norm.weight[:2] = 0
     (kept,) = shrink(nn.Sequential(nn.Linear(8, 6), norm, nn.Linear(6, 2)), X).report.kept
     assert (kept.name, kept.channels) == ("1.weight", 2)
-    assert "normalized over" in kept.reason
+    assert "also subtracts the mean" in kept.reason
 
 
 class Scaled(nn.Module):

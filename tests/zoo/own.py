@@ -1,6 +1,7 @@
 """All small models of our own."""
 
-from zoo import attention, convolutional, dense, gpt, letters, sums
+from zoo import attention, convolutional, dense, gpt, letters, only_dividing, sums
 from zoo.case import Case
 
-CASES: list[Case] = dense.CASES + convolutional.CASES + attention.CASES + letters.CASES + gpt.CASES + sums.CASES
+SMALL = (dense, convolutional, attention, letters, gpt, sums, only_dividing)
+CASES: list[Case] = [case for kind in SMALL for case in kind.CASES]

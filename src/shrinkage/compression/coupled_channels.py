@@ -17,6 +17,7 @@ def CoupledChannels(
     example_kwargs: Mapping[str, Any] | None = None,
     pin: Sequence[str] = (),
     uniform: bool = False,
+    residual: bool = False,
 ) -> Coupled:
     """Return one group per channel: rows of weights, their biases, and the scale and shift of a norm.
 
@@ -27,12 +28,15 @@ def CoupledChannels(
         pin: dotted names of modules or parameters that are not penalized.
         uniform: one group for the channels with the same number in all layers of a kind, whose names differ by numbers
             alone. Such layers keep one width.
+        residual: also the channels over which a mean is taken that only divides, as an RMS norm and global response
+            normalization do: one group for a channel of a residual stream is the column of the embedding, the row of
+            each projection that adds to the stream, and the scales of all norms.
 
     A group that is zero makes its channel zero, so that `shrink` removes it exactly. Heads of attention are groups
     too: the rows of queries, keys and values that belong to one. Groups are disjoint; channels that cannot go (inputs,
-    outputs, the width of a residual stream under a norm; what a frozen weight makes) are in none. A copy of the model
-    with one channel less of each kind is called once; what makes it fail is in no group, and a warning says so. Another
-    one tells where the exporter does not take the model as a whole. The groups know how many parameters and
+    outputs, the width of a residual stream under a layer norm; what a frozen weight makes) are in none. A copy of the
+    model with one channel less of each kind is called once; what makes it fail is in no group, and a warning says so.
+    Another one tells where the exporter does not take the model as a whole. The groups know how many parameters and
     multiply-adds are left without some of them, which `Budget` asks for.
 
     Raises:
@@ -49,4 +53,5 @@ def CoupledChannels(
     # Not imported before it is needed: analysis is a sixth of what the package would import.
     from shrinkage.compression.removal.channel_groups import channel_groups
 
-    return channel_groups(plain(model), (positional(example_inputs), dict(example_kwargs or {})), pin, uniform)
+    call = positional(example_inputs), dict(example_kwargs or {})
+    return channel_groups(plain(model), call, pin, uniform=uniform, residual=residual)

@@ -43,7 +43,9 @@ def fitted(plan: ShrinkPlan, model: nn.Module, made_with: str) -> ShrinkPlan:
         mine = _here(path, prefix, layers) if path else ""
         if mine is not None and hasattr(layers[mine], attribute):
             attributes[joined(mine, attribute)] = value
-    return ShrinkPlan(found, keep, biases, attributes, plan.torch_version)
+    sizes = {mine: plan.sizes[path] for path in plan.sizes if (mine := _here(path, prefix, layers)) is not None}
+    scales = {mine: plan.scales[name] for name in plan.scales if (mine := _here(name, prefix, found)) is not None}
+    return ShrinkPlan(found, keep, biases, attributes, plan.torch_version, sizes=sizes, scales=scales)
 
 
 def _here(name: str, prefix: str, known: Container[str]) -> str | None:

@@ -4,6 +4,7 @@ import base64
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from torch import nn
@@ -50,7 +51,7 @@ class PlanEntry(QuantizationConfigMixin):
     def of(cls, plan: ShrinkPlan) -> Self:
         """Return the entry of `plan`, with the first n indices in place of the n that stay: a loader needs no more."""
         keep = {name: {dim: tuple(range(len(kept))) for dim, kept in dims.items()} for name, dims in plan.keep.items()}
-        text = ShrinkPlan(plan.shapes, keep, plan.biases, plan.attributes, plan.torch_version).to_json()
+        text = replace(plan, keep=keep).to_json()
         return cls(base64.b85encode(zlib.compress(text.encode(), 9)).decode())
 
     @property
@@ -184,7 +185,8 @@ def _as_it_is(plan: ShrinkPlan, shapes: Mapping[str, Shape]) -> ShrinkPlan:
         for name, shape in shapes.items()
     }
     keep = {name: dims for name, dims in plan.keep.items() if name in known}
-    return ShrinkPlan(known, keep, plan.biases, plan.attributes, plan.torch_version)
+    scales = {name: scale for name, scale in plan.scales.items() if name in known}
+    return replace(plan, shapes=known, keep=keep, scales=scales)
 
 
 def _release(version: str) -> list[str]:

@@ -26,11 +26,29 @@ class Passenger(NamedTuple):
 
 
 class Plan(Protocol):
-    """A `ShrinkPlan`: which indices stay along each dimension of each tensor, its shape before, and new biases."""
+    """A `ShrinkPlan`: which indices stay of each tensor, its shape before, new biases, and which are multiplied."""
 
-    keep: dict[str, dict[int, tuple[int, ...]]]
-    shapes: dict[str, tuple[int, ...]]
-    biases: tuple[str, ...]
+    @property
+    def keep(self) -> Mapping[str, Dims]: ...
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+    @property
+    def biases(self) -> tuple[str, ...]: ...
+    @property
+    def scales(self) -> Mapping[str, tuple[float, float]]: ...
+
+
+class Cut(NamedTuple):
+    """What a plan does to a parameter: `dims` stay, and with an `offset` it is multiplied by a `factor`."""
+
+    dims: Dims
+    factor: float = 1.0
+    offset: float = 0.0
+
+    @classmethod
+    def of(cls, plan: Plan, name: str) -> "Cut":
+        """Return what `plan` does to the parameter called `name`."""
+        return cls(plan.keep.get(name, {}), *plan.scales.get(name, ()))
 
 
 passengers: PerOptimizer[list[Passenger]] = PerOptimizer("passengers")
@@ -67,20 +85,21 @@ def check_nothing_aside(states: Sequence[State]) -> None:
 
 
 def put_smaller(
-    optimizer: Optimizer, states: Sequence[State], dims: Mapping[int, Dims], after: Mapping[int, int]
+    optimizer: Optimizer, states: Sequence[State], cuts: Mapping[int, Cut], after: Mapping[int, int]
 ) -> None:
     """Leave `states` for who is attached next, cut as the parameters of `optimizer` were.
 
     Args:
         optimizer: the one that holds smaller parameters by now.
         states: what `states_beside` returned before.
-        dims: the indices that stay, by the position of a parameter before.
+        cuts: what became of a parameter, by its position before.
         after: the position of the one that took its place.
     """
     cut_ones = []
     for state in states:
         places = state.get("positions", [])
-        by_name = {name: dims.get(place, {}) for name, place in zip(state.get("parameters", []), places, strict=False)}
+        names = zip(state.get("parameters", []), places, strict=False)
+        by_name = {name: cuts[place] for name, place in names if place in cuts}
         positions = [after.get(place, place) for place in places]
         cut_ones.append({**smaller_state(state, by_name), "positions": positions, "shrunk": True})
     passengers[optimizer] = []
@@ -101,7 +120,8 @@ def before_shrink(state: State, plan: Plan | None) -> tuple[State, tuple[str, ..
                 f"the state has a tensor of shape {tuple(tensor.shape)} for {name!r}, the plan cuts one of shape "
                 f"{plan.shapes[name]}: pass the plan of the shrink that came after the state was saved"
             )
-    return smaller_state(state, plan.keep), tuple(f"{path}.bias" if path else "bias" for path in plan.biases)
+    cuts = {name: Cut.of(plan, name) for name in {**plan.keep, **plan.scales}}
+    return smaller_state(state, cuts), tuple(f"{path}.bias" if path else "bias" for path in plan.biases)
 
 
 def tensors_in(state: State) -> list[tuple[str, Tensor]]:
@@ -112,26 +132,31 @@ def tensors_in(state: State) -> list[tuple[str, Tensor]]:
     return [(name, each) for name, each in found if isinstance(each, Tensor) and each.dim()]
 
 
-def smaller_state(state: State, dims: Mapping[str, Dims]) -> dict[str, Any]:
-    """Return `state` with tensors that are cut by `dims`, by the names of their parameters.
+def smaller_state(state: State, cuts: Mapping[str, Cut]) -> dict[str, Any]:
+    """Return `state` with tensors that are cut as their parameters are, by name.
 
-    Budgets are left out: what they ranked is not what there is now.
+    Budgets are left out: what they ranked is not what there is now. Where a parameter is multiplied, a reference is
+    too, and averages of gradients are divided.
     """
     result = {key: value for key, value in state.items() if key != "budgets"}
-    for part in ("averages", "intervals"):
+    for part, power in (("averages", -1), ("intervals", 0)):
         if part in state:
             result[part] = [
-                {name: {**each, "total": kept(each["total"], dims.get(name, {}))} for name, each in own.items()}
+                {name: {**each, "total": kept(each["total"], cuts.get(name), power)} for name, each in own.items()}
                 for own in state[part]
             ]
     if "references" in state:
-        result["references"] = {name: kept(each, dims.get(name, {})) for name, each in state["references"].items()}
+        result["references"] = {name: kept(each, cuts.get(name), 1) for name, each in state["references"].items()}
     return result
 
 
-def kept(value: Any, dims: Dims) -> Any:
-    """Return a tensor with the indices `dims[dim]` along each `dim` alone; numbers as they are."""
-    if isinstance(value, Tensor) and value.dim():
-        for dim, indices in dims.items():
-            value = value.index_select(dim, torch.tensor(indices, dtype=torch.long, device=value.device))
-    return value
+def kept(value: Any, cut: Cut | None, power: int) -> Any:
+    """Return what a parameter's `cut` leaves of a tensor of its shape, multiplied by a `power` of the factor."""
+    if cut is None or not isinstance(value, Tensor) or not value.dim():
+        return value
+    for dim, indices in cut.dims.items():
+        value = value.index_select(dim, torch.tensor(indices, dtype=torch.long, device=value.device))
+    if cut.factor == 1 or power == 0:
+        return value
+    offset = cut.offset if power == 1 else 0.0
+    return ((value.double() + offset) * cut.factor**power - offset).to(value.dtype)

@@ -2,13 +2,14 @@
 
 from collections.abc import Container, Mapping
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shrinkage.compression.plans.layers import outputs_of
-from shrinkage.compression.plans.tensors import Keep, Shape, joined, own_tensors, saved_shapes
+from shrinkage.compression.plans.tensors import Keep, Scale, Shape, joined, own_tensors, saved_shapes
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import PlanError, ShrinkError
 from shrinkage.selection.first_match import nearest
@@ -41,6 +42,15 @@ def check_values(attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
         if not is_plain(value):
             raise PlanError(f"attribute {name!r} would be {value!r}: a plan holds numbers, strings, and tuples of them")
+
+
+def check_scales(shapes: Mapping[str, Shape], scales: Mapping[str, Scale]) -> None:
+    """Raise `PlanError` unless `scales` are of tensors with `shapes`, by positive factors."""
+    for name, (factor, offset) in scales.items():
+        if name not in shapes:
+            raise PlanError(f"there is no {name!r} to multiply; nearest names: {nearest(name, shapes)}")
+        if not (0 < factor < inf and abs(offset) < inf):
+            raise PlanError(f"{name!r} would be multiplied by {factor}: expected a positive number and a finite offset")
 
 
 def is_plain(value: object) -> bool:

@@ -9,13 +9,22 @@ from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 from torch.utils._pytree import tree_leaves
 
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
-from shrinkage.compression.plans.tensors import Shape, cut, joined
+from shrinkage.compression.plans.tensors import AS_IT_IS, Shape, cut, joined, scaled
 from shrinkage.errors import PlanError, warn_user
-from shrinkage.optimizers.parameter_state import check_nothing_aside, put_smaller, states_beside
+from shrinkage.optimizers.parameter_state import Cut, check_nothing_aside, put_smaller, states_beside
 from shrinkage.selection.named_parameters import named_parameters
 
 # Which dimension the factors of a second moment lack, by how their names end: the means over columns and over rows.
 LACKS = {"row": -1, "col": -2}
+# A parameter that is multiplied by a factor has gradients divided by it. These are of gradients, of their squares, of
+# squares of steps, and in place of the parameter.
+ITERATES = ("z", "ax")
+POWERS = {
+    **dict.fromkeys(("momentum_buffer", "exp_avg", "grad_avg", "exp_inf", "prev"), -1),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"), -2),
+    **dict.fromkeys(("acc_delta",), 2),
+    **dict.fromkeys(ITERATES, 1),
+}
 
 
 class Successor(NamedTuple):
@@ -40,7 +49,9 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
         small: what `apply_plan` or `shrink` made of it.
 
     Where all that goes is zero, gradients included, the steps that follow are those of the dense model. That does not
-    hold for optimizers that look at a tensor as a whole: `Adafactor` and `Muon` scale by its size.
+    hold for optimizers that look at a tensor as a whole: `Adafactor` and `Muon` scale by its size. Nor does it hold for
+    a parameter that the plan multiplies, the scale of an RMS norm with fewer channels: its gradient is divided by the
+    factor, and so are averages of it.
 
     Regularizers hold the dense model: detach them before, and attach new ones, made for `small`, after. These go on
     with the update counts, averaged gradients and references of the parameters that the smaller ones replace. Layers
@@ -87,8 +98,7 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
         if successor is None:
             states[parameter] = state
         else:
-            dims = plan.keep.get(successor.name, {})
-            states[successor.parameter] = smaller_state(successor.name, tuple(parameter.shape), dims, state)
+            states[successor.parameter] = smaller_state(plan, successor.name, tuple(parameter.shape), state)
     for group, lists in zip(optimizer.param_groups, groups, strict=True):
         states |= first_states(optimizer, group, lists["params"], states)
     optimizer.state.clear()
@@ -98,7 +108,7 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
             group[key][:] = values  # the very list, which some optimizers hold too
     now = {id(p): index for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     known = [(index, successors[id(p)]) for index, p in enumerate(held) if id(p) in successors]
-    cuts = {index: plan.keep.get(successor.name, {}) for index, successor in known}
+    cuts = {index: Cut.of(plan, successor.name) for index, successor in known}
     put_smaller(optimizer, beside, cuts, {index: now[id(successor.parameter)] for index, successor in known})
 
 
@@ -148,11 +158,9 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in found if parameter is not None}
 
 
-def smaller_state(
-    name: str, shape: Shape, dims: Mapping[int, Sequence[int]], state: Mapping[str, Any]
-) -> dict[str, Any]:
+def smaller_state(plan: ShrinkPlan, name: str, shape: Shape, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an optimizer keeps of the parameter called `name`, cut as that is; nothing if that is unknown."""
-    result = {}
+    result, dims, (factor, offset) = {}, plan.keep.get(name, {}), plan.scales.get(name, AS_IT_IS)
     for key, value in state.items():
         cuts = cuts_of(key, value, shape, dims)
         if cuts is None:
@@ -163,6 +171,9 @@ def smaller_state(
             )
             return {}
         result[key] = cut(value, cuts) if cuts else value
+        power = 0 if key == "momentum_buffer" and "square_avg" in state else POWERS.get(key, 0)  # RMSprop's is of steps
+        if factor != 1 and power:
+            result[key] = scaled(result[key], (factor**power, offset if key in ITERATES else 0.0))
     return result
 
 

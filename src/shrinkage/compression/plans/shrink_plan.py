@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from math import prod
-from operator import index
 from typing import Any, Self, cast
 
 import torch
@@ -21,6 +20,7 @@ from shrinkage.compression.plans.checks import (
     check_follows,
     check_is_dense,
     check_keep,
+    check_scales,
     check_tied,
     check_values,
 )
@@ -29,23 +29,27 @@ from shrinkage.compression.plans.layers import outputs_of, widths_left
 from shrinkage.compression.plans.noting import noted
 from shrinkage.compression.plans.sizes import Tables, check_sizes, correct_sizes_, tables_from, tables_in_turn
 from shrinkage.compression.plans.tensors import (
+    AS_IT_IS,
     Keep,
+    Scale,
     Shape,
     composed,
     copied,
     joined,
     saved_shapes,
+    scales_in_turn,
     shape_of_cut,
     tensors_of,
 )
+from shrinkage.compression.plans.tied import scales_of_all_names, under_all_names
 from shrinkage.compression.removal.adapters import update_ranks
 from shrinkage.errors import PlanError
 from shrinkage.penalties.pickling import found_at_former_place
 from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.tables import shape_text, table
 
-VERSION = 2
-READABLE = (1, VERSION)  # the first one has no sizes
+VERSION = 3
+READABLE = (1, 2, VERSION)  # the first one has no sizes, and the second no scales
 
 
 @found_at_former_place
@@ -65,6 +69,8 @@ class ShrinkPlan(ByFields):
         version: of the format.
         sizes: what the code of modules asks for as numbers, in `view` or `split`, and what is right instead, by dotted
             name, in tables that correct it one after the other.
+        scales: parameters that are multiplied: by dotted name the factor, and what the code adds to the parameter,
+            which is multiplied with it. The scale of a norm takes up so that zeros are counted no longer.
 
     Raises:
         PlanError: indices that do not rise, none at all, or beyond the tensor that they are of.
@@ -86,10 +92,12 @@ class ShrinkPlan(ByFields):
     torch_version: str = str(torch.__version__)
     version: int = VERSION
     sizes: Mapping[str, Tables] = field(default_factory=dict)
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_keep(self.shapes, self.keep)
         check_values(self.attributes)
+        check_scales(self.shapes, self.scales)
 
     @classmethod
     def of(
@@ -99,6 +107,7 @@ class ShrinkPlan(ByFields):
         *,
         biases: Sequence[str] = (),
         attributes: Mapping[str, Any] | None = None,
+        scales: Mapping[str, Scale] | None = None,
     ) -> Self:
         """Return the plan that keeps `keep` of `model`, a dense one.
 
@@ -111,14 +120,16 @@ class ShrinkPlan(ByFields):
         """
         model = plain(model)
         tensors = tensors_of(model)
-        chosen = _under_all_names(tensors, keep)
-        plan = cls(saved_shapes(model, chosen), chosen, tuple(biases))
+        chosen = under_all_names(tensors, keep)
+        plan = cls(
+            saved_shapes(model, chosen), chosen, tuple(biases), scales=scales_of_all_names(tensors, scales or {})
+        )
         check_can_be_cut(model, tensors, chosen)
         check_biases(model, plan.biases)
         heads_left(model, chosen)
         widths = widths_left(model, chosen)
         check_attributes(model, {**widths, **(attributes or {})})
-        return cls(plan.shapes, chosen, plan.biases, {**widths, **(attributes or {})})
+        return replace(plan, attributes={**widths, **(attributes or {})})
 
     @property
     def fingerprint(self) -> str:
@@ -148,6 +159,7 @@ class ShrinkPlan(ByFields):
             biases=(*self.biases, *second.biases),
             attributes={**self.attributes, **second.attributes},
             sizes=tables_in_turn(self.sizes, second.sizes),
+            scales=scales_in_turn(self.scales, second.scales),
         )
 
     def to_json(self) -> str:
@@ -170,6 +182,7 @@ class ShrinkPlan(ByFields):
             "biases": list(self.biases),
             "attributes": dict(self.attributes),
             "sizes": dict(self.sizes),
+            "scales": dict(self.scales),
         }
         return json.dumps({**content, "checksum": hashed(content)}, separators=(",", ":"))
 
@@ -188,7 +201,9 @@ class ShrinkPlan(ByFields):
                 f"expected what ShrinkPlan.to_json() wrote, found {str(text)[:40]!r} ({type(error).__name__})"
             ) from error
         if version not in READABLE:
-            raise PlanError(f"the plan has format {version!r}, and this shrinkage reads formats 1 and 2: update it")
+            raise PlanError(
+                f"the plan has format {version!r}, and this shrinkage reads formats 1 to {VERSION}: update it"
+            )
         if checksum != hashed(content):
             raise PlanError("the plan was damaged or edited after to_json() wrote it: take it from its source again")
         masks = [decoded(mask) for mask in content["masks"]]
@@ -197,7 +212,8 @@ class ShrinkPlan(ByFields):
         keep = {name: {int(dim): masks[number] for dim, number in dims.items()} for name, (_, dims) in tensors if dims}
         attributes = {name: tuples(value) for name, value in content["attributes"].items()}
         sizes = tables_from(content.get("sizes", {}))
-        return cls(shapes, keep, tuple(content["biases"]), attributes, content["torch"], sizes=sizes)
+        scales = {name: (factor, offset) for name, (factor, offset) in content.get("scales", {}).items()}
+        return cls(shapes, keep, tuple(content["biases"]), attributes, content["torch"], sizes=sizes, scales=scales)
 
     def __str__(self) -> str:
         rows = []
@@ -216,6 +232,8 @@ class ShrinkPlan(ByFields):
             parts.append("attributes: " + ", ".join(f"{name} = {value}" for name, value in others.items()))
         if self.sizes:
             parts.append("sizes corrected in the code of: " + ", ".join(path or "the model" for path in self.sizes))
+        if self.scales:
+            parts.append("multiplied: " + ", ".join(f"{name} by {scale[0]:.6g}" for name, scale in self.scales.items()))
         return "\n\n".join(parts)
 
     def _counts(self, names: Iterable[str]) -> tuple[str, str]:
@@ -259,7 +277,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     dense = plain(model)
     tensors = tensors_of(dense)
     check_is_dense(dense, plan.shapes, {name: plan.shape_after(name) for name in plan.shapes}, plan.keep)
-    check_tied(plan.keep, _under_all_names(tensors, plan.keep))
+    check_tied(plan.keep, under_all_names(tensors, plan.keep))
     check_can_be_cut(dense, tensors, plan.keep)
     check_biases(dense, plan.biases)
     check_attributes(dense, plan.attributes)
@@ -268,7 +286,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     cuts: dict[Tensor, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor not in cuts and (name in plan.keep or type(tensor) is nn.Parameter):
-            cuts[tensor] = copied(tensor, plan.keep.get(name, {}))
+            cuts[tensor] = copied(tensor, plan.keep.get(name, {}), plan.scales.get(name, AS_IT_IS))
     result = copy_of(model, cuts)
     small = plain(result)
     for name, value in plan.attributes.items():
@@ -284,17 +302,3 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     update_ranks(small)
     emptied(small)
     return result
-
-
-def _under_all_names(tensors: Mapping[str, Tensor], keep: Mapping[str, Mapping[int, Sequence[int]]]) -> Keep:
-    """Return `keep` as plain numbers, with each tensor that is cut under all of its names."""
-    cuts: dict[int, tuple[str, Mapping[int, tuple[int, ...]]]] = {}
-    plain = {name: {index(dim): tuple(map(index, kept)) for dim, kept in dims.items()} for name, dims in keep.items()}
-    chosen = {name: dims for name, dims in plain.items() if dims}
-    for name, dims in chosen.items():
-        if name in tensors:
-            other, known = cuts.setdefault(id(tensors[name]), (name, dims))
-            if known != dims:
-                raise PlanError(f"{other!r} and {name!r} are one tensor, tied, and would be cut in two ways")
-    tied = {name: dict(cuts[id(tensor)][1]) for name, tensor in tensors.items() if id(tensor) in cuts}
-    return {**chosen, **tied}

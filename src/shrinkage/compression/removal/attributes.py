@@ -16,7 +16,7 @@ class Change(NamedTuple):
     """The attribute of the dotted `name` becomes `length` when those of the channels with `labels` go that go."""
 
     name: str
-    length: int
+    length: int | tuple[int]
     labels: Tensor
 
 
@@ -44,6 +44,9 @@ def _changes(coupling: Coupling, model: nn.Module, gone: Tensor) -> Iterator[Cha
                 continue  # whose shapes tell
             for name in _named(module, literal.length):
                 yield Change(joined(path, name), length, labels.reshape(-1))
+            for name, value in vars(module).items():
+                if type(value) is tuple and value == (literal.length,):  # the shape that a norm without scale has
+                    yield Change(joined(path, name), (length,), labels.reshape(-1))
 
 
 def _named(module: nn.Module, length: int) -> Iterator[str]:

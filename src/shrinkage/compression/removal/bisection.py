@@ -16,6 +16,7 @@ from shrinkage.compression.removal.attributes import alike, changed_attributes, 
 from shrinkage.compression.removal.constants import shifts
 from shrinkage.compression.removal.lockstep import Lockstep
 from shrinkage.compression.removal.removable import Removal, kept_indices, removable
+from shrinkage.compression.removal.rescaling import rescaling
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.errors import PlanError
 
@@ -77,11 +78,14 @@ class Attempts:
         keep = kept_indices(coupling, removal.gone)
         added = shifts(self.analysis, removal.gone)
         changed = changed_attributes(coupling, model, removal.gone)
+        divided = rescaling(coupling, removal.gone)
         plan = ShrinkPlan.of(
             model,
             keep,
             biases=tuple(target.path for target in added if not target.exists),
-            attributes={name: value for name, value in changed.items() if name not in choice.attributes},
+            attributes={name: value for name, value in changed.items() if name not in choice.attributes}
+            | divided.attributes,
+            scales=divided.scales,
         )
         small = applied(model, plan)
         if choice.sized:

@@ -20,10 +20,14 @@ from shrinkage.errors import GroupError, warn_user
 from shrinkage.penalties.coupled_groups import Coupled, Member
 
 
-def channel_groups(model: nn.Module, call: Call, pin: Sequence[str], uniform: bool = False) -> Coupled:
+def channel_groups(
+    model: nn.Module, call: Call, pin: Sequence[str], *, uniform: bool = False, residual: bool = False
+) -> Coupled:
     """Return the groups of all that makes a channel that can go; raises and warns as `CoupledChannels` says."""
     args, kwargs = call
     coupling = couple(model, args, example_kwargs=kwargs, pin=pin)
+    if not residual:
+        coupling = coupling._replace(pinned={**coupling.averaged, **coupling.pinned})
     for path, error in coupling.unexported.items():
         warn_user(
             f"{f'`{path}`' if path else 'the model'} cannot be exported as a whole, so that its children are, and "

@@ -15,6 +15,7 @@ from shrinkage.compression.plans.sizes import correct_sizes_
 from shrinkage.compression.removal.attributes import changed_attributes
 from shrinkage.compression.removal.lockstep import Lockstep
 from shrinkage.compression.removal.removable import kept_indices
+from shrinkage.compression.removal.rescaling import rescaling
 from shrinkage.compression.tracing.coupling import Coupling, couple
 from shrinkage.compression.tracing.parameter_axes import Axis
 from shrinkage.distributed.dtensor import is_dtensor
@@ -134,7 +135,11 @@ def without(
     """
     changed = changed_attributes(coupling, model, gone)
     attributes = {name: value for name, value in changed.items() if name not in kept}
-    small = applied(model, ShrinkPlan.of(model, kept_indices(coupling, gone), attributes=attributes))
+    divided = rescaling(coupling, gone)
+    plan = ShrinkPlan.of(
+        model, kept_indices(coupling, gone), attributes=attributes | divided.attributes, scales=divided.scales
+    )
+    small = applied(model, plan)
     if lockstep is not None:
         correct_sizes_(small, lockstep.corrections(small, gone))
     return small

@@ -14,9 +14,9 @@ from shrinkage.compression.removal.analysis import Analysis
 from shrinkage.compression.removal.bisection import TRIALS, Attempts
 from shrinkage.compression.removal.removable import Removal
 from shrinkage.compression.removal.summary import KeptZeros
-from shrinkage.compression.tracing.coupling import held_by_computed
 from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.compression.tracing.export import sources
+from shrinkage.compression.tracing.held import held_by_computed
 from shrinkage.compression.tracing.parameter_axes import Axis
 from shrinkage.selection.parametrized import computed_weights
 

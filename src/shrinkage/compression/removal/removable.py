@@ -53,8 +53,8 @@ def removable(analysis: Analysis, round_to: int, held: Tensor, uniform: bool = F
         for axes in coupling.of_a_kind() if uniform else []:
             _as_many(coupling, gone, axes, UNIFORM, short, why)
         if not short.any():
-            _explain_the_rest(analysis, constant, ~gone, reasons)
             _explain_sums(analysis, reasons)
+            _explain_the_rest(analysis, constant, ~gone, reasons)
             return Removal(gone, reasons)
         stay |= short
         reasons |= {root: text for root, text in why.items() if root not in reasons}

@@ -1,24 +1,24 @@
 """Which channels of a model are one and the same: a graph of its operators, from `torch.export`."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from shrinkage.compression.calls.inputs import positional
 from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import with_own_state
+from shrinkage.compression.dataflow.divisors import absorbers_in, hold_unlike
 from shrinkage.compression.plans.attention import with_prunable_heads
 from shrinkage.compression.plans.tensors import joined, kind_of_layer, tensors_of
-from shrinkage.compression.removal.adapters import fixed_ranks
 from shrinkage.compression.tracing import contractions, indexing, shapes, windows  # noqa: F401  they register their rules
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
 from shrinkage.compression.tracing.export import Subgraph, subgraphs
 from shrinkage.compression.tracing.graph_walk import follow
+from shrinkage.compression.tracing.held import held
+from shrinkage.compression.tracing.marks import Marks, marked_
 from shrinkage.compression.tracing.operators import RULES
 from shrinkage.compression.tracing.parameter_axes import (
     Axis,
@@ -30,9 +30,8 @@ from shrinkage.compression.tracing.parameter_axes import (
     summed_axes,
 )
 from shrinkage.compression.tracing.recurrent_units import candidates, even
-from shrinkage.compression.tracing.trace import Trace
-from shrinkage.errors import ShrinkError, first_line, shown
-from shrinkage.selection.parametrized import computed_weights
+from shrinkage.compression.tracing.trace import MEAN, Trace, path_of
+from shrinkage.errors import ShrinkError, first_line
 
 
 class Coupling(NamedTuple):
@@ -63,6 +62,16 @@ class Coupling(NamedTuple):
     candidates: Mapping[str, range]
     even: tuple[tuple[str, ...], ...]
     multiples: Mapping[Axis, int]
+
+    @property
+    def averaged(self) -> dict[int, str]:
+        """The channels over which means are taken that only divide, by label, each with the reason to leave it."""
+        found: dict[int, str] = {}
+        for _, trace in self.traces:
+            for divisor in trace.divisors:
+                for root in distinct(self.labels.find(torch.cat(divisor.labels))).tolist():
+                    found.setdefault(root, f"{MEAN} that only divides, in `{path_of(divisor.node) or 'the model'}`")
+        return found
 
     def making_axis(self, name: str) -> int | None:
         """Return the axis of a parameter along which it makes channels; None where it only reads some.
@@ -98,16 +107,17 @@ def couple(
 
     A copy of the model is called. Raises ShrinkError if that cannot be, or `pin` names nothing.
     """
-    found, unexported = _exported(model, positional(example_inputs), example_kwargs or {})
-    labels = DisjointSets()
+    found, unexported, marks = _exported(model, positional(example_inputs), example_kwargs or {})
+    labels, tensors = DisjointSets(), tensors_of(model)
     own = _labels_of(labels, model)
-    for name, reason in _held(model, pin).items():
+    for name, reason in held(model, pin).items():
         for factor in own[name].factors:
             labels.pin(factor, reason)
-    traces = tuple((subgraph, _traced(labels, subgraph, own)) for subgraph in found)
+    traces = tuple((each, _traced(labels, each, own, absorbers_in(model, each, tensors, marks))) for each in found)
     for _, trace in traces:
         for factor, follows in trace.splits:
             _settle(labels, factor, follows)
+    hold_unlike(labels, traces, tensors, marks)
     unseen = _pin_unseen(labels, own, found)
     axes = {
         (name, dim): labels.find(channels.factors[dim].reshape(-1))
@@ -133,12 +143,14 @@ def couple(
 
 def _exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[list[Subgraph], dict[str, str]]:
-    """Return the graphs of `model`, whose own state is left alone."""
+) -> tuple[list[Subgraph], dict[str, str], Marks]:
+    """Return the graphs of `model`, whose own state is left alone, and the marks of attributes in them."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ShrinkError(f"{type(model).__name__} has no operators to export: give the module before torch.jit")
     try:
-        return subgraphs(with_prunable_heads(emptied(with_own_state(model))), args, kwargs)
+        probe = with_prunable_heads(emptied(with_own_state(model)))
+        marks = marked_(probe)
+        return *subgraphs(probe, args, kwargs), marks
     except ShrinkError:
         raise
     except Exception as error:
@@ -175,48 +187,10 @@ def _labels_of(labels: DisjointSets, model: nn.Module) -> dict[str, Channels]:
     return result
 
 
-def _held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
-    """Return the parameters and buffers that are never cut, each with its reason."""
-    held: dict[str, str] = {}
-    for path, module in model.named_modules():
-        reason = held_by_computed(module)
-        if reason:
-            held |= {joined(path, name): reason for name in tensors_of(module)}
-    names = tensors_of(model)
-    for path in fixed_ranks(model):
-        held |= dict.fromkeys((name for name in names if name.startswith(f"{path}.")), ADAPTER)
-    for pattern in [pin] if isinstance(pin, str) else pin:
-        pinned = [name for name in names if name == pattern or name.startswith(f"{pattern}.")]
-        if not pinned:
-            near = difflib.get_close_matches(pattern, [*names, *dict(model.named_modules())], n=3)
-            raise ShrinkError(
-                f"pin names {shown(pattern)}, which is no module or parameter of the model; nearest: {near}"
-            )
-        held |= dict.fromkeys(pinned, "pinned by you")
-    return held
-
-
-def held_by_computed(module: nn.Module) -> str:
-    """Return why the tensors of `module` stay, if it computes weights from them; empty if it does not."""
-    if is_parametrized(module):
-        return "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
-    by = {each.attribute: each.by for each in computed_weights(module) if each.by in COMPUTED}
-    if not by:
-        return ""
-    first, *more = by
-    return COMPUTED[by[first]].format(first) + "".join(f", and the same for {name!r}" for name in more)
-
-
-COMPUTED = {
-    "torch.nn.utils.prune": "pruned by a mask: make it permanent, with torch.nn.utils.prune.remove(module, {0!r})",
-    "torch.nn.utils.weight_norm": "computed anew at each call: make it a parameter first, with remove_weight_norm",
-    "torch.nn.utils.spectral_norm": "computed anew at each call: make it a parameter first, with remove_spectral_norm",
-}
-ADAPTER = "of an adapter of peft whose configuration has its rank: merge it first, or use LoRA"
-
-
-def _traced(labels: DisjointSets, subgraph: Subgraph, own: Mapping[str, Channels]) -> Trace:
-    trace = Trace(labels, RULES)
+def _traced(
+    labels: DisjointSets, subgraph: Subgraph, own: Mapping[str, Channels], absorbers: Mapping[Any, Any]
+) -> Trace:
+    trace = Trace(labels, RULES, absorbers=absorbers)
     owned = subgraph.owned
     given = {
         node: own[owned[node]] if node in owned else Channels(tuple(node.meta["val"].shape))

@@ -1,6 +1,7 @@
 """One rule per operator: which channels it makes one, which it holds fixed, and where its output has them."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -115,16 +116,14 @@ def group_norm(trace: Trace, x: Channels, groups: int, weight: Any = None, bias:
     return trace.combine([x, *(along(vector, len(x.shape)) for vector in (weight, bias))])
 
 
-@coupling_rule(aten.layer_norm, aten.rms_norm)
+@coupling_rule(aten.layer_norm)
 def layer_norm(
     trace: Trace, x: Channels, lengths: Sequence[int], weight: Any = None, bias: Any = None, *_: Any
 ) -> Channels:
-    """What is normalized over the channels needs all of them."""
+    """What a mean over the channels is subtracted from needs all of them."""
     axes = range(-len(lengths), 0)
-    operands = [
-        trace.fix(y, axes, "normalized over the channels") for y in (x, weight, bias) if isinstance(y, Channels)
-    ]
-    return trace.combine(operands)
+    text = f"layer norm also subtracts the mean over {prod(lengths)} channels"
+    return trace.combine([trace.fix(y, axes, text) for y in (x, weight, bias) if isinstance(y, Channels)])
 
 
 @coupling_rule(aten._weight_norm)

@@ -9,7 +9,7 @@ from torch import fx
 from shrinkage.compression.tracing.channels import Channels, axes_of, raised
 from shrinkage.compression.tracing.operators import as_sequence, aten, coupling_rule
 from shrinkage.compression.tracing.signs import never_negative
-from shrinkage.compression.tracing.trace import Sum, Trace, flat, name_of, shapes_of
+from shrinkage.compression.tracing.trace import MEAN, Divisor, Literal, Sum, Trace, flat, name_of, shapes_of
 
 SUMS = (aten.sum, aten.nansum, aten.any, aten.count_nonzero)
 NORMS = (aten.norm, aten.linalg_vector_norm, aten.linalg_norm, aten.linalg_matrix_norm)
@@ -33,7 +33,10 @@ def reduction(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> An
     )
     text = f"{name_of(trace.node)} over channels"
     node: Any = trace.node.args[0]
-    x = summed(trace, x, node, axes, text) if _unchanged_by_zeros(trace, named) else trace.fix(x, axes, text)
+    if trace.operator.overloadpacket is aten.mean:
+        x = averaged(trace, x, node, axes)
+    else:
+        x = summed(trace, x, node, axes, text) if _unchanged_by_zeros(trace, named) else trace.fix(x, axes, text)
     results = [left_after_sum(trace, x, axes, shape) for shape in shapes_of(trace.node)]
     return results[0] if len(results) == 1 else tuple(results)
 
@@ -86,6 +89,29 @@ def left_after_sum(trace: Trace, x: Channels, axes: Sequence[int], shape: Sequen
         return trace.make(factors, ones if shape is None else shape)
     stay = [axis for axis in range(len(x.shape)) if axis not in axes]
     return trace.make([factor.reshape([factor.shape[axis] for axis in stay]) for factor in factors], shape)
+
+
+def averaged(trace: Trace, x: Channels, node: fx.Node, axes: Sequence[int]) -> Channels:
+    """Return `x`, which `node` gives, when the mean along `axes` is taken: fixed there, unless that only divides."""
+    absorbers = trace.absorbers.get(trace.node, MEAN)
+    if isinstance(absorbers, str):
+        return trace.fix(x, axes, absorbers)
+    before = len(trace.sums)
+    x = summed(trace, x, node, axes, MEAN)
+    if trace.sums[before:]:
+        trace.divisors.append(Divisor(trace.node, tuple(each.labels for each in trace.sums[before:]), absorbers))
+    return x
+
+
+@coupling_rule(aten.rms_norm)
+def rms_norm(trace: Trace, x: Channels, lengths: Sequence[int], weight: Any = None, *_: Any) -> Channels:
+    """The mean of squares over the channels divides."""
+    axes = range(len(x.shape) - len(lengths), len(x.shape))
+    node: Any = trace.node.args[0]
+    x = averaged(trace, x, node, axes)
+    places = [(factor, axis) for factor in x.factors for axis in axes if factor.shape[axis] > 1]
+    trace.literals += [Literal(trace.path, x.shape[axis], factor, axis) for factor, axis in places]
+    return trace.combine([x, weight])
 
 
 @coupling_rule(aten.cosine_similarity)

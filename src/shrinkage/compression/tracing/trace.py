@@ -1,6 +1,6 @@
 """What is known of the channels of a graph, while they are followed through it and afterwards."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -57,12 +57,39 @@ class Literal(NamedTuple):
     axis: int
 
 
+class Absorber(NamedTuple):
+    """A number that takes up a factor: a parameter, or an attribute of a module that has `value`, of the dotted `name`.
+
+    It is multiplied by the `power` of the factor; a parameter to which the code adds an `offset` together with that.
+    `use` is where it enters the graph: a node and what is given to it, or the placeholder of a parameter and its user.
+    """
+
+    name: str
+    use: tuple[fx.Node, Any]
+    power: float
+    value: float | None = None
+    offset: float = 0.0
+
+
+class Divisor(NamedTuple):
+    """A mean over channels that only divides: it takes up that it is one of fewer numbers, by its `absorbers`.
+
+    `labels` are those of the channels, for each axis. Without zero channels it is that of the others, larger by the
+    factor of how many there were to how many are left.
+    """
+
+    node: fx.Node
+    labels: tuple[Tensor, ...]
+    absorbers: tuple[Absorber, ...]
+
+
 @dataclass(eq=False)
 class Trace:
     """What is known of the channels of a graph, while and after it is followed.
 
     A rule is called as `rule(trace, *arguments, **keywords)` with the operator's own arguments, in which each tensor is
-    its `Channels`; it returns the `Channels` of the output, or a tuple of them.
+    its `Channels`; it returns the `Channels` of the output, or a tuple of them. `absorbers` tells of nodes that take
+    means what takes up that these are of fewer channels, or in words why nothing does.
     """
 
     labels: DisjointSets
@@ -77,6 +104,8 @@ class Trace:
     multiples: list[tuple[fx.Node, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     from_data: set[fx.Node] = field(default_factory=set)
+    absorbers: Mapping[fx.Node, tuple[Absorber, ...] | str] = field(default_factory=dict)
+    divisors: list[Divisor] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -151,6 +180,7 @@ class Trace:
 
 
 FIXED = "meets a tensor of fixed length"
+MEAN = "mean over channels"
 
 
 def flat(trace: Trace, channels: Channels, axis: int, text: str) -> Tensor | None:
