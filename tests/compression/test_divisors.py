@@ -299,7 +299,6 @@ def test_channels_of_streams_go_from_models_of_the_zoo(case):
     assert difference(expected, outputs(result.model, case)) < 5e-6
     assert result.plan.scales
     assert size(result.model) < 0.6 * size(model)
-    assert not result.report.kept
 
 
 def test_a_stream_can_be_told_to_keep_one_width_and_a_multiple():
@@ -378,7 +377,7 @@ OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.0, momentum=0.9),
     "Adam": lambda p: torch.optim.Adam(p, lr=0.0, amsgrad=True),
     "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.0),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.0, centered=True, momentum=0.5),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.0, centered=True, momentum=0.5, eps=1e-30),
     "Adamax": lambda p: torch.optim.Adamax(p, lr=0.0, eps=1e-30),
 }
 

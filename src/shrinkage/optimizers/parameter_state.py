@@ -29,13 +29,20 @@ class Plan(Protocol):
     """A `ShrinkPlan`: which indices stay of each tensor, its shape before, new biases, and which are multiplied."""
 
     @property
-    def keep(self) -> Mapping[str, Dims]: ...
+    def keep(self) -> Mapping[str, Dims]:
+        """The indices that stay, by dimension, by name."""
+
     @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes before, by name."""
+
     @property
-    def biases(self) -> tuple[str, ...]: ...
+    def biases(self) -> tuple[str, ...]:
+        """The names of the layers that get one."""
+
     @property
-    def scales(self) -> Mapping[str, tuple[float, float]]: ...
+    def scales(self) -> Mapping[str, tuple[float, float]]:
+        """The factors and offsets of parameters that are multiplied, by name."""
 
 
 class Cut(NamedTuple):

@@ -29,7 +29,6 @@ from shrinkage.compression.plans.layers import outputs_of, widths_left
 from shrinkage.compression.plans.noting import noted
 from shrinkage.compression.plans.sizes import Tables, check_sizes, correct_sizes_, tables_from, tables_in_turn
 from shrinkage.compression.plans.tensors import (
-    AS_IT_IS,
     Keep,
     Scale,
     Shape,
@@ -37,11 +36,10 @@ from shrinkage.compression.plans.tensors import (
     copied,
     joined,
     saved_shapes,
-    scales_in_turn,
     shape_of_cut,
     tensors_of,
 )
-from shrinkage.compression.plans.tied import scales_of_all_names, under_all_names
+from shrinkage.compression.plans.tied import all_scales, scales_in_turn, under_all_names
 from shrinkage.compression.removal.adapters import update_ranks
 from shrinkage.errors import PlanError
 from shrinkage.penalties.pickling import found_at_former_place
@@ -69,8 +67,7 @@ class ShrinkPlan(ByFields):
         version: of the format.
         sizes: what the code of modules asks for as numbers, in `view` or `split`, and what is right instead, by dotted
             name, in tables that correct it one after the other.
-        scales: parameters that are multiplied: by dotted name the factor, and what the code adds to the parameter,
-            which is multiplied with it. The scale of a norm takes up so that zeros are counted no longer.
+        scales: by dotted name the factor of a parameter that is multiplied, and what the code adds to it before.
 
     Raises:
         PlanError: indices that do not rise, none at all, or beyond the tensor that they are of.
@@ -121,9 +118,7 @@ class ShrinkPlan(ByFields):
         model = plain(model)
         tensors = tensors_of(model)
         chosen = under_all_names(tensors, keep)
-        plan = cls(
-            saved_shapes(model, chosen), chosen, tuple(biases), scales=scales_of_all_names(tensors, scales or {})
-        )
+        plan = cls(saved_shapes(model, chosen), chosen, tuple(biases), scales=all_scales(tensors, scales or {}))
         check_can_be_cut(model, tensors, chosen)
         check_biases(model, plan.biases)
         heads_left(model, chosen)
@@ -286,7 +281,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     cuts: dict[Tensor, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor not in cuts and (name in plan.keep or type(tensor) is nn.Parameter):
-            cuts[tensor] = copied(tensor, plan.keep.get(name, {}), plan.scales.get(name, AS_IT_IS))
+            cuts[tensor] = copied(tensor, plan.keep.get(name, {}), plan.scales.get(name))
     result = copy_of(model, cuts)
     small = plain(result)
     for name, value in plan.attributes.items():

@@ -119,12 +119,13 @@ def scaled(tensor: Tensor, scale: Scale) -> Tensor:
     tensor([0.5000, 2.0000])
     """
     factor, offset = scale
-    return tensor if scale[0] == 1 else ((tensor.double() + offset) * factor - offset).to(tensor.dtype)
+    return ((tensor.double() + offset) * factor - offset).to(tensor.dtype)
 
 
-def copied(tensor: Tensor, dims: Mapping[int, Sequence[int]], scale: Scale = AS_IT_IS) -> Tensor:
+def copied(tensor: Tensor, dims: Mapping[int, Sequence[int]], scale: Scale | None = None) -> Tensor:
     """Return a copy of what `dims` keeps of `tensor` as what that is, a parameter or a buffer, with its attributes."""
-    smaller = scaled(cut(tensor, dims) if dims else tensor.detach().clone(), scale)
+    smaller = cut(tensor, dims) if dims else tensor.detach().clone()
+    smaller = smaller if scale is None else scaled(smaller, scale)
     if isinstance(tensor, nn.Parameter):
         smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
     vars(smaller).update(vars(tensor))
@@ -147,13 +148,3 @@ def composed(first: Keep, second: Keep) -> Keep:
         before = keep.setdefault(name, {})
         before |= {dim: tuple(before[dim][i] for i in kept) if dim in before else kept for dim, kept in dims.items()}
     return keep
-
-
-def scales_in_turn(first: Mapping[str, Scale], second: Mapping[str, Scale]) -> dict[str, Scale]:
-    """Return the scales of two plans, of which the second is one of the model that the first makes.
-
-    >>> scales_in_turn({"weight": (1.5, 1.0)}, {"weight": (2.0, 1.0)})
-    {'weight': (3.0, 1.0)}
-    """
-    both = {name: (first[name][0] * second[name][0], first[name][1]) for name in first if name in second}
-    return {**first, **second, **both}

@@ -23,7 +23,7 @@ def under_all_names(tensors: Mapping[str, Tensor], keep: Mapping[str, Mapping[in
     return {**chosen, **tied}
 
 
-def scales_of_all_names(tensors: Mapping[str, Tensor], scales: Mapping[str, Scale]) -> dict[str, Scale]:
+def all_scales(tensors: Mapping[str, Tensor], scales: Mapping[str, Scale]) -> dict[str, Scale]:
     """Return `scales` with each tensor that is multiplied under all of its names."""
     known: dict[int, tuple[str, Scale]] = {}
     for name, scale in scales.items():
@@ -31,3 +31,13 @@ def scales_of_all_names(tensors: Mapping[str, Tensor], scales: Mapping[str, Scal
         if first != scale:
             raise PlanError(f"{other!r} and {name!r} are one tensor, tied, and would be multiplied by two numbers")
     return {**scales, **{name: known[id(tensor)][1] for name, tensor in tensors.items() if id(tensor) in known}}
+
+
+def scales_in_turn(first: Mapping[str, Scale], second: Mapping[str, Scale]) -> dict[str, Scale]:
+    """Return the scales of two plans, of which the second is one of the model that the first makes.
+
+    >>> scales_in_turn({"weight": (1.5, 1.0)}, {"weight": (2.0, 1.0)})
+    {'weight': (3.0, 1.0)}
+    """
+    both = {name: (first[name][0] * second[name][0], first[name][1]) for name in first if name in second}
+    return {**first, **second, **both}
