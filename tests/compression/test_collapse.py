@@ -143,7 +143,10 @@ def test_zero_gammas_that_stay_are_reported_like_zero_filters():
 
 @pytest.mark.parametrize(
     ("norm", "reason"),
-    [(nn.LayerNorm(6), "layer norm also subtracts the mean over 6 channels"), (nn.RMSNorm(6), "is not zero where `1`")],
+    [
+        (nn.LayerNorm(6), "layer norm also subtracts the mean over 6 channels"),
+        (nn.RMSNorm(6), "is not zero where `rms_norm` in `1` sums over it"),
+    ],
     ids=["layer", "rms"],
 )
 def test_zero_gammas_of_norms_over_channels_are_reported(norm, reason):

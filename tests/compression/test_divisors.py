@@ -83,6 +83,7 @@ FORMS = {
     "last": lambda s, x: x * (mean_square(x) + s.eps).rsqrt() * s.weight,
     "scale-and-root": lambda s, x: x * (torch.rsqrt(mean_square(x) + s.eps) * s.weight),
     "offset": lambda s, x: x * torch.rsqrt(mean_square(x) + s.eps) * (1.0 + s.weight),
+    "cast": lambda s, x: x.double() * torch.rsqrt(mean_square(x.double()) + s.eps) * (1.0 + s.weight.double()),
     "quotient": lambda s, x: x / torch.sqrt((x * x).mean(-1, keepdim=True) + s.eps) * s.weight,
     "power": lambda s, x: x * (x.square().mean(-1).unsqueeze(-1) + s.eps) ** -0.5 * s.weight,
     "outside": lambda s, x: x / (mean_square(x).sqrt() + s.eps) * s.weight,
@@ -166,6 +167,22 @@ def test_what_does_not_only_divide_holds_its_channels(name):
     assert CoupledChannels(model, X, residual=True).names == ("up.weight", "up.bias")
 
 
+def test_a_mean_that_is_put_out_holds_its_channels():
+    class Sizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = stream(NORMS["module"]).stem
+
+        def forward(self, x: Tensor) -> Tensor:
+            return mean_square(self.stem(x))
+
+    model = Sizes().eval()
+    result = shrink(model, X)
+    assert torch.equal(result.model(OTHERS), model(OTHERS))
+    (kept,) = result.report.kept
+    assert kept.reason == "mean over channels that is put out, in `the model`"
+
+
 def test_an_eps_that_is_a_number_like_an_attribute_is_not_taken_for_it():
     """The comparison of outputs would not see it, where `eps` is as small as it mostly is."""
     model = stream(lambda: Norm(REFUSED["number"][0]))
@@ -225,7 +242,7 @@ def test_a_channel_that_is_a_constant_is_counted_and_stays():
     result = shrink(model, X)
     assert result.model.head.in_features == len(KEPT) + 1
     (kept,) = result.report.kept
-    assert kept.reason == "is not zero where `first` takes the mean over channels"
+    assert kept.reason == "is not zero where `rms_norm` in `first` sums over it"
     torch.testing.assert_close(result.model(OTHERS), model(OTHERS), atol=1e-13, rtol=1e-13)
 
 

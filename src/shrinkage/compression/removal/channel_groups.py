@@ -1,6 +1,6 @@
 """Which channels of a model can go, as groups: those that make them and nothing pins."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -141,11 +141,12 @@ def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
     return found
 
 
-def _summed_alone(coupling: Coupling, model: nn.Module, free: Container[Axis]) -> set[int]:
+def _summed_alone(coupling: Coupling, model: nn.Module, free: Iterable[Axis]) -> set[int]:
     """Return the channels along which a weight is summed that is in no group with them, and not zero."""
     tensors, found = tensors_of(model), set[int]()
+    grouped = {(id(tensors[name]), dim) for name, dim in free}  # a tied one has another name there
     for name, dim in coupling.summed:
-        if (name, dim) not in free and not tensors[name].is_meta:
+        if (id(tensors[name]), dim) not in grouped and not tensors[name].is_meta:
             found.update(distinct(coupling.axes[name, dim][~zero_slices(tensors[name], dim).cpu()]).tolist())
     return found
 

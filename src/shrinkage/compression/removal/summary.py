@@ -19,7 +19,6 @@ ADVICE = {
     "also subtracts the mean": "penalize neurons and heads, or use a norm that only divides, as nn.RMSNorm does",
     "the code adds": "make what it adds an attribute of the module, such as `self.eps`",
     "only divides": "penalize them with `CoupledChannels(..., residual=True)`",
-    "takes the mean": "penalize all that writes to it, biases too, as `CoupledChannels(..., residual=True)` does",
     "over channels": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
     "are coupled": "what is computed over all channels needs each of them: penalize other layers, neurons or heads",
     "in `einsum`": "take it by `torch.diagonal` before",
