@@ -46,7 +46,6 @@ MUTANTS = [
     M("        update.freeze()\n", "        pass\n", "frozen_zeros", "tied"),
     M("in reversed(self._aside):", "in self._aside:", "frozen_zeros", "loop_left_them"),
     M("and not self._stages.freeze(self.updates)\n", "\n", "until", "rules_differ"),
-    M("        if not self._stages.freeze(self.updates):\n", "        if True:\n", "frozen_zeros", "loop_with_masks and SGD"),
     M("update >= each.until]", "update > each.until]", "until", "one_regularizer and AdamW and L1"),
     M("        first = [] if self.until == 0 else [self]\n", "        first = [self]\n", "frozen_zeros", "closures"),
     M("if not bool(whole(parameter.detach() != 0).any()):", "if False:", "frozen_zeros", "refused"),
