@@ -24,13 +24,13 @@ from command import run
 from comparison import Settings, Task
 
 BYTES = 256  # the tokens
-CONTEXT = 128
-WIDTH, LAYERS, HEADS, HIDDEN = 128, 4, 4, 512
-BATCH = 8
-LEARNING_RATE = 1.5e-3
+CONTEXT = 64
+WIDTH, LAYERS, HEADS, HIDDEN = 64, 2, 4, 256
+BATCH = 16
+LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.01
-FULL = Settings(1200, seeds=1, target=425_000, strength=2e-4, penalty_from=0.35, shrink_after=0.7, prune_after=0.3)
-QUICK = replace(FULL, updates=40, target=194_000, strength=3e-3, penalty_from=0.0)
+FULL = Settings(800, seeds=3, target=86_000, strength=4e-4, penalty_from=0.35, shrink_after=0.7, prune_after=0.3)
+QUICK = replace(FULL, updates=40, seeds=1, target=60_000, strength=3e-3, penalty_from=0.0)
 
 LARGEST_FILE = 50_000  # bytes; of longer files only the beginning is read
 OTHER_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
