@@ -6,7 +6,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip install --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all test-matrix lint types bench experiments budgets docs site wheel clean
+.PHONY: demo test test-all test-matrix lint types bench experiments budgets docs site wheel dist clean
 
 # make demo DEMO="--seeds 1 --epochs 8"
 demo: $(VENV)/installed
@@ -58,6 +58,14 @@ wheel: $(VENV)/installed
 	$(BIN)/python -m shrinkage.execution.native_build
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	rm -r src/shrinkage/execution/prebuilt
+
+# A source distribution, and a wheel for all machines that is made of it; both are checked.
+dist: $(VENV)/installed
+	rm -rf runs/dist
+	$(BIN)/python -m build --outdir runs/dist
+	$(BIN)/python tests/built_packages.py runs/dist
+	mkdir -p dist
+	mv runs/dist/* dist
 
 clean:
 	rm -rf $(VENV) .venv-* runs

@@ -7,11 +7,11 @@ weights of a column to zero if the loss does not need it.
 """
 
 import torch
-from matplotlib.figure import Figure
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 from shrinkage import Columns, GroupLasso, Regularizer
+from shrinkage.pictures.models import column_norms
 
 torch.manual_seed(0)
 data = load_breast_cancer()
@@ -35,9 +35,4 @@ print(f"{int((norms != 0).sum())} of 40 columns are left, {int((norms[30:] != 0)
 # %%
 # The bars are norms of the columns that are left.
 
-figure = Figure(figsize=(8, 5), layout="constrained")
-axes = figure.add_subplot()
-left = [index for index in norms.argsort().tolist() if norms[index] > 0]
-colours = ["tab:orange" if index >= 30 else "tab:blue" for index in left]
-axes.barh([names[index] for index in left], norms[left].tolist(), color=colours)
-axes.set(xlabel="norm of the weights", title="What is left of 30 measurements (blue) and 10 columns of noise (orange)")
+figure = column_norms(model[0].weight, names)

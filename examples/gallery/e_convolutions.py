@@ -6,11 +6,11 @@ A budget of parameters decides which channels go, in training. ``shrink`` then r
 """
 
 import torch
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import nn
 
 from shrinkage import Budget, CoupledChannels, Regularizer, shrink
+from shrinkage.pictures.models import layer_sizes
 
 torch.manual_seed(0)
 images, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
@@ -46,14 +46,6 @@ print(f"accuracy on the training images: {accuracy:.3f}")
 print(small.model)
 
 # %%
-# Channels of each convolution, before and after.
+# Each layer, before and after.
 
-figure = Figure(figsize=(7, 4), layout="constrained")
-axes = figure.add_subplot()
-layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
-for shift, network, label in ((-0.2, model, "before"), (0.2, small.model, "after")):
-    widths = [network.get_submodule(name).out_channels for name in layers]
-    axes.bar([index + shift for index in range(len(layers))], widths, 0.4, label=label)
-axes.set_xticks(range(len(layers)), [f"convolution {index + 1}" for index in range(len(layers))])
-axes.set(ylabel="channels", title="Which channels are left?")
-axes.legend()
+figure = layer_sizes(model, small.model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shrinkage import L1, Regularizer, report, shrink
+from shrinkage import L1, Path, Point, Regularizer, report, shrink, suggest_strengths, to_sparse
 
 NAME = "<b>&"
 
@@ -44,8 +44,13 @@ def shown(model):
     model = Forward(model)
     regularizer = Regularizer(model, {f"{NAME}.weight": L1(0.1)})
     x = torch.randn(5, 3)
-    residuals = regularizer.residuals(lambda: model(x).square().mean())
-    return [report(model), regularizer.plan, residuals, shrink(model, x).report]
+
+    def loss():
+        return model(x).square().mean()
+
+    strengths = suggest_strengths(model, loss, {f"{NAME}.weight": L1(1.0)})
+    sparse = to_sparse(model, keep_if_faster=False, min_sparsity=0.1).report
+    return [report(model), regularizer.plan, regularizer.residuals(loss), strengths, shrink(model, x), sparse]
 
 
 def test_tables_say_what_is_printed(model):
@@ -55,6 +60,14 @@ def test_tables_say_what_is_printed(model):
         assert any(NAME in text for text in page.texts)
         found, printed = " ".join(page.texts).split(), str(each).split()
         assert [word for word in found if set(word) != {"-"}] == [word for word in printed if set(word) != {"-"}]
+
+
+def test_paths_say_what_is_printed():
+    points = tuple(Point(strength, 1, 4, 0, 0, 2.0, 0.1, 10) for strength in (0.1, 0.2))
+    for path in (Path(points), Path.together([Path(points), Path(points)])):
+        assert " ".join(Cells(path._repr_html_()).texts).split() == [
+            word for word in str(path).split() if set(word) != {"-"}
+        ]
 
 
 def test_rows_go_to_pandas(model):

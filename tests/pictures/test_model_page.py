@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from shrinkage import report
-from shrinkage.pictures.model_page import largest, model_page, picture_of_history
+from shrinkage.pictures.model_page import model_page, picture_of_history
+from shrinkage.pictures.models import largest
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_names_are_escaped(model: nn.Module) -> None:
 
 
 def test_pictures_show_the_five_largest(model: nn.Module) -> None:
-    found = largest([each for each in report(model) if len(each.shape) > 1])
+    found = largest(report(model))
     assert found == [f"{index}.weight" for index in range(5)]
     picture = picture_of_history([report(model)], found)
     assert picture.image == picture_of_history([report(model)], found).image

@@ -56,6 +56,7 @@ PAGES = [
     "howto/collapsed",
     "howto/columns",
     "howto/optimizer",
+    "howto/pictures",
     "howto/smaller_cnn",
     "howto/smaller_gpt",
     "howto/sparse_autoencoder",

@@ -34,6 +34,9 @@ class Shrunk:
     def __str__(self) -> str:
         return str(self.report)
 
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
 
 def shrink(
     model: nn.Module,

@@ -21,7 +21,7 @@ from shrinkage.penalties.value_objects import value_class
 from shrinkage.selection.coupled_rules import block_text
 from shrinkage.selection.plan import Entry, resolve, selected
 from shrinkage.selection.rules import Rule, Rules, as_rules
-from shrinkage.tables import table
+from shrinkage.tables import Table, in_html
 
 SHARE = 1 / 16
 FACTORS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
@@ -86,12 +86,18 @@ class SuggestedStrengths(Sequence[Rule]):
         return len(self.times(1.0))
 
     def __repr__(self) -> str:
+        return "\n".join(map(str, self._parts()))
+
+    def _repr_html_(self) -> str:
+        return in_html(self._parts())
+
+    def _parts(self) -> list[str | Table]:
         header = ["parameter", "penalty", "strength_max", *map(factor_text, self.factors)]
-        lines = table(header, [self._cells(layer) for layer in self.layers], right=range(2, len(header)))
-        return (
-            f"{lines}\nThe suggestion is the column x 1. Train with each column, which is .times(factor), and keep the "
-            "largest strengths whose loss on validation data is good enough."
-        )
+        return [
+            Table(header, [self._cells(layer) for layer in self.layers], range(2, len(header))),
+            "The suggestion is the column x 1. Train with each column, which is .times(factor), and keep the "
+            "largest strengths whose loss on validation data is good enough.",
+        ]
 
     def _cells(self, layer: LayerStrength) -> list[str]:
         strengths = (layer.strength_max, *(factor * self.share * layer.strength_max for factor in self.factors))

@@ -1,6 +1,5 @@
 """`Path`: the points of a path, what to choose of them, and several paths joined."""
 
-import html
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from shrinkage.paths.point import Point
 from shrinkage.paths.states import load_state
 from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.value_objects import value_class
-from shrinkage.tables import table
+from shrinkage.tables import Table, in_html
 
 
 @value_class
@@ -224,8 +223,8 @@ class Path(Sequence[Point]):
         found = {"best": self.best}
         return found | ({"one standard error": self.one_standard_error} if math.isfinite(found["best"].error) else {})
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the header and the rows of the printed table; a column in which nothing stands is left out."""
+    def _parts(self) -> list[str | Table]:
+        """Return what is printed; a column in which nothing stands is left out."""
         header = ["strength", "zeros", "", "zero groups", "score", "error", "refit", "error", "updates", "choice"]
         choices = self.choices()
         rows = []
@@ -238,19 +237,16 @@ class Path(Sequence[Point]):
             numbers += [number(point.score), number(point.error), *after, f"{point.updates:g}", chosen]
             rows.append(numbers)
         kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
-        return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]
+        shown = [header[column] for column in kept]
+        cells = [[row[column] for column in kept] for row in rows]
+        joined = [f"{len(self.runs)} paths joined"] if self.runs else []
+        return [*joined, Table(shown, cells, range(len(shown) - ("choice" in shown)))]
 
     def __repr__(self) -> str:
-        header, rows = self.cells()
-        joined = f"{len(self.runs)} paths joined\n" if self.runs else ""
-        return joined + table(header, rows, right=range(len(header) - ("choice" in header)))
+        return "\n".join(map(str, self._parts()))
 
     def _repr_html_(self) -> str:
-        """Return the table for notebooks."""
-        header, rows = self.cells()
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return in_html(self._parts())
 
 
 def selected(tensor: Tensor, groups: Groups | None) -> Tensor:

@@ -1,16 +1,15 @@
 """One HTML page about a model: its zeros in numbers and pictures, and when they came."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from shrinkage.diagnostics.report import Model, Report, TensorReport, named_tensors, report, share
-from shrinkage.distributed.dtensor import whole
+from shrinkage.diagnostics.report import Model, Report, report, share
+from shrinkage.pictures.models import largest_weights, shares_of_zeros
 from shrinkage.pictures.page import Page, Picture, Table, render
-from shrinkage.pictures.weights import COLOURS, svg, weight_histograms, zeros_over_epochs
+from shrinkage.pictures.weights import svg, weight_histograms, zeros_over_epochs
 from shrinkage.tables import shape_text
 
-MOST = len(COLOURS)  # tensors in a picture, whose lines stay distinct
 MOST_ROWS = 1000  # of the table, so that the page stays small
 HEADER = ("parameter", "shape", "exact\nzeros", "", "zero\nrows", "zero\ncolumns")
 
@@ -38,26 +37,15 @@ def model_page(
     True
     """
     zeros = report(model, below=below)
-    shown = largest([tensor for tensor in zeros if len(tensor.shape) > 1])
-    if not shown:
-        raise ValueError("the model has no parameter with two dimensions or more: there is nothing to draw")
-    tensors = dict(named_tensors(model))
-    weights = {name: whole(tensors[name]).float().cpu() for name in shown}
+    weights = largest_weights(model, zeros)
     pictures = [picture_of_weights(weights, below=below)]
     if history:
-        pictures.append(picture_of_history(history, shown))
+        pictures.append(picture_of_history(history, list(weights)))
     finding = f"{zeros.zeros:,} of {zeros.size:,} parameters are exactly zero, {zeros.small:,} are below {below:g}."
     findings = [finding]
     if len(zeros.tensors) > MOST_ROWS:
         findings.append(f"The table has the {MOST_ROWS:,} largest of {len(zeros.tensors):,} parameters.")
     return render(Page(title, findings=findings, tables=[Table(HEADER, rows(zeros))], pictures=pictures))
-
-
-def largest(tensors: Iterable[TensorReport]) -> list[str]:
-    """Return the names of the largest tensors, in the order of the model."""
-    tensors = list(tensors)
-    chosen = sorted(tensors, key=lambda tensor: tensor.size, reverse=True)[:MOST]
-    return [tensor.name for tensor in tensors if tensor in chosen]
 
 
 def picture_of_weights(weights: Mapping[str, Tensor], *, below: float, what: str = "Sizes of the weights") -> Picture:
@@ -75,7 +63,7 @@ def picture_of_weights(weights: Mapping[str, Tensor], *, below: float, what: str
 
 def picture_of_history(history: Sequence[Report], names: Sequence[str]) -> Picture:
     """Return how the zeros of the tensors called `names` grow in training."""
-    shares = {name: [epoch[name].zeros / epoch[name].size for epoch in history] for name in names}
+    shares = shares_of_zeros(history, names)
     ends = "; ".join(f"{name}: from {each[0]:.1%} to {each[-1]:.1%}" for name, each in shares.items())
     alt = f"Lines of the share of exact zeros over {len(history)} epochs. {ends}."
     return Picture("zeros.svg", "Exact zeros after each epoch.", svg(zeros_over_epochs({"weights": shares})), alt)

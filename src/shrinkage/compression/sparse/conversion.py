@@ -15,7 +15,7 @@ from shrinkage.compression.sparse.sparse_linear import REAL, SparseLinear
 from shrinkage.errors import SparseFormatError, shown
 from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.selection.parametrized import computed_weights
-from shrinkage.tables import shape_text, table
+from shrinkage.tables import Table, in_html, shape_text
 
 HOOKS = (
     "_forward_hooks",
@@ -59,10 +59,16 @@ class SparseReport(ByFields):
         return tuple(layer.name for layer in self.layers if not layer.kept_because)
 
     def __str__(self) -> str:
+        return str(self._part())
+
+    def _repr_html_(self) -> str:
+        return in_html([self._part()])
+
+    def _part(self) -> str | Table:
         if not self.layers:
             return "the model has no nn.Linear, and other layers have no sparse format: nothing was converted"
         header = ["layer", "weight", "zeros", "dense ms", "sparse ms", "times as fast", "now"]
-        return table(header, [_cells(layer) for layer in self.layers], right=range(2, 6))
+        return Table(header, [_cells(layer) for layer in self.layers], range(2, 6))
 
 
 class Sparsified(NamedTuple):
