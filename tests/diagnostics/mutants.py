@@ -3,6 +3,8 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("                    reached = True\n", "", "suggested_strengths", "another"),
+    M("    if not reached:\n", "    if False:\n", "suggested_strengths", "another"),
     M("return self.report._repr_html_()", "return repr(self)", "notebooks", "printed"),
     M("joined = [f\"{len(self.runs)} paths joined\"] if self.runs else []", "joined = []", "notebooks", "paths"),
     M("return isinstance(content, Mapping) and \"param_groups\" in content", "return False", "checkpoint_files"),

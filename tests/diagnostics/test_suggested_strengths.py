@@ -146,6 +146,19 @@ def test_a_layer_that_no_gradient_reaches_is_named():
             asked(model, L1(1.0), share=share)
 
 
+def test_a_loss_of_another_model_is_told():
+    model, other, x = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(4, 3)
+    regularizer = Regularizer(model, L1(0.1))
+    for ask in (
+        lambda loss: suggest_strengths(model, loss, L1(1.0)),
+        lambda loss: strength_max(model, loss, L1(1.0)),
+        regularizer.residuals,
+    ):
+        ask(lambda: model(x).square().mean())
+        with pytest.raises(ValueError, match="with this very model"):
+            ask(lambda: other(x).square().mean())
+
+
 def test_frozen_and_tied_parameters():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
     model[1].weight = model[0].weight

@@ -40,7 +40,7 @@ def mean_gradients(
     model: nn.Module, parameters: list[nn.Parameter], closure: Closure, data: Iterable[Any] | None
 ) -> list[Tensor]:
     """Return the gradient of the mean loss for each parameter, and leave `model` as it was, `.grad` included."""
-    totals, count = [torch.zeros_like(upcast(parameter.detach())) for parameter in parameters], 0
+    totals, count, reached = [torch.zeros_like(upcast(parameter.detach())) for parameter in parameters], 0, False
     with restored(model, closure, data):  # a loader draws random numbers as soon as it begins
         batches: Iterable[tuple[Any, ...]] = [()] if data is None else ((batch,) for batch in data)
         for arguments in batches:
@@ -50,9 +50,15 @@ def mean_gradients(
             for total, grad in zip(totals, gradients_of(loss, parameters), strict=True):
                 if grad is not None:
                     total.add_(upcast(grad), alpha=size)
+                    reached = True
             count += size
     if not count:
         raise ValueError("there are no batches in the data; an iterator can be used once only")
+    if not reached:
+        raise ValueError(
+            "the loss does not depend on any parameter that is asked about: the closure has to compute it with this "
+            "very model, not with a copy or a new one"
+        )
     return [total / count for total in totals]
 
 
