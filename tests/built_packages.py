@@ -102,7 +102,7 @@ def optional(requirement: Requirement) -> bool:
 
 def environment(folder: Path, wheel: Path) -> Path:
     """The interpreter of a fresh environment with the wheel, which finds all other packages where this one does."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)  # whose pip is that of the other environment, too
     python = folder / "bin/python"
     (site,) = folder.glob("lib/*/site-packages")
     (site / "shared.pth").write_text(sysconfig.get_path("purelib"))
