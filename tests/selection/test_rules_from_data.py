@@ -98,6 +98,7 @@ def test_what_can_be_named_is_what_is_public():
     ("data", "error", "words"),
     [
         ("L1", TypeError, ("rules: expected a list of mappings", "got 'L1'")),
+        ({"rules": [{"penalty": "L1"}]}, TypeError, ("rules: expected a list of mappings", "give its entry 'rules'")),
         ({"penalty": "L1"}, TypeError, ("rules: expected a list",)),
         ([], ValueError, ("rules: the list is empty",)),
         (["L1"], TypeError, ("rules[0]: expected a mapping",)),

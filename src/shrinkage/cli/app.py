@@ -73,6 +73,7 @@ def report_file(
     _, weights, last = found[-1]
     if html is not None:
         write_page(html, weights, below, title=f"Zeros of {(other or file).name}")
+        typer.echo(f"written: {html}", err=as_json)
     if fail_under is not None and last.sparsity < fail_under:
         fail(f"{last.sparsity:.1%} of the weights of {str(other or file)!r} are zero, fewer than {fail_under:.1%}")
 

@@ -20,6 +20,7 @@ with extras():
     import typer
 
 INPUT = re.compile(r"(\d+(?:x\d+)*)(?::(\w+))?")
+ONE_FILE = 1 << 30  # bytes of weights; a file of ONNX holds twice as much, and its own text
 TYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "int32": torch.int32}
 
 
@@ -107,7 +108,7 @@ def write_onnx(small: Shrunk, example: Sequence[Tensor], file: Path) -> None:
     """Write the smaller model as ONNX, for batches of any size; or say what is wrong and end."""
     with extras():
         import onnxscript  # noqa: F401  # torch.onnx needs it, and says so late
-    batch = torch.export.Dim("batch")
+    batch, large = torch.export.Dim("batch"), small.report.after.size > ONE_FILE
     try:
         torch.onnx.export(
             small.model,
@@ -115,8 +116,9 @@ def write_onnx(small: Shrunk, example: Sequence[Tensor], file: Path) -> None:
             str(file),
             dynamo=True,
             verbose=False,
+            external_data=large,
             dynamic_shapes=tuple({0: batch} for _ in example) if all(len(each) > 1 for each in example) else None,
         )
     except Exception as error:  # the exporter raises of many kinds
         fail(f"{str(file)!r} is not written, since torch.onnx cannot export the model: {first_line(error)}")
-    typer.echo(f"written: {file}")
+    typer.echo(f"written: {file}" + (f", which needs {file.name}.data beside it" if large else ""))

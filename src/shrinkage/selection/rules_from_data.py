@@ -99,7 +99,9 @@ def rules_from(data: Data, *, how: How = "proximal") -> tuple[Rule, ...]:
     Grouped(penalty=L1(strength=Steps({0: 0.0001, 500: 0.001})), groups=Rows(), weigh_by_size=True)
     """
     if isinstance(data, str | Mapping) or not isinstance(data, Sequence):
-        raise TypeError(f"rules: expected a list of mappings such as {EXAMPLE}, got {shown(data)}")
+        lists = [key for key, value in data.items() if isinstance(value, list)] if isinstance(data, Mapping) else []
+        inside = f": give its entry {lists[0]!r}" if len(lists) == 1 else ""
+        raise TypeError(f"rules: expected a list of mappings such as {EXAMPLE}, got {shown(data)}{inside}")
     if not data:
         raise ValueError(f"rules: the list is empty; expected at least one mapping, such as {EXAMPLE}")
     return tuple(rule_from(each, f"rules[{index}]", how) for index, each in enumerate(data))
