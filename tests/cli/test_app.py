@@ -312,7 +312,7 @@ def test_report_writes_a_page(model: nn.Module, tmp_path: Path) -> None:
     file, page = saved(tmp_path / "<b>.pt", model.state_dict()), tmp_path / "page.html"
     assert call("report", file, "--html", page).stdout.endswith(f"\nwritten: {page}\n")
     numbers = call("report", file, "--html", page, "--json")
-    assert json.loads(numbers.stdout)["zeros"] == report(model).zeros
+    assert json.loads(numbers.stdout)["zeros"] == shrinkage.report(model).zeros
     assert numbers.stderr == f"written: {page}\n"
     text = page.read_text()
     assert "<h1>Zeros of &lt;b&gt;.pt</h1>" in text
