@@ -19,12 +19,13 @@ HEADS = (
     *("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "num_kv_heads"),
     *("encoder_attention_heads", "decoder_attention_heads"),
 )
+STREAM = ("hidden_size", "d_model", "n_embd")  # the width of a residual stream, by which code may divide
 CLOSE = 1e-4  # of the largest output
 
-Numbers = Mapping[tuple[str, str], int]  # by the part of a configuration and the name there
+Numbers = Mapping[tuple[str, str], float]  # by the part of a configuration and the name there
 
 
-def narrow_numbers(small: Any, plan: ShrinkPlan) -> tuple[dict[tuple[str, str], int], Any] | None:
+def narrow_numbers(small: Any, plan: ShrinkPlan) -> tuple[dict[tuple[str, str], float], Any] | None:
     """Return the numbers with which the configuration of the dense model makes one like `small`, and that model.
 
     Args:
@@ -38,7 +39,7 @@ def narrow_numbers(small: Any, plan: ShrinkPlan) -> tuple[dict[tuple[str, str], 
     if cuts is None:
         return None
     wanted = _all_shapes(small)
-    numbers: dict[tuple[str, str], int] = {}
+    numbers: dict[tuple[str, str], float] = {}
     wrong = _wrong(_built(small, numbers), wanted)
     while wrong:
         trials = [{**numbers, place: value} for place, value in _candidates(small.config, cuts) if place not in numbers]
@@ -47,12 +48,13 @@ def narrow_numbers(small: Any, plan: ShrinkPlan) -> tuple[dict[tuple[str, str], 
         if best >= wrong:
             return None
         wrong, numbers = best, trials[number]
-    numbers, fresh = _with_size_of_heads(small, numbers), _built(small, numbers)
     changes = cuts | {(_number(small.config, *place), value) for place, value in numbers.items()}
+    numbers = _with_size_of_heads(small, _with_eps(small, plan, numbers))
+    fresh = _built(small, numbers)
     if fresh is None or not _is_valid(fresh.config) or not _same_numbers(small, fresh, changes):
         return None
-    heads = any(name in HEADS for _, name in numbers)
-    return None if not numbers or (heads and not _same_outputs(small, numbers)) else (numbers, fresh)
+    computed_with = any(name in (*HEADS, *STREAM) for _, name in numbers)
+    return None if not numbers or (computed_with and not _same_outputs(small, numbers)) else (numbers, fresh)
 
 
 def write_numbers(config: Any, numbers: Mapping[tuple[str, str], Any]) -> None:
@@ -87,7 +89,7 @@ def _candidates(config: Any, cuts: set[tuple[int, int]]) -> Iterator[tuple[tuple
     parts = ["", *(name for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None)]
     for part in parts:
         owner = getattr(config, part) if part else config
-        for name in (each for each in (*WIDTHS, *HEADS) if hasattr(owner, each)):
+        for name in (each for each in (*WIDTHS, *HEADS, *STREAM) if hasattr(owner, each)):
             value = getattr(owner, name)
             if name in HEADS and type(value) is int:
                 sizes = {(before // value, after) for before, after in cuts if before % value == 0}
@@ -116,10 +118,25 @@ def _is_valid(config: Any) -> bool:
         return False
 
 
-def _with_size_of_heads(small: Any, numbers: Numbers) -> dict[tuple[str, str], int]:
-    """Return `numbers`, and with another count of heads also their size, which else may follow from the count."""
+def _with_eps(small: Any, plan: ShrinkPlan, numbers: Numbers) -> dict[tuple[str, str], float]:
+    """Return `numbers`, and the one that all norms add which `plan` changes, where the configuration has that."""
+    values = {value for value in plan.attributes.values() if type(value) is float}
+    fresh, found = _built(small, numbers), dict(numbers)
+    if len(values) != 1 or fresh is None:
+        return found
+    paths = [name.rpartition(".") for name, value in plan.attributes.items() if value in values]
+    before = {getattr(fresh.get_submodule(path), attribute, None) for path, _, attribute in paths}
+    for name, value in vars(small.config).items():
+        if "eps" in name and type(value) is float and before == {value}:
+            found["", name] = next(iter(values))
+    return found
+
+
+def _with_size_of_heads(small: Any, numbers: Numbers) -> dict[tuple[str, str], float]:
+    """Return `numbers`, and with other heads or another stream also the size of a head, which may follow from them."""
     sizes = {module.head_dim for module in small.modules() if isinstance(getattr(module, "head_dim", None), int)}
-    parts = {part for part, name in numbers if name in HEADS and _number(small.config, part, "head_dim") is None}
+    others = {part for part, name in numbers if name in (*HEADS, *STREAM)}
+    parts = {part for part in others if _number(small.config, part, "head_dim") is None}
     return {**numbers, **{(part, "head_dim"): size for part in parts for size in sizes if len(sizes) == 1}}
 
 
@@ -141,7 +158,7 @@ def take_numbers(small: nn.Module, fresh: nn.Module) -> None:
                 setattr(module, name, value)
 
 
-def _same_numbers(small: nn.Module, fresh: nn.Module, changes: set[tuple[Any, int]]) -> bool:
+def _same_numbers(small: nn.Module, fresh: nn.Module, changes: set[tuple[Any, float]]) -> bool:
     """Return whether modules of both have the same numbers, but for those that `small` keeps without reading them."""
     others = dict(fresh.named_modules())
     for path, module in small.named_modules():
