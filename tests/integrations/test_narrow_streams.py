@@ -95,3 +95,21 @@ def test_an_entry_has_scales_and_sizes():
     assert plan.scales
     assert plan.sizes
     assert (known.scales, known.sizes, known.attributes) == (plan.scales, plan.sizes, plan.attributes)
+
+
+class Scaled(LlamaForCausalLM):
+    """Code that computes with the width that its configuration has."""
+
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = found.logits * self.config.hidden_size**0.5
+        return found
+
+
+def test_a_width_by_which_code_multiplies_stays_in_the_configuration():
+    torch.manual_seed(0)
+    dense = narrow(Scaled(LlamaConfig(**SIZES, **REST)), 4)
+    small = shrink(dense, (), example_kwargs=WORDS).model
+    assert small.model.norm.weight.shape == (12,)
+    assert small.config.hidden_size == 16
+    close(small, dense)
