@@ -136,6 +136,7 @@ MUTANTS = [
     M("step = lcm(round_to, coupling.multiples.get((name, dim), 1))", "step = round_to", "sums", "experts_in"),
     M("not value.is_free and is_stirrable(value.runs[0])]", "not value.is_free]", "sums", "experts_in"),
     M("    for key in (packet, str(packet)):", "    for key in (packet,):", "sums", "defined_later"),
+    M("- set(axes_of(small))\n        if beyond and", "- set(axes_of(small))\n        if len(axes_of(small)) < len(axes_of(large)) and", "sums", "each_head"),
     M("FILLED = (aten.zeros, ", "FILLED = (", "sums", "filled"),
     M("    if len(known) < len(several):", "    if False:", "sums", "sum_stay and meets"),
     M("held | ~self.first", "held", "shrink", "no_other_channel"),

@@ -369,6 +369,33 @@ def test_an_operator_that_is_defined_later_has_a_rule_by_its_name(monkeypatch):
     assert len(without_some(double)[1].model.a.weight) == 8
 
 
+class Biased(nn.Module):
+    """Attention with a bias of zeros for each head and pair of positions, as a decoder has between its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.out = 4, nn.Linear(12, 3)
+        self.q, self.k, self.v = (nn.Linear(6, 12) for _ in range(3))
+
+    def forward(self, x, y):
+        q, k, v = (part.view(*part.shape[:2], -1, 3).transpose(1, 2) for part in (self.q(x), self.k(y), self.v(y)))
+        bias = torch.zeros(1, self.heads, x.shape[1], y.shape[1]) - 1
+        return self.out(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2))
+
+
+def test_zeros_for_each_head_go_with_the_heads():
+    model, x, y = Biased().eval(), torch.randn(2, 5, 6), torch.randn(2, 7, 6)
+    assert CoupledChannels(model, (x, y)).count == 4
+    with torch.no_grad():
+        for layer in (model.q, model.k, model.v):
+            layer.weight[3:6] = layer.bias[3:6] = 0
+    small = shrink(model, (x, y)).model
+    assert (small.heads, small.out.in_features) == (3, 9)
+    for shift in (0, 1):
+        torch.testing.assert_close(small(x[shift:, shift:], y[shift:]), model(x[shift:, shift:], y[shift:]))
+
+
 FIRST = {
     "zeros": lambda model, x: torch.zeros(len(x), model.width),
     "ones": lambda model, x: torch.ones((len(x), model.width)),

@@ -128,7 +128,8 @@ def _joined(labels: DisjointSets, factors: list[Tensor], factor: Tensor, place: 
     apart = [other for other in factors if not set(axes_of(other)) & set(axes_of(factor))]
     for other in (other for other in factors if set(axes_of(other)) & set(axes_of(factor))):
         small, large = sorted((other, factor), key=lambda labels: len(axes_of(labels)))
-        if len(axes_of(small)) < len(axes_of(large)) and labels.are_loose(small):
+        beyond = set(axes_of(reduced(labels, large))) - set(axes_of(small))
+        if beyond and labels.are_loose(small):
             # Sines and cosines of positions, say, which would tie all heads to each other.
             labels.pin(small, "a buffer that meets channels in a grid")
             for axis in axes_of(small):
