@@ -2,7 +2,8 @@
 
 A parameter can go if it makes or reads a channel of some group of `CoupledChannels`. The models are those of the tests'
 zoo, written by hand, and models of timm and transformers from configurations, with random weights. Prints one line a
-model, and the medians of each group. "but for norms" counts as if no norm held the channels that it is taken over.
+model, and the medians of each group: by default, with `residual=True`, and then as if no norm held the channels that it
+is taken over.
 """
 
 import statistics
@@ -26,7 +27,7 @@ from zoo.real import BART, BERT, LLAMA, SIZE, TUPLE, VIT, language, pictures, ti
 from zoo.real import CASES as REAL
 from zoo.torchvision_models import aside
 
-NORMS = ("normalized over the channels", "mean over channels")
+NORMS = ("layer norm", "normalized over the channels", "mean over channels")
 WIDE = SIZE | {"image_size": 64, "patch_size": 8, "window_size": 4, "mlp_dim": 96, "output_channels": 32}
 SOUND = {
     "conv_dim": [32, 32, 32], "conv_stride": [5, 2, 2], "conv_kernel": [10, 3, 3], "num_feat_extract_layers": 3,
@@ -100,10 +101,11 @@ GROUPS: dict[str, Callable[[], list[Case]]] = {
 
 
 class Reach(NamedTuple):
-    """How many parameters a model has, which share of them can go, and which could if no norm held any."""
+    """How many parameters a model has, which share of them can go, with the residual stream, and but for norms."""
 
     parameters: int
     share: float
+    residual: float
     but_for_norms: float
 
 
@@ -111,26 +113,29 @@ def reach(case: Case) -> Reach:
     """Return what can go of the model of a case."""
     model, (args, kwargs) = case.make(), case.example()
     coupling = couple(model, args, example_kwargs=kwargs)
-    goes = torch.zeros(coupling.labels.count, dtype=torch.bool)
-    try:
-        for member in CoupledChannels(model, args, example_kwargs=kwargs).members:
-            inside = torch.tensor(member.groups) >= 0
-            goes[coupling.axes[member.parameter, member.dim][inside]] = True
-    except GroupError:
-        pass
-    total, left = sum(parameter.numel() for parameter in model.parameters()), _left(model, coupling, goes)
+    shares = []
+    for residual in (False, True):
+        goes = torch.zeros(coupling.labels.count, dtype=torch.bool)
+        try:
+            for member in CoupledChannels(model, args, example_kwargs=kwargs, residual=residual).members:
+                inside = torch.tensor(member.groups) >= 0
+                goes[coupling.axes[member.parameter, member.dim][inside]] = True
+        except GroupError:  # which says that nothing can go
+            pass
+        shares.append(_share(model, coupling, goes))
     for root, reason in coupling.pinned.items():
         goes[root] |= any(phrase in reason for phrase in NORMS)
-    return Reach(total, 1 - left / total, 1 - _left(model, coupling, goes) / total)
+    return Reach(sum(p.numel() for p in model.parameters()), shares[0], shares[1], _share(model, coupling, goes))
 
 
-def _left(model: nn.Module, coupling: Coupling, goes: torch.Tensor) -> int:
-    """Return how many parameters are left when all channels that can go are gone."""
+def _share(model: nn.Module, coupling: Coupling, goes: torch.Tensor) -> float:
+    """Return the share of the parameters that goes when all channels go that can."""
     own = {parameter: name for name, parameter in tensors_of(model).items() if isinstance(parameter, nn.Parameter)}
-    return sum(
+    left = sum(
         prod(int((~goes[coupling.axes[name, dim]]).sum()) for dim in range(parameter.dim()))
         for parameter, name in own.items()
     )
+    return 1 - left / sum(parameter.numel() for parameter in own)
 
 
 def measured(name: str) -> Iterator[Reach]:
@@ -141,18 +146,19 @@ def measured(name: str) -> Iterator[Reach]:
         except Exception as error:  # Whatever the models of other versions of a package do.
             print(f"{name:14}{case.name:34}not measured: {str(error).splitlines()[0][:90]}", flush=True)
             continue
-        print(f"{name:14}{case.name:34}{found.parameters:>11,}{found.share:8.3f}{found.but_for_norms:8.3f}", flush=True)
+        shares = "".join(f"{share:8.3f}" for share in found[1:])
+        print(f"{name:14}{case.name:34}{found.parameters:>11,}{shares}", flush=True)
         yield found
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     tables = {name: list(measured(name)) for name in sys.argv[1:] or GROUPS}
-    print(f"\n{'group':14}{'models':>8}{'median':>10}{'but for norms':>15}{'below half':>12}")
+    print(f"\n{'group':14}{'models':>8}{'default':>10}{'residual':>10}{'but for norms':>15}{'below half':>12}")
     for name, found in tables.items():
-        medians = [statistics.median(getattr(each, field) for each in found) for field in ("share", "but_for_norms")]
+        medians = [statistics.median(each[column] for each in found) for column in (1, 2, 3)]
         below = sum(each.but_for_norms < 0.5 for each in found)
-        print(f"{name:14}{len(found):>8}{medians[0]:>10.3f}{medians[1]:>15.3f}{below:>12}")
+        print(f"{name:14}{len(found):>8}{medians[0]:>10.3f}{medians[1]:>10.3f}{medians[2]:>15.3f}{below:>12}")
 
 
 if __name__ == "__main__":
