@@ -108,11 +108,45 @@ def lstm() -> Example:
     return Recurrent(), torch.randn(32, 64, 128), {}
 
 
+class GptBlock(nn.Module):
+    """A block as nanoGPT has it: sizes of its attention are read off the input, and are no attributes."""
+
+    def __init__(self, width: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2, self.n_head, self.n_embd = nn.LayerNorm(width), nn.LayerNorm(width), heads, width
+        self.c_attn, self.c_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the block makes of vectors of tokens."""
+        B, T, C = x.size()
+        q, k, v = self.c_attn(self.ln_1(x)).split(self.n_embd, dim=2)
+        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
+        result: Tensor = x + self.mlp(self.ln_2(x))
+        return result
+
+
+def gpt_blocks() -> Example:
+    """Return blocks of a small GPT, and 16 sequences."""
+    return nn.Sequential(GptBlock(), GptBlock()), torch.randn(16, 256, 64), {}
+
+
+def gpt_token() -> Example:
+    """Return the same and a single token, where the host's work decides."""
+    return nn.Sequential(GptBlock(), GptBlock()), torch.randn(1, 1, 64), {}
+
+
 SUBJECTS = (
     Subject("ResNet-50, 4 images of 224 x 224", resnet),
     Subject("ResNet-50, channels last, 4 images", resnet_channels_last),
     Subject("GPT-2 small, 2 x 64 tokens", gpt),
     Subject("LSTM of 128 to 256, 32 x 64 steps", lstm),
+    Subject("blocks of nanoGPT, width 64, 16 x 256 tokens", gpt_blocks),
+    Subject("blocks of nanoGPT, width 64, a single token", gpt_token),
 )
 QUICK_SUBJECTS = (Subject("a small network, 4 images of 32 x 32", tiny),)
 

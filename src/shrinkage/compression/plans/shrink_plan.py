@@ -27,7 +27,8 @@ from shrinkage.compression.plans.checks import (
 from shrinkage.compression.plans.index_text import decoded, encoded, hashed, tuples
 from shrinkage.compression.plans.layers import outputs_of, widths_left
 from shrinkage.compression.plans.noting import noted
-from shrinkage.compression.plans.sizes import Tables, check_sizes, correct_sizes_, tables_from, tables_in_turn
+from shrinkage.compression.plans.sized_modules import check_sizes, correct_sizes_
+from shrinkage.compression.plans.sizes import Tables, tables_from, tables_in_turn
 from shrinkage.compression.plans.tensors import (
     Keep,
     Scale,

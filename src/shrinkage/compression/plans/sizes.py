@@ -1,17 +1,14 @@
-"""Sizes that a module's own code gives as numbers, corrected while its forward runs."""
+"""Calls that ask for sizes, and tables of those that are right."""
 
-import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from shrinkage.compression.plans.index_text import tuples
-from shrinkage.errors import PlanError
 
 VIEW, RESHAPE, EXPAND, UNFLATTEN = "view", "reshape", "expand", "unflatten"
 SPLIT, SPLIT_WITH_SIZES = "split", "split_with_sizes"
@@ -43,7 +40,8 @@ class Correction(NamedTuple):
     It holds for a `call` on a tensor with `rank` axes. Those in `inputs`, pairs of axis and size, hold its channels.
     `asked` and `given` have one size per axis of the result, or per part of a split; None stands for any size, which
     stays. Along the axes `products`, which hold samples times channels, only the ratio of the two is right. Without
-    `inputs`, the right sizes have to fit the axes of the tensor better than those that are asked.
+    `inputs`, the right sizes have to fit the axes of the tensor better than those that are asked. `in_text` tells
+    whether the call is in the text of the module's own `forward`.
     """
 
     call: str
@@ -53,6 +51,7 @@ class Correction(NamedTuple):
     asked: tuple[int | None, ...]
     given: tuple[int | None, ...]
     products: tuple[int, ...] = ()
+    in_text: bool = False
 
     def fits(self, shape: Sequence[int], asked: Asked) -> bool:
         """Return whether it holds for a call on a tensor of that shape."""
@@ -127,7 +126,7 @@ def asking(function: Callable[..., Any], tensor: Tensor, asked: Asked, sizes: Se
     if asked.call == UNFLATTEN:
         return torch.unflatten(tensor, asked.axis, list(sizes))
     if asked.axis >= 0:
-        return torch.split(tensor, list(sizes), asked.axis)
+        return torch.split_with_sizes(tensor, list(sizes), asked.axis)
     return function(tensor, sizes)
 
 
@@ -148,62 +147,6 @@ def corrected(table: Table, shape: Sequence[int], asked: Asked) -> list[int] | N
     return None
 
 
-class Correcting(TorchFunctionMode):
-    """Corrects the sizes of calls by a table. It has no state: threads, and the order of calls, do not matter."""
-
-    def __init__(self, table: Table):
-        super().__init__()
-        self.table = table
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func not in CALLS:
-            return func(*args, **(kwargs or {}))
-        asked = asked_by(func, args, kwargs or {})
-        sizes = None if asked is None else corrected(self.table, args[0].shape, asked)
-        if asked is None or sizes is None:
-            return func(*args, **(kwargs or {}))
-        return asking(func, args[0], asked, sizes)
-
-
-CLASSES: dict[tuple[type[nn.Module], Tables], type[nn.Module]] = {}
-
-
-def _sized_class(dense: type[nn.Module], tables: Tables) -> type[nn.Module]:
-    """Return the class of a module of class `dense` whose code has its sizes corrected by `tables` in turn."""
-    known = CLASSES.get((dense, tables))
-    if known is not None:
-        return known
-    table = table_of(tables[-1])
-    inner = dense.forward if len(tables) == 1 else _sized_class(dense, tables[:-1]).forward
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with Correcting(table):
-            return inner(self, *args, **kwargs)
-
-    def reduced(self: nn.Module, protocol: Any) -> Any:
-        made: Any = super(cls, self).__reduce_ex__(protocol)
-        return _empty, (dense, tables), *made[2:]
-
-    names = {
-        "__module__": dense.__module__,
-        "__qualname__": dense.__qualname__,
-        "__reduce_ex__": reduced,
-        "forward": functools.update_wrapper(forward, dense.forward),
-        "dense_class": dense,
-        "size_tables": tables,
-    }
-    metaclass: Any = type(dense)
-    cls: type[nn.Module] = CLASSES.setdefault((dense, tables), metaclass(dense.__name__, (dense,), names))
-    return cls
-
-
-def _empty(dense: type[nn.Module], tables: Tables) -> nn.Module:
-    cls = _sized_class(dense, tables)
-    return cls.__new__(cls)
-
-
 def tables_from(sizes: Mapping[str, Any]) -> dict[str, Tables]:
     """Return the tables by dotted name that JSON brought back as lists."""
     return {
@@ -215,26 +158,3 @@ def tables_from(sizes: Mapping[str, Any]) -> dict[str, Tables]:
 def tables_in_turn(first: Mapping[str, Tables], second: Mapping[str, Tables]) -> dict[str, Tables]:
     """Return the tables of two plans, of which the second is one of the model that the first makes."""
     return {path: first.get(path, ()) + second.get(path, ()) for path in {**first, **second}}
-
-
-def correct_sizes_(model: nn.Module, sizes: Mapping[str, Tables]) -> None:
-    """Let the code of the modules of `model` with the dotted names in `sizes` be corrected."""
-    for path, tables in sizes.items():
-        module = model.get_submodule(path)
-        known = vars(type(module)).get("size_tables", ())
-        dense = vars(type(module))["dense_class"] if known else type(module)
-        module.__class__ = _sized_class(dense, known + tables)
-
-
-def check_sizes(model: nn.Module, sizes: Mapping[str, Tables]) -> None:
-    """Raise `PlanError` unless all modules in `sizes` exist, and their calls run the `forward` of their class."""
-    for path in sizes:
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
-            raise PlanError(f"the plan corrects sizes in the code of {path!r}, which the model does not have") from None
-        if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
-            raise PlanError(
-                f"the plan corrects sizes in the code of {path or 'the model'!r}, whose forward is none of its class: "
-                "apply the plan before hooks or compilers replace it"
-            )

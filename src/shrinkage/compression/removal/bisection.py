@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from shrinkage.compression.calls.comparison import Checks
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
-from shrinkage.compression.plans.sizes import Tables, check_sizes, correct_sizes_
+from shrinkage.compression.plans.sized_modules import check_sizes, correct_sizes_
+from shrinkage.compression.plans.sizes import Tables
 from shrinkage.compression.removal.analysis import Analysis
 from shrinkage.compression.removal.attributes import alike, changed_attributes, equal_by_chance
 from shrinkage.compression.removal.constants import shifts

@@ -11,7 +11,7 @@ from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.copying.copies import without_gradients
 from shrinkage.compression.plans.attention import with_prunable_heads
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
-from shrinkage.compression.plans.sizes import correct_sizes_
+from shrinkage.compression.plans.sized_modules import correct_sizes_
 from shrinkage.compression.removal.attributes import changed_attributes
 from shrinkage.compression.removal.lockstep import Lockstep
 from shrinkage.compression.removal.removable import kept_indices

@@ -1,8 +1,7 @@
 """Sizes that a model's code asks for, and those that are right: a smaller model runs in step with the graph."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
@@ -10,37 +9,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 
 from shrinkage.compression.calls.inputs import Call, other_lengths
-from shrinkage.compression.calls.modes import evaluated, seeing
-from shrinkage.compression.calls.outputs import outputs_of_copy
-from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import with_own_state
-from shrinkage.compression.plans.attention import with_prunable_heads
+from shrinkage.compression.plans.sized_modules import correct_sizes_, with_text_changed
 from shrinkage.compression.plans.sizes import (
     SPLIT,
     SPLIT_WITH_SIZES,
     UNFLATTEN,
-    Asked,
     Correction,
     Table,
     Tables,
-    asked_by,
-    asking,
     corrected,
     table_of,
 )
 from shrinkage.compression.plans.tensors import joined
+from shrinkage.compression.removal.recording import Right, Shape, Step, complete, recorded, recorded_of_copy
 from shrinkage.compression.tracing.channels import Channels
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.compression.tracing.export import lines
 from shrinkage.compression.tracing.trace import Trace, path_of, shapes_of
 from shrinkage.errors import PlanError
-
-Shape = tuple[int, ...]
-Right = Sequence[int | None]
 
 aten = torch.ops.aten
 OPERATORS: dict[Any, str] = {
@@ -51,26 +41,6 @@ OPERATORS: dict[Any, str] = {
     aten.split: SPLIT,
     aten.split_with_sizes: SPLIT,
 }
-ADAPTED = (nn.MultiheadAttention, nn.RNNBase)  # whose code takes its sizes from what is cut anyway
-
-
-class Step(NamedTuple):
-    """A call that asks for sizes, of a tensor of `shape`, in the code of the last of the modules at `paths`."""
-
-    paths: tuple[str, ...]
-    shape: Shape
-    asked: Asked
-    outputs: list[Shape]
-
-    @property
-    def path(self) -> str:
-        """The dotted name of the module whose code it is."""
-        return self.paths[-1] if self.paths else ""
-
-    @property
-    def name(self) -> str:
-        """The name of the operator that it comes to."""
-        return SPLIT if self.asked.call == SPLIT_WITH_SIZES else self.asked.call
 
 
 class Lengths(NamedTuple):
@@ -79,68 +49,6 @@ class Lengths(NamedTuple):
     dense: int
     left: int
     free: bool
-
-
-class Recorder(TorchFunctionMode):
-    """Notes calls that ask for sizes; the n-th call gets the n-th of the `right` sizes in place of those."""
-
-    def __init__(self, paths: Sequence[str], adapted: set[str], right: Sequence[Right | None]):
-        super().__init__()
-        self.paths, self.adapted, self.right, self.steps = paths, adapted, right, list[Step]()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        asked = asked_by(func, args, kwargs or {})
-        if asked is None or (self.paths and self.paths[-1] in self.adapted):
-            return func(*args, **(kwargs or {}))
-        place = len(self.steps)
-        right = self.right[place] if place < len(self.right) else None
-        if right is None:
-            result = func(*args, **(kwargs or {}))
-        else:
-            result = asking(func, args[0], asked, _complete(asked, right))
-        parts = result if isinstance(result, tuple | list) else [result]
-        self.steps.append(Step(tuple(self.paths), tuple(args[0].shape), asked, [tuple(x.shape) for x in parts]))
-        return result
-
-
-def _complete(asked: Asked, right: Right) -> list[int]:
-    """Return the right sizes, with those that are asked where any is right, or where the size follows by itself."""
-    if asked.call in (SPLIT, SPLIT_WITH_SIZES):
-        return [size for size in right if size is not None]
-    return [was if now is None or was == -1 else now for was, now in zip(asked.sizes, right, strict=True)]
-
-
-@contextmanager
-def _running(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that has, at any time, the dotted names of the modules of `model` whose code runs."""
-    paths: list[str] = []
-    handles = []
-    for path, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(lambda *_, path=path: paths.append(path)))
-            handles.append(module.register_forward_hook(lambda *_: _left(paths), always_call=True))
-    try:
-        yield paths
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _left(paths: list[str]) -> None:
-    paths.pop()
-
-
-def recorded(model: nn.Module, call: Call, right: Sequence[Right | None] = ()) -> list[Step]:
-    """Return the calls in the code of `model` that ask for sizes, in order, each with the `right` ones if given."""
-    probe = evaluated(with_prunable_heads(emptied(with_own_state(model))))
-    adapted = {path for path, module in probe.named_modules() if isinstance(module, ADAPTED)}
-    with _running(probe) as paths:
-        recorder = Recorder(paths, adapted, right)
-        with seeing(recorder):
-            outputs_of_copy(probe, call)
-    return recorder.steps
 
 
 @dataclass(eq=False)
@@ -166,12 +74,23 @@ class Lockstep:
         found: dict[str, dict[Correction, None]] = defaultdict(dict)
         wanted: list[list[int] | None] = []
         for place, (step, sizes) in enumerate(zip(seen, right, strict=True)):
-            complete = None if sizes is None else _complete(step.asked, sizes)
-            wanted.append(None if complete is None or _comes_to(step, complete) else complete)
+            wanted.append(None if sizes is None or _comes_to(step, sizes) else complete(step.asked, sizes))
             if sizes is not None and wanted[-1] is not None:
                 found[step.path][self._correction(place, step, sizes, gone)] = None
         _check_means_one(seen, wanted, {path: table_of(tuple(each)) for path, each in found.items()})
-        return {path: (tuple(each),) for path, each in found.items()}
+        in_text = {path: (tuple(each._replace(in_text=True) for each in table),) for path, table in found.items()}
+        enough = self._enough(small, in_text, right)
+        return {path: in_text[path] if path in enough else (tuple(table),) for path, table in found.items()}
+
+    def _enough(self, small: nn.Module, tables: Mapping[str, Tables], right: Sequence[Right | None]) -> set[str]:
+        """Return the dotted names of the modules whose `tables` need to correct calls in their forward's text alone."""
+        copy = with_own_state(small)
+        correct_sizes_(copy, tables)
+        enough = with_text_changed(copy)
+        for step, sizes in zip(recorded_of_copy(copy, self.call, right), right, strict=True):
+            if sizes is not None and not _comes_to(step, sizes):
+                enough.discard(step.path)
+        return enough
 
     @cached_property
     def _steps(self) -> list[tuple[Step, Any, Any]]:
@@ -272,8 +191,9 @@ def _differing(one: Shape, other: Shape) -> set[int]:
     return {axis for axis, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]}
 
 
-def _comes_to(step: Step, sizes: Sequence[int]) -> bool:
-    """Return whether what a step asks for comes to these `sizes`."""
+def _comes_to(step: Step, right: Right) -> bool:
+    """Return whether what a step asks for comes to what is right."""
+    sizes = complete(step.asked, right)
     if step.asked.call != SPLIT:
         return list(step.asked.sizes) == list(sizes)
     length, size = step.shape[step.asked.axis], step.asked.sizes[0]
