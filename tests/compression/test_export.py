@@ -8,7 +8,9 @@ from shrinkage import shrink
 from zoo.harness import choose, zero_
 from zoo.own import CASES
 
-NAMES = ("mlp", "resnet", "mobilenet", "unet", "swiglu", "attention-reshaped")
+MECHANISMS = ("attention-reshaped", "multihead-attention", "nanoGPT", "lstm")  # heads in three ways, recurrent units
+LSTM = "ignore:The tensor attributes .*_flat_weights:UserWarning"  # of torch, which puts them back
+NAMES = ("mlp", "resnet", "mobilenet", "unet", "swiglu", *MECHANISMS)
 
 
 @pytest.fixture(params=NAMES)
@@ -30,6 +32,7 @@ def dynamic():
     return ({0: torch.export.Dim("batch", min=2)},)
 
 
+@pytest.mark.filterwarnings(LSTM)
 def test_smaller_models_export_with_any_batch(small, dynamic):
     model, example, other = small
     program = torch.export.export(model, (example,), dynamic_shapes=dynamic).module()

@@ -268,9 +268,8 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
 
 def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     """Return what `apply_plan` does, without a warning."""
-    if not isinstance(model, AveragedModel):
-        model = plain(model)
     dense = plain(model)
+    model = model if isinstance(model, AveragedModel) else dense
     tensors = tensors_of(dense)
     check_is_dense(dense, plan.shapes, {name: plan.shape_after(name) for name in plan.shapes}, plan.keep)
     check_tied(plan.keep, under_all_names(tensors, plan.keep))
