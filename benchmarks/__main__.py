@@ -3,7 +3,8 @@
 Parts: `tables` (parameter lists of whole models, beside other packages), `kernels` (each rule alone, against a copy),
 `scaling` (over numbers of tensors and weights, with a picture), `training` (whole steps of small networks), `sparse`
 (sparse linear layers beside dense ones), `shrink` (models without half of their channels), `small` (training steps of a
-small network, where the host's work decides), `activities` (penalties on what layers put out).
+small network, where the host's work decides), `activities` (penalties on what layers put out), `search` (how long
+models of timm are searched for channels, of which some are removed; give it `--threads 1`).
 """
 
 import argparse
@@ -22,6 +23,9 @@ from benchmarks.pictures import draw
 from benchmarks.record import surroundings, write
 from benchmarks.rivals import RIVALS
 from benchmarks.scaling import TENSORS, WEIGHTS, by_tensors, by_weights
+from benchmarks.search import MODELS as SEARCHED
+from benchmarks.search import QUICK as QUICKLY_SEARCHED
+from benchmarks.search import measure_search
 from benchmarks.shapes import ARCHITECTURES
 from benchmarks.small import measure_small
 from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, measure_smaller
@@ -108,6 +112,12 @@ def activities(plan: Plan) -> Iterator[object]:
     yield measure_activities(plan.side // 2, plan.settings(0.5, more=5))
 
 
+def search(plan: Plan) -> Iterator[object]:
+    """Find the channels of models, and remove some."""
+    for name, (size, options) in (SEARCHED if plan.tasks > 1 else QUICKLY_SEARCHED).items():
+        yield measure_search(name, size, options)
+
+
 PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
     "tables": tables,
     "kernels": kernels,
@@ -117,6 +127,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[object]]] = {
     "shrink": shrink,
     "small": small,
     "activities": activities,
+    "search": search,
 }
 
 
