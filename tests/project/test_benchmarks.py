@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from benchmarks.memory import extra_peak, require
 from benchmarks.models import GPT, dense, resnet
 from benchmarks.rivals import RIVALS
 from benchmarks.scaling import Point, by_tensors, by_weights, slopes
+from benchmarks.search import measure_search
 from benchmarks.shapes import ARCHITECTURES, Architecture
 from benchmarks.skipping import SkippedError, needs
 from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, halve_, measure_smaller, planned, tiny
@@ -422,6 +424,18 @@ def test_smaller_models_lose_half_of_their_channels():
 def test_a_model_that_does_not_fit_is_not_made_smaller(monkeypatch):
     monkeypatch.setattr("benchmarks.memory.free", lambda device: 1e9)
     assert "skipped, needs 6.0 GB" in str(measure_smaller(SUBJECTS[0], SETTINGS))
+
+
+def test_models_are_searched_and_lose_a_share_of_their_channels(monkeypatch):
+    timm = SimpleNamespace(create_model=lambda name, num_classes: tiny()[0])
+    monkeypatch.setattr("benchmarks.search.imported", lambda: timm)
+    result = measure_search("any", 16, {})
+    assert result.groups == 32
+    assert result.parameters[0] - result.parameters[1] == 11 * (28 + 2 + 8 * 9)
+    assert result.error < 1e-5
+    assert "both, s" in str(result)
+    monkeypatch.setattr("benchmarks.search.imported", lambda: SimpleNamespace(create_model=lambda *_, **__: nn.ReLU()))
+    assert "skipped, expected a model of which some channel can go" in str(measure_search("any", 16, {}))
 
 
 def test_sparse_layers_have_the_share_of_zeros_that_their_row_says(monkeypatch):
