@@ -8,9 +8,7 @@ last whole training steps of a small GPT. Numbers go to runs/bench/device-<devic
 import argparse
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import torch
@@ -20,18 +18,15 @@ from benchmarks.models import GPT
 from benchmarks.record import surroundings, write
 from benchmarks.shapes import Shape, shrunk
 from benchmarks.skipping import SkippedError
-from benchmarks.tables import COPY, Settings
-from benchmarks.timing import Limits, Spread, extra, interleaved, ratios, warm_up
+from benchmarks.tables import COPY, FLOAT32, Row, Settings, Table, table_of
+from benchmarks.timing import Limits, extra, interleaved, warm_up
 from benchmarks.training import Task, Training, measure_training, text
 from benchmarks.variants import ADAMW, ADAMW_ALONE, STRENGTH, Variant, rule
 from benchmarks.work import Work
-from shrinkage.tables import table
 
 ADAMW_NUMBERS = (
     7  # that a step moves per weight: it reads weight, gradient and moments, and writes all but the gradient
 )
-FLOAT32 = 4  # bytes, in which a variant tells what it moves
-HEADER = ["variant", "ms", "ratio", "quartiles", "floor", "of floor", "GB/s", "of copy", "us/tensor", "first step s"]
 
 
 def gpt2(layers: int = 12, width: int = 768, tokens: int = 50257, places: int = 1024) -> list[Shape]:
@@ -49,71 +44,6 @@ def llama(layers: int = 22, width: int = 2048, inner: int = 5632, tokens: int = 
     return [(tokens, width), *[*attention, *network, (width,), (width,)] * layers, (width,), (tokens, width)]
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one variant costs.
-
-    Attributes:
-        ratio: to AdamW's step in the same round.
-        floor: that ratio, if only the bytes counted that a step has to move.
-        gigabytes_per_second: the rule's bytes, by the time that it adds.
-        share_of_copy: that, by the same of a copy.
-        host_microseconds: what the rule adds per penalized tensor, where tensors are so small that nothing else counts.
-        first_step_seconds: of the first step, with compilation if there is any.
-    """
-
-    name: str
-    milliseconds: float
-    ratio: Spread
-    floor: float
-    gigabytes_per_second: float | None
-    share_of_copy: float | None
-    host_microseconds: float | None
-    first_step_seconds: float
-
-    def cells(self) -> list[str]:
-        """Return the row as text."""
-
-        def text(value: float | None, form: str) -> str:
-            return "-" if value is None else format(value, form)
-
-        quartiles = f"{self.ratio.lower:.2f} to {self.ratio.upper:.2f}"
-        return [
-            self.name,
-            f"{self.milliseconds:.2f}",
-            f"{self.ratio.median:.2f}",
-            quartiles,
-            f"{self.floor:.2f}",
-            f"{self.ratio.median / self.floor:.2f}",
-            text(self.gigabytes_per_second, ".0f"),
-            text(self.share_of_copy, ".0%"),
-            text(self.host_microseconds, ".1f"),
-            f"{self.first_step_seconds:.1f}",
-        ]
-
-
-@dataclass
-class Table:
-    """The costs on one parameter list in one type."""
-
-    name: str
-    tensors: int = 0
-    weights: int = 0
-    rounds: int = 0
-    copy_rate: float = 0.0  # bytes per second
-    rows: list[Row] = field(default_factory=list)
-    skipped: str | None = None
-
-    def __str__(self) -> str:
-        if self.skipped:
-            return f"{self.name}: skipped, {self.skipped}"
-        title = (
-            f"{self.name}: {self.tensors} tensors, {self.weights / 1e6:.1f} million weights, {self.rounds} rounds, "
-            f"copy {self.copy_rate / 1e9:.0f} GB/s"
-        )
-        return f"{title}\n{table(HEADER, [row.cells() for row in self.rows], right=range(1, len(HEADER)))}"
-
-
 def variants() -> list[Variant]:
     """Return AdamW alone, and with the rules that are measured."""
     kinds = ("L1", "rows", "columns")
@@ -127,31 +57,23 @@ def measure(name: str, shapes: Sequence[Shape], dtype: torch.dtype, settings: Se
         work = Work.of(shapes, settings.device, dtype=dtype)
     except SkippedError as error:
         return Table(f"{name}, {short}", skipped=str(error))
-    chosen, steps, first = variants(), {}, {}
+    chosen, steps = variants(), {}
+    rows = {variant.name: Row(variant.name, variant.baseline) for variant in chosen}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* is too small to move")  # in bfloat16, where it takes as long
         for variant in chosen:
             steps[variant.name] = variant.make(work, STRENGTH).step
             start = settings.clock()
             warm_up([steps[variant.name]], times=1)
-            first[variant.name] = settings.clock() - start
+            rows[variant.name].first_step_seconds = settings.clock() - start
         warm_up(steps.values(), times=1)
     times = interleaved({**steps, COPY: work.copy}, settings.limits, settings.device, settings.clock)
     small = on_small_tensors(chosen, shapes, settings)
-    copy_rate = 2 * dtype.itemsize * work.penalized_weights / median(times[COPY])
-    found = Table(f"{name}, {short}", len(work.parameters), work.weights, len(times[ADAMW]), copy_rate)
     for variant in chosen:
-        own, alone = times[variant.name], times[ADAMW]
-        numbers = (variant.bytes_per_weight or 0) / FLOAT32
-        floor = 1 + numbers * work.penalized_weights / (ADAMW_NUMBERS * work.weights)
-        added = extra(own, alone)
-        rate = numbers * dtype.itemsize * work.penalized_weights / added if numbers and added > 0 else None
-        of_copy = None if rate is None else rate / copy_rate
-        gigabytes = None if rate is None else rate / 1e9
-        milliseconds, spread = 1e3 * median(own), ratios(own, alone)
-        host = small.get(variant.name)
-        found.rows.append(Row(variant.name, milliseconds, spread, floor, gigabytes, of_copy, host, first[variant.name]))
-    return found
+        row, numbers = rows[variant.name], (variant.bytes_per_weight or 0) / FLOAT32
+        row.floor = 1 + numbers * work.penalized_weights / (ADAMW_NUMBERS * work.weights)
+        row.host_microseconds = small.get(variant.name)
+    return table_of(f"{name}, {short}", work, times, chosen, rows)
 
 
 def on_small_tensors(chosen: Sequence[Variant], shapes: Sequence[Shape], settings: Settings) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What a rule adds to an optimizer's step, on the parameter list of a model, beside other ways to the same end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -19,7 +19,7 @@ from shrinkage.tables import table
 
 COPY = "copy"
 NOISE = 1.02  # a ratio below it is no ground for a rate
-HEADER = ["variant", "ms", "ratio", "quartiles", "GB/s", "of copy", "MiB more", "us/tensor", "compile s", "recompiled"]
+FLOAT32 = 4  # bytes, in which a variant tells what it moves
 
 
 @dataclass
@@ -29,11 +29,13 @@ class Row:
     Attributes:
         milliseconds: of one step.
         ratio: to the baseline's step in the same round.
+        floor: that ratio, if only the bytes counted that a step has to move.
         gigabytes_per_second: the bytes that the rule has to move, by the time that it adds.
         share_of_copy: that, by the same of a copy; more than 1 where a copy also reads what it overwrites.
         extra_mebibytes: the most memory that a step holds beyond what was held before.
         host_microseconds: what the rule adds per penalized tensor, where tensors are so small that nothing else counts.
         compile_seconds: what the first step takes longer than a later one.
+        first_step_seconds: of the first step, with compilation if there is any.
         compilations: in 100 steps after that, with other shapes, learning rates and strengths.
         skipped: why there are no figures.
     """
@@ -42,11 +44,13 @@ class Row:
     baseline: str
     milliseconds: float | None = None
     ratio: Spread | None = None
+    floor: float | None = None
     gigabytes_per_second: float | None = None
     share_of_copy: float | None = None
     extra_mebibytes: float | None = None
     host_microseconds: float | None = None
     compile_seconds: float | None = None
+    first_step_seconds: float | None = None
     compilations: int | None = None
     skipped: str | None = None
 
@@ -71,29 +75,44 @@ class Table:
             f"{self.name}: {self.tensors} tensors, {self.penalized} penalized, {self.weights / 1e6:.1f} million "
             f"weights, {self.rounds} rounds, copy {self.copy_rate / 1e9:.1f} GB/s"
         )
-        body = table(HEADER, [cells(row) for row in self.rows], right=range(1, len(HEADER)))
-        return "\n".join([title, body, *(f"{row.name}: {row.skipped}" for row in self.rows if row.skipped)])
+        return "\n".join(
+            [title, as_text(self.rows), *(f"{row.name}: {row.skipped}" for row in self.rows if row.skipped)]
+        )
 
 
-def cells(row: Row) -> list[str]:
-    """Return a row as text."""
+def as_text(rows: Sequence[Row]) -> str:
+    """Return rows as a table, without columns that are empty."""
+    cells = {name: [column(row) for row in rows] for name, column in COLUMNS.items()}
+    shown = {name: own for name, own in cells.items() if {*own} != {""}}
+    lines = [["-" if cell == "" else cell for cell in line] for line in zip(*shown.values(), strict=True)]
+    return table(list(shown), lines, right=range(1, len(shown)))
 
-    def text(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
 
-    spread = row.ratio
-    return [
-        row.name,
-        "skipped" if row.skipped else text(row.milliseconds, ".2f"),
-        text(spread and spread.median, ".2f"),
-        f"{spread.lower:.2f} to {spread.upper:.2f}" if spread else "-",
-        text(row.gigabytes_per_second, ".1f"),
-        text(row.share_of_copy, ".0%"),
-        text(row.extra_mebibytes, ".1f"),
-        text(row.host_microseconds, ".1f"),
-        text(row.compile_seconds, ".1f"),
-        text(row.compilations, "d"),
-    ]
+def figure(name: str, form: str) -> Callable[[Row], str]:
+    """Return the column of an attribute, in this format."""
+
+    def cell(row: Row) -> str:
+        value = getattr(row, name)
+        return "" if value is None else format(value, form)
+
+    return cell
+
+
+COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "variant": lambda row: row.name,
+    "ms": lambda row: "skipped" if row.skipped else figure("milliseconds", ".2f")(row),
+    "ratio": lambda row: f"{row.ratio.median:.2f}" if row.ratio else "",
+    "quartiles": lambda row: f"{row.ratio.lower:.2f} to {row.ratio.upper:.2f}" if row.ratio else "",
+    "floor": figure("floor", ".2f"),
+    "of floor": lambda row: f"{row.ratio.median / row.floor:.2f}" if row.ratio and row.floor else "",
+    "GB/s": figure("gigabytes_per_second", ".1f"),
+    "of copy": figure("share_of_copy", ".0%"),
+    "MiB more": figure("extra_mebibytes", ".1f"),
+    "us/tensor": figure("host_microseconds", ".1f"),
+    "compile s": figure("compile_seconds", ".1f"),
+    "first step s": figure("first_step_seconds", ".1f"),
+    "recompiled": figure("compilations", "d"),
+}
 
 
 @dataclass(frozen=True)
@@ -121,14 +140,18 @@ def measure(architecture: Architecture, variants: Sequence[Variant], settings: S
         except SkippedError as error:
             rows[variant.name].skipped = str(error)
     times = interleaved({**steps, COPY: work.copy}, settings.limits, settings.device, settings.clock)
-    copy_rate = 8 * work.penalized_weights / median(times[COPY])
-    for variant in variants:
-        if variant.name in steps:
-            enter_times(rows[variant.name], variant, times, work, copy_rate)
     measured = [variant for variant in variants if variant.name in steps]
     enter_small(rows, measured, shapes, settings)
+    return table_of(architecture.name, work, times, measured, rows)
+
+
+def table_of(name: str, work: Work, times: Times, variants: Sequence[Variant], rows: Mapping[str, Row]) -> Table:
+    """Return the table of rows, into which this enters what follows from the times of all rounds."""
+    copy_rate = 2 * work.bytes_per_weight * work.penalized_weights / median(times[COPY])
+    for variant in variants:
+        enter_times(rows[variant.name], variant, times, work, copy_rate)
     counts = (len(work.parameters), len(work.penalized), work.weights, len(times[ADAMW]))
-    return Table(architecture.name, *counts, copy_rate, list(rows.values()))
+    return Table(name, *counts, copy_rate, list(rows.values()))
 
 
 def prepare(variant: Variant, work: Work, row: Row, settings: Settings) -> Step:
@@ -153,7 +176,8 @@ def enter_times(row: Row, variant: Variant, times: Times, work: Work, copy_rate:
     row.ratio = ratios(own, baseline)
     added = extra(own, baseline)
     if variant.bytes_per_weight and row.ratio.lower > NOISE:
-        rate = variant.bytes_per_weight * work.penalized_weights / added
+        numbers = variant.bytes_per_weight / FLOAT32
+        rate = numbers * work.bytes_per_weight * work.penalized_weights / added
         row.gigabytes_per_second, row.share_of_copy = rate / 1e9, rate / copy_rate
 
 

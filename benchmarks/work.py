@@ -80,6 +80,11 @@ class Work:
         return sum(parameter.numel() for parameter in self.parameters)
 
     @property
+    def bytes_per_weight(self) -> int:
+        """The size of their type."""
+        return self.parameters[0].element_size()
+
+    @property
     def penalized(self) -> list[nn.Parameter]:
         """The parameters that rules penalize: two dimensions or more."""
         return [parameter for parameter in self.parameters if is_penalized("", None, parameter)]
