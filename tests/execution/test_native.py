@@ -37,6 +37,7 @@ from shrinkage.penalties.toward import Toward
 from shrinkage.penalties.weighted import Weighted
 from shrinkage.proximal.precision import at_least_float32, upcast
 from shrinkage.proximal.reductions import alone
+from shrinkage.training.gradient_averages import following_weight
 
 pytestmark = pytest.mark.skipif(native_build.library() is None, reason="there is no compiler for native kernels")
 
@@ -583,7 +584,7 @@ def zeros_of(w: Tensor) -> Zeros:
     total = 0.03 * torch.randn(w.shape, dtype=computed)
     total[::2] *= 0.1
     grad = (0.05 * torch.randn(w.shape)).to(w.dtype)
-    return Zeros(w, grad, total, torch.empty_like(total), torch.empty(w.shape, dtype=torch.bool), 0.7, -1.0)
+    return Zeros(w, grad, total, torch.empty_like(total), torch.empty(w.shape, dtype=torch.bool), 2 / 3, -1.0)
 
 
 HOLDING = [case for case in PENALTIES if slopes_of(case.make(1.0)) is not None]
@@ -602,7 +603,9 @@ def test_zeros_are_held_as_in_the_plain_form(case, dtype):
         assert hold_(penalty, [zeros], 0.9)
         following = zeros.total.lerp(-upcast(zeros.grad), 1 - 0.9)
         torch.testing.assert_close(zeros.following, following, rtol=1e-6, atol=1e-8)
-        assert torch.equal(zeros.mask, penalty.stays(w, following / 0.7))
+        weight = following_weight(zeros.weight, 1 - 0.9, zeros.total)
+        assert weight == pytest.approx(0.7)
+        assert torch.equal(zeros.mask, penalty.stays(w, following / weight))
         assert restore_([(w, torch.ones_like(zeros.mask))])
         assert not w.any()
 

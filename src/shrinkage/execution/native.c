@@ -69,7 +69,6 @@ enum {
 
 typedef struct { int64_t code; double a, b, c; } Op;
 
-typedef struct { void *w; const void *moment; } Pointers; /* what changes from call to call, of each job */
 typedef struct { double lr, eps, correction; } Step;
 
 /* One tensor: (batch, outer, slices, inner) in the order of memory, where batch and slices tell groups apart. */
@@ -87,9 +86,24 @@ typedef struct {
     int64_t block, tasks; /* groups in a task, and tasks up to this job and with it; set in a call */
 } Job;
 
+typedef struct { /* of a tensor */
+    const int64_t *sizes; /* and strides after them */
+    int64_t dim;
+    int32_t type, spare; /* as torch numbers them */
+} Shape;
+
+typedef struct { /* for tensors: see `native_tensors.c` */
+    const Shape *shapes;
+    const void *const *tensors; /* of Python */
+    void **found;
+    int64_t count;
+} Search;
+
 typedef struct {
     Job *jobs;
-    const Pointers *pointers;
+    void *const *ws; /* what changes from call to call, of each job */
+    const void *const *moments; /* NULL: no job has one */
+    const Search *searches[2];  /* for both, before all else; NULL: somebody has found them */
     const Step *steps;
     const Op *ops, *norm_ops; /* of elements; of norms in a plain metric */
     const double *weights;    /* of the penalty of each coupled group */
@@ -97,24 +111,33 @@ typedef struct {
     double linear, quadratic; /* what norms are penalized in a metric, times weights */
     int64_t count, op_count, norm_op_count, block_count;
     int32_t form, wide, metric, threads;
-    int32_t exact, spare; /* steps of elements bit for bit, where a penalty would enlarge what is rounded otherwise */
+    int32_t exact; /* steps of elements bit for bit, where a penalty would enlarge what is rounded otherwise */
+    int32_t alike; /* whether the first step is that of all jobs */
 } Call;
 
-typedef struct { /* zeros that are held: see `hold_task` */
+typedef struct { /* zeros that are held: see `native_zeros.c` */
     void *w;
-    const void *grad, *total;
-    void *next;
+    const void *grad;
+    void *sums[2]; /* the running sum of gradients, and room for the next one; they take turns */
     uint8_t *mask;
-    double *sums; /* room for two numbers of each group; NULL: elements are held, each by itself */
+    double *room; /* for two numbers of each group; NULL: elements are held, each by itself */
     int64_t batch, outer, slices, inner;
-    double share, sign, sum_of_shares;       /* of one gradient in the running sum; its sign; of all gradients */
+    double weights[2];                       /* of all gradients in each running sum */
+    double share, sign;                      /* of one gradient in the next sum; its sign */
     double slope, group_slope, group_weight; /* what holds an element, < 0 for nothing; what holds a group */
     double most;                             /* larger averages count as 0 */
-    int64_t size, tasks;
+    int64_t place, size, tasks;              /* which of the parameters this is; elements; tasks up to it and with it */
     int32_t type, grad_type;
 } Held;
 
-typedef struct { Held *held; int64_t count; } Holding;
+typedef struct {
+    Held *held;
+    void *const *ws;          /* parameters, by their place */
+    const void *const *grads; /* of each that is held */
+    const Search *searches[2]; /* for both, as above; only the first before zeros are restored */
+    int64_t count;
+    int32_t turn, wide, threads, spare; /* which of two sums is the running one */
+} Holding;
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 static Parallel parallel;
@@ -235,35 +258,27 @@ EXPORT void shrinkage_use_threads(Parallel given) { parallel = given; }
 /* The size of each struct, by which a caller sees that it means the same. */
 EXPORT int64_t shrinkage_size(int which) {
     return which == 0 ? sizeof(Op) : which == 1 ? sizeof(Job) : which == 2 ? sizeof(Call)
-         : which == 3 ? sizeof(Held) : sizeof(Ranked);
+         : which == 3 ? sizeof(Held) : which == 4 ? sizeof(Holding) : which == 5 ? sizeof(Search)
+         : sizeof(Ranked);
 }
 
-/* Moves all tensors of a call to their proximal points. */
-EXPORT void shrinkage_prox(Call *call) { (call->wide ? prox_double : prox_float)(call); }
+#include "native_tensors.c"
 
-/* Averages gradients, and notes which zeros they hold. */
-EXPORT void shrinkage_hold(Held *held, int64_t count, int wide, int threads) {
-    int64_t tasks = 0, size = 0;
-    for (int64_t i = 0; i < count; i++) {
-        held[i].size = held[i].batch * held[i].outer * held[i].slices * held[i].inner;
-        held[i].tasks = tasks += held[i].sums ? 1 : parts(held[i].size, PIECE);
-        size += held[i].size;
-    }
-    Holding all = {held, count};
-    run_tasks(wide ? hold_task_double : hold_task_float, &all, tasks, size, threads);
+INLINE int all_found(const Search *const *searches, int count) {
+    for (int i = 0; i < count; i++)
+        if (searches[i] && !shrinkage_find(searches[i])) return 0;
+    return 1;
 }
 
-#define RESTORE(kind) \
-    for (int64_t j = 0; j < each->size; j++) ((kind *)each->w)[j] = each->mask[j] ? 0 : ((kind *)each->w)[j]
-
-/* Sets elements to 0 where the mask is 1. */
-EXPORT void shrinkage_restore(Held *held, int64_t count) {
-    for (Held *each = held; each < held + count; each++) {
-        if (each->type == FLOAT32) RESTORE(float);
-        if (each->type == FLOAT64) RESTORE(double);
-        if (each->type == BFLOAT16 || each->type == FLOAT16) RESTORE(uint16_t);
-    }
+/* Moves all tensors of a call to their proximal points, and returns 1; 0, and nothing is done, if one is not found. */
+EXPORT int shrinkage_prox(Call *call) {
+    if (!all_found(call->searches, 2)) return 0;
+    (call->wide ? prox_double : prox_float)(call);
+    return 1;
 }
+
+#undef T
+#include "native_zeros.c"
 
 #else /* what there is once for each T */
 
@@ -510,23 +525,41 @@ NOINLINE void NAME(run)(const Op *ops, int64_t count, State *state) {
     state->steps = state->kept = state->left = NULL;
 }
 
-/* The soft threshold in a metric, what is used most, in one loop, in which memory is read while roots are computed. */
-static void NAME(soft_in_metric)(T *restrict w, const T *restrict moment, int64_t n, const Step *step,
-                                 double strength) {
-    T lr = (T)step->lr, eps = (T)step->eps, scale = (T)(1 / sqrt(step->correction)), l1 = (T)strength;
+/* A soft threshold, and a division if there is one: what is used most, in one loop. In a metric memory is read while
+ * roots are computed. */
+INLINE void NAME(shrink)(T *restrict w, const T *restrict moment, int64_t n, const Step *step, double l1, double l2,
+                         int metric, int divides) {
+    T lr = (T)step->lr, eps = (T)step->eps, scale = (T)(1 / sqrt(step->correction)), a = (T)l1, b = (T)l2;
+    T threshold = (T)(step->lr * l1), divisor = (T)(1 + step->lr * l2);
     for (int64_t i = 0; i < n; i++) {
-        T root = SQRT(moment[i]) * scale + eps;
+        T root = metric ? SQRT(moment[i]) * scale + eps : 1;
         root = root > MOST ? MOST : root;
-        w[i] = NAME(soft)(w[i], lr / (moment[i] == 0 ? (T)1 : root) * l1);
+        T s = metric ? lr / (moment[i] == 0 ? (T)1 : root) : 1;
+        T y = NAME(soft)(w[i], metric ? s * a : threshold);
+        w[i] = divides ? y / (metric ? 1 + s * b : divisor) : y;
     }
 }
 
+/* Does that where a call does nothing else, to numbers of this type, and returns whether it has. */
+static int NAME(shrinks)(const Call *call, const Job *job, int64_t from, int64_t n) {
+    const Op *ops = call->ops;
+    int divides = call->op_count == 2 && ops[1].code == DIVIDE, metric = job->moment != NULL;
+    if (job->type != OWN || (metric && job->moment_type != OWN)) return 0;
+    if (call->op_count != 1 + divides || ops->code != SOFT) return 0;
+    T *w = (T *)job->w + from;
+    const T *moment = metric ? (const T *)job->moment + from : NULL;
+    double l1 = ops->a, l2 = divides ? ops[1].a : 0;
+    if (metric)
+        divides ? NAME(shrink)(w, moment, n, &job->step, l1, l2, 1, 1)
+                : NAME(shrink)(w, moment, n, &job->step, l1, l2, 1, 0);
+    else
+        divides ? NAME(shrink)(w, moment, n, &job->step, l1, l2, 0, 1)
+                : NAME(shrink)(w, moment, n, &job->step, l1, l2, 0, 0);
+    return 1;
+}
+
 static void NAME(elements)(const Call *call, const Job *job, int64_t from, int64_t to) {
-    int own_types = job->type == OWN && job->moment && job->moment_type == OWN;
-    if (own_types && call->op_count == 1 && call->ops->code == SOFT) {
-        NAME(soft_in_metric)((T *)job->w + from, (const T *)job->moment + from, to - from, &job->step, call->ops->a);
-        return;
-    }
+    if (NAME(shrinks)(call, job, from, to - from)) return;
     T own[CHUNK], steps[CHUNK], extra[CHUNK];
     for (int64_t at = from; at < to; at += CHUNK) {
         int64_t n = least(CHUNK, to - at);
@@ -1109,7 +1142,8 @@ static void NAME(prox)(Call *call) {
     for (int64_t i = 0; i < call->count; i++) size += size_of(call->jobs + i);
     for (int64_t i = 0; i < call->count; i++) {
         Job *job = call->jobs + i;
-        job->w = call->pointers[i].w, job->moment = call->pointers[i].moment, job->step = call->steps[i];
+        job->w = call->ws[i], job->moment = call->moments ? call->moments[i] : NULL;
+        job->step = call->steps[call->alike ? 0 : i];
         job->block = call->form == ELEMENTS ? PIECE : NAME(block_of)(call, job, size);
         job->tasks = tasks += parts(call->form == ELEMENTS ? size_of(job) : job->batch * job->slices, job->block);
     }
@@ -1117,82 +1151,6 @@ static void NAME(prox)(Call *call) {
     run_tasks(NAME(prox_task), call, tasks, size, call->threads);
 }
 
-/* Zeros that are held: the running sum of gradients takes one more in. An element that is 0 stays there if the average
- * is no larger than the slope of its penalty, and a group if the norm is, of what is left of the average by a soft
- * threshold. */
-static void NAME(take_in)(const Held *held, int64_t at, int64_t n, T *restrict w, T *restrict mean) {
-    const T *total = (const T *)held->total + at;
-    T *next = (T *)held->next + at, share = (T)held->share, sign = (T)held->sign, most_ = (T)held->most;
-    T shares = (T)held->sum_of_shares;
-    NAME(load)(w, held->w, held->type, at, 1, n);
-    NAME(load)(mean, held->grad, held->grad_type, at, 1, n);
-    for (int64_t i = 0; i < n; i++) {
-        next[i] = total[i] + share * (mean[i] * sign - total[i]);
-        T average = next[i] / shares;
-        mean[i] = average > most_ ? 0 : average;
-    }
-}
-
-/* Adds squares to the sums of one group, or of the group of each element where they take turns; notes the elements that
- * are held by themselves, if the penalty holds any. */
-NOINLINE void NAME(add_squares)(const Held *held, const T *restrict w, const T *restrict mean, int64_t n, int64_t group,
-                                uint8_t *restrict mask) {
-    double *restrict weights = held->sums + group, *restrict means = weights + held->batch * held->slices;
-    T slope = (T)held->slope, of_elements[CHUNK];
-    const T *left = slope < 0 ? mean : of_elements;
-    if (slope < 0) memset(mask, 0, (size_t)n);
-    for (int64_t i = 0; slope >= 0 && i < n; i++) mask[i] = (w[i] == 0) & (ABS(mean[i]) <= slope);
-    for (int64_t i = 0; slope >= 0 && i < n; i++) of_elements[i] = NAME(soft)(mean[i], slope);
-    if (held->inner == 1) {
-        for (int64_t i = 0; i < n; i++) weights[i] += (double)(w[i] * w[i]);
-        for (int64_t i = 0; i < n; i++) means[i] += (double)(left[i] * left[i]);
-    } else {
-        *weights += NAME(squares)(w, n);
-        *means += NAME(squares)(left, n);
-    }
-}
-
-static void NAME(hold_groups)(const Held *held) {
-    T w[CHUNK], mean[CHUNK], weight = (T)held->group_weight, limit = (T)held->group_slope;
-    int64_t inner = held->inner, row = held->slices * inner, count = held->batch * held->slices;
-    double *sums = memset(held->sums, 0, (size_t)(2 * count) * sizeof(double));
-    for (int64_t r = 0; r < held->batch * held->outer; r++)
-        for (int64_t at = 0, n; at < row; at += n) {
-            n = least(CHUNK, row - at);
-            NAME(take_in)(held, r * row + at, n, w, mean);
-            for (int64_t i = 0, run; i < n; i += run) { /* inner == 1: all that is read; else what is of one group */
-                int64_t group = r / held->outer * held->slices + (at + i) / inner;
-                run = inner == 1 ? n : least(inner - (at + i) % inner, n - i);
-                NAME(add_squares)(held, w + i, mean + i, run, group, held->mask + r * row + at + i);
-            }
-        }
-    for (int64_t g = 0; g < count; g++) /* 2 where a group stays, 1 where its elements decide */
-        sums[g] = (T)sums[g] == 0 && SQRT((T)sums[count + g]) / weight <= limit ? 2 : (T)sums[g] > 0;
-    for (int64_t r = 0; r < held->batch * held->outer; r++) {
-        const double *stay = sums + r / held->outer * held->slices;
-        uint8_t *mask = held->mask + r * row;
-        for (int64_t i = 0; inner == 1 && i < row; i++) mask[i] = (stay[i] == 2) | ((stay[i] == 1) & mask[i]);
-        for (int64_t slice = 0; inner > 1 && slice < held->slices; slice++, mask += inner)
-            if (stay[slice] != 1) memset(mask, stay[slice] == 2, (size_t)inner);
-    }
-}
-
-static void NAME(hold_task)(const void *given, int64_t index) {
-    const Holding *holding = given;
-    int64_t place = 0;
-    FIND_JOB(holding->held, holding->count, index, place);
-    const Held *held = holding->held + place;
-    if (held->sums) {
-        NAME(hold_groups)(held);
-        return;
-    }
-    T w[CHUNK], mean[CHUNK], slope = (T)held->slope;
-    for (int64_t at = index * PIECE, end = least(at + PIECE, held->size), n; at < end; at += n) {
-        n = least(CHUNK, end - at);
-        uint8_t *mask = held->mask + at;
-        NAME(take_in)(held, at, n, w, mean);
-        for (int64_t i = 0; i < n; i++) mask[i] = (w[i] == 0) & (ABS(mean[i]) <= slope);
-    }
-}
+#include "native_zeros.c"
 
 #endif

@@ -8,6 +8,8 @@ nothing else keeps a kernel from writing beside it.
 import ctypes
 import os
 from collections.abc import Sequence
+from itertools import repeat
+from operator import is_
 from threading import get_ident
 from typing import Any
 
@@ -27,8 +29,8 @@ from shrinkage.execution.native_layout import (
     stands_beside,
 )
 from shrinkage.execution.native_programs import Operation, Program, program_of, weight_of
-from shrinkage.execution.native_structs import Call, Code, Form, Job, Op, Pointers, Step
-from shrinkage.execution.same_tensors import SameTensors
+from shrinkage.execution.native_structs import Call, Code, Form, Job, Op, Step
+from shrinkage.execution.same_tensors import Addresses
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, JointSteps, Number
 from shrinkage.penalties.base import Penalty
@@ -59,9 +61,8 @@ def shrink_all_(tasks: Sequence[Task]) -> list[Task]:
     for (_, *kind), members in alike.items():  # a strength that changes makes another penalty at each step
         key = (*kind, thread, len(members), members[0].w.shape)
         batch = _batches.get(key)
-        if batch is not None and batch.adopts(members[0].penalty):
-            if batch.move_(library, *tensors_and_steps(members)):
-                continue
+        if batch is not None and batch.adopts(members[0].penalty) and move_(batch, library, members):
+            continue
         taken, others = sorted_out(members)
         left += others
         batch = Batch.of(taken)
@@ -69,14 +70,18 @@ def shrink_all_(tasks: Sequence[Task]) -> list[Task]:
             _batches.clear()
         if batch is not None and batch.program.extra is None:  # which may be as large as a model
             _batches[key] = batch
-        if batch is not None and not batch.move_(library, *tensors_and_steps(taken)):
+        if batch is not None and not move_(batch, library, taken):
             left += taken
     return left
 
 
-def tensors_and_steps(tasks: Sequence[Task]) -> tuple[list[Tensor], JointSteps]:
-    """Return what tasks move, and their steps."""
-    return [task.w for task in tasks], JointSteps.of([task.step for task in tasks])
+def move_(batch: "Batch", library: ctypes.CDLL, tasks: Sequence[Task]) -> bool:
+    """Let a batch do what tasks say, tell autograd, and return True; False, and nothing is done, if it cannot."""
+    ws = [task.w for task in tasks]
+    moved = batch.move_(library, ws, JointSteps.of([task.step for task in tasks]))
+    if moved:
+        increment_version(ws)
+    return moved
 
 
 def sorted_out(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
@@ -123,19 +128,15 @@ class Batch:
         count = len(tasks)
         self.penalty, self.program, self._extra = penalty, program, program.extra
         self._adaptive = isinstance(tasks[0].step, AdaptiveStep)
-        self._same, self._wide = SameTensors([task.w for task in tasks]), tasks[0].w.dtype is torch.float64
-        moments = [task.step.moment for task in tasks if isinstance(task.step, AdaptiveStep)]
-        self._same_moments = SameTensors(moments)
-        self._jobs = (Job * count)(*map(self._job, tasks))
-        self._pointers, self._steps = (Pointers * count)(), (Step * count)()
-        self._words = (ctypes.c_uint64 * (2 * count)).from_buffer(self._pointers)
+        self._addresses, self._wide = Addresses([task.w for task in tasks]), tasks[0].w.dtype is torch.float64
+        self._moments = Addresses([task.step.moment for task in tasks if isinstance(task.step, AdaptiveStep)])
+        self._jobs, self._steps = (Job * count)(*map(self._job, tasks)), (Step * count)()
         self._numbers = (ctypes.c_double * (3 * count)).from_buffer(self._steps)
-        self._last: list[Any] = []
-        self._in_tensors = False
+        self._last: Numbers | None = None  # the step of all tensors, if it is one
         norms = program.norms
         self._ops, self._norm_ops = program_in_memory(program.ops), program_in_memory(norms.ops if norms else ())
         self.size = sum(task.w.numel() for task in tasks)
-        self._call = self._made_call(count)
+        self._count, self._call = count, self._made_call(count)
         self._reference = ctypes.byref(self._call)
 
     @staticmethod
@@ -165,11 +166,12 @@ class Batch:
     def _made_call(self, count: int) -> Call:
         norms = self.program.norms
         call = Call(count=count, op_count=len(self.program.ops), norm_op_count=len(norms.ops) if norms else 0)
-        call.jobs, call.pointers = ctypes.addressof(self._jobs), ctypes.addressof(self._pointers)
-        call.steps, call.ops = ctypes.addressof(self._steps), ctypes.addressof(self._ops)
+        call.jobs, call.steps, call.ops = map(ctypes.addressof, (self._jobs, self._steps, self._ops))
+        call.ws, call.moments = self._addresses.start, self._moments.start if self._adaptive else None
+        call.searches[:] = self._addresses.search, self._moments.search if self._adaptive else 0
         call.norm_ops = ctypes.addressof(self._norm_ops)
         call.form = Form.ELEMENTS if norms is None else Form.GROUPS
-        call.wide = int(self._wide)
+        call.wide, call.threads = int(self._wide), 1
         call.metric = int(norms is not None and self._adaptive)
         call.exact = int(any(code not in ROBUST for code, *_ in self.program.ops))
         if norms is not None and norms.radial is not None:
@@ -193,37 +195,35 @@ class Batch:
         return True
 
     def move_(self, library: ctypes.CDLL, ws: Sequence[Tensor], steps: JointSteps) -> bool:
-        """Move tensors, tell autograd that they were written to, and return True.
+        """Move tensors, and return True; the caller tells autograd that they were written to.
 
         False, and nothing is done, unless these are the tensors that the batch was made for, as they were.
         """
         moments, numbers = steps
-        if len(numbers) != len(ws) or not self._same(ws):
-            return False
-        if bool(moments) != self._adaptive:
+        if len(numbers) != self._count or bool(moments) != self._adaptive:
             return False
         if self._extra is not None and self._extra.data_ptr() != self._jobs[0].extra:
             return False
-        if self._adaptive:
-            if not self._same_moments(moments):
-                return False
-            self._words[1::2] = [moment.data_ptr() for moment in moments]
-        if (self._in_tensors or numbers != self._last) and not self._take(numbers):
+        if not self._addresses.take(ws) or (self._adaptive and not self._moments.take(moments)):
             return False
-        self._words[0::2] = [w.data_ptr() for w in ws]
-        self._call.threads = threads_for(self.size)
-        library.shrinkage_prox(self._reference)
-        increment_version(ws)
-        return True
+        if not self._take(numbers):
+            return False
+        if self.size >= SERIAL:
+            self._call.threads = threads_for(self.size)
+        return bool(library.shrinkage_prox(self._reference))
 
     def _take(self, numbers: list[Numbers]) -> bool:
         """Write down the numbers of all steps; False, and nothing is done, if one is not a number that kernels take."""
-        flat = [number for each in numbers for number in each]
-        self._in_tensors = not FLOATS.issuperset(map(type, flat))
-        if self._in_tensors and not all(map(is_number, flat)):
+        first = numbers[0]
+        alike = all(map(is_, numbers, repeat(first)))
+        if alike and first == self._last:
+            return True
+        flat = first if alike else [number for each in numbers for number in each]
+        floats = FLOATS.issuperset(map(type, flat))
+        if not floats and not all(map(is_number, flat)):
             return False
-        self._numbers[:] = list(map(float, flat))
-        self._last = numbers
+        self._numbers[: len(flat)] = list(map(float, flat))
+        self._call.alike, self._last = alike, first if alike and floats else None
         return True
 
 

@@ -21,6 +21,7 @@ import torch
 
 from shrinkage.errors import first_line
 from shrinkage.execution.native_structs import is_right
+from shrinkage.execution.native_tensors import let_search
 
 try:
     import fcntl
@@ -28,7 +29,7 @@ except ImportError:  # a system without POSIX locks
     fcntl = None  # type: ignore[assignment]
 
 SOURCE = Path(__file__).with_name("native.c")
-PARTS = (SOURCE.with_name("native_ranking.c"),)  # which it includes
+PARTS = tuple(SOURCE.with_name(f"native_{part}.c") for part in ("zeros", "tensors", "ranking"))  # which it includes
 PREBUILT = Path(__file__).with_name("prebuilt")  # what a wheel carries
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
@@ -245,6 +246,7 @@ def loaded(path: Path) -> ctypes.CDLL:
 
     if not is_right(native):
         raise Unavailable(f"{path} does not compute what it should; remove it to have it built anew")
+    let_search(native)
     return native
 
 

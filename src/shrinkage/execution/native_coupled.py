@@ -14,7 +14,7 @@ from shrinkage.execution.memory_layout import memory_order
 from shrinkage.execution.native import program_in_memory, threads_for
 from shrinkage.execution.native_layout import TYPES, folded, is_number, is_plain, moment_fits
 from shrinkage.execution.native_programs import numbers_of, program_of
-from shrinkage.execution.native_structs import Call, Form, Job, Op, Pointers, Step
+from shrinkage.execution.native_structs import Call, Form, Job, Op, Step
 from shrinkage.execution.same_tensors import Known, all_fit
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, MetricStep
 from shrinkage.optimizers.adaptive_step import Step as AnyStep
@@ -106,7 +106,8 @@ class Family:
         self._orders = [order_of(part) for part, _, _ in members]
         self._blocks = blocks_of([part for part, _, _ in members])
         count = len(members)
-        self._jobs, self._pointers, self._steps = (Job * count)(), (Pointers * count)(), (Step * count)()
+        self._jobs, self._steps = (Job * count)(), (Step * count)()
+        self._ws, self._moments = (ctypes.c_void_p * count)(), (ctypes.c_void_p * count)()
         for job, (part, w, step), order in zip(self._jobs, members, self._orders, strict=True):
             fill(job, part, w, step, order)
         program = program_of(self._penalty)
@@ -117,8 +118,9 @@ class Family:
     def _made_call(self, operations: int) -> Call:
         call = Call(count=len(self._jobs), norm_op_count=operations, form=Form.COUPLED)
         call.blocks, call.block_count = self._blocks.data_ptr(), len(self._blocks) - 1
-        call.jobs, call.pointers = ctypes.addressof(self._jobs), ctypes.addressof(self._pointers)
-        call.steps, call.norm_ops = ctypes.addressof(self._steps), ctypes.addressof(self._ops)
+        call.jobs, call.steps = ctypes.addressof(self._jobs), ctypes.addressof(self._steps)
+        call.ws, call.moments = ctypes.addressof(self._ws), ctypes.addressof(self._moments)
+        call.norm_ops = ctypes.addressof(self._ops)
         call.ops = ctypes.addressof((Op * 1).from_buffer(self._ops))
         call.weights, call.metric = self._doubles.data_ptr(), int(self._in_metric)
         call.linear, call.quadratic = numbers_of(self._penalty) or (0.0, 0.0)
@@ -144,11 +146,11 @@ class Family:
 
     def move_(self, library: ctypes.CDLL, members: Sequence[Member]) -> None:
         """Move members that fit, and tell autograd that they were written to."""
-        for pointers, numbers, (_, w, step) in zip(self._pointers, self._steps, members, strict=True):
-            pointers.w = w.data_ptr()
+        for index, (numbers, (_, w, step)) in enumerate(zip(self._steps, members, strict=True)):
+            self._ws[index] = w.data_ptr()
             numbers.lr, numbers.correction = as_number(step), 1.0
             if isinstance(step, AdaptiveStep):
-                pointers.moment = step.moment.data_ptr()
+                self._moments[index] = step.moment.data_ptr()
                 numbers.eps, numbers.correction = float(step.eps), float(step.correction)
         self._call.threads = threads_for(self._size)
         library.shrinkage_prox(ctypes.byref(self._call))

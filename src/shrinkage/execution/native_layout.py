@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shrinkage.execution.native_structs import Type
-from shrinkage.execution.same_tensors import KINDS
+from shrinkage.execution.native_tensors import KINDS
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, Step
 from shrinkage.penalties.groups import Groups, Layout
 

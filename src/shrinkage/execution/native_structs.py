@@ -39,16 +39,32 @@ class Op(ctypes.Structure):
     _fields_ = (("code", INT64), ("a", DOUBLE), ("b", DOUBLE), ("c", DOUBLE))
 
 
-class Pointers(ctypes.Structure):
-    """Where a tensor and its second moment are; the latter is None where the step is a number."""
-
-    _fields_ = (("w", POINTER), ("moment", POINTER))
-
-
 class Step(ctypes.Structure):
     """The step is lr, or lr / (sqrt(moment / correction) + eps)."""
 
     _fields_ = (("lr", DOUBLE), ("eps", DOUBLE), ("correction", DOUBLE))
+
+
+class Shape(ctypes.Structure):
+    """The sizes and strides of a tensor, and its type as torch numbers it."""
+
+    _fields_ = (("sizes", POINTER), ("dim", INT64), ("type", INT32), ("spare", INT32))
+
+
+class Search(ctypes.Structure):
+    """Where tensors of Python are, what they have to be, and where to write the addresses of their numbers."""
+
+    _fields_ = (*((name, POINTER) for name in ("shapes", "tensors", "found")), ("count", INT64))
+
+
+class Torch(ctypes.Structure):
+    """Functions of torch that tell what a tensor is, classes of tensors, and where tensors of Python have theirs."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("layout", "device", "type", "dim", "sizes", "strides", "address")),
+        ("kinds", INT64 * 2),
+        *((name, INT64) for name in ("class_place", "place")),
+    )
 
 
 class Job(ctypes.Structure):
@@ -68,23 +84,38 @@ class Call(ctypes.Structure):
     """Tensors that are moved together."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("jobs", "pointers", "steps", "ops", "norm_ops", "weights", "blocks")),
+        *((name, POINTER) for name in ("jobs", "ws", "moments")),
+        ("searches", INT64 * 2),
+        *((name, POINTER) for name in ("steps", "ops", "norm_ops", "weights", "blocks")),
         *((name, DOUBLE) for name in ("linear", "quadratic")),
         *((name, INT64) for name in ("count", "op_count", "norm_op_count", "block_count")),
-        *((name, INT32) for name in ("form", "wide", "metric", "threads", "exact", "spare")),
+        *((name, INT32) for name in ("form", "wide", "metric", "threads", "exact", "alike")),
     )
 
 
 class Held(ctypes.Structure):
-    """One tensor whose zeros may be held, its gradient, the running sum of gradients, its successor, and the mask."""
+    """One tensor whose zeros may be held, its gradient, two running sums of gradients that take turns, and the mask."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("w", "grad", "total", "next", "mask", "sums")),
+        *((name, POINTER) for name in ("w", "grad")),
+        ("sums", INT64 * 2),
+        *((name, POINTER) for name in ("mask", "room")),
         *((name, INT64) for name in ("batch", "outer", "slices", "inner")),
-        *((name, DOUBLE) for name in ("share", "sign", "sum_of_shares")),
-        *((name, DOUBLE) for name in ("slope", "group_slope", "group_weight", "most")),
-        *((name, INT64) for name in ("size", "tasks")),
+        ("weights", DOUBLE * 2),
+        *((name, DOUBLE) for name in ("share", "sign", "slope", "group_slope", "group_weight", "most")),
+        *((name, INT64) for name in ("place", "size", "tasks")),
         *((name, INT32) for name in ("type", "grad_type")),
+    )
+
+
+class Holding(ctypes.Structure):
+    """Tensors whose zeros are held together."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("held", "ws", "grads")),
+        ("searches", INT64 * 2),
+        ("count", INT64),
+        *((name, INT32) for name in ("turn", "wide", "threads", "spare")),
     )
 
 
@@ -102,8 +133,8 @@ class Ranked(ctypes.Structure):
 def is_right(native: ctypes.CDLL) -> bool:
     """Return whether a library has these structs, and whether its soft threshold and its rows are right."""
     native.shrinkage_size.argtypes, native.shrinkage_size.restype = [ctypes.c_int], INT64
-    sizes = [native.shrinkage_size(which) for which in range(5)]
-    if sizes != [ctypes.sizeof(kind) for kind in (Op, Job, Call, Held, Ranked)]:
+    sizes = [native.shrinkage_size(which) for which in range(7)]
+    if sizes != [ctypes.sizeof(kind) for kind in (Op, Job, Call, Held, Holding, Search, Ranked)]:
         return False
     soft = moved(native, Form.ELEMENTS, [-3.0, 0.5, 2.0], [Op(Code.SOFT, 1.0)], moments=None)
     rows = moved(native, Form.GROUPS, [3.0, 4.0, 0.1, 0.2], [], moments=[0.0, 0.0, 0.0, 0.0])
@@ -121,10 +152,11 @@ def moved(native: ctypes.CDLL, form: Form, w: list[float], ops: list[Op], moment
     values = (ctypes.c_float * len(w))(*w)
     second = (ctypes.c_float * len(w))(*(moments or []))
     job = Job(batch=1, outer=1, slices=len(w) // width, inner=width, weight=1.0)
-    pointers = Pointers(ctypes.addressof(values), ctypes.addressof(second) if moments else None)
+    ws, seconds = POINTER(ctypes.addressof(values)), POINTER(ctypes.addressof(second) if moments else None)
     step = Step(1.0, 0.0, 1.0)
     program = (Op * max(len(ops), 1))(*ops)
-    call = Call(*map(ctypes.addressof, (job, pointers, step, program, program)), linear=1.0, count=1, op_count=len(ops))
+    call = Call(*map(ctypes.addressof, (job, ws, seconds)), linear=1.0, count=1, op_count=len(ops))
+    call.steps, call.ops, call.norm_ops = map(ctypes.addressof, (step, program, program))
     call.form, call.metric, call.threads = form, int(moments is not None), 1
     native.shrinkage_prox(ctypes.byref(call))
     return list(struct.unpack(f"{len(w)}f", values))

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from shrinkage.execution import native_build
-from shrinkage.execution.native import threads_for
+from shrinkage.execution.native import SERIAL, threads_for
 from shrinkage.execution.native_layout import TYPES, Fold, folded, in_one_type, is_plain
 from shrinkage.execution.native_structs import Held
-from shrinkage.execution.same_tensors import SameTensors
+from shrinkage.execution.native_structs import Holding as Call
+from shrinkage.execution.same_tensors import Addresses, SameTensors
 from shrinkage.penalties.base import Penalty
 from shrinkage.penalties.convex import L1, ElasticNet
 from shrinkage.penalties.elementwise import Elementwise
@@ -28,8 +29,6 @@ from shrinkage.penalties.sparse_group import SparseGroupLasso
 from shrinkage.proximal.precision import at_least_float32
 
 KINKED = (L1, ElasticNet, MCP, SCAD, LogSum)  # penalties of elements whose slope beside 0 is one number
-WORDS = ctypes.sizeof(Held) // 8  # of one parameter, from the start of one to that of the next
-SHARES = Held.share.offset // 8  # the word of the first of three numbers that change
 NOTHING = -1.0  # the slope of a penalty that holds no element by itself
 
 
@@ -60,7 +59,7 @@ class Zeros(NamedTuple):
         total: the running sum of gradients.
         following: is written: the sum with this gradient in it; shaped like `total`, and not the same.
         mask: is written: True where an element stays 0; bool, shaped like `w`.
-        weight: of all gradients in `following`: the running sum of their weights.
+        weight: of all gradients in `total`: the running sum of their weights.
         sign: of the gradient: -1 where the optimizer maximizes.
     """
 
@@ -103,65 +102,79 @@ def hold_(penalty: Penalty, zeros: Sequence[Zeros], decay: float) -> bool:
     folds = [fold_of(slopes, each.w) for each in zeros]
     if None in folds:
         return False
-    rooms = [torch.empty(2 * found.batch * found.slices, dtype=torch.float64) for found in folds if found]
-    entries = (Held * len(zeros))()
-    for entry, each, found, room in zip(entries, zeros, folds, rooms, strict=True):
-        fill(entry, each, slopes, found or Fold(1, 1, 1, 0), room, 1 - decay)
     wide = bool(zeros) and zeros[0].w.dtype is torch.float64
-    alike = all((each.w.dtype is torch.float64) == wide for each in zeros)
-    if alike:
-        size = sum(each.w.numel() for each in zeros)
-        library.shrinkage_hold(entries, ctypes.c_int64(len(zeros)), int(wide), threads_for(size))
-        increment_version([tensor for each in zeros for tensor in (each.following, each.mask)])
-    return alike
+    if any((each.w.dtype is torch.float64) != wide for each in zeros):
+        return False
+    rooms = [torch.empty(2 * found.batch * found.slices, dtype=torch.float64) for found in folds if found]
+    entries, ws, grads = (
+        (Held * len(zeros))(),
+        addresses_of([each.w for each in zeros]),
+        addresses_of([each.grad for each in zeros]),
+    )
+    for place, (entry, each, found, room) in enumerate(zip(entries, zeros, folds, rooms, strict=True)):
+        fill(entry, each, slopes, found or Fold(1, 1, 1, 0), room)
+        take_up(entry, each.total, each.following, each.weight)
+        entry.place, entry.share, entry.sign = place, 1 - decay, each.sign
+    call = Call(*map(ctypes.addressof, (entries, ws, grads)), count=len(zeros), wide=int(wide))
+    call.threads = threads_for(sum(each.w.numel() for each in zeros))
+    library.shrinkage_hold(ctypes.byref(call))
+    increment_version([tensor for each in zeros for tensor in (each.following, each.mask)])
+    return True
 
 
 class Holding:
     """Parameters whose zeros one call holds, and another one restores; what stays from step to step.
 
+    Each has two running sums of gradients, which take turns: one is read, and the next one is written to the other.
+
     Args:
         penalties: one for each parameter; all of them have `slopes_of`, and must not change.
-        ws: the parameters, whose gradients and averages lie in memory as they do.
-        grads: their gradients.
-        totals: the running sums of their gradients.
+        zeros: the parameters; gradients and averages that follow lie in memory as these do.
+        decay: of the averages.
 
     Attributes:
         masks: True where an element stays 0.
     """
 
     def __init__(
-        self, penalties: Sequence[Penalty], ws: Sequence[Tensor], grads: Sequence[Tensor], totals: Sequence[Tensor]
+        self,
+        penalties: Sequence[Penalty],
+        zeros: Sequence[Zeros],
+        decay: float,
     ) -> None:
-        self._penalties, self._ws, self._count = list(penalties), list(ws), len(ws)
-        self._same_ws, self._same_grads, self._same_totals = map(SameTensors, (ws, grads, totals))
-        self.masks = [torch.zeros(w.shape, dtype=torch.bool) for w in ws]
-        self._held = (Held * self._count)()
-        self._rooms = []
-        given = zip(self._held, penalties, ws, grads, totals, self.masks, strict=True)
-        for entry, penalty, w, grad, total, mask in given:
+        self._penalties, self._ws = list(penalties), Addresses([each.w for each in zeros])
+        self._grads = Addresses([each.grad for each in zeros])
+        self.masks = [each.mask for each in zeros]
+        self._held, self._rooms = (Held * len(zeros))(), []
+        for place, (entry, penalty, each) in enumerate(zip(self._held, penalties, zeros, strict=True)):
             slopes = slopes_of(penalty)
-            found = None if slopes is None else fold_of(slopes, w)
+            found = None if slopes is None else fold_of(slopes, each.w)
             if slopes is None or found is None:
-                raise ValueError(f"no kernel holds the zeros of {penalty} in a tensor of shape {tuple(mask.shape)}")
+                raise ValueError(f"no kernel holds the zeros of {penalty} in a tensor of shape {tuple(each.w.shape)}")
             self._rooms.append(torch.empty(2 * found.batch * found.slices, dtype=torch.float64))
-            fill(entry, Zeros(w, grad, total, total, mask, 1.0), slopes, found, self._rooms[-1], 0.0)
-            entry.size = mask.numel()
-        self._words = (ctypes.c_uint64 * (WORDS * self._count)).from_buffer(self._held)
-        self._numbers = (ctypes.c_double * (WORDS * self._count)).from_buffer(self._held)
-        self._wide = int(ws[0].dtype is torch.float64)
-        self._size = sum(w.numel() for w in ws)
+            fill(entry, each, slopes, found, self._rooms[-1])
+            entry.place, entry.share = place, 1 - decay
+        self._call = Call(ctypes.addressof(self._held), self._ws.start, self._grads.start, count=len(zeros))
+        self._call.searches[:] = self._ws.search, self._grads.search
+        self._call.wide, self._call.threads = int(zeros[0].w.dtype is torch.float64), 1
+        self._reference = ctypes.byref(self._call)
+        self._size = sum(each.w.numel() for each in zeros)
+        self._totals = SameTensors([each.total for each in zeros])
+        self._sums = [(each.total, each.following) for each in zeros]
 
     @staticmethod
     def of(
-        penalties: Sequence[Penalty], ws: Sequence[Tensor], grads: Sequence[Tensor], totals: Sequence[Tensor]
+        penalties: Sequence[Penalty],
+        zeros: Sequence[Zeros],
+        decay: float,
     ) -> "Holding | None":
         """Return what holds the zeros of these parameters, at least one; None where there is no kernel for one."""
-        for penalty, w, grad, total in zip(penalties, ws, grads, totals, strict=True):
+        for penalty, each in zip(penalties, zeros, strict=True):
             slopes = slopes_of(penalty)
-            zeros = Zeros(w, grad, total, torch.empty_like(total), torch.empty(w.shape, dtype=torch.bool), 1.0)
-            if slopes is None or not can_hold(zeros) or fold_of(slopes, w) is None:
+            if slopes is None or not can_hold(each) or fold_of(slopes, each.w) is None:
                 return None
-        return Holding(penalties, ws, grads, totals) if len({w.dtype is torch.float64 for w in ws}) == 1 else None
+        alike = len({each.w.dtype is torch.float64 for each in zeros}) == 1
+        return Holding(penalties, zeros, decay) if alike else None
 
     def adopts(self, penalties: Sequence[Penalty]) -> bool:
         """Let other penalties, with the same groups, take the place of these, and return whether they have."""
@@ -177,46 +190,56 @@ class Holding:
         self._penalties = list(penalties)
         return True
 
-    def hold_(
-        self,
-        library: ctypes.CDLL,
-        grads: Sequence[Tensor],
-        totals: Sequence[Tensor],
-        followings: Sequence[Tensor],
-        numbers: tuple[list[Any], list[Any], list[Any]],
-        *,
-        known: bool = False,
-    ) -> bool:
-        """Average gradients into `followings`, note the zeros that they hold, and return True.
-
-        False, and nothing is done, unless the tensors are as they were.
+    def take_up(self, totals: Sequence[Tensor], weights: Sequence[float], *, lent: bool) -> bool:
+        """Go on from other running sums, and return True; False, and nothing is done, if they lie otherwise in memory.
 
         Args:
-            library: of native kernels.
-            grads: of the parameters.
-            totals: the running sums of gradients.
-            followings: written: like `totals`, not the same, and nobody else's.
-            numbers: the shares of gradients, their signs, and the running sums of all shares.
-            known: the totals are followings of an earlier call, and nobody else's.
+            totals: the sums.
+            weights: of all gradients in each.
+            lent: somebody else may have them, or those that there were; then new memory is written to.
         """
-        if not (self._same_ws(self._ws) and self._same_grads(grads) and (known or self._same_totals(totals))):
+        if not self._totals(totals):
             return False
-        words = self._words
-        words[0::WORDS] = [w.data_ptr() for w in self._ws]
-        words[1::WORDS] = [grad.data_ptr() for grad in grads]
-        words[2::WORDS] = [total.data_ptr() for total in totals]
-        words[3::WORDS] = [following.data_ptr() for following in followings]
-        for place, values in enumerate(numbers, SHARES):
-            self._numbers[place::WORDS] = values
-        library.shrinkage_hold(self._held, ctypes.c_int64(self._count), self._wide, threads_for(self._size))
-        increment_version(followings)
+        own = [total.clone() if lent else total for total in totals]
+        rooms = [pair[1 - self._call.turn] for pair in self._sums]
+        rooms = [torch.empty_like(total) if lent else room for total, room in zip(own, rooms, strict=True)]
+        self._sums = list(zip(own, rooms, strict=True))
+        for entry, pair, weight in zip(self._held, self._sums, weights, strict=True):
+            take_up(entry, *pair, weight)
+        self._call.turn = 0
         return True
 
-    def restore_(self, library: ctypes.CDLL) -> None:
-        """Set parameters to 0 where masks are True; they must be as they were, as a call before has checked."""
-        self._words[0::WORDS] = [w.data_ptr() for w in self._ws]
-        library.shrinkage_restore(self._held, ctypes.c_int64(self._count))
-        increment_version(self._ws)
+    def averages(self) -> list[tuple[Tensor, float]]:
+        """Return the running sums, and those of the weights of gradients in them."""
+        turn = self._call.turn
+        return [(pair[turn], entry.weights[turn]) for entry, pair in zip(self._held, self._sums, strict=True)]
+
+    def flip(self) -> None:
+        """Let the sums that were written last be the running ones."""
+        self._call.turn = 1 - self._call.turn
+
+    def set_signs(self, signs: Sequence[float]) -> None:
+        """Set the signs of gradients: -1 where the optimizer maximizes."""
+        for entry, sign in zip(self._held, signs, strict=True):
+            entry.sign = sign
+
+    def hold_(self, library: ctypes.CDLL, ws: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:
+        """Average gradients, note the zeros that they hold, and return True.
+
+        False, and nothing is done, unless parameters and gradients are as they were.
+        """
+        if not (self._ws.take(ws) and self._grads.take(grads)):
+            return False
+        if self._size >= SERIAL:
+            self._call.threads = threads_for(self._size)
+        return bool(library.shrinkage_hold(self._reference))
+
+    def restore_(self, library: ctypes.CDLL, ws: Sequence[Tensor]) -> bool:
+        """Set parameters to 0 where masks are True, and return True; the caller tells autograd.
+
+        False, and nothing is done, unless they are as they were.
+        """
+        return self._ws.take(ws) and bool(library.shrinkage_restore(self._reference))
 
 
 def can_hold(zeros: Zeros) -> bool:
@@ -236,18 +259,24 @@ def fold_of(slopes: Slopes, w: Tensor) -> Fold | None:
     return folded(slopes.groups, w.shape, tuple(range(w.dim())))
 
 
-def fill(entry: Held, zeros: Zeros, slopes: Slopes, found: Fold, room: Tensor, share: float) -> None:
-    """Write down one parameter."""
-    w, grad, total, following, mask, weight, sign = zeros
-    entry.w, entry.grad, entry.total = w.data_ptr(), grad.data_ptr(), total.data_ptr()
-    entry.next, entry.mask = following.data_ptr(), mask.data_ptr()
-    entry.sums = None if slopes.groups is None else room.data_ptr()
+def fill(entry: Held, zeros: Zeros, slopes: Slopes, found: Fold, room: Tensor) -> None:
+    """Write down one parameter, but for its sums and where it is."""
+    entry.mask, entry.room = zeros.mask.data_ptr(), None if slopes.groups is None else room.data_ptr()
     entry.batch, entry.outer, entry.slices, entry.inner = found
-    entry.share, entry.sign = share, sign
-    entry.sum_of_shares = max(weight, torch.finfo(total.dtype).tiny)
     entry.slope, entry.group_slope, entry.most = slopes.element, slopes.group, slopes.most
     entry.group_weight = math.sqrt(max(found.outer * found.inner, 1)) if slopes.weigh_by_size else 1.0
-    entry.type, entry.grad_type = TYPES[w.dtype], TYPES[grad.dtype]
+    entry.size, entry.type, entry.grad_type = zeros.w.numel(), TYPES[zeros.w.dtype], TYPES[zeros.grad.dtype]
+
+
+def take_up(entry: Held, total: Tensor, following: Tensor, weight: float) -> None:
+    """Write down the two sums of one parameter, the first of which is the running one."""
+    entry.sums[:] = total.data_ptr(), following.data_ptr()
+    entry.weights[0] = weight
+
+
+def addresses_of(tensors: Sequence[Tensor]) -> Any:
+    """Return where tensors are, as an array, one at least."""
+    return (ctypes.c_void_p * max(len(tensors), 1))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def restore_(held: Sequence[tuple[Tensor, Tensor]]) -> bool:
@@ -255,10 +284,10 @@ def restore_(held: Sequence[tuple[Tensor, Tensor]]) -> bool:
     library = native_build.library()
     if library is None or not all(can_restore(w, mask) for w, mask in held):
         return False
-    entries = (Held * len(held))()
-    for entry, (w, mask) in zip(entries, held, strict=True):
-        entry.w, entry.mask, entry.size, entry.type = w.data_ptr(), mask.data_ptr(), w.numel(), TYPES[w.dtype]
-    library.shrinkage_restore(entries, ctypes.c_int64(len(held)))
+    entries, ws = (Held * len(held))(), addresses_of([w for w, _ in held])
+    for place, (entry, (w, mask)) in enumerate(zip(entries, held, strict=True)):
+        entry.place, entry.mask, entry.size, entry.type = place, mask.data_ptr(), w.numel(), TYPES[w.dtype]
+    library.shrinkage_restore(ctypes.byref(Call(ctypes.addressof(entries), ctypes.addressof(ws), count=len(held))))
     increment_version([w for w, _ in held])
     return True
 

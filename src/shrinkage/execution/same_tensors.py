@@ -1,6 +1,7 @@
-"""Whether tensors still are what they were: asked before every native call, as nothing else keeps a kernel from writing
-beside a tensor."""
+"""Whether tensors still are what they were, and where they are: asked before every native call, as nothing else keeps a
+kernel from writing beside a tensor."""
 
+import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-KINDS = (Tensor, nn.Parameter)  # of tensors: others may keep their numbers elsewhere
+from shrinkage.execution import native_build
+from shrinkage.execution.native_tensors import KINDS, Sought, others
 
 
 class Known(NamedTuple):
@@ -44,6 +46,38 @@ class SameTensors:
         return (self._guards is not None and self._guards(*tensors)) or all_fit(self._known, tensors)
 
 
+class Addresses:
+    """Where tensors lie in memory, found anew in each native call, or before it where kernels cannot.
+
+    Args:
+        tensors: what is looked for has their types, shapes and strides.
+
+    Attributes:
+        start: where the list of addresses is, which kernels read.
+        search: what kernels look for themselves; 0 if Python does.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        library = native_build.library()
+        searches = library is not None and library.shrinkage_searches()
+        self._sought = Sought(tensors) if searches else None
+        self._same = None if searches else SameTensors(tensors)
+        self._found = (ctypes.c_uint64 * max(len(tensors), 1))() if self._sought is None else self._sought.found
+        self.start, self.search = ctypes.addressof(self._found), 0 if self._sought is None else self._sought.address
+
+    def take(self, tensors: Sequence[Tensor]) -> bool:
+        """Let tensors be found, which have to live until the call is over, and return True.
+
+        False if they are not as many, or one is not what was looked for, as far as Python looks.
+        """
+        if self._sought is not None:
+            return self._sought.take(tensors)
+        if self._same is None or not self._same(tensors):
+            return False
+        self._found[: len(tensors)] = list(map(Tensor.data_ptr, tensors))
+        return True
+
+
 def all_fit(known: Sequence[Known], tensors: Sequence[Tensor]) -> bool:
     """Return whether all tensors are what they were, and have their numbers in the memory of the host."""
     for (dtype, shape, stride), tensor in zip(known, tensors, strict=True):
@@ -70,12 +104,11 @@ def guards_of(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
 def guards_are_right() -> bool:
     """Return whether this version of torch has these guards, and they see each change that all_fit sees."""
     w = torch.zeros(2, 3)
-    others = [w.double(), torch.zeros(3, 2), torch.zeros(3, 2).t(), torch.zeros(6), torch.zeros(2, 6)[:, ::2]]
-    others += [w.to("meta"), w.to_sparse(), torch._neg_view(w), nn.Parameter(w)]
     try:
         check = guards_of([w, nn.Parameter(w)])
         if check is None or not check(torch.ones(2, 3), nn.Parameter(w)):
             return False
-        return not any(check(other, nn.Parameter(w)) for other in others)
+        changed = [*others(w), torch._neg_view(w), nn.Parameter(w)]
+        return not any(check(other, nn.Parameter(w)) for other in changed)
     except Exception:  # a private name, of which nothing is promised
         return False
