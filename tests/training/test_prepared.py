@@ -424,6 +424,66 @@ def test_a_state_that_was_taken_stays_as_it_was(count):
         assert torch.equal(average["weight"], kept["averages"][0][name]["weight"])
 
 
+def test_a_state_that_was_taken_in_the_middle_stays_as_it_was(count):
+    """By a hook between what comes before a step and what comes after it."""
+    runs = [Run(MAKERS["sgd"], L1(0.1), compile=compile, hold=0.9) for compile in ("auto", False)]
+    taken = []
+    for run in runs:
+        run.step(3)
+        hook = run.optimizer.register_step_post_hook(lambda *_, run=run: taken.append(run.regularizer.state_dict()))
+        run.optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)
+        run.step()
+        hook.remove()
+        kept = copy.deepcopy(taken[-1]["averages"])
+        run.step(4)
+        assert str(taken[-1]["averages"]) == str(kept)
+    assert count.steps == 7
+    assert str(taken[0]["averages"][0].keys()) == str(taken[1]["averages"][0].keys())
+    assert_same(*runs)
+
+
+def test_a_state_that_was_taken_stays_where_a_parameter_had_no_gradient(count):
+    """Its average did not change then, and is not written to afterwards."""
+    runs = [Run(MAKERS["plain sgd"], L1(0.1), compile=compile, hold=0.9) for compile in ("auto", False)]
+    for run in runs:
+        run.step(3)
+        taken = run.regularizer.state_dict()
+        kept = copy.deepcopy(taken["averages"])
+        no_gradient_for_one(run)
+        run.step(4)
+        assert str(taken["averages"]) == str(kept)
+    assert count.steps == 6
+    assert_same(*runs)
+
+
+@pytest.mark.parametrize("make", [SGD, AdamW])
+def test_groups_have_rates_of_their_own(make, count):
+    def grouped(parameters) -> Optimizer:
+        first, *others = parameters
+        return make([{"params": [first], "lr": 0.02}, {"params": others}], lr=0.01)
+
+    runs = [Run(grouped, L1(0.5), compile=compile) for compile in ("auto", False)]
+    for run in runs:
+        run.step(4)
+        run.optimizer.param_groups[1]["lr"] = 0.05
+        run.step(2)
+    assert count.steps == 5
+    assert_same(*runs)
+
+
+@pytest.mark.parametrize("change", ["nothing", "another order in memory", "another type", "no gradient for one"])
+@pytest.mark.parametrize("make", ["sgd", "adamw"])
+def test_python_finds_tensors_where_kernels_cannot(change, make, count, monkeypatch):
+    monkeypatch.setattr(native_build.library(), "shrinkage_searches", lambda: 0)
+    runs = [Run(MAKERS[make], L1(0.1), compile=compile, hold=0.9, shape=(5, 5)) for compile in ("auto", False)]
+    for run in runs:
+        run.step(4)
+        CHANGES[change](run)
+        run.step(3)
+    assert count.steps >= 3
+    assert_same(*runs)
+
+
 def test_a_parameter_that_comes_back_into_the_model_is_found(count):
     """A rule penalizes it, and the optimizer steps it, though the model did not hold it for a while."""
     runs = []

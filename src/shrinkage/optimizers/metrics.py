@@ -55,9 +55,14 @@ def adam_metrics(group: Group, states: Sequence[State]) -> JointSteps:
     """`adam_metric` of several parameters on a CPU, most of which have made as many steps."""
     moment, beta2 = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq", group["betas"][1]
     lr, eps = item_if_on_cpu(group["lr"]), group["eps"]
-    counts = [float(state["step"]) for state in states]
-    numbers = {count: (lr, eps, 1 - beta2 ** max(count, 1.0)) for count in set(counts)}
-    return JointSteps([state[moment] for state in states], [numbers[count] for count in counts])
+    found, made, numbers = JointSteps([], []), None, (lr, eps, 1.0)
+    for state in states:  # a plain loop: this is asked after every step
+        count = float(state["step"])
+        if count != made:
+            made, numbers = count, (lr, eps, 1 - beta2 ** max(count, 1.0))
+        found.moments.append(state[moment])
+        found.numbers.append(numbers)
+    return found
 
 
 def rmsprop_metric(group: Group, state: State, w: Tensor) -> Step:

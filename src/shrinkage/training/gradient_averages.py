@@ -8,7 +8,7 @@ solutions: at one, the average is the gradient, and holds exactly the zeros that
 
 from collections.abc import Mapping, Sequence
 from ctypes import c_float
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,13 @@ class Average(NamedTuple):
         return is_lazy(w) or self.total.shape == w.shape
 
 
+class Source(Protocol):
+    """What has the averages of some parameters, until somebody asks for them."""
+
+    def averages(self) -> Mapping[str, Average]:
+        """Return them by name, as they are now."""
+
+
 class Averages:
     """The averaged gradient of each penalized parameter, by name.
 
@@ -42,14 +49,37 @@ class Averages:
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
-        self._averages: dict[str, Average] = {}
+        self._known: dict[str, Average] = {}
+        self._source: Source | None = None  # has newer ones
         self._next: dict[str, Average] = {}
-        self._lent = True
+        self._next_source: Source | None = None
+        self._lent = self._lent_meanwhile = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        known = self._averages  # a copy has no source
+        self._lend()
+        return {**vars(self), "_known": known, "_next": {}, "_next_source": None}
 
     @property
     def lent(self) -> bool:
         """Whether somebody else may have one of the tensors."""
         return self._lent
+
+    def _lend(self) -> None:
+        """Note that somebody else may have the tensors from now on."""
+        self._lent = self._lent_meanwhile = True
+
+    @property
+    def _averages(self) -> dict[str, Average]:
+        """All of them, as nobody else has newer ones from here on."""
+        if self._source is not None:
+            self._known |= self._source.averages()
+            self._source = None
+        return self._known
+
+    @_averages.setter
+    def _averages(self, averages: dict[str, Average]) -> None:
+        self._known, self._source = averages, None
 
     def of(self, name: str) -> Average | None:
         """Return the average of a parameter, if one is kept."""
@@ -74,7 +104,8 @@ class Averages:
             found = other._averages.get(name)
             if found is not None and found.total.shape == own.total.shape:
                 self._averages[name] = found
-        self._lent = other._lent = True
+        self._lend()
+        other._lend()
 
     def check(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise `ValueError` unless `state` has the averages of these parameters, all of them if any."""
@@ -117,24 +148,30 @@ class Averages:
         """Let averages with one more gradient in them follow, by name, if `commit` does."""
         self._next |= averages
 
-    def commit(self) -> bool:
-        """Keep what was taken in: the update has happened.
+    def take_in_from(self, source: Source) -> None:
+        """Let the averages that a source has then follow, if `commit` does; they are asked for when somebody does."""
+        self._next_source, self._lent_meanwhile = source, False
 
-        Returns:
-            Whether nobody else can have the averages that were followed, so that their memory can be used anew.
-        """
-        self._averages |= self._next
-        self._next = {}
-        lent, self._lent = self._lent, False
-        return not lent
+    def is_source(self, source: Source) -> bool:
+        """Return whether a source has all averages, and nobody else may have one of its tensors."""
+        return self._source is source and not self._lent
+
+    def commit(self) -> None:
+        """Keep what was taken in: the update has happened."""
+        if self._next_source is not None:
+            self._source, self._next_source, self._lent = self._next_source, None, self._lent_meanwhile
+        elif self._next:
+            self._averages |= self._next
+            self._lent = self._lent and len(self._next) < len(self._averages)
+            self._next = {}
 
     def discard(self) -> None:
         """Forget what was taken in for an update that did not happen."""
-        self._next = {}
+        self._next, self._next_source = {}, None
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the averages as tensors."""
-        self._lent = True
+        self._lend()
         found = {
             name: {"total": total, "weight": torch.as_tensor(weight, dtype=total.dtype)}
             for name, (total, weight) in self._averages.items()
@@ -144,7 +181,7 @@ class Averages:
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from `state_dict`."""
-        self._lent = True
+        self._lend()
         self._averages = {name: Average(**average) for name, average in state.items()}
 
 

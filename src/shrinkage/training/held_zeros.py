@@ -81,11 +81,11 @@ def mask_by_kernel(
     average = averages.of(name)
     if average is None or grad is None or not w.is_cpu or isinstance(factor, Tensor):
         return None
-    weight = following_weight(average.weight, 1 - averages.decay, average.total)
+    weight = item_if_on_cpu(average.weight)
     if isinstance(weight, Tensor):
         return None
     total, mask = torch.empty_like(average.total), torch.empty(w.shape, dtype=torch.bool)
     if not hold_(penalty, [Zeros(w, grad, average.total, total, mask, weight, factor)], averages.decay):
         return None
-    averages.take_in({name: Average(total, weight)})
+    averages.take_in({name: Average(total, following_weight(weight, 1 - averages.decay, total))})
     return mask

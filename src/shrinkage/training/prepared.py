@@ -12,6 +12,7 @@ from operator import is_
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from shrinkage.execution import native, native_build
@@ -178,6 +179,7 @@ class Prepared:
             as_they_were &= run.move_(self._library)
         if self._zeros is not None:
             self._zeros.after(self._library, as_they_were=as_they_were)
+        increment_version(self._parameters)
 
 
 def is_usual(target: PenalizedParameter) -> bool:
@@ -202,7 +204,7 @@ class Run:
     def __init__(self, batch: Batch, targets: Targets, optimizer: Optimizer, metric: Metric, compile: Compile) -> None:
         self._batch, self._targets, self._compile = batch, targets, compile
         self._penalty = targets[0].penalty
-        self._ws = [target.parameter for target in targets]
+        self._ws = tuple(target.parameter for target in targets)
         self._steps_of = steps_of(targets[0].how, metric)
         self._parts = [
             (optimizer.param_groups[group], states_of(optimizer, list(members)))
@@ -215,10 +217,14 @@ class Run:
         return self._batch.adopts(self._penalty)
 
     def move_(self, library: ctypes.CDLL) -> bool:
-        """Move the parameters by one call, and return True; False if they changed, and took another way."""
-        parts = [self._steps_of(group, states) for group, states in self._parts]
-        steps = parts[0]
-        for moments, numbers in parts[1:]:
+        """Move the parameters by one call, and return True; False if they changed, and took another way.
+
+        Autograd is told by the caller.
+        """
+        (group, states), *others = self._parts
+        steps = self._steps_of(group, states)
+        for group, states in others:
+            moments, numbers = self._steps_of(group, states)
             steps = JointSteps(steps.moments + moments, steps.numbers + numbers)
         if self._batch.move_(library, self._ws, steps):
             return True
