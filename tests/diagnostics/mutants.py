@@ -6,7 +6,7 @@ MUTANTS = [
     M("                    reached = True\n", "", "suggested_strengths", "another"),
     M("    if not reached:\n", "    if False:\n", "suggested_strengths", "another"),
     M("return self.report._repr_html_()", "return repr(self)", "notebooks", "printed"),
-    M("joined = [f\"{len(self.runs)} paths joined\"] if self.runs else []", "joined = []", "notebooks", "paths"),
+    M("joined = [f\"{len(self.runs)} paths joined\"] if self.runs else []", "joined = []", "choices", "prints"),
     M("return isinstance(content, Mapping) and \"param_groups\" in content", "return False", "checkpoint_files"),
     M("OPTIMIZERS.match(name)", "False", "checkpoint_files", "beside"),
     M("OPTIMIZERS.match(name)", "name.startswith(\"optim\")", "checkpoint_files", "are_found"),
