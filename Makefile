@@ -51,7 +51,7 @@ docs: $(VENV)/installed
 
 # Pages, a gallery and a page per public name, in runs/site; SITE="-D plot_gallery=0" leaves out the pictures of the gallery.
 site: $(VENV)/site
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs $(SITE) . runs/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --write-all -c docs $(SITE) . runs/site
 
 # A wheel that carries native kernels for this system and machine; `pip wheel .` makes one that builds them at first use.
 wheel: $(VENV)/installed
