@@ -45,7 +45,8 @@ def wide(page):
 
 
 def test_no_page_is_wider_than_a_phone(window):
-    pages = [page for page in sorted(SITE.rglob("*.html")) if "_static" not in page.parts]
+    leads_on = SITE / "index.html"  # to another page
+    pages = [page for page in sorted(SITE.rglob("*.html")) if "_static" not in page.parts and page != leads_on]
     assert len(pages) > 100
     found = {page.relative_to(SITE): wide(window.open(page, width=WIDTHS[0])) for page in pages}
     assert not {page: what for page, what in found.items() if what}
