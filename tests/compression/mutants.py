@@ -237,7 +237,7 @@ MUTANTS = [
     M("{**widths, **(attributes or {})})\n\n", "{**(attributes or {}), **widths})\n\n", "shrink_plan", "go_before"),
     M("copy.deepcopy(model, memo)", "copy.deepcopy(model)", "shrink_plan", "what_stays"),
     M("name in plan.keep or type(tensor) is nn.Parameter", "name in plan.keep", "shrink_plan", "stay_whole"),
-    M("if not isinstance(model, AveragedModel):", "if True:", "shrink_plan", "averages"),
+    M("model if isinstance(model, AveragedModel) else dense", "dense", "shrink_plan", "averages"),
     M("requires_grad=weight.requires_grad", "requires_grad=True", "shrink_plan", "new_biases"),
     M("key=lambda dim: -strides[dim]", "key=lambda dim: dim", "shrink_plan", "order_of_memory", file="compression/plans/tensors.py"),
     M("order.index(dim), torch.tensor", "dim, torch.tensor", "shrink_plan", "as_indexing"),
