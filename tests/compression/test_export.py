@@ -5,12 +5,17 @@ import torch
 
 from channels import free_channels
 from shrinkage import shrink
-from zoo.harness import choose, zero_
+from zoo.families import FAMILIES
+from zoo.harness import choose, difference, size, zero_
 from zoo.own import CASES
 
 MECHANISMS = ("attention-reshaped", "multihead-attention", "nanoGPT", "lstm")  # heads in three ways, recurrent units
 LSTM = "ignore:The tensor attributes .*_flat_weights:UserWarning"  # of torch, which puts them back
 NAMES = ("mlp", "resnet", "mobilenet", "unet", "swiglu", *MECHANISMS)
+OTHERS = (
+    "maxout", "graph-convolution", "mixture-dense", "pixel-shuffle", "depth-multiplier", "minGPT", "einsum-attention",
+    "rotary", "grouped-queries-native", "vision-transformer",
+)  # fmt: skip
 
 
 @pytest.fixture(params=NAMES)
@@ -50,3 +55,27 @@ def test_smaller_models_run_in_onnxruntime(small, dynamic, tmp_path):
     for x in (example, other):
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter deprecates parts of itself
+@pytest.mark.parametrize("name", OTHERS)
+def test_smaller_models_of_other_families_leave_python(name):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    case = next(case for case in CASES + FAMILIES if case.name == name)
+    model, (example, _) = case.make(), case.example()
+    zero_(model, choose(free_channels(model, example, {})), "all")
+    small = shrink(model, example).model
+    assert size(small) < size(model)
+    with torch.no_grad():
+        program = torch.export.export(small, example)
+        made = torch.onnx.export(program, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(made.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    for seed in range(3):
+        given, _ = case.example(seed)
+        answer = small(*given)
+        assert difference(answer, program.module()(*given)) < 1e-5
+        (found,) = session.run(None, dict(zip(names, [x.numpy() for x in given], strict=True)))
+        assert difference(answer.detach(), torch.from_numpy(found)) < 1e-4
