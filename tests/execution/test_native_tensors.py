@@ -60,7 +60,9 @@ def test_a_list_is_read_each_time():
 
 
 def test_as_many_tensors():
-    sought = Sought([weight(), weight()])
+    own = [weight(), weight()]
+    sought = Sought(own)
+    assert finds(sought, own)
     assert not any(finds(sought, other) for other in ([], (), [weight()], [weight()] * 3))
     assert Sought([]).take([])
 
