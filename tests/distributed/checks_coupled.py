@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 from distributed.common import whole
 from distributed.registry import worlds
 from models import train_step
-from shrinkage import L2, MCP, Coupled, Grouped, GroupLasso, Member, Penalty, Regularizer, Rule
+from shrinkage import L2, MCP, Bound, Coupled, Grouped, GroupLasso, Member, Penalty, Regularizer, Rule
 from shrinkage.selection.how import How
 
 STEPS = 4
@@ -75,6 +75,7 @@ RULES: Sequence[tuple[Penalty, How, int]] = (
     (GroupLasso(4.0, heads()), "decoupled", 1),
     (Grouped(L2(0.5), heads()), "decoupled", 1),
     (GroupLasso(0.2, heads()), "gradient", 1),
+    (GroupLasso(Bound(40.0), heads()), "proximal", 1),
 )
 
 

@@ -36,7 +36,20 @@ from distributed.common import (
 )
 from distributed.registry import worlds
 from models import loss_of, mlp, soft_, train_step, weights
-from shrinkage import L1, L2, GroupLasso, Ramp, Regularizer, Rows, regularize
+from shrinkage import (
+    L1,
+    L2,
+    Bound,
+    Corrected,
+    Coupled,
+    GroupLasso,
+    Member,
+    Ramp,
+    Regularizer,
+    Rows,
+    Rule,
+    regularize,
+)
 from shrinkage.selection.how import How
 
 
@@ -132,6 +145,15 @@ def check_against_a_loop_written_by_hand(rank: int, world: int) -> dict[str, flo
 
 def check_schedule(rank: int, world: int) -> None:
     trained(rank, world, L1(lambda update: 0.02 * update), adam)
+
+
+def check_controls(rank: int, world: int) -> None:
+    """Every process measures the same weights, and sends no message."""
+    coupled = Coupled([Member("0.weight", 0, range(8)), Member("2.weight", 1, range(8))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", lambda *_, **options: pytest.fail("a message"))
+        for penalty in (L1(Bound(4.0)), [Rule(GroupLasso(Bound(4.0), coupled))], L1(Corrected(0.05))):
+            assert zero_count(trained(rank, world, penalty, adam, steps=20)) > 0
 
 
 def check_held_zeros(rank: int, world: int) -> None:

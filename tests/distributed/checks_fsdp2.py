@@ -216,6 +216,8 @@ MESSAGES = [
     Messages(GroupLInf(0.01, Columns()), sgd, 0, gathered=5),
     Messages(GroupLasso(0.01, Rows()), adamw, 0),
     Messages(L1(0.01), adamw, 0, hold_zeros=0.9),
+    Messages(L1(Bound(1.0)), adamw, 1),  # what all layers add to R, and to what a step takes off it
+    Messages(GroupLasso(Bound(1.0), Rows()), sgd, 1),
 ]
 
 

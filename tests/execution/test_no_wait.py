@@ -11,7 +11,20 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RAdam, RMSprop
 
 from catalog import CONSTRAINTS, PENALTIES, PenaltyCase
-from shrinkage import L1, AttachmentError, GroupLasso, Regularizer, Rows, Rule
+from shrinkage import (
+    L1,
+    L2,
+    AttachmentError,
+    Bound,
+    Columns,
+    Corrected,
+    Coupled,
+    GroupLasso,
+    Member,
+    Regularizer,
+    Rows,
+    Rule,
+)
 
 # They iterate until nothing changes, count singular values, or run on the host: an accelerator is waited for.
 WAITING = ("Nuclear", "SpectralBall", "FusedLasso", "Orthogonal")
@@ -29,7 +42,7 @@ MAKES = {
 
 
 def sliced(tensor, index):
-    """`tensor[index]`, slices and numbers."""
+    """`tensor[index]`, by slices, numbers and one row of indices."""
     dim = 0
     for each in index if isinstance(index, tuple) else (index,):
         if isinstance(each, int):
@@ -37,6 +50,8 @@ def sliced(tensor, index):
             continue
         if each is None:
             tensor = tensor.unsqueeze(dim)
+        elif isinstance(each, torch.Tensor):
+            tensor = tensor.index_select(dim, each)
         else:
             tensor = torch.ops.aten.slice.Tensor(tensor, dim, each.start, each.stop, each.step or 1)
         dim += 1
@@ -51,7 +66,7 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
-def run(make, rules, *, shape=(4, 6), **options):
+def run(make, rules, *, shape=(4, 6), stepped=lambda: None, **options):
     """Two steps of a model with two penalized parameters and one that is not."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = nn.ParameterDict({name: nn.Parameter(torch.empty(shape, device="cuda")) for name in ("a", "b", "c")})
@@ -59,8 +74,9 @@ def run(make, rules, *, shape=(4, 6), **options):
         Regularizer(model, rules, compile=False, **options).attach(optimizer)
         for parameter in model.parameters():
             parameter.grad = torch.empty(shape, device="cuda")
-        optimizer.step()
-        optimizer.step()
+        for _ in range(2):
+            optimizer.step()
+            stepped()
 
 
 @pytest.mark.parametrize(
@@ -95,6 +111,66 @@ def test_every_optimizer(make):
 def test_options(options):
     run(MAKES["AdamW fused"], {"a": L1(0.1), "b": L1(lambda update: 0.1 / (1 + update))}, **options)
     run(MAKES["AdamW fused"], Rule(GroupLasso(0.1, Rows()), "a", every=2))
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What happens to copies of tensors on the host: they have numbers once their event was waited for."""
+    happened = []
+
+    class Event:
+        def __init__(self, device):
+            assert device == "cuda"
+
+        def record(self):
+            happened.append("copied")
+
+        def synchronize(self):
+            happened.append("arrived")
+
+    class Copy:
+        def __init__(self, shape):
+            self.shape = shape
+
+        def tolist(self):
+            assert happened[-1] == "arrived", "read before it was there"
+            rows, columns = self.shape
+            return [[1.0] * columns for _ in range(rows - 1)] + [[0.0] * columns]
+
+    convert = torch.Tensor.to
+
+    def to(tensor, *target, non_blocking=False):
+        if target != ("cpu",):
+            return convert(tensor, *target)
+        assert non_blocking, "a copy that is waited for"
+        return Copy(tuple(tensor.shape))
+
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    return happened
+
+
+COUPLED = Coupled([Member("a", 0, range(4)), Member("b", 0, range(4))])
+
+
+@pytest.mark.parametrize("make", ["SGD", "AdamW fused", "AdamW capturable"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"a": L1(Bound(2.0)), "b": GroupLasso(Bound(2.0), Columns())},
+        Rule(L2(Bound(2.0, rate=0.1)), "[ab]", "decoupled"),
+        [Rule(GroupLasso(Bound(2.0), COUPLED))],
+    ],
+    ids=["elements and groups", "rate", "coupled"],
+)
+def test_what_controls_measure_is_read_an_update_later(make, rules, log):
+    run(MAKES[make], rules, stepped=lambda: log.append("stepped"))
+    assert log == ["copied", "stepped", "arrived", "copied", "stepped"]
+
+
+def test_the_learning_rate_is_read_on_the_host(log):
+    run(MAKES["AdamW fused"], Rule(L2(Corrected(0.1)), "[ab]", "decoupled"))
+    assert log == []
 
 
 def test_a_number_that_is_read_back_is_noticed():

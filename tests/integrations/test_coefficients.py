@@ -16,7 +16,10 @@ from problems import standardised_breast_cancer, standardised_diabetes
 from shrinkage import (
     L1,
     L2,
+    Activities,
+    Bound,
     Columns,
+    Corrected,
     ElasticNet,
     Grouped,
     GroupLasso,
@@ -80,6 +83,20 @@ def test_a_term_in_the_loss(term, penalty):
         train_step(optimizer, with_term(model, batch))
     found = trained(lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9), penalized(penalty, "gradient", "0.weight"))
     assert difference(found, model) <= 1e-14
+
+
+@pytest.mark.parametrize(
+    ("term", "penalty"),
+    [(lambda h: C * h.abs().sum(1).mean(), L1(C)), (lambda h: C * h.square().sum(1).mean(), L2(2 * C))],
+    ids=["L1", "L2"],
+)
+def test_a_term_of_what_a_layer_puts_out(term, penalty):
+    with_term, marked = mlp(torch.float64), mlp(torch.float64)
+    activities = Activities(marked, {"1": penalty})
+    for batch in batches(5, torch.float64):
+        train_step(SGD(with_term.parameters(), lr=0.1), loss_of(with_term, batch) + term(with_term[:2](batch[0])))
+        train_step(SGD(marked.parameters(), lr=0.1), activities.mark(loss_of(marked, batch)))
+    assert difference(marked, with_term) <= 1e-14
 
 
 def test_a_sum_over_samples_has_as_many_times_the_strength():
@@ -268,6 +285,12 @@ def test_keras(monkeypatch):
         leaf = w.clone().requires_grad_(True)
         theirs(leaf).backward()
         torch.testing.assert_close(leaf.grad, penalty.gradient(w), rtol=1e-6, atol=0)
+    for theirs, penalty in ((keras.regularizers.L1(C), L1(C)), (keras.regularizers.L2(C), L2(2 * C))):
+        layer, model = keras.layers.Activation("relu", activity_regularizer=theirs), nn.Sequential(nn.ReLU())
+        inputs = [w.clone().requires_grad_(True) for _ in range(2)]
+        (layer(inputs[0]).square().mean() + sum(layer.losses)).backward()
+        Activities(model, {"0": penalty}).mark(model(inputs[1]).square().mean()).backward()
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
     kept = keras.constraints.MaxNorm(1.2, axis=0)(w.T)  # kernels are (in, out) there
     torch.testing.assert_close(kept.T, MaxNorm(1.2).prox(w, 1.0), rtol=1e-5, atol=0)
     variable = keras.Variable(w.numpy())
@@ -335,6 +358,38 @@ def test_timm(name, how):
     assert difference(found, trained(make(0.0))) > 1e-3
 
 
+def falling(make, decay, corrected):
+    """`mlp` after steps at a learning rate that falls from its peak to a tenth of it."""
+    model = mlp(torch.float64)
+    optimizer = make(model, decay)
+    if corrected:
+        Regularizer(model, {"*": L2(Corrected(C))}, how="decoupled").attach(optimizer)
+    for step, batch in enumerate(batches(10, torch.float64)):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - 0.1 * step)
+        train_step(optimizer, loss_of(model, batch))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("owner", ["timm", "pytorch_optimizer"])
+def test_decay_that_is_corrected(owner):
+    """Theirs takes the learning rate with which it is made for the peak."""
+    with torchvision_models.aside():
+        module = package("timm.optim" if owner == "timm" else owner)
+
+    def theirs(model, decay):
+        if owner == "timm":
+            return module.create_optimizer_v2([*model.parameters()], opt="adamc", lr=0.1, weight_decay=decay)
+        return module.AdamC([{"params": [*model.parameters()], "normalized": True}], lr=0.1, weight_decay=decay)
+
+    def plain(model, decay):
+        return AdamW(model.parameters(), lr=0.1, weight_decay=decay)
+
+    found, expected = falling(plain, 0.0, corrected=True), falling(theirs, C, corrected=False)
+    assert difference(found, expected) <= 1e-12
+    assert difference(found, falling(plain, C, corrected=False)) > 1e-3
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_adam_cpr():
     """Their bound is on the sum of squares, or of absolute values; the multiplier decays by twice its value.
@@ -357,6 +412,16 @@ def test_adam_cpr():
     torch.testing.assert_close(run("l2", 2.0).norm(), limit, rtol=1e-2, atol=0)
     limit = L1Ball(3.0).prox(target, 1.0).abs().sum()
     torch.testing.assert_close(run("l1", 3.0).abs().sum(), limit, rtol=1e-2, atol=0)
+
+    for name, kappa, penalty in (("l2", 2.0, L2(Bound(1.0))), ("l1", 3.0, L1(Bound(3.0)))):
+        layer = nn.Linear(12, 1, bias=False, dtype=torch.float64)
+        layer.weight.data.copy_(target[None] / 4)
+        optimizer = AdamW(layer.parameters(), lr=1e-2, weight_decay=0.0)
+        Regularizer(layer, penalty, how="decoupled").attach(optimizer)
+        for step in range(2000):
+            optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 2000)
+            train_step(optimizer, (layer.weight - target).square().sum())
+        torch.testing.assert_close(layer.weight.detach()[0], run(name, kappa), rtol=0, atol=1e-2)
 
     w = nn.Parameter(target.clone())
     optimizer = cpr([{"params": [w], "regularize": True}], lr=0.1, kappa_update=0.0, reg_by_lr=True)

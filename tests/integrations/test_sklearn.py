@@ -1,6 +1,8 @@
 """Estimators of scikit-learn: its own checks, the columns that matter, and what is exactly zero."""
 
+import importlib
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +78,16 @@ def test_without_a_number_the_rows_held_out_choose():
     assert classifier.predict_proba(X).sum(1) == pytest.approx(1)
 
 
+def test_all_columns_are_kept_where_the_loss_needs_all():
+    """The weakest penalty already leaves one of two: the dense network is compared with what is on the path."""
+    X = table(300, 2)
+    y = (X[:, 0] > 0).astype(int) + 2 * (X[:, 1] > 0)
+    classifier = short("SparseMLPClassifier", max_iter=300).fit(X, y)
+    assert max(point.groups - point.zero_groups for point in classifier.path_) == 1
+    assert classifier.get_support().all()
+    assert classifier.score(X, y) > 0.9
+
+
 def test_a_unit_of_columns_and_targets_changes_nothing():
     X, y = table(), targets("SparseMLPRegressor", table())
     before = short("SparseMLPRegressor", n_features_to_select=2).fit(X, y)
@@ -129,6 +141,34 @@ def test_columns_of_a_frame_keep_their_names():
     assert classifier.feature_names_in_.tolist() == list("abcde")
 
 
+def without(monkeypatch, package, *modules):
+    """As if a package was not installed, and these modules were not imported yet."""
+    for name in [name for name in sys.modules if name.startswith(modules)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
+def test_the_picture_has_a_line_for_each_column_and_names_those_that_are_kept(monkeypatch):
+    X = table()
+    regressor = short("SparseMLPRegressor", n_features_to_select=2)
+    with pytest.raises(Late("sklearn.exceptions").NotFittedError):
+        regressor.plot()
+    figure = regressor.fit(X, np.abs(X[:, 1]) + X[:, 3]).plot()
+    lines = [line.get_ydata() for line in figure.axes[0].get_lines()[:5]]
+    norms = regressor.path_.coefficients("0.weight").norm(dim=1)
+    assert np.allclose(lines, norms.T, rtol=1e-6)
+    assert [text.get_text() for legend in figure.legends for text in legend.get_texts()] == ["x1", "x3"]
+    without(monkeypatch, "matplotlib", "shrinkage.pictures", "matplotlib")
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        regressor.plot()
+
+
+def test_without_scikit_learn_the_import_tells_what_to_install(monkeypatch):
+    without(monkeypatch, "sklearn", "shrinkage.integrations", "sklearn")
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        importlib.import_module("shrinkage.integrations.sklearn")
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -177,10 +217,12 @@ def test_the_selector_reads_any_module_and_says_what_it_does_not_find():
     assert estimators.ColumnSelector(module, n_features_to_select=1).fit(table(columns=3)).get_support()[best]
     with pytest.raises(ValueError, match=r"its layer '2' has no weight of shape \(outputs, 3\)"):
         estimators.ColumnSelector(module, layer="2").fit(table(columns=3))
+    with pytest.raises(ValueError, match="there is no path to draw"):
+        selector.plot()
 
 
 def test_the_selector_trains_a_net_of_skorch():
-    skorch = pytest.importorskip("skorch")
+    skorch = pytest.importorskip("skorch", reason="skorch is not among the development extras: pip install skorch")
     X = table().astype(np.float32)
     module = nn.Sequential(nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 2))
     settings = {"optimizer__momentum": 0.9, "batch_size": -1, "max_epochs": 60, "train_split": None, "verbose": 0}
@@ -190,3 +232,4 @@ def test_the_selector_trains_a_net_of_skorch():
     )
     assert selector.get_support(indices=True).tolist() == [1, 3]
     assert len(selector.network_.history) == 60 * (1 + len(selector.path_))
+    assert len(selector.plot().axes[0].get_lines()) > 5

@@ -19,9 +19,9 @@ SOURCE = Path(shrinkage.__file__).parent
 # From the ground up: a package imports from those before it alone.
 PACKAGES = [
     *("errors", "private", "tables", "proximal", "penalties", "distributed", "selection", "optimizers", "execution"),
-    *("diagnostics", "training", "compression", "paths", "integrations", "pictures", "cli"),
+    *("diagnostics", "training", "compression", "paths", "pictures", "integrations", "cli"),
 ]
-WITH_EXTRAS = {"integrations", "pictures", "cli"}
+WITH_EXTRAS = {"pictures", "integrations", "cli"}
 EXTRAS = {
     *("jinja2", "lightning", "matplotlib", "numpy", "onnxscript", "rich", "safetensors", "sklearn", "transformers"),
     "typer",

@@ -16,11 +16,14 @@ from shrinkage import (
     L2,
     MCP,
     Activities,
+    AttachmentError,
     Bound,
     Corrected,
+    Coupled,
     ElasticNet,
     GroupLasso,
     L1Ball,
+    Member,
     MetricError,
     Regularizer,
     Rows,
@@ -127,6 +130,32 @@ def test_the_first_steps_are_those_of_the_formula():
                 w.copy_(w.sign() * (w.abs() - 0.1 * strength).clamp(min=0))
         torch.testing.assert_close(ours[0].weight, by_hand[0].weight, rtol=0, atol=1e-14)
     assert strength_of(regularizer, "0.weight") == strength_of(regularizer, "2.weight") == pytest.approx(strength)
+
+
+def test_groups_that_span_layers_are_measured_as_a_whole():
+    """A hidden unit is a row of the first weight and a column of the second, 9 elements together."""
+    limit, rate = 9.0, 0.002
+    model = mlp(torch.float64)
+    units = Coupled([Member("0.weight", 0, range(8)), Member("2.weight", 1, range(8))])
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, [Rule(GroupLasso(Bound(limit, rate=rate), units))]).attach(optimizer)
+    multiplier, last = 0.0, 0.0
+
+    def measured():
+        rows, columns = model[0].weight.detach(), model[2].weight.detach()
+        return 3 * float((rows.square().sum(1) + columns.square().sum(0)).sqrt().sum())
+
+    for batch in batches(30, torch.float64):
+        excess = measured() - limit
+        multiplier = max(0.0, multiplier + rate * (min(excess, 0.1 * limit) if 0 < excess < 0.975 * last else excess))
+        strength, last = max(0.0, multiplier + 20 * rate * excess), excess
+        train(model, optimizer, [batch])
+        found = regularizer.plan.penalties()["0.weight"].penalty.strength
+        assert found == pytest.approx(strength, rel=1e-12)
+    regularizer.detach()
+    Regularizer(model, [Rule(GroupLasso(Bound(limit), units))]).attach(optimizer)
+    train(model, optimizer, batches(1, torch.float64) * 600)
+    assert measured() == pytest.approx(limit, rel=5e-3)
 
 
 def test_two_rules_with_equal_bounds_find_a_strength_each():
@@ -264,6 +293,19 @@ def test_a_closure_meets_one_strength_in_all_evaluations():
         optimizer.step(closure)
     assert all(len(each) > 1 == len(set(each)) for each in seen)
     assert len({each[0] for each in seen}) == 5
+
+
+def test_a_bound_needs_a_line_search():
+    """Without one, what the strength changes between two steps is taken for curvature, and a network diverges."""
+    model = mlp(torch.float64)
+    regularizer = Regularizer(model, L2(Bound(1.0)), how="gradient")
+    with pytest.raises(AttachmentError, match=r"'0.weight', of shape \(8, 6\), .* use line_search_fn=\"strong_wolfe\""):
+        regularizer.attach(LBFGS(model.parameters()))
+    optimizer = LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+    regularizer.attach(optimizer)
+    train(model, optimizer, batches(1, torch.float64) * 60, closure=True)
+    found = sum(float(model[i].weight.detach().square().sum()) / 2 for i in (0, 2))
+    assert 1 < found < 3  # 49.5 without a penalty; so many steps are too few to end at the limit
 
 
 def test_an_update_that_is_skipped_is_no_look():

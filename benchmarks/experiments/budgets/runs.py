@@ -1,6 +1,5 @@
 """Runs and their results, a line of JSON each, so that an interrupted comparison goes on where it was."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -13,6 +12,7 @@ from benchmarks.experiments.budgets.methods import METHODS
 from benchmarks.experiments.budgets.tasks import TASKS
 from benchmarks.experiments.budgets.training import Run, quality
 from benchmarks.experiments.budgets.units import UNITS, matrices
+from benchmarks.lines import append, read_lines
 from benchmarks.skipping import SkippedError
 from shrinkage.compression.calls.cost import parameter_count
 
@@ -103,21 +103,13 @@ def result_of(cell: Cell) -> Result:
 
 
 def read(path: Path) -> list[Result]:
-    """Return the results in a file, none if there is no file. A last line that was cut off is taken away."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    lines = map(json.loads, whole.splitlines())
-    return [Result(**{**line, "cell": Cell(**line["cell"])}) for line in lines]
+    """Return the results in a file, none if there is no file."""
+    return [Result(**{**line, "cell": Cell(**line["cell"])}) for line in read_lines(path)]
 
 
 def carry_out(wanted: Iterable[Cell], path: Path, say: Callable[[str], object] = print) -> None:
     """Make the runs that the file does not have, and append each as soon as it is finished."""
     finished = {result.cell for result in read(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     for cell in wanted:
         if cell in finished:
             continue
@@ -127,6 +119,5 @@ def carry_out(wanted: Iterable[Cell], path: Path, say: Callable[[str], object] =
         except SkippedError as reason:
             say(f"{name}, seed {cell.seed}: skipped, {reason}")
             continue
-        with path.open("a") as file:
-            file.write(json.dumps(asdict(result)) + "\n")
+        append(path, asdict(result))
         say(f"{name}, seed {cell.seed}: error {result.error:.2f}%, nll {result.nll:.3f}, {result.seconds:.0f} s")

@@ -8,6 +8,7 @@ from torch import nn
 
 from shrinkage.errors import shown
 from shrinkage.integrations.column_order import column_norms, columns_in_order, importances
+from shrinkage.integrations.kept_columns import KeepsColumns
 from shrinkage.integrations.table_fits import on_columns, spread_strengths
 from shrinkage.paths.path import Path
 from shrinkage.paths.strengths import checked_strengths
@@ -16,14 +17,13 @@ from shrinkage.training.regularizer import Regularizer
 
 try:
     import numpy as np
-    from sklearn.base import BaseEstimator, clone
-    from sklearn.feature_selection import SelectorMixin
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.base import clone
+    from sklearn.utils.validation import validate_data
 except ImportError as error:
     raise ImportError("this selector needs scikit-learn: pip install scikit-learn") from error
 
 
-class ColumnSelector(SelectorMixin, BaseEstimator):
+class ColumnSelector(KeepsColumns):
     """Keep the columns of a table that the first layer of a network reads: a skorch net, or a module of torch.
 
     A skorch net is copied and trained: once densely, then at one strength after another, each time for its `max_epochs`
@@ -45,7 +45,7 @@ class ColumnSelector(SelectorMixin, BaseEstimator):
     Attributes:
         support_: which columns are kept, a boolean array; `get_support()` returns it too.
         feature_importances_: the strength at which each column left the path; of a module, the norms of its columns.
-        path_: the `Path` of a skorch net.
+        path_: the `Path` of a skorch net, which `plot()` draws.
         network_: the skorch net as it is at the end of the path, or the module.
         n_features_in_: how many columns there were; `feature_names_in_` their names, where a DataFrame was given.
 
@@ -125,7 +125,5 @@ class ColumnSelector(SelectorMixin, BaseEstimator):
         where = "the network" if self.layer is None else f"its layer {self.layer!r}"
         raise ValueError(f"{where} has no weight of shape (outputs, {columns}), a column per column of the table")
 
-    def _get_support_mask(self) -> Any:
-        """Return which columns are kept; scikit-learn asks for it in `get_support`, `transform` and others."""
-        check_is_fitted(self)
-        return self.support_
+    def _first_weight(self) -> str:
+        return self._weight(self.network_.module_)

@@ -3,17 +3,21 @@
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
 import torch
-from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from shrinkage.errors import shown
 from shrinkage.integrations.column_selector import ColumnSelector
 from shrinkage.integrations.sparse_mlp import SparseMLP
+
+try:
+    import numpy as np
+    from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
+    from sklearn.utils import column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import validate_data
+except ImportError as error:
+    raise ImportError("these estimators need scikit-learn: pip install scikit-learn") from error
 
 __all__ = ["ColumnSelector", "SparseMLPClassifier", "SparseMLPRegressor"]
 
@@ -41,7 +45,7 @@ ARGUMENTS = """
         support_: which columns are kept, a boolean array; `get_support()` returns it too.
         feature_importances_: the strength at which each column left the path. Columns that left in one step are spread
             over it by their norms. 0 for constant columns.
-        path_: the `Path`, for `pictures.strength_paths`.
+        path_: the `Path`, which `plot()` draws, and `pictures.strength_paths`.
         module_: the network that predicts, in float32. It takes standardized columns, all of them.
         mean_: what is subtracted from each column.
         scale_: what each column is divided by after that.

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 from shrinkage.errors import shown
 from shrinkage.integrations.column_order import column_norms, columns_in_order, importances, last_state_with
+from shrinkage.integrations.kept_columns import KeepsColumns
 from shrinkage.integrations.table_fits import FIRST, Fitting, Table, perceptron, spread_strengths, weights_of
+from shrinkage.paths.fits import mean_and_error
 from shrinkage.paths.path import Path
+from shrinkage.paths.point import Point
 from shrinkage.paths.states import load_state
 from shrinkage.paths.strengths import checked_strengths
+from shrinkage.penalties.groups import Columns
 from shrinkage.penalties.schedules import check_positive
 
 try:
     import numpy as np
-    from sklearn.base import BaseEstimator
-    from sklearn.feature_selection import SelectorMixin
     from sklearn.model_selection import train_test_split
     from sklearn.utils import check_random_state
     from sklearn.utils.validation import check_is_fitted, validate_data
@@ -28,7 +30,7 @@ except ImportError as error:
 FEWEST = 10  # rows held out; where there would be fewer, all rows serve for both
 
 
-class SparseMLP(SelectorMixin, BaseEstimator):
+class SparseMLP(KeepsColumns):
     """What the classifier and the regressor share."""
 
     def __init__(
@@ -77,7 +79,7 @@ class SparseMLP(SelectorMixin, BaseEstimator):
         """Train a network densely, then along the strengths, and then with the columns that are chosen."""
         wanted = self.n_features_to_select
         updates = fitting.to_early_stop(model)
-        dense = weights_of(model)
+        dense, whole = weights_of(model), dense_point(model, fitting.table)
         if isinstance(strengths, int):
             strengths = spread_strengths(dense[FIRST].norm(dim=0), strengths)
         found = fitting.along(model, strengths, least=wanted or 1, refit=wanted is None)
@@ -87,7 +89,7 @@ class SparseMLP(SelectorMixin, BaseEstimator):
                 "training diverged: the weights are not finite; give standardize=True, or a path_learning_rate of less "
                 f"than {shown(self.path_learning_rate)}"
             )
-        chosen = columns_in_order(norms)[: wanted or sparsest(found)]
+        chosen = columns_in_order(norms)[: wanted or sparsest(whole, found)]
         start = last_state_with(norms, chosen)
         load_state(model, found[start - 1].state if start else dense)
         updates += fitting.with_columns(model, chosen)
@@ -158,19 +160,27 @@ class SparseMLP(SelectorMixin, BaseEstimator):
         with torch.no_grad():
             return torch.func.functional_call(self.module_, weights, (x,))
 
-    def _get_support_mask(self) -> Any:
-        """Return which columns are kept; scikit-learn asks for it in `get_support`, `transform` and others."""
-        check_is_fitted(self)
-        return self.support_
+    def _first_weight(self) -> str:
+        return FIRST
 
 
-def sparsest(found: Path) -> int:
-    """Return how many columns the sparsest refit has that the rows held out cannot tell from the best."""
-    points = [point for point in found if not point.empty]
-    if not points:
-        return 1
-    refits = Path(tuple(points)).refits
-    chosen = refits.one_standard_error if math.isfinite(refits.best.error) else refits.best
+def dense_point(model: nn.Module, table: Table) -> Point:
+    """Return what the dense network is on the rows held out, as the point of a path at strength 0."""
+    there = Columns().norms(model.get_parameter(FIRST).detach()) != 0
+    score, error = mean_and_error(table.held_losses(model))
+    return Point(0.0, 0, 0, int((~there).sum()), len(there), score, error, 0)
+
+
+def sparsest(whole: Point, found: Path) -> int:
+    """Return how many columns the sparsest has that the rows held out cannot tell from the best.
+
+    Args:
+        whole: the dense network.
+        found: the path from it, with refits.
+    """
+    refits = [point.refit for point in found if point.refit is not None and not point.empty]
+    compared = Path((whole, *refits))
+    chosen = compared.one_standard_error if math.isfinite(compared.best.error) else compared.best
     return int(chosen.groups - chosen.zero_groups)
 
 

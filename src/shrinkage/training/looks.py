@@ -194,6 +194,11 @@ def check_seen(
         raise MetricError(
             f"{what} chooses its rate by the step of {type(optimizer).__name__}, which is not known: give it one, rate="
         )
+    if optimizer.param_groups[target.group].get("line_search_fn", "none needed") is None:
+        raise AttachmentError(
+            f"{what} changes its strength between steps, which {type(optimizer).__name__} without a line search takes "
+            'for curvature of the loss, and diverges; use line_search_fn="strong_wolfe"'
+        )
     if is_flat_shard(target.parameter):
         raise ParameterError(
             f"{what} measures all of it, and FullyShardedDataParallel leaves a flat shard of it to each process; use "
