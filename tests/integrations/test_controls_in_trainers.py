@@ -21,6 +21,7 @@ from shrinkage.integrations.transformers import RegularizerCallback as Transform
 pytestmark = [  # what Lightning itself warns of
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 RULES = {
     "bound": lambda: {"*.weight": L1(Bound(4.0))},

@@ -138,6 +138,9 @@ MUTANTS = [
     M("for control in dict.fromkeys(control for control, _ in of) if not skipped else ():", "for control in dict.fromkeys(control for control, _ in of):", "controls", "skipped"),
     M("control.state = dict(each[\"state\"])", "pass", "controls", "went_on and bound", quick=True),
     M("self.decay * seen.lr / peak", "self.decay", "controls", "adamw", quick=True),
+    M(".get(\"line_search_fn\", \"none needed\") is None", ".get(\"line_search_fn\", \"none needed\") is ...", "controls", "line_search"),
+    M("value, gains = value_of(penalty, parameters), []", "value, gains = value_of(penalty, dict([*parameters.items()][:1])), []", "controls", "span_layers"),
+    M("self.rate is None and (state[\"looks\"] < 16", "self.rate is None and (state[\"looks\"] < 0", "controls", "span_layers or line_search"),
     M("* ((old - widened) * old >= 0)", "", "cautious_decay", "stays_where", quick=True),
     M("return penalty.strength != 0", "return False", "double_decay", "warns_once"),
 ]

@@ -61,6 +61,8 @@ class ColumnSelector(KeepsColumns):
     [[1.0, 3.0]]
     """
 
+    network_: Any
+
     def __init__(
         self,
         network: Any,
