@@ -6,7 +6,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip install --constraint $(CONSTRAINTS)
 
-.PHONY: demo test test-all test-matrix lint types bench experiments budgets docs site wheel dist clean
+.PHONY: demo test test-all test-matrix lint types bench experiments budgets columns docs site wheel dist clean
 
 # make demo DEMO="--seeds 1 --epochs 8"
 demo: $(VENV)/installed
@@ -45,6 +45,10 @@ experiments: $(VENV)/installed
 # make budgets BUDGETS="--task mlp --unit weights --method dense budget gmp-10-60". Interrupted, it goes on where it was.
 budgets: $(VENV)/bench
 	OMP_NUM_THREADS=1 PYTHONPATH=examples $(BIN)/python -m benchmarks.experiments.budgets $(BUDGETS)
+
+# make columns COLUMNS="--task cancer --seed 0". Interrupted, it goes on where it was.
+columns: $(VENV)/bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.experiments.columns $(COLUMNS)
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/build.py

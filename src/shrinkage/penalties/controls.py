@@ -101,7 +101,8 @@ class Bound(Control):
             derivative (L0) and `rate` is None.
 
     While R is far above the limit and falls quickly, R - limit counts as a tenth of the limit for the multiplier. On an
-    accelerator the measurement of one update is used at the next, so that nothing waits for it.
+    accelerator the measurement of one update is used at the next, so that nothing waits for it. `LBFGS` needs
+    line_search_fn="strong_wolfe": without, it takes what the strength changes for curvature, and diverges.
 
     Reference: Hestenes (1969), "Multiplier and gradient methods"; Franke et al. (2024), "Improving deep learning
     optimization through constrained parameter regularization" (arXiv:2311.09058), algorithm 1.
