@@ -140,7 +140,6 @@ MUTANTS = [
     M("self.decay * seen.lr / peak", "self.decay", "controls", "adamw", quick=True),
     M(".get(\"line_search_fn\", \"none needed\") is None", ".get(\"line_search_fn\", \"none needed\") is ...", "controls", "line_search"),
     M("value, gains = value_of(penalty, parameters), []", "value, gains = value_of(penalty, dict([*parameters.items()][:1])), []", "controls", "span_layers"),
-    M("self.rate is None and (state[\"looks\"] < 16", "self.rate is None and (state[\"looks\"] < 0", "controls", "span_layers or line_search"),
     M("* ((old - widened) * old >= 0)", "", "cautious_decay", "stays_where", quick=True),
     M("return penalty.strength != 0", "return False", "double_decay", "warns_once"),
 ]
