@@ -28,6 +28,7 @@ MUTANTS = [
     M("replace(plan, keep=keep).to_json()", "replace(plan, keep=keep, sizes={}, scales={}).to_json()", "narrow_streams", "an_entry"),
     M("found[\"\", name] = next(iter(values))", "pass", "narrow_streams", "a_number"),
     M("numbers.items()}\n    numbers = _with", "_with_eps(small, plan, numbers).items()}\n    numbers = _with", "narrow_streams", "other-norms"),
+    M("get_parameter(FIRST).mul_(BEGIN)", "get_parameter(FIRST)", "sklearn", "begin_small"),
     M("compared = Path((whole, *refits))", "compared = Path(tuple(refits))", "sklearn", "needs_all"),
     M("kept = self.support_ if", "kept = ~self.support_ if", "sklearn", "names_those_that_are_kept"),
 ]

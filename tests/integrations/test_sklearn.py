@@ -11,6 +11,7 @@ from torch import nn
 
 from late import Late
 from shrinkage.integrations.column_order import columns_in_order, importances
+from shrinkage.integrations.table_fits import BEGIN, perceptron
 
 estimators = Late("shrinkage.integrations.sklearn")
 checks = Late("sklearn.utils.estimator_checks")
@@ -103,6 +104,14 @@ def test_a_constant_column_is_never_chosen():
     assert regressor.get_support().tolist() == [False, True, True, True, True]
     assert regressor.feature_importances_[0] == 0
     assert (regressor.feature_importances_[1:] > 0).all()
+
+
+def test_first_weights_begin_small():
+    """What was drawn is not told from what was learned where training ends early, and a column may go by chance."""
+    told = torch.tensor([True, False, True, True])
+    first = perceptron((50,), 2, told)[0].weight
+    assert (first[:, ~told] == 0).all()
+    assert 0.9 * BEGIN < 4**0.5 * float(first.abs().max()) <= BEGIN  # torch draws from -1 / sqrt(4) to 1 / sqrt(4)
 
 
 def test_several_targets_have_several_columns_of_predictions():

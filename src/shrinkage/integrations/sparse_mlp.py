@@ -42,7 +42,7 @@ class SparseMLP(KeepsColumns):
         standardize: bool = True,
         batch_size: int = 2048,
         max_iter: int = 600,
-        iter_per_strength: int = 60,
+        iter_per_strength: int = 120,
         learning_rate: float = 1e-3,
         path_learning_rate: float = 0.05,
         validation_fraction: float = 0.1,

@@ -20,6 +20,7 @@ from shrinkage.training.regularizer import Regularizer
 
 FIRST = "0.weight"  # the weight of the first layer: a column per column of the table
 GAMMA = 1.0  # of MCP: a column whose norm is beyond this times the strength is not penalized
+BEGIN = 0.3  # of the usual size, first weights: what is left of a column after training is what was learned, not drawn
 LOOK = 5  # updates between looks at the rows held out
 PATIENCE = 6  # looks without a better loss, after which training stops
 SMALL = 0.1  # the share of columns of the dense network whose norms are called small
@@ -136,14 +137,15 @@ def on_columns(weight: str) -> RulesAt:
 
 
 def perceptron(hidden: Sequence[int], outputs: int, told: Tensor) -> nn.Sequential:
-    """Return a multilayer perceptron; columns that are constant, not `told`, begin and so stay at zero."""
+    """Return a multilayer perceptron whose first weights are small; of columns that are constant, not `told`, zero."""
     layers: list[nn.Module] = []
     for inputs, width in pairwise([len(told), *hidden]):
         layers += [nn.Linear(inputs, width), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Linear(hidden[-1], outputs))
-    if told.any():
-        with torch.no_grad():
-            model.get_parameter(FIRST)[:, ~told] = 0
+    with torch.no_grad():
+        weight = model.get_parameter(FIRST).mul_(BEGIN)
+        if told.any():
+            weight[:, ~told] = 0
     return model
 
 
