@@ -68,7 +68,7 @@ assert torch.equal(one == 0, two == 0)
 
 figure = Figure(figsize=(8, 4), layout="constrained")
 axes = figure.add_subplot()
-axes.imshow(two.masked_fill(two == 0, torch.nan), cmap="coolwarm", vmin=-0.5, vmax=0.5)
+axes.imshow(two.masked_fill(two == 0, torch.nan).numpy(), cmap="coolwarm", vmin=-0.5, vmax=0.5)
 axes.axhline(15.5, color="black")
 axes.text(64.5, 8, "process 0", va="center")
 axes.text(64.5, 24, "process 1", va="center")

@@ -71,7 +71,7 @@ def test_every_page_is_in_one_table_of_contents():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # trainers give some
 def test_a_script_of_the_gallery_ends_in_a_picture(path):
     torch.manual_seed(1)
     names: dict[str, object] = {"__name__": "gallery"}
