@@ -90,12 +90,17 @@ BY_COMPARISON = {
 @pytest.mark.parametrize("mode", ["all", pytest.param("weights", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", [*(case for case in CASES if case.name not in BY_COMPARISON), *DRAWN], ids=str)
 def test_the_rules_are_right_without_a_comparison(case, mode):
+    kept = []
+
     def unverified(model, arguments, keywords):
-        return shrink(model, arguments, example_kwargs=keywords, verify=False).model
+        small = shrink(model, arguments, example_kwargs=keywords, verify=False)
+        kept.extend(small.report.kept)
+        return small.model
 
     result = run(case, free_channels, unverified, mode)
     assert result.error < 1e-5
-    if mode == "all" and result.zeroed and case.name != "recurrent":  # which adds to zero, and reads it again
+    constant = any("is not zero where" in each.reason for each in kept)  # a sum over it reads what a sigmoid makes
+    if mode == "all" and result.zeroed and not constant and case.name != "recurrent":  # it reads again what it added
         assert result.after < result.before
 
 
@@ -325,7 +330,7 @@ CASE = {case.name: case for case in CASES}
         ("einsum-weights-first", 24), ("einsum-experts", 24), ("einsum-similarity", 11),
         ("factorization-machine", 20), ("recommender", 36), ("bags-sum", 22), ("bags-mean", 22), ("bags-max", 22),
         ("bags-by-offsets", 22), ("bags-weighted", 22), ("contrastive", 28), ("twins", 28), ("prototypes", 24),
-        ("quantizer", 40), ("angles", 28), ("graph-einsum", 4), ("heads-by-einsum", 7), ("pooled-places", 16),
+        ("quantizer", 40), ("angles", 28), ("graph-einsum", 4), ("heads-by-einsum", 10), ("pooled-places", 16),
         ("sentences", 22), ("interaction", 18), ("stacked-experts", 12),
     ],
 )  # fmt: skip
