@@ -159,9 +159,10 @@ def _stuck(
     The second result tells whether sizes in the code of copies without channels have to be corrected.
     """
     gone = torch.zeros(coupling.labels.count, dtype=torch.bool)
-    for axis, channels in free.items():
+    multiples = {root: count for axis, count in coupling.multiples.items() for root in coupling.axes[axis].tolist()}
+    for channels in free.values():
         own = [root for root in distinct(channels).tolist() if root in roots]
-        count = coupling.multiples.get(axis, 1)
+        count = max((multiples.get(root, 1) for root in own), default=1)
         if len(own) > count and not gone[own].any():
             gone[own[-count:]] = True
     trial = Trial(coupling, model, call, gone)
