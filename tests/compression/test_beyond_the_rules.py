@@ -385,7 +385,8 @@ class OneSide(Neurons):
             self.inner.bias[6:] = -50.0 * sign  # so that the example is on the other side
 
     def forward(self, x):
-        one_side = torch.stack([self.sign * self.inner(x), torch.zeros(len(x), 16)]).amax(0)
+        signed = self.sign * self.inner(x)
+        one_side = torch.stack([signed, torch.zeros_like(signed)]).amax(0)
         return self.outer(relu(self.middle(one_side)))
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import pickle
 import re
 import subprocess
@@ -349,7 +350,10 @@ dense = Llama().eval()
 dense.load_state_dict(rest["dense"])
 assert torch.equal(apply_plan(dense, loaded.plan)(rest["tokens"]), rest["outputs"])
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     low = load_smaller(tmp_path / "small.safetensors", Llama, low_memory=True).model.eval()
     assert torch.equal(low(tokens), small.model(tokens))

@@ -134,7 +134,6 @@ def written_through_a_view(m, a, b):
 
 
 CHANGED = {
-    "mean": (lambda m, a, b: a.mean(-1), "mean over channels"),
     "sum of what is not zero": (lambda m, a, b: a.exp().sum(-1), "is not zero where `sum` in `the model` sums over it"),
     "norm, p=-1": (lambda m, a, b: torch.linalg.vector_norm(a, -1, -1), "linalg_vector_norm over channels"),
     "spectral norm": (lambda m, a, b: torch.linalg.matrix_norm(a, 2), "linalg_matrix_norm over channels"),
@@ -162,6 +161,12 @@ def test_channels_that_change_a_sum_stay(name):
     model, small = without_some(number)
     assert len(small.model.a.weight) == 12
     assert any(reason in kept.reason for kept in small.report.kept if kept.name == "a.weight"), small.report.kept
+    assert_equal(model, small.model)
+
+
+def test_the_next_layer_takes_up_the_divisor_of_a_mean():
+    model, small = without_some(lambda m, a, b: a.mean(-1))
+    assert len(small.model.a.weight) == 8
     assert_equal(model, small.model)
 
 

@@ -134,7 +134,7 @@ MUTANTS = [
     M("total.clone() if lent else total", "total", "prepared", "was_taken"),
     M("torch.empty_like(total) if lent else room", "room", "prepared", "in_the_middle"),
     M("return whole and each and parameter.grad is not None", "return whole and parameter.grad is not None", "prepared", "general_form"),
-    M("if self._looked == updates.steps:", "if False:", "controls", "formula or one_strength"),
+    M("if self._looked == updates.steps:", "if False:", "controls", "no_updates"),
     M("for control in dict.fromkeys(control for control, _ in of) if not skipped else ():", "for control in dict.fromkeys(control for control, _ in of):", "controls", "skipped"),
     M("control.state = dict(each[\"state\"])", "pass", "controls", "went_on and bound", quick=True),
     M("self.decay * seen.lr / peak", "self.decay", "controls", "adamw", quick=True),

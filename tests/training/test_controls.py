@@ -295,6 +295,19 @@ def test_a_closure_meets_one_strength_in_all_evaluations():
     assert len({each[0] for each in seen}) == 5
 
 
+def test_steps_without_gradients_are_no_updates_to_look_before():
+    model = mlp(torch.float64)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regularizer = Regularizer(model, L1(Bound(1.0, rate=0.01))).attach(optimizer)
+    train(model, optimizer, batches(3, torch.float64))
+    optimizer.zero_grad()
+    found = set()
+    for _ in range(4):
+        optimizer.step()
+        found.add(strength_of(regularizer, "0.weight"))
+    assert len(found) == 1
+
+
 def test_a_bound_needs_a_line_search():
     """Without one, what the strength changes between two steps is taken for curvature, and a network diverges."""
     model = mlp(torch.float64)

@@ -114,7 +114,8 @@ def unread_channels(analysis: Analysis) -> dict[int, str]:
     coupling = analysis.coupling
     seen, read = (torch.zeros(coupling.labels.count, dtype=torch.bool) for _ in range(2))
     readers = [(each.contraction.labels, each.reads().cpu()) for each in analysis.readings]
-    readers += [(each.sum.labels, ~each.zero.cpu()) for each in analysis.sums]
+    data = set().union(*(trace.from_data for _, trace in coupling.traces))  # a norm of a weight reads no channels
+    readers += [(each.sum.labels, ~each.zero.cpu()) for each in analysis.sums if each.sum.node in data]
     for channels, live in readers:
         labels = coupling.labels.find(channels)
         if len(labels):
