@@ -70,11 +70,10 @@ _last: PerOptimizer[list[RemovableHandle] | None] = PerOptimizer("last_hooks")
 def uncompiled(hook: HookType) -> HookType:
     """Return `hook` in a form that `torch.compile` calls and does not trace: an update count would recompile it."""
     disabled = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    is_compiling = torch.compiler.is_dynamo_compiling
 
     @functools.wraps(hook)
     def called(*args: Any) -> Any:
         # What is disabled sets torch's hook of the interpreter back and forth, as long as a small network's L1 takes.
-        return disabled(*args) if is_compiling() else hook(*args)
+        return disabled(*args) if torch.compiler.is_dynamo_compiling() else hook(*args)
 
     return cast(HookType, called)
