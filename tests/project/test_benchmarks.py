@@ -593,7 +593,7 @@ def test_the_command_refuses_a_part_that_does_not_exist(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.main()
     assert (
-        "expected one of tables, kernels, scaling, training, sparse, shrink, small, activities, got pictures"
+        "expected one of tables, kernels, scaling, training, sparse, shrink, small, activities, search, got pictures"
         in capsys.readouterr().err
     )
 
