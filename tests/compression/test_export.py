@@ -11,7 +11,8 @@ from zoo.own import CASES
 
 MECHANISMS = ("attention-reshaped", "multihead-attention", "nanoGPT", "lstm")  # heads in three ways, recurrent units
 LSTM = "ignore:The tensor attributes .*_flat_weights:UserWarning"  # of torch, which puts them back
-NAMES = ("mlp", "resnet", "mobilenet", "unet", "swiglu", *MECHANISMS)
+PLAIN = ("mlp", "mobilenet", "unet", "swiglu")
+NAMES = ("resnet", *MECHANISMS, *(pytest.param(name, marks=pytest.mark.slow) for name in PLAIN))
 OTHERS = (
     "maxout", "graph-convolution", "mixture-dense", "pixel-shuffle", "depth-multiplier", "minGPT", "einsum-attention",
     "rotary", "grouped-queries-native", "vision-transformer",

@@ -93,7 +93,7 @@ def speech(name: str, head: str, **config: Any) -> Case:
 
 CASES = [
     vision("resnet50"),
-    vision("mobilenet_v3_small", slow=False),
+    vision("mobilenet_v3_small"),
     vision("densenet121"),
     vision("efficientnet_b0"),
     vision("convnext_tiny"),
