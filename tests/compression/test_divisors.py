@@ -343,6 +343,7 @@ def test_a_plan_is_applied_in_a_fresh_process(tmp_path):
 import torch
 from shrinkage import apply_plan, load_smaller
 from zoo.only_dividing import Llama
+torch.set_num_threads(1)
 loaded = load_smaller("small.safetensors", Llama)
 rest = torch.load("rest.pt")
 assert torch.equal(loaded.model.eval()(rest["tokens"]), rest["outputs"])
