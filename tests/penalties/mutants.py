@@ -66,7 +66,7 @@ MUTANTS = [
     M("torch.where(forced & (torch.as_tensor(step) != 0), 0.0, y)", "torch.where(forced, 0.0, y)", "weighted"),
     M(".masked_fill(forced, 0.0)", "", "weighted"),
     M("penalty = rule.penalty.bound(first.name, first.parameter)", "penalty = rule.penalty", "toward"),
-    M("        check_explicit(self.penalty, self.how)\n", "", "weighted"),
+    M("check_explicit(self.penalty, self.how)", "pass", "weighted"),
     M("if saved.keys() != references.keys():", "if False:", "toward", "another_model"),
     M("replace(entry.penalty, reference=moved.clone())", "entry.penalty", "toward"),
     M("threshold * least)", "threshold)", "penalties", "grid and LInf", quick=True),

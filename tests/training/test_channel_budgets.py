@@ -28,6 +28,7 @@ from shrinkage import (
     shrink_optimizer_,
 )
 from shrinkage.compression.calls.cost import multiply_adds, parameter_count
+from shrinkage.optimizers.parameter_state import smaller_state
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{text}:UserWarning") for text in ("of its kind", "than it may")]
 
@@ -473,3 +474,7 @@ def test_a_slack_that_is_large_is_told():
 
     with pytest.warns(UserWarning, match="leaves 200 parameters, 90 fewer than it may"):
         train()
+
+
+def test_what_a_budget_ranked_does_not_go_to_a_smaller_model():
+    assert smaller_state({"updates": 3, "budgets": [{}]}, {}) == {"updates": 3}
