@@ -135,13 +135,13 @@ def test_unknown_tasks_and_methods_are_refused_with_the_known_names(option, know
 def test_a_missing_package_skips_its_runs_with_the_reason(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torchao", None)
     path = tmp_path / "lines.jsonl"
-    compare(path, "--task", "cancer", "--unit", "weights", "--method", "pat", "--share", "0.9", "--seed", "0")
+    compare(path, "--task", "cancer", "--unit", "weights", "--method", "pat-10-60", "--share", "0.9", "--seed", "0")
     assert "cancer weights pat 0.9, seed 0: skipped, torchao is not installed" in capsys.readouterr().out
     assert read(path) == []
 
 
 def test_a_method_makes_zeros_of_the_kinds_that_it_knows():
-    found = list(cells(["mlp"], ["weights", "channels"], ["dense", "pat", "budget"], [0]))
+    found = list(cells(["mlp"], ["weights", "channels"], ["dense", "pat-10-60", "budget"], [0]))
     assert [(each.unit, each.method) for each in found].count((None, "dense")) == 1
-    assert not any(each.unit == "channels" and each.method == "pat" for each in found)
+    assert not any(each.unit == "channels" and each.method == "pat-10-60" for each in found)
     assert {each.share for each in found if each.unit == "channels"} == set(TASKS["mlp"].channels)

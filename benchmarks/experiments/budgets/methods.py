@@ -100,10 +100,11 @@ class Method:
     whole: bool = False
 
 
-WINDOWS = ((2, 40), (10, 40), (10, 60))  # of gradual pruning, in percent of the updates
+WINDOWS = ((2, 40), (10, 40), (10, 60))  # of pruning, in percent of the updates
 METHODS: dict[str, Method] = {
     "dense": Method(dense, whole=True),
     "budget": Method(budget),
+    "budget-10-60-60": Method(partial(budget, begin=0.1, end=0.6, freeze=0.6), ("weights",)),
     "budget-20-50-65": Method(partial(budget, begin=0.2, end=0.5, freeze=0.65), ("weights",)),
     "budget-size": Method(partial(budget, score="size"), ("channels",)),
     **{
@@ -112,7 +113,10 @@ METHODS: dict[str, Method] = {
     },
     "one-shot": Method(partial(gradual, begin=ONCE, end=ONCE, scores=by_size)),
     **{f"lasso-{strength:g}": Method(partial(penalized, strength=strength)) for strength in STRENGTHS},
-    "pat": Method(pat, ("weights",)),
+    **{
+        f"pat-{begin}-{end}": Method(partial(pat, begin=begin / 100, end=end / 100), ("weights",))
+        for begin, end in WINDOWS
+    },
     "torch-pruning-magnitude": Method(partial(torch_pruning, once=ONCE, taylor=False), ("channels",), whole=True),
     "torch-pruning-taylor": Method(partial(torch_pruning, once=ONCE, taylor=True), ("channels",), whole=True),
     "random": Method(partial(gradual, begin=ONCE, end=ONCE, scores=by_chance)),

@@ -18,7 +18,7 @@ STEPS = 200  # in which torch-pruning takes channels away, until few enough para
 BATCHES = 10  # whose gradients are added up for its Taylor criterion
 
 
-def pat(run: Run, unit: Weights) -> None:
+def pat(run: Run, unit: Weights, begin: float, end: float) -> None:
     """torchao's pruning-aware training with a target: dense weights aside along a cubic ramp, then final."""
     with needs("torchao"):
         from torchao.prototype.pat.optim import PruneOptimizer
@@ -37,7 +37,7 @@ def pat(run: Run, unit: Weights) -> None:
     }
     others = [each for each in run.model.parameters() if id(each) not in known]
     inner = run.task.optimizer([group, {"params": others}])
-    run.optimizer = PruneOptimizer(inner, warmup_steps=run.at(0.1), healing_start_step=run.at(0.6))
+    run.optimizer = PruneOptimizer(inner, warmup_steps=run.at(begin), healing_start_step=run.at(end))
     run.until(1.0)
 
 
