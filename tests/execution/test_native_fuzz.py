@@ -6,11 +6,13 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shrinkage import (
     L0,
@@ -19,6 +21,7 @@ from shrinkage import (
     MCP,
     SCAD,
     Blocks,
+    Budget,
     Columns,
     ElasticNet,
     Grouped,
@@ -30,6 +33,7 @@ from shrinkage import (
     Lp,
     NonNegative,
     Penalty,
+    Regularizer,
     Ridged,
     Rows,
     SparseGroupLasso,
@@ -37,13 +41,15 @@ from shrinkage import (
     Whole,
 )
 from shrinkage.errors import GroupError
-from shrinkage.execution import native, native_build
+from shrinkage.execution import native, native_build, native_ranking
 from shrinkage.execution.native_coupled import shrink_together_
+from shrinkage.execution.native_ranking import Cut
 from shrinkage.execution.native_zeros import Zeros, hold_
 from shrinkage.execution.task import Task
 from shrinkage.optimizers.adaptive_step import AdaptiveStep, number
 from shrinkage.penalties.membership import GroupPenalty, Membership
 from shrinkage.proximal.precision import at_least_float32, upcast
+from shrinkage.proximal.ranking import counted, patterns_of
 
 pytestmark = pytest.mark.skipif(native_build.library() is None, reason="there is no compiler for native kernels")
 
@@ -144,11 +150,87 @@ def check_zeros(draw: random.Random) -> None:
     hold_(penalty, [Zeros(w, torch.randn_like(w), total, torch.empty_like(total), mask, 0.5)], 0.9)
 
 
+def check_ranking(draw: random.Random) -> None:
+    """Windows, digits, ties and what is kept aside, of numbers of which many are equal."""
+    library = native_build.library()
+    dtype, sizes = (
+        draw.choice(TYPES),
+        [draw.choice([0, 1, 31, 33, 1000, 1025, 20_000]) for _ in range(draw.randint(1, 3))],
+    )
+    layers = [tensor_of(draw, (size,), dtype).copy_(torch.randn(size)) for size in sizes]
+    if draw.random() < 0.5:
+        layers = [each.copy_((2 * each.float()).round() / 2) for each in layers]
+    low, high = sorted(draw.choice([0, 1, 0x3F000000, 0x3F800000, 0x7F000000, 0x7FFFFFFF]) for _ in range(2))
+    found = native_ranking.looked_at(library, layers, [low] * len(layers), [high] * len(layers))
+    for each, (near, above) in zip(layers, found or (), strict=found is not None):
+        patterns = patterns_of(each)
+        assert above == int((patterns > high).sum())
+        assert near.numel() == int(((patterns > low) & (patterns <= high)).sum())
+    prefix, shift, bits = draw.choice([(0, 20, 11), (0x3F8 >> 1, 10, 10), (0x3F800000 >> 10, 0, 10)])
+    for each in layers:
+        plain = counted(each, torch.tensor(prefix), shift, bits)
+        assert torch.equal(native_ranking.counted(library, each, prefix, shift, bits), plain)
+    asides = [torch.zeros_like(each) for each in layers]
+    before = [each.clone() for each in layers]
+    pairs = list(zip(layers, asides, strict=True))
+    native_ranking.cut_(library, [Cut(*pair, high, draw.choice([0, 1, 5, 30_000])) for pair in pairs])
+    native_ranking.restore_(library, pairs)
+    assert all(map(torch.equal, layers, before))
+
+
+def check_steps(draw: random.Random) -> None:
+    """Steps that are prepared, whose kernels look for tensors themselves; in between, something changes."""
+    sizes = draw.choices([2, 3, 8, 17], k=draw.randint(2, 5))
+    rule = draw.choice([L1(0.01), GroupLasso(0.01, Rows()), ElasticNet(0.01, 0.1), Budget(zeros=0.5, updates=STEPS)])
+    hold_zeros = None if isinstance(rule, Budget) else draw.choice([None, 0.9])
+    changes = [draw.choice(CHANGES) for _ in range(STEPS)]
+    make = draw.choice([partial(torch.optim.SGD, lr=0.1, momentum=0.9), partial(torch.optim.AdamW, weight_decay=0.0)])
+    results = []
+    for compile in (False, "auto"):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(sizes)))
+        optimizer = make(model.parameters())
+        regularizer = Regularizer(model, rule, hold_zeros=hold_zeros, compile=compile).attach(optimizer)
+        for change in changes:
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            change(model)
+            optimizer.step()
+        regularizer.detach()
+        results.append([parameter.detach().clone() for parameter in model.parameters()])
+    for plain, own in zip(*results, strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-6)
+
+
+def nothing(model: nn.Sequential) -> None:
+    """Leave all as it is."""
+
+
+def move_data(model: nn.Sequential) -> None:
+    """Let parameters lie elsewhere."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def take_a_gradient_away(model: nn.Sequential) -> None:
+    """Leave the first matrix out of a step."""
+    model[0].weight.grad = None
+
+
+def other_order(model: nn.Sequential) -> None:
+    """Let the gradient of the last matrix lie in memory in another order."""
+    model[-1].weight.grad = model[-1].weight.grad.t().contiguous().t()
+
+
+STEPS = 40
+CHANGES = [nothing, nothing, nothing, move_data, take_a_gradient_away, other_order]
+
+
 def fuzz(seed: int, count: int) -> None:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     for _ in range(count):
-        draw.choices([check_one, check_coupled, check_zeros], [8, 1, 1])[0](draw)
+        draw.choices([check_one, check_coupled, check_zeros, check_ranking, check_steps], [8, 1, 1, 1, 1])[0](draw)
 
 
 @pytest.mark.parametrize("seed", range(2))
