@@ -14,7 +14,7 @@ MUTANTS = [
     M("each.is_floating_point() and each.dim()", "True", "checkpoint_files", "beside", quick=True),
     M("key.count(\".\") == least", "True", "checkpoint_files", "found"),
     M("return f\"a module {type(x).__name__}\"", "return repr(x)", "checkpoint_files", "few_words"),
-    M("    if training.hold_zeros is None:", "    if True:", "advice", "off_only"),
+    M("    if decay is None:\n        return f\"On minibatches", "    if True:\n        return f\"On minibatches", "advice", "off_only"),
     M("if name not in training.kept:", "if False:", "advice", "keeps_nothing"),
     M("if training.rates[first] == 0:", "if False:", "advice", "rate_of_zero"),
     M("if not training.updates:", "if False:", "advice", "alone"),

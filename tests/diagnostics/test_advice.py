@@ -84,12 +84,12 @@ def test_what_is_not_finite_is_said():
 
 
 def test_groups_that_span_parameters_are_known_by_their_members():
-    training = Training(5, {"a": 0.1, "b": 0.1}, 0.99, frozenset({"a", "b"}))
+    training = Training(5, {"a": 0.1, "b": 0.1}, {"a": 0.99, "b": 0.99})
     assert "already" in advice(("a", "b"), 3.0, training)
     assert "already" in trained(GroupLasso(1e-3, Rows()), hold_zeros=0.99)
 
 
 def test_longer_averages_are_for_long_runs():
-    rates, kept = {"weight": 0.1}, frozenset({"weight"})
-    assert "hold_zeros=0.999" in advice(["weight"], 3.0, Training(10_000, rates, 0.99, kept))
-    assert "hold_zeros" not in advice(["weight"], 3.0, Training(10_000, rates, 0.999, kept))
+    rates = {"weight": 0.1}
+    assert "hold_zeros=0.999" in advice(["weight"], 3.0, Training(10_000, rates, {"weight": 0.99}))
+    assert "hold_zeros" not in advice(["weight"], 3.0, Training(10_000, rates, {"weight": 0.999}))

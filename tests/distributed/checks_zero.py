@@ -93,7 +93,7 @@ def check_processes_that_step_nothing_penalized(rank: int, world: int) -> dict[s
         assert_equal(parted, whole)
         assert_same_everywhere(parted)
         assert regularizer.state_dict()["updates"] == [STEPS]
-    return {"penalized here": float(sum(len(each.targets_left(own)) for own, each in regularizer._pairs()))}
+    return {"penalized here": float(sum(len(each.targets_left(own)) for own, each in regularizer._attached.pairs()))}
 
 
 @worlds(2, 4)

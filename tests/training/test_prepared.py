@@ -297,7 +297,7 @@ CHANGES = {
 
 
 def attachment_of(run: Run) -> Attachment:
-    ((_, attachment, _),) = run.regularizer._attachments
+    ((_, attachment),) = run.regularizer._attached.pairs()
     return attachment
 
 

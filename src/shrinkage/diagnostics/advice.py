@@ -1,7 +1,8 @@
 """What to do about weights that are not stationary yet: nothing that is done already, and nothing that cannot help."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import nn
@@ -20,35 +21,49 @@ class Training(NamedTuple):
 
     Args:
         updates: how many were made.
-        rates: the learning rate of each parameter that an attached optimizer steps, by name; None if none is attached.
-        hold_zeros: the decay of the averages that keep zeros, None if there are none.
-        kept: the parameters whose zeros such averages keep, or would.
+        rates: the learning rate of each parameter that a penalizing optimizer steps, by name; None if there is none.
+        kept: the parameters whose zeros averages could keep, each with the decay of those that do; None if none do.
         derived: the parameters whose penalty has kinks and acts through its derivative.
         decoupled: the parameters whose strength is in units of weight decay.
+        declared: whether layers declare the rules, so that they act in every optimizer, without one that is attached.
     """
 
     updates: int = 0
     rates: Mapping[str, float] | None = None
-    hold_zeros: float | None = None
-    kept: frozenset[str] = frozenset()
+    kept: Mapping[str, float | None] = MappingProxyType({})
     derived: frozenset[str] = frozenset()
     decoupled: frozenset[str] = frozenset()
+    declared: bool = False
 
 
 def training_of(
-    model: nn.Module, plan: Plan, hold_zeros: float | None, optimizers: Iterable[Optimizer], updates: int
+    model: nn.Module,
+    plan: Plan,
+    decays: Mapping[str, float | None],
+    optimizers: Iterable[Optimizer],
+    updates: int,
+    declared: Set[str],
 ) -> Training:
-    """Return what is known of the training of `model` by optimizers that a plan's rules are attached to."""
+    """Return what is known of the training of `model` by optimizers in which a plan's rules act.
+
+    Args:
+        model: that is trained.
+        plan: what is penalized.
+        decays: of the averages that keep the zeros of a parameter, by its name.
+        optimizers: those in which the rules act.
+        updates: how many they made.
+        declared: names of the parameters whose layers declare the penalty.
+    """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     of = {id(parameter): group.get("lr", math.nan) for group in groups for parameter in group["params"]}
     held = {candidate.name: id(candidate.parameter) for candidate in named_parameters(model)}
     return Training(
         updates,
         {name: float(of[own]) for name, own in held.items() if own in of} if groups else None,
-        hold_zeros,
-        frozenset(each.name for each in plan if decides(each.penalty, each.how)),
+        {each.name: decays.get(each.name) for each in plan if decides(each.penalty, each.how)},
         frozenset(each.name for each in plan if each.how == "gradient" and not each.penalty.smooth),
         frozenset(each.name for each in plan if each.how == "decoupled"),
+        {each.name for each in plan} <= declared,
     )
 
 
@@ -57,6 +72,8 @@ def advice(names: Iterable[str], residual: float, training: Training) -> str:
     first, *_ = names
     if not math.isfinite(residual):
         return "A weight or a gradient is NaN or infinite: go back to before that, with a lower learning rate."
+    if training.declared and first not in (training.rates or {}):
+        return f"No optimizer steps {first!r} now: train, by one that holds it."
     if training.rates is None:
         return (
             "The regularizer is attached to no optimizer any more: attach it again before training on."
@@ -92,9 +109,10 @@ def about_minibatches(name: str, training: Training) -> str:
     )
     if name not in training.kept:
         return levels
-    if training.hold_zeros is None:
+    decay = training.kept[name]
+    if decay is None:
         return f"On minibatches keep zeros at zero with hold_zeros=0.99. {levels}"
-    if longer := longer_decay(training.hold_zeros, training.updates):
+    if longer := longer_decay(decay, training.updates):
         return f"Averages that are longer, with hold_zeros={longer:g}, keep more zeros at zero. {levels}"
     return f"Averaged gradients keep zeros at zero already. {levels}"
 

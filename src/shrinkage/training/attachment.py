@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shrinkage.errors import AttachmentError
-from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.optimizers.introspection import (
     group_indices,
     may_move,
@@ -287,12 +286,6 @@ class Attachment(Lasting):
         targets = self.targets(optimizer)
         check_gradients(targets)
         check_added_once(target for target in targets if self.gradients.holds(target.name, target.parameter))
-
-    def steps(self, optimizer: Optimizer) -> dict[str, Number]:
-        """Return the step of each penalized parameter's proximal operator now, as far as it has made one."""
-        from shrinkage.training.step_sizes import steps_made
-
-        return steps_made(self.targets_left(optimizer) if self.updates.steps else (), optimizer, self.metric)
 
 
 # The attachments that a `Regularizer` made, so that a declaration on a layer never penalizes a parameter a second time.

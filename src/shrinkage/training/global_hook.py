@@ -30,7 +30,7 @@ from shrinkage.optimizers.per_optimizer import PerOptimizer
 from shrinkage.penalties.base import Penalty
 from shrinkage.selection.declaration import Declaration, living
 from shrinkage.selection.named_parameters import named_parameters
-from shrinkage.selection.plan import Plan, check_shape, resolve
+from shrinkage.selection.plan import check_shape, resolve
 from shrinkage.selection.rules import Penalizes, Rule
 from shrinkage.selection.supported_parameters import check_parameter
 from shrinkage.training.attachment import Attachment, explicit_attachments
@@ -67,6 +67,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.known: PerOptimizer[Known | None] = PerOptimizer("declared")
+        self.asked: dict[int, weakref.ref[Optimizer]] = {}  # the optimizers of which something is known, by id
         self.registered = 0
         self.recent: deque[int] = deque(maxlen=RECENT)  # ids: what is referred to weakly cannot be swapped
 
@@ -90,6 +91,8 @@ class Registry:
                 return
             meet(optimizer)
             known = self.known[optimizer] = Known()
+            asked, number = self.asked, id(optimizer)
+            asked[number] = weakref.ref(optimizer, lambda _: asked.pop(number, None))
             self.complete(known, AllDeclared([], []))
         explicit = explicit_attachments.get(optimizer, [])
         taken = [each.targets(optimizer) for each in explicit]
@@ -178,6 +181,11 @@ def declared_attachments(optimizer: Optimizer) -> list[Attachment]:
     return [] if known is None else [each.attachment for each in known.attachments.values()]
 
 
+def optimizers_that_stepped() -> list[Optimizer]:
+    """Return the optimizers that asked layers for declarations, and are alive."""
+    return [optimizer for each in list(_registry.asked.values()) if (optimizer := each()) is not None]
+
+
 def targets_of(declaration: Declaration, groups: Mapping[int, int]) -> list[tuple[Rule, PenalizedParameter]]:
     """Return what `declaration` penalizes now, with its rules; note what an optimizer with these `groups` reaches."""
     found = []
@@ -220,19 +228,6 @@ def inheritance(optimizer: Optimizer, groups: Mapping[int, int]) -> dict[int, De
             target = PenalizedParameter(name, penalty, how, parameter, group, lazy=lazy)
             found[id(parameter)] = Declared(target, left.decay)
     return found
-
-
-def check_declared(declared: Mapping[str, Rule], plan: Plan) -> None:
-    """Raise `SelectionError` unless `plan` penalizes what layers declared, by name, in the same way."""
-    for entry in plan:
-        for name in {entry.name, *entry.aliases} & declared.keys():
-            check_same_declaration(name, declared[name], entry)
-    for planned in plan.budgets:
-        for name in declared.keys() & planned.names:
-            raise SelectionError(
-                f"two rules clash on {name!r}: its layer declares {declared[name].penalty} with regularize(), another "
-                f"rule gives it {planned.budget}; keep one of them"
-            )
 
 
 def check_same_declaration(name: str, declared: Penalizes, other: Penalizes) -> None:

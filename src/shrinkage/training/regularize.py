@@ -5,10 +5,10 @@ stand in neither `state_dict` nor `parameters()`.
 """
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ from shrinkage.selection.first_match import nearest
 from shrinkage.selection.how import How
 from shrinkage.selection.matrices import weights_of
 from shrinkage.selection.named_parameters import named_parameters
-from shrinkage.selection.plan import resolve
+from shrinkage.selection.plan import Plan, resolve
 from shrinkage.selection.rules import Rule
 from shrinkage.training.global_hook import check_same_declaration, targets_of
 from shrinkage.training.options import Options
@@ -166,8 +166,8 @@ def check_declarations(layer: nn.Module, rule: Rule) -> None:
     """Raise if `rule` cannot be applied, or penalizes what `layer` or a layer inside of it penalizes already."""
     declared = declared_rules(layer)
     for entry in resolve(layer, rule):
-        other = declared.get(entry.name)
-        if other is not None:
+        if entry.name in declared:
+            other = declared[entry.name].rule
             raise SelectionError(
                 f"{entry.name!r} of this {type(layer).__name__} is penalized already: {other.penalty} ({other.how}); "
                 f"remove that with regularize(layer, None, parameter={other.parameters!r}) first"
@@ -183,24 +183,63 @@ def together(one: Penalty | Budget | None, other: Penalty | Budget | None) -> st
         return f". {reason}"
 
 
-def declared_rules(model: nn.Module) -> dict[str, Rule]:
+class DeclaredRule(NamedTuple):
+    """What a layer declares for one parameter, and the decay of the averages that hold its zeros."""
+
+    rule: Rule
+    hold_zeros: float | None
+
+
+def declared_rules(model: nn.Module) -> dict[str, DeclaredRule]:
     """Return what the layers of `model` declare, by the name of the parameter."""
     names = {id(c.parameter): c.name for c in reversed(list(named_parameters(model))) if c.parameter is not None}
-    found: dict[str, Rule] = {}
+    found: dict[str, DeclaredRule] = {}
     for module in model.modules():
-        declaration = vars(module).get(ATTRIBUTE)
-        for rule, target in () if declaration is None else targets_of(declaration, {}):
+        declaration: Declaration | None = vars(module).get(ATTRIBUTE)
+        if declaration is None:
+            continue
+        for rule, target in targets_of(declaration, {}):
             name = names[id(target.parameter)]
-            bound = replace(rule, penalty=target.penalty)
-            check_same_declaration(name, found.setdefault(name, bound), bound)
+            decay = declaration.decays.get(str(rule.parameters))
+            bound = DeclaredRule(replace(rule, penalty=target.penalty), decay)
+            check_same_declaration(name, found.setdefault(name, bound).rule, bound.rule)
     return found
 
 
-def rules_of(declared: Mapping[str, Rule]) -> list[Rule]:
+def check_declared(declared: Mapping[str, DeclaredRule], plan: Plan) -> None:
+    """Raise `SelectionError` unless `plan` penalizes what layers declared, by name, in the same way."""
+    for entry in plan:
+        for name in {entry.name, *entry.aliases} & declared.keys():
+            check_same_declaration(name, declared[name].rule, entry)
+    for planned in plan.budgets:
+        for name in declared.keys() & planned.names:
+            penalty = declared[name].rule.penalty
+            raise SelectionError(
+                f"two rules clash on {name!r}: its layer declares {penalty} with regularize(), another rule gives it "
+                f"{planned.budget}; keep one of them"
+            )
+
+
+def decays_of(declared: Mapping[str, DeclaredRule]) -> set[float | None]:
+    """Return the decays of the averages that hold zeros of what is `declared`; None where none do."""
+    return {each.hold_zeros for each in declared.values()}
+
+
+def check_one_decay(decays: Set[float | None]) -> None:
+    """Raise `SelectionError` if layers hold their zeros in different ways: a regularizer has one for all."""
+    if len(decays) > 1:
+        shown_decays = " and ".join(sorted(f"hold_zeros={decay}" for decay in decays))
+        raise SelectionError(
+            f"the layers declare {shown_decays}, and a Regularizer has one for all: give hold_zeros=, or attach none, "
+            "since declared layers are penalized without it"
+        )
+
+
+def rules_of(declared: Mapping[str, DeclaredRule]) -> list[Rule]:
     """Return the declarations of a model's layers as rules for the model."""
     if not declared:
         raise SelectionError(
             "there are no rules, and no layer of the model declares any with regularize(); "
             "give at least one, such as {nn.Linear: L1(1e-4)}"
         )
-    return [replace(rule, parameters=glob.escape(name)) for name, rule in declared.items()]
+    return [replace(each.rule, parameters=glob.escape(name)) for name, each in declared.items()]

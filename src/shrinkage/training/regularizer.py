@@ -14,26 +14,24 @@ from shrinkage.diagnostics.loss_gradients import Closure
 from shrinkage.diagnostics.residuals import Residuals, residuals
 from shrinkage.diagnostics.stats import in_logs, stats
 from shrinkage.execution.task import Compile
-from shrinkage.optimizers.hooks import hook_around, uncompiled
-from shrinkage.optimizers.introspection import sign_of, unwrapped, working
+from shrinkage.optimizers.hooks import uncompiled
+from shrinkage.optimizers.introspection import unwrapped, working
 from shrinkage.optimizers.parameter_state import Plan as ShrinkPlan
-from shrinkage.optimizers.parameter_state import before_shrink
 from shrinkage.selection.how import How
 from shrinkage.selection.plan import Plan, resolve, warn_of_unpenalized
 from shrinkage.selection.rules import Rules
+from shrinkage.training.acting import Acting, by_layers, by_regularizer, declared_in, updates_by_layers
 from shrinkage.training.added_gradients import add_gradients_now
-from shrinkage.training.attachment import Attachment, explicit_attachments
+from shrinkage.training.attachment import Attachment
+from shrinkage.training.attachments import Attachments
 from shrinkage.training.checks_before_step import check_together
-from shrinkage.training.global_hook import check_declared
 from shrinkage.training.options import Options
-from shrinkage.training.orphaned import Removable, follow
 from shrinkage.training.penalized import Found, targets_of
 from shrinkage.training.printed import text_of
 from shrinkage.training.progress import BudgetProgress, numbers_of
 from shrinkage.training.rankings import rankings_of
-from shrinkage.training.regularize import declared_rules, rules_of
-from shrinkage.training.saved_state import Progress, state_of
-from shrinkage.training.state_hooks import Kept, leave, register_state_hooks, resume, resume_all
+from shrinkage.training.regularize import check_declared, check_one_decay, decays_of, declared_rules, rules_of
+from shrinkage.training.saved_state import state_of
 
 
 class Regularizer:
@@ -52,7 +50,8 @@ class Regularizer:
             about 100 updates and suits most; 0.999 finds zeros more sharply in runs of 10000 updates and more. It has
             to be more than the optimizer's own momentum: 0.9 adds nothing to Adam or to momentum 0.9. Keeps one tensor
             of each parameter's size. None, the default, lets every gradient move zeros. For proximal rules;
-            constraints, and penalties whose zeros withstand every gradient, are not concerned.
+            constraints, and penalties whose zeros withstand every gradient, are not concerned. Without `rules`, None is
+            what the layers declare.
         stochastic_rounding: write bfloat16 and float16 parameters rounded up or down at random, so that penalties too
             small to move a weight in one step move it in the mean. The same in all replicas of a model, whatever the
             seeds; other types are not concerned, nor is what how="gradient" adds to gradients.
@@ -68,7 +67,8 @@ class Regularizer:
     Attributes:
         plan: the penalized parameters, with shape, groups, penalty, strength and how; prints as a table.
 
-    Without `attach` nothing is penalized. A new optimizer, and a copy or pickle of one, warns if it steps without it.
+    Without `attach` nothing is penalized but what layers declare. A new optimizer, and a copy or pickle of one, warns
+    if it steps without it.
 
     >>> import shrinkage, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -92,16 +92,15 @@ class Regularizer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a module, got {type(model).__name__}: Regularizer(model, rules)")
-        self._model, self._options = model, Options(hold_zeros, stochastic_rounding, compile)
         declared = declared_rules(model)
+        self._decays = decays_of(declared) if rules is None and hold_zeros is None else set()
+        decay = next(iter(self._decays)) if len(self._decays) == 1 else hold_zeros
+        self._model, self._options = model, Options(decay, stochastic_rounding, compile)
         self.plan: Plan = resolve(model, rules_of(declared) if rules is None else rules, how)
         if rules is not None:
             warn_of_unpenalized(model, rules, how)
         check_declared(declared, self.plan)
-        self._attachments: list[tuple[ref[Optimizer], Attachment, list[Removable]]] = []
-        self._kept: list[Kept] = []  # for what is attached to next
-        self._last: dict[str, Attachment] = {}  # by name of a parameter, what penalized it last
-        self._iteration = 0  # reached by an optimizer that may be gone
+        self._attached = Attachments()
 
     def attach(self, optimizer: Optimizer) -> "Regularizer":
         """Apply the rules around every step of `optimizer` from now on, and return this regularizer.
@@ -116,18 +115,22 @@ class Regularizer:
 
         Raises:
             TypeError: there is no optimizer in `optimizer`.
+            SelectionError: the rules are what layers declare, and these hold zeros in different ways.
             AttachmentError: the optimizer holds none of the penalized parameters, another regularizer penalizes one of
                 them there, its steps are hidden from hooks (DeepSpeed's, `overlap_with_ddp`), or `compile` is True and
                 there are no native kernels on a CPU.
             MetricError: a rule is proximal, and the optimizer's metric is not known.
             ValueError: what was loaded has averages or references of other shapes.
         """
+        check_one_decay(self._decays)
         whole = unwrapped(optimizer)
-        attachments = {each: self._attachment(whole) for each in working(whole) if each not in self._optimizers()}
+        attachments = {
+            each: self._attachment(whole) for each in working(whole) if each not in self._attached.optimizers()
+        }
         for each, attachment in attachments.items():
             attachment.targets(each)
         for each, attachment in attachments.items():
-            self._hook(each, attachment)
+            self._attached.add(each, attachment, self, self._model)
         return self
 
     def _attachment(self, whole: Optimizer) -> Attachment:
@@ -135,29 +138,9 @@ class Regularizer:
         rankings = rankings_of(self.plan.budgets, kernels=self._options.compile is not False)
         return Attachment(partial(self._targets, ref(whole)), self._options, ref(whole), rankings)
 
-    def _hook(self, optimizer: Optimizer, attachment: Attachment) -> None:
-        """Let `attachment` act around the steps of `optimizer`, and go on from a state that was loaded before."""
-        names = attachment.names(optimizer)
-        attachment.go_on_from([self._last[name] for name in names if name in self._last])
-        resume(optimizer, attachment, self, self._kept)
-        self._last |= dict.fromkeys(names, attachment)
-        handles: list[Removable] = [
-            *attachment.budgets.hooks(optimizer),
-            *hook_around(optimizer, attachment.before_step, attachment.after_step),
-            *register_state_hooks(optimizer, attachment, self),
-            *follow(self, self._model, optimizer, attachment),
-        ]
-        explicit_attachments[optimizer] = [*explicit_attachments.get(optimizer, []), attachment]
-        self._attachments.append((ref(optimizer), attachment, handles))
-
     def detach(self) -> None:
         """Take all hooks off the optimizers; the parameters keep their values, the update counts are kept."""
-        self._kept = [leave(optimizer, each, self) for optimizer, each in self._pairs()] + self._kept
-        for optimizer, attachment in self._pairs():
-            explicit_attachments[optimizer].remove(attachment)
-        for handle in [each for _, _, handles in self._attachments for each in handles]:
-            handle.remove()
-        self._attachments = []
+        self._attached.remove(self)
 
     def progress(self) -> tuple[BudgetProgress, ...]:
         """Return how far each `Budget` has come, in each attached optimizer, as of the last ranking.
@@ -168,7 +151,7 @@ class Regularizer:
         >>> print(*Regularizer(layer, shrinkage.Budget(zeros=0.9, updates=1000)).attach(optimizer).progress())
         update 0 of 1,000, waiting: 90 of 100 zeros in the end
         """
-        return tuple(found for _, each in self._pairs() for found in each.budgets.progress())
+        return self._attached.budgets()
 
     def add_gradients_(self, optimizer: Optimizer | None = None) -> None:
         """Add the derivatives of the penalties with `how="gradient"` to `.grad` now, as terms of the loss would.
@@ -195,11 +178,11 @@ class Regularizer:
         >>> torch.equal(layer.weight.grad, 1 + 0.5 * layer.weight.detach())
         True
         """
-        uncompiled(add_gradients_now)(self._pairs(), optimizer)
+        uncompiled(add_gradients_now)(self._attached.pairs(), optimizer)
 
     def value(self) -> Tensor:
         """Return the sum of all penalties at the model's parameters now, a 0-dim tensor without a graph."""
-        return value(self._model, self.plan, self.updates or 0)
+        return value(self._model, self.plan, self._reached())
 
     def stats(self) -> dict[str, float]:
         """Return what trainers log, as numbers; `shrinkage.diagnostics.stats` explains the keys.
@@ -208,7 +191,7 @@ class Regularizer:
         >>> sorted(Regularizer(torch.nn.Linear(4, 2), shrinkage.L1(0.1)).stats())[1:]
         ['shrinkage/penalty', 'shrinkage/strength/L1', 'shrinkage/zeros']
         """
-        return in_logs(stats(self._model, self.plan, self.updates or 0) | numbers_of(self.progress()))
+        return in_logs(stats(self._model, self.plan, self._reached()) | numbers_of(self.progress()))
 
     def residuals(self, closure: Closure, data: Iterable[Any] | None = None, *, tolerance: float = 1e-3) -> Residuals:
         """Tell how far the model is from solving the stated problem: the residual of every parameter, and in words.
@@ -239,11 +222,13 @@ class Regularizer:
         weight     L1       0.5       KKT        0     0                0    50%
         Solved: the weights are stationary for the loss plus the penalties, to 0.001 of the strength.
         """
-        pairs, reached = self._pairs(), self.updates or 0
-        steps = {name: step for own, each in pairs for name, step in each.steps(own).items()}
-        maximized = {t.name for own, each in pairs for t in each.targets_left(own) if sign_of(own, t.group) < 0}
+        acting, reached = self._acting(), self._reached()
+        steps = {name: step for each in acting for name, step in each.steps().items()}
+        maximized = {name for each in acting for name in each.maximized()}
         found = residuals(self._model, self.plan, reached, steps, maximized, closure, data, tolerance)
-        training = training_of(self._model, self.plan, self._options.hold_zeros, (own for own, _ in pairs), reached)
+        decays = {target.name: each.decay for each in acting for target in each.targets}
+        optimizers = [each.optimizer for each in acting]
+        training = training_of(self._model, self.plan, decays, optimizers, reached, declared_in(self._model).keys())
         return found.after(training)
 
     def state_dict(self) -> dict[str, Any]:
@@ -251,7 +236,7 @@ class Regularizer:
 
         That is averaged gradients if `hold_zeros` is on, and references that `Toward` took from the model.
         """
-        return state_of(self._progress(), self.plan)
+        return state_of(self._attached.progress(), self.plan)
 
     def load_state_dict(self, state: Mapping[str, Any], *, plan: ShrinkPlan | None = None) -> None:
         """Go on where `state_dict` left off; before or after `attach`.
@@ -264,35 +249,26 @@ class Regularizer:
             ValueError: the state is not one of `state_dict`, or counts more optimizers than are attached, or its
                 averages or references are not those of this model; nothing is changed then.
         """
-        self.plan, self._kept = resume_all(self._pairs(), self.plan, *before_shrink(state, plan))
-        self._last = {name: each for own, each in self._pairs() for name in each.names(own)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles are not attached to anything, and go on counting when they are."""
-        made = [Kept(Progress.of(each), None, frozenset(each.names(own))) for own, each in self._pairs()]
-        return {**vars(self), "_attachments": [], "_last": {}, "_kept": [*made, *self._kept]}
+        self.plan = self._attached.go_on_from(state, plan, self.plan)
 
     def __repr__(self) -> str:
-        return text_of(self._model, self.plan, self._pairs(), self._options)
-
-    def _progress(self) -> list[Progress]:
-        return [Progress.of(each) for _, each in self._pairs()] + [each.progress for each in self._kept]
+        return text_of(self._model, self.plan, by_regularizer(self._attached.pairs()), self._options)
 
     @property
     def updates(self) -> int | None:
         """The number of updates made, at which strengths are taken outside of a step; None if never attached."""
-        made = [each.updates.count() for optimizer, each in self._pairs() if each.concerned_left(optimizer)]
-        reached = [*made, *(each.progress.updates for each in self._kept), self._iteration][0]
-        return reached if self._last or self._kept else None
+        return self._attached.updates()
 
-    def _optimizers(self) -> list[Optimizer]:
-        """Return the optimizers that are attached to, after forgetting those that are gone."""
-        self._iteration = [self._iteration, *(each.updates.count() for _, each, _ in self._attachments)][-1]
-        self._attachments = [held for held in self._attachments if held[0]() is not None]
-        return [optimizer for held, _, _ in self._attachments if (optimizer := held()) is not None]
+    def _reached(self) -> int:
+        """Return the same; if never attached, that of the optimizers that step what layers declare."""
+        own = self.updates
+        declared = own is None and {entry.name for entry in self.plan} <= declared_in(self._model).keys()
+        return updates_by_layers(self._model) if declared else own or 0
 
-    def _pairs(self) -> list[tuple[Optimizer, Attachment]]:
-        return list(zip(self._optimizers(), (attachment for _, attachment, _ in self._attachments), strict=True))
+    def _acting(self) -> list[Acting]:
+        """Return what penalizes the model: in optimizers that are attached to, and what layers declare in others."""
+        own = by_regularizer(self._attached.pairs())
+        return [*own, *by_layers(self._model, own)]
 
     def _targets(self, whole: ref[Optimizer], optimizer: Optimizer) -> Found:
         """Return the penalized parameters that `optimizer` steps, found by their names in the model as it is now."""
