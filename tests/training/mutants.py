@@ -124,7 +124,7 @@ MUTANTS = [
     M("        progress = found.progress.completed(attachment, found.added)\n        progress.check(attachment)\n", "        pass\n", "gradient_averages", "loaded_first"),
     M("        attachment.targets_left(optimizer)  # the model may have changed since the last step\n", "", "gradient_averages", "after_a_replacement"),
     M("handle.remove()", "pass", "regularizer", file="training/attachments.py"),
-    M(" if each not in self._attached.optimizers()}", "}", "regularizer", "twice"),
+    M("for each in working(whole) if each not in held}", "for each in working(whole)}", "regularizer", "twice"),
     M("asked[number] = weakref.ref(optimizer", "_ = weakref.ref(optimizer", "acting", "not_called_unattached"),
     M("by_layers(model, attached)", "by_layers(model, ())", "acting", "decays_too"),
     M("[name for name in left if name not in declared]", "left", "acting", "beside_an_attached", file="training/printed.py"),

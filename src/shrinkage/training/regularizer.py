@@ -124,9 +124,8 @@ class Regularizer:
         """
         check_one_decay(self._decays)
         whole = unwrapped(optimizer)
-        attachments = {
-            each: self._attachment(whole) for each in working(whole) if each not in self._attached.optimizers()
-        }
+        held = self._attached.optimizers()
+        attachments = {each: self._attachment(whole) for each in working(whole) if each not in held}
         for each, attachment in attachments.items():
             attachment.targets(each)
         for each, attachment in attachments.items():
