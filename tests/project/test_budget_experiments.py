@@ -136,7 +136,14 @@ def test_a_missing_package_skips_its_runs_with_the_reason(tmp_path, monkeypatch,
     monkeypatch.setitem(sys.modules, "torchao", None)
     path = tmp_path / "lines.jsonl"
     compare(path, "--task", "cancer", "--unit", "weights", "--method", "pat-10-60", "--share", "0.9", "--seed", "0")
-    assert "cancer weights pat 0.9, seed 0: skipped, torchao is not installed" in capsys.readouterr().out
+    assert "cancer weights pat-10-60 0.9, seed 0: skipped, torchao is not installed" in capsys.readouterr().out
+    assert read(path) == []
+
+
+def test_a_share_that_a_method_does_not_reach_is_skipped_with_the_reason(tmp_path, capsys):
+    path = tmp_path / "lines.jsonl"
+    compare(path, "--task", "transformer", "--unit", "weights", "--method", "scratch", "--share", "0.98", "--seed", "0")
+    assert "seed 0: skipped, no model of even shape is as small: " in capsys.readouterr().out
     assert read(path) == []
 
 

@@ -11,7 +11,9 @@ from torch import Generator, Tensor, nn
 from benchmarks.experiments.budgets.rivals import pat, torch_pruning
 from benchmarks.experiments.budgets.training import Run
 from benchmarks.experiments.budgets.units import UNITS, Channels, Unit
+from benchmarks.skipping import SkippedError
 from shrinkage import Regularizer, shrink
+from shrinkage.errors import SelectionError
 
 EVERY = 10  # updates from one ranking of gradual pruning to the next
 ONCE = 0.3  # of all updates: where pruning in one shot happens
@@ -68,9 +70,16 @@ def penalized(run: Run, unit: Unit, strength: float) -> None:
 
 
 def scratch(run: Run, unit: Unit) -> None:
-    """A dense model of as many parameters, in which each layer is smaller by the same share, from the start."""
+    """A dense model of as many parameters, in which each layer is smaller by the same share, from the start.
+
+    Raises:
+        SkippedError: layers of one channel each have more.
+    """
     share = 1 - unit.parameters() / sum(each.numel() for each in run.model.parameters())
-    channels = Channels(run, share)
+    try:
+        channels = Channels(run, share)
+    except SelectionError as error:
+        raise SkippedError(f"no model of even shape is as small: {error}") from error
     kinds = channels.target.stock.kinds
     places = torch.zeros(len(kinds))
     for kind in kinds.unique():

@@ -78,7 +78,7 @@ def result_of(cell: Cell) -> Result:
     """Train and measure one run.
 
     Raises:
-        SkippedError: a package is missing, or refuses the model.
+        SkippedError: a package is missing or refuses the model, or the method does not reach the share.
     """
     start = process_time()
     task, method = replace(TASKS[cell.task], updates=cell.updates), METHODS[cell.method]
