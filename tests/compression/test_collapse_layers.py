@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from shrinkage import L1, Regularizer, report, shrink
 
@@ -237,3 +238,64 @@ def test_weights_that_do_not_sum_to_one_are_no_mean(attend):
     result = shrink(model, x, verify=False)
     assert result.report.collapsed == ()
     torch.testing.assert_close(result.model(2 * x), model(2 * x))
+
+
+OFFSETS = torch.tensor([0, 3, 7, 9])
+LOOKUPS = {
+    "embedding": lambda m, ids: F.embedding(ids, m.table).mean(1),
+    "bags-sum": lambda m, ids: F.embedding_bag(ids, m.table, mode="sum"),
+    "bags-mean": lambda m, ids: F.embedding_bag(ids, m.table, mode="mean"),
+    "bags-max": lambda m, ids: F.embedding_bag(ids, m.table, mode="max"),
+    "bags-by-offsets": lambda m, ids: F.embedding_bag(ids.flatten(), m.table, OFFSETS, mode="sum"),
+    "bags-weighted": lambda m, ids: F.embedding_bag(ids, m.table, mode="sum", per_sample_weights=ids.float()),
+    "by-index": lambda m, ids: m.table[ids].sum(1),
+    "selected": lambda m, ids: m.table.index_select(0, ids[:, 0]),
+}
+
+
+class LookedUp(nn.Module):
+    """A table of which some columns are zero, and a layer that reads others or these."""
+
+    def __init__(self, lookup):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lookup, self.table = lookup, nn.Parameter(torch.randn(9, 8))
+        self.inner, self.outer = nn.Linear(8, 6), nn.Linear(6, 3)
+        with torch.no_grad():
+            self.table[:, :5] = 0
+
+    def forward(self, ids):
+        return self.outer(torch.relu(self.inner(self.lookup(self, ids))))
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_a_table_of_which_only_zero_columns_are_read_is_dead(name):
+    model, ids = LookedUp(LOOKUPS[name]), torch.arange(12).reshape(4, 3) % 9
+    with torch.no_grad():
+        model.inner.weight[:, 5:] = 0
+    with pytest.warns(UserWarning, match="what the model puts out no longer depends on the inputs.*`table`"):
+        small = shrink(model, ids)
+    assert small.model.table.shape == (9, 1)
+    assert torch.equal(small.model(ids), small.model((ids + 1) % 9))
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_a_table_of_which_some_other_column_is_read_is_not_called_dead(name):
+    model, ids = LookedUp(LOOKUPS[name]), torch.arange(12).reshape(4, 3) % 9
+    with torch.no_grad():
+        model.inner.weight[:, 6:] = 0
+    small = shrink(model, ids)
+    assert not small.report.collapsed
+    assert small.model.table.shape == (9, 1)
+    torch.testing.assert_close(small.model((ids + 5) % 9), model((ids + 5) % 9))
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_zero_columns_of_a_table_go_and_those_that_are_not_stay(name):
+    """Those of embeddings, and of all bags, are known to be zero whatever the entries are."""
+    model, ids = LookedUp(LOOKUPS[name]), torch.arange(12).reshape(4, 3) % 9
+    for verify in (True, False):
+        result = shrink(model, ids, verify=verify)
+        assert result.model.table.shape == (9, 3)
+        assert not result.report.kept
+        torch.testing.assert_close(result.model((ids + 5) % 9), model((ids + 5) % 9))

@@ -29,7 +29,12 @@ WHOLE: dict[Any, tuple[tuple[str, str], ...]] = {
     **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), (("input", "weight"), ("weight", "input"))),
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), (("input", "weight"),)),
     aten.embedding: (("indices", "weight"),),
-    aten.embedding_bag: (("indices", "weight"), ("offsets", "weight"), ("per_sample_weights", "weight")),
+    aten.index: (("indices", "self"),),
+    aten.index_select: (("index", "self"),),
+    **dict.fromkeys(
+        (aten.embedding_bag, aten._embedding_bag, aten._embedding_bag_forward_only),
+        (("indices", "weight"), ("offsets", "weight"), ("per_sample_weights", "weight")),
+    ),
     aten.bilinear: (("input1", "weight"), ("input2", "weight")),
 }
 PER_CHANNEL = (aten.batch_norm, aten.instance_norm, aten.group_norm)  # with weights along axis 1

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from shrinkage.compression.dataflow.dependence import MOVEMENTS, packet_of
 from shrinkage.compression.dataflow.gates import (
     ALL,
+    NONE,
     NORMS,
     PRODUCTS,
     WHOLE,
@@ -59,6 +61,7 @@ class Needs:
     ) -> None:
         self.trace, self.zeros, self.weights = trace, zeros, weights
         self.contractions = {contraction.node: contraction for contraction in trace.contractions}
+        self.lookups = set(trace.lookups)
         self.place = {node: number for number, node in enumerate(graph.nodes)}
         self.of: dict[fx.Node, Tensor] = {}
         self.parts: dict[fx.Node, dict[int, Tensor]] = {}
@@ -118,7 +121,7 @@ class Needs:
         """Note what an operator with several outputs needs of its inputs."""
         packet, given = packet_of(node), arguments_of(node)
         if packet in WHOLE and set(masks) == {0}:
-            self._gated(node, given)
+            self._gated(node, given, masks[0])
         else:
             self._moved(node, masks)
 
@@ -133,7 +136,7 @@ class Needs:
         elif packet is aten.einsum:
             self._met_by_all(node, node.args[1])
         elif packet in WHOLE:
-            self._gated(node, given)
+            self._gated(node, given, mask)
         elif packet in FIRST_ALONE:
             self._met(node.all_input_nodes[:1], mask)
         elif packet in SHAPE_ALONE:
@@ -172,12 +175,18 @@ class Needs:
         self._need(given["input"], through)
         self._all(value for name, value in given.items() if name != "input" and isinstance(value, fx.Node))
 
-    def _gated(self, node: fx.Node, given: Mapping[str, Any]) -> None:
-        """Need all of what is multiplied and summed, unless all that it meets is zero."""
-        idle = {name for name, by in WHOLE[packet_of(node)] if bool(self.zeros.of(node, given.get(by)).all())}
+    def _gated(self, node: fx.Node, given: Mapping[str, Any], mask: Tensor) -> None:
+        """Need all of what is multiplied and summed, unless all that it meets is zero; of a table what `mask` needs."""
+        unread = NONE
+        if node in self.lookups:
+            (*_, columns) = shapes_of(node.all_input_nodes[0])[0]
+            unread = ~along(mask, -1, columns)
+        idle = {
+            name for name, by in WHOLE[packet_of(node)] if bool((self.zeros.of(node, given.get(by)) | unread).all())
+        }
         if node in self.zeros.uniform:  # any weights average the values to the same
             idle |= {"query", "key", "self"}
-        self._all(value for name, value in given.items() if name not in idle)
+        self._all(tree_leaves([value for name, value in given.items() if name not in idle]))
 
     def _met_by_all(self, node: fx.Node, factors: Any) -> None:
         """Need all of each of `factors`, unless another one is zero as a whole."""

@@ -10,6 +10,7 @@ from shrinkage.compression.plans.tensors import tensors_of, zero_slices
 from shrinkage.compression.removal.attributes import alike, changed_attributes, equal_by_chance
 from shrinkage.compression.removal.bisection import culprits
 from shrinkage.compression.removal.channel_kinds import kinds_of
+from shrinkage.compression.removal.reading_groups import reading_groups
 from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.removal.trial import Trial
 from shrinkage.compression.tracing.coupling import Coupling, couple
@@ -41,6 +42,9 @@ def channel_groups(
     stuck, sized = _stuck(coupling, model, call, free, roots)
     held |= dict.fromkeys(stuck, FAILS)
     roots -= stuck
+    reading = reading_groups(coupling, model, free, roots)
+    held |= dict.fromkeys(reading.held.nonzero().flatten().tolist(), LOUD)
+    roots -= held.keys()
     if not roots:
         raise GroupError(
             "expected a model of which some channel can go and is trained, found none. What holds the most parameters: "
@@ -55,9 +59,14 @@ def channel_groups(
     number = {root: place for place, group in enumerate(groups) for root in group}
     members = [
         Member(
-            name, dim, [number.get(root, -1) if place in rows else -1 for place, root in enumerate(channels.tolist())]
+            name,
+            dim,
+            [
+                number.get(root, -1) if place in rows and reading.includes((name, dim), root) else -1
+                for place, root in enumerate(channels.tolist())
+            ],
         )
-        for (name, dim), channels in free.items()
+        for (name, dim), channels in (free | reading.axes).items()
         for rows in [coupling.telling(name, dim)]
     ]
     kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, groups, sized=sized)
@@ -113,6 +122,7 @@ def _across_layers(coupling: Coupling, roots: set[int]) -> list[list[int]]:
 FAILS = "the model fails, or puts out other numbers, without some of them: its code has a length as a number"
 FROZEN = "not trained, since requires_grad is False"
 ALONE = "a weight that is summed by itself can be in no group with them"
+LOUD = "a constant other than zero where a weight reads them that has no bias to take it up, and can be in no group"
 
 
 def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:

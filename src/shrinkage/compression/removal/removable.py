@@ -63,10 +63,11 @@ def removable(analysis: Analysis, round_to: int, held: Tensor, uniform: bool = F
 def _foldable(analysis: Analysis, reasons: dict[int, str]) -> list[Tensor]:
     """Return for each reading which of its channels are constants that can be folded, and note why others are not."""
     coupling, silent = analysis.coupling, _silent(analysis)
+    traces = dict(coupling.traces)
     result = []
     values: dict[str, list[tuple[int, Tensor]]] = {}
     for number, reading in enumerate(analysis.readings):
-        target = target_of(analysis, reading)
+        target = target_of(analysis.model, reading.subgraph, traces[reading.subgraph], reading.contraction)
         constants, labels = reading.constants, coupling.labels.find(reading.contraction.labels)
         if len(labels):
             constants = torch.where(silent[labels], constants, float("nan"))

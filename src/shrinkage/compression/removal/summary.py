@@ -15,7 +15,9 @@ ADVICE = {
     "of an earlier call": "empty what it keeps before, or give a model that was not called",
     "zeros at the border": "penalize the bias, or the scale and shift of a norm, too: the constant is then zero",
     "too few samples": "give an example of more samples",
-    "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or penalize the cause of the constant",
+    "no bias that could": "use a layer with a bias attribute, such as nn.Linear, or penalize the weights that read it:"
+    " what nobody reads goes",
+    "the data or the position": "penalize the weights that read it: what nobody reads goes",
     "also subtracts the mean": "penalize neurons and heads, or use a norm that only divides, as nn.RMSNorm does",
     "the code adds": "make what it adds an attribute of the module, such as `self.eps`",
     "only divides": "penalize them with `CoupledChannels(..., residual=True)`",

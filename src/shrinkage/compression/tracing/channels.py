@@ -149,7 +149,7 @@ def reshaped(labels: DisjointSets, channels: Channels, shape: Sequence[int], pla
     """Return the channels of the same elements in another `shape`."""
     blocks = _blocks(channels.shape, shape)
     factors = []
-    for factor in channels.factors:
+    for factor in sorted(channels.factors, key=axes_of):
         extent, result = [1] * len(channels.shape), [1] * len(shape)
         for before, after in blocks:
             if any(factor.shape[axis] > 1 for axis in before):
@@ -158,18 +158,23 @@ def reshaped(labels: DisjointSets, channels: Channels, shape: Sequence[int], pla
                 for axis in after:
                     result[axis] = shape[axis]
         factors.append(factor.expand(extent).reshape(result))
-    return made(labels, shape, _without_repeats(labels, factors), place)
+    return made(labels, shape, _without_repeats(labels, factors, place), place)
 
 
-def _without_repeats(labels: DisjointSets, factors: list[Tensor]) -> list[Tensor]:
-    """Return `factors`; one of no parameter's that has come to share an axis with another stays as it is."""
-    kept = []
+def _without_repeats(labels: DisjointSets, factors: list[Tensor], place: str) -> list[Tensor]:
+    """Return those of `factors` that share no axis with another one before; the others stay as they are.
+
+    So of the inputs of a Kolmogorov-Arnold network and the functions of each, in one row, the inputs can go. What is of
+    no parameter stays beside any other.
+    """
+    kept: list[Tensor] = []
     for number, factor in enumerate(factors):
         factor = reduced(labels, factor)
         others = factors[:number] + factors[number + 1 :]
-        shared = any(set(axes_of(other)) & set(axes_of(factor)) for other in others)
-        if shared and labels.are_loose(factor):
+        if labels.are_loose(factor) and any(set(axes_of(other)) & set(axes_of(factor)) for other in others):
             labels.pin(factor, "repeated a fixed number of times")
+        elif any(set(axes_of(other)) & set(axes_of(factor)) for other in kept):
+            labels.pin(factor, f"two kinds of channels share an axis{place}")
         else:
             kept.append(factor)
     return kept

@@ -37,9 +37,7 @@ def index(trace: Trace, x: Channels, indices: Sequence[Any]) -> Channels:
     axes = [axis for axis, one in enumerate(indices) if one is not None]
     trace.pin(indices, "an index into a table")
     x = trace.fix(x, axes, "looked up by index")
-    table = trace.node.args[0]
-    if table not in trace.from_data and len(x.shape) - 1 not in axes:
-        trace.lookups.append(trace.node)
+    _note_lookup(trace, x, axes)
     if axes != list(range(axes[0], axes[0] + len(axes))) or any(_is_mask(trace, one) for one in axes):
         trace.pin(x, "looked up by index")
         return Channels(trace.shape)
@@ -50,6 +48,12 @@ def index(trace: Trace, x: Channels, indices: Sequence[Any]) -> Channels:
             before, after = factor.shape[: axes[0]], factor.shape[axes[-1] + 1 :]
             factors.append(factor.reshape(*before, *(1,) * inserted, *after))
     return trace.make(factors)
+
+
+def _note_lookup(trace: Trace, x: Channels, axes: Sequence[int]) -> None:
+    """Note that rows of a table are looked up along `axes`, if `x` is one and none of them is that of its columns."""
+    if trace.node.args[0] not in trace.from_data and len(x.shape) - 1 not in axes:
+        trace.lookups.append(trace.node)
 
 
 def _is_mask(trace: Trace, position: int) -> bool:
@@ -95,6 +99,7 @@ def _looked_up(trace: Trace, indices: Sequence[Any]) -> tuple[list[int], int]:
 def index_select(trace: Trace, x: Channels, axis: int, index: Channels) -> Channels:
     """The axis that is looked up by index stays; what lies along others moves with it."""
     trace.pin(index, "an index into a table")
+    _note_lookup(trace, x, [axis % len(x.shape)])
     return trace.combine([_beside(trace, x, axis)])
 
 
