@@ -203,7 +203,7 @@ MUTANTS = [
     M(" or all_tensors_in(result)", "", "beyond_the_rules", "inside_of"),
     M("probe = with_own_state(model)", "probe = model", "beyond_the_rules", "notes_its_calls"),
     M("(with_own_state(model))", "(model)", "beyond_the_rules", "notes_its_calls", file="compression/calls/cost.py"),
-    M("        trace.lookups.append(trace.node)\n    if axes", "        pass\n    if axes", "beyond_the_rules", "alone"),
+    M("    _note_lookup(trace, x, axes)\n", "", "beyond_the_rules", "alone"),
     M("traces, own) - producing", "traces, own)", "beyond_the_rules", "tied_weight"),
     M("    roots -= stuck\n", "", "beyond_the_rules", "without_which"),
     M("yield Change(joined(path, name), length, labels.reshape(-1))", "yield from ()", "beyond_the_rules", "by_chance_keeps_it"),

@@ -10,7 +10,7 @@ from shrinkage.compression.plans.tensors import tensors_of, zero_slices
 from shrinkage.compression.removal.attributes import alike, changed_attributes, equal_by_chance
 from shrinkage.compression.removal.bisection import culprits
 from shrinkage.compression.removal.channel_kinds import kinds_of
-from shrinkage.compression.removal.reading_groups import reading_groups
+from shrinkage.compression.removal.reading_groups import ReadingGroups, reading_groups
 from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.removal.trial import Trial
 from shrinkage.compression.tracing.coupling import Coupling, couple
@@ -57,20 +57,18 @@ def channel_groups(
             "leave out uniform"
         )
     number = {root: place for place, group in enumerate(groups) for root in group}
-    members = [
-        Member(
-            name,
-            dim,
-            [
-                number.get(root, -1) if place in rows and reading.includes((name, dim), root) else -1
-                for place, root in enumerate(channels.tolist())
-            ],
-        )
-        for (name, dim), channels in (free | reading.axes).items()
-        for rows in [coupling.telling(name, dim)]
-    ]
+    members = [Member(name, dim, _numbers(coupling, reading, (name, dim), number)) for name, dim in free | reading.axes]
     kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, groups, sized=sized)
     return Coupled([member for member in members if max(member.groups) >= 0], kinds=kinds)
+
+
+def _numbers(coupling: Coupling, reading: ReadingGroups, axis: Axis, number: Mapping[int, int]) -> list[int]:
+    """Return the number of the group of each index along `axis`, by label in `number`; -1 for those of none."""
+    rows, channels = coupling.telling(*axis), coupling.axes[axis].tolist()
+    return [
+        number.get(root, -1) if place in rows and reading.includes(axis, root) else -1
+        for place, root in enumerate(channels)
+    ]
 
 
 def most_held(coupling: Coupling, model: nn.Module, held: Mapping[int, str]) -> list[str]:
