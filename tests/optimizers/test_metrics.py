@@ -27,6 +27,7 @@ from models import batches, equal, loss_of, mlp, soft_, train, weights, zeros
 from shrinkage import L0, L1, L2, GroupLasso, MetricError, Regularizer, Rows, register_metric
 from shrinkage.optimizers.adaptive_step import number
 from shrinkage.optimizers.registry import _metrics, metric_of
+from shrinkage.training.acting import by_regularizer
 from shrinkage.training.attachment import explicit_attachments
 
 UNCENTERED = [case for case in OPTIMIZERS if "centered" not in case.name]
@@ -407,7 +408,8 @@ def test_residuals_are_taken_in_the_metric_of_the_next_step(case):
     train(model, optimizer, 8)
     optimizer.zero_grad()
     (attachment,) = explicit_attachments[optimizer]
-    steps = attachment.steps(optimizer)
+    (acting,) = by_regularizer([(optimizer, attachment)])
+    steps = acting.steps()
     assert list(steps) == ["0.weight", "2.weight"]
     before = metric_of(optimizer).before
     for w, step in zip(weights(model), steps.values(), strict=True):

@@ -17,6 +17,7 @@ from problems import diabetes_lasso, digits_group_lasso, solve
 from shrinkage import L1, L2, Columns, GroupLasso, MetricError, Regularizer, Rule, regularize
 from shrinkage.optimizers.adaptive_step import number
 from shrinkage.optimizers.registry import _metrics, metric_of
+from shrinkage.training.acting import by_regularizer
 from shrinkage.training.attachment import explicit_attachments
 
 GUIDE = (Path(__file__).parents[2] / "docs/optimizers.md").read_text()
@@ -293,9 +294,10 @@ def test_residuals_know_the_metric_of_registered_optimizers():
     Regularizer(model, L1(0.01)).attach(optimizer)
     train(model, optimizer, 4)
     (attachment,) = explicit_attachments[optimizer]
+    (acting,) = by_regularizer([(optimizer, attachment)])
     moment = optimizer.state[model[0].weight]["exp_avg_sq"]
     expected = 0.01 / moment.sqrt().clamp(min=optimizer.param_groups[0]["eps"])
-    torch.testing.assert_close(attachment.steps(optimizer)["0.weight"], expected)
+    torch.testing.assert_close(acting.steps()["0.weight"], expected)
 
 
 @pytest.mark.parametrize("make", [AggMo, ADOPT])

@@ -1,6 +1,8 @@
 """The progress bar is there where rich is, and a path goes without."""
 
 import io
+import subprocess
+import sys
 
 import pytest
 import rich
@@ -60,3 +62,17 @@ def test_versions_in_which_bars_cannot_be_nested_show_none(monkeypatch):
     assert not progress_bar.rich_is_there()
     monkeypatch.setattr(progress_bar, "version", lambda name: "14.1.0")
     assert progress_bar.rich_is_there()
+
+
+def test_random_numbers_do_not_depend_on_whether_rich_is_imported_already():
+    program = """if True:
+        import random, sys
+        from shrinkage.paths.progress_bar import progress_bar
+        random.seed(0)
+        before = random.getstate()
+        with progress_bar(3, shown=True):
+            pass
+        assert "rich.progress" in sys.modules
+        assert random.getstate() == before
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)

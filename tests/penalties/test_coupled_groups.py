@@ -40,6 +40,7 @@ from shrinkage import (
     regularize,
     strength_max,
 )
+from shrinkage.training.acting import by_regularizer
 from shrinkage.training.attachment import explicit_attachments
 
 CHANNELS = 6
@@ -196,7 +197,8 @@ def test_a_step_in_several_metrics_is_the_least_of_the_objective(make, penalty):
         give(each, steps(1)[0])
         optimizer.step()
     (attachment,) = explicit_attachments[optimizers[0]]
-    sizes = attachment.steps(optimizers[0])
+    (acting,) = by_regularizer([(optimizers[0], attachment)])
+    sizes = acting.steps()
     eta = joined(torch.as_tensor(sizes[name]).expand(model.get_parameter(name).shape) for name in MEMBERS)
     found, before = weights_of(model), weights_of(twin)
     assert best_improvement(Grouped(penalty, Rows()), found, before, eta) <= 1e-9

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
+from shrinkage.diagnostics.random_states import random_states_left_out
 from shrinkage.paths.point import Point
 
 Tell = Callable[[Point], None]
@@ -16,8 +17,9 @@ def progress_bar(total: int, *, shown: bool) -> Iterator[Tell]:
     if not shown or not rich_is_there():
         yield lambda point: None
         return
-    import rich
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    with random_states_left_out():  # rich draws a number when it is imported
+        import rich
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = rich.get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
