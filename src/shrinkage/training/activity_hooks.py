@@ -25,7 +25,7 @@ class Hook:
 
     def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
         """Return the output with a penalty behind it; None if there is nothing to do."""
-        if self.passes.handle not in getattr(module, MARK, ()) or torch.compiler.is_exporting():
+        if self.passes.handle not in getattr(module, MARK, ()) or is_exporting():
             return None
         if isinstance(output, Tensor):
             return self._penalized(output)
@@ -62,6 +62,12 @@ class Hook:
             self.passes.penalties[self.index].check_shape(joined(a, self.samples).shape)
         except GroupError as error:
             raise GroupError(f"the output of {self.name!r}: {error}") from None
+
+
+def is_exporting() -> bool:
+    """Return whether torch exports what is called. Compilers of torch 2.11 take its own function as True everywhere."""
+    flag: bool | None = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
 
 
 MARK = "_shrinkage_activities"  # the handles of those that penalize a layer
