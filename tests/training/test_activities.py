@@ -490,7 +490,7 @@ def test_recurrent_layers():
 def test_outputs_that_are_modified_in_place():
     model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(inplace=True), nn.Linear(20, 3)).double()
     activities = Activities(model, {"0": L1(S)})
-    with pytest.raises(RuntimeError, match="Output 0 of ActivitiesOutput(Backward)? is a view and is being modified inplace"):
+    with pytest.raises(RuntimeError, match=r"Output 0 of ActivitiesOutput(Backward)? is a view"):
         loss_of(model, *data()).backward()
     activities.remove()
     activities = Activities(model, {"0": L1(S)}, clone=True)
