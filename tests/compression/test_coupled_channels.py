@@ -107,7 +107,7 @@ def test_heads_go_where_their_size_is_as_large_as_their_number(heads, size):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         channels = CoupledChannels(model, (), example_kwargs={"input_ids": ids})
-    assert sum("self_attn" in name for name in channels.names) == (3 if heads > 2 else 0)  # the last head stays
+    assert sum("self_attn" in name for name in channels.names) == (3 if heads > 2 else 1)  # the last keys stay
 
 
 class Stored(nn.Module):

@@ -230,7 +230,7 @@ def test_margins_of_any_size_give_finite_gaps():
         assert gap >= missing - 0.01
 
 
-X, Y, W = torch.randn(6, 3), torch.randn(6), torch.randn(3)
+X, Y, W = torch.randn(6, 3), torch.tensor([-1.5, 0.5, 1.0, -0.3, 2.0, -0.7]), torch.randn(3)
 
 
 @pytest.mark.parametrize(
