@@ -296,7 +296,9 @@ def test_two_files_are_compared(model: nn.Module, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("share", "code"), [("0", 0), ("0.375", 0), ("0.38", 1), ("38", 2)])
+@pytest.mark.parametrize(
+    ("share", "code"), [("0", 0), ("0.375", 0), ("37.5%", 0), ("0.38", 1), ("38%", 1), ("38", 2), ("nan", 2)]
+)
 def test_fail_under_ends_with_a_code(share: str, code: int, model: nn.Module, tmp_path: Path) -> None:
     dense, file = (
         saved(tmp_path / f"{each}.pt", checkpoint_of(net)) for each, net in enumerate((nn.Linear(3, 2), model))
@@ -304,8 +306,27 @@ def test_fail_under_ends_with_a_code(share: str, code: int, model: nn.Module, tm
     for files in ((file,), (dense, file)):  # of two files the second counts
         result = call("report", *files, "--fail-under", share)
         assert result.exit_code == code
-        assert ("37.5% of the weights of" in result.stderr) == (code == 1)
+        assert ("37.5% of the 8 weights of" in result.stderr) == (code == 1)
+        assert ("a share from 0 to 1" in result.stderr) == (code == 2)
         assert ("weight " in result.stdout) == (code < 2)
+
+
+def test_what_is_counted_can_be_chosen(model: nn.Module, tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.pt", checkpoint_of(model))
+    for options in (["--matrices"], ["--select", "*weight"], ["--select", "w*", "--select", "weigh?", "--matrices"]):
+        result = call("report", file, *options, "--fail-under", "50%")
+        assert result.exit_code == 0
+        assert "bias" not in result.stdout
+    result = call("report", file, "--select", "*s", "--fail-under", "1e-3")
+    assert_fails(result, "0.0% of the 2 weights", "fewer than 0.1%")
+    assert "--matrices" not in result.stderr
+    assert (
+        "biases and norms count too, but with --matrices or --select" in call("report", file, "--fail-under", 1).stderr
+    )
+    assert_fails(
+        call("report", file, "--select", "wieght"), "--select 'wieght' has no tensor", "nearest names: 'weight'"
+    )
+    assert_fails(call("report", file, "--select", "bias", "--matrices"), "no tensor of two dimensions or more")
 
 
 def test_report_writes_a_page(model: nn.Module, tmp_path: Path) -> None:
@@ -382,6 +403,15 @@ def test_shrink_writes_onnx(pruned: tuple[nn.Module, Path], tmp_path: Path) -> N
     x = torch.randn(5, 3, 2, 2)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model.eval()(x))
+
+
+def test_a_model_is_exported_as_it_is_in_evaluation(pruned, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("onnxscript")
+    modes = []
+    monkeypatch.setattr(torch.onnx, "export", lambda model, *_, **options: modes.append(model.training))
+    result = call("shrink", f"{__name__}:build", pruned[1], "--input", "2x3x2x2", "--onnx", tmp_path / "small.onnx")
+    assert result.exit_code == 0, result.output
+    assert modes == [False]
 
 
 @pytest.mark.parametrize(

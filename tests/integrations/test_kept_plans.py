@@ -408,5 +408,6 @@ def test_the_guides_code_runs(tmp_path, monkeypatch, capsys):
     text, names = (Path(__file__).parents[2] / "docs/hugging_face.md").read_text(), {}
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, names)
-    assert [layer.mlp.c_fc.nf for layer in names["again"].transformer.h] == [88, 80]
+    sizes = [sum(parameter.numel() for parameter in names[name].parameters()) for name in ("again", "model")]
+    assert sizes[0] <= 0.6 * sizes[1]
     assert "c_fc" in capsys.readouterr().out

@@ -7,6 +7,7 @@ MUTANTS = [
     M("self.loss(best) + best.error", "self.loss(best)", "choices", "within_the_error"),
     M("return -point.score if self.maximize", "return point.score if self.maximize", "choices", "equal_scores"),
     M("/ (len(points) - 1))", "/ len(points))", "choices", "standard_errors", quick=True),
+    M("== max(self.strengths) and point.zeros < point.size", "== max(self.strengths)", "choices", "at_an_end"),
     M("if math.isfinite(point.score)]", "]", "choices", "not_finite"),
     M("module.training = training", "pass", "paths", "modes", file="paths/fits.py", quick=True),
     M("self.model.eval()", "pass", "paths", "evaluation_mode"),

@@ -123,12 +123,26 @@ def test_a_choice_of_folds_is_loaded_from_the_path_of_all_data():
         _ = whole.refits
 
 
+def test_a_choice_at_an_end_of_the_strengths_is_told():
+    falling, rising = Path(points(2.0, 1.5, 1.0)), Path(points(1.0, 1.5, 2.0, 3.0))
+    assert str(falling).splitlines()[-2:] == [
+        "best: the greatest strength, which leaves weights; add greater ones",
+        "one standard error: the greatest strength, which leaves weights; add greater ones",
+    ]
+    assert str(rising).splitlines()[-1] == "best: the smallest strength; begin with smaller ones, or with 0"
+    from_zero = Path(points(1.0, 1.5, 2.0, strengths=[0.0, 0.1, 0.2]))
+    to_nothing = Path(points(5.0, 4.0, 3.0, 2.0, 1.0))  # 8 of 8 are zero
+    for path in (from_zero, to_nothing, Path(points(1.0))):
+        assert ";" not in str(path)
+
+
 def test_a_path_prints_what_it_has():
     found = Path(points(2.0, 1.0, 1.05))
     lines = str(found).splitlines()
     assert lines[0].split() == ["strength", "zeros", "zero", "groups", "score", "error", "updates", "choice"]
     assert lines[3].split() == ["0.2", "2", "25.00%", "1", "of", "4", "1", "0.1", "10", "best"]
     assert lines[4].endswith("one standard error")
+    assert len(lines) == 6  # the last one: a choice at the end
     plain = Path((Point(0.1, 1, 4, 0, 0, math.nan, math.nan, 5),))
     assert str(plain).splitlines()[0].split() == ["strength", "zeros", "updates"]
     assert str(Path.together([found, found])).startswith("2 paths joined\n")

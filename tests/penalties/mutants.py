@@ -4,6 +4,7 @@ from mutant import Mutant as M
 
 MUTANTS = [
     M("min(max(done, 0.0), 1.0)", "max(done, 0.0)", "budget", "ramp"),
+    M("return int(allowed * whole + 1e-9) if allowed < 1 else int(allowed)", "return int(allowed)", "channel_budgets", "share"),
     M("* count - 1e-9)", "* count + 1e-9)", "budget", "ramp"),
     M("if value != default[name])", ")", "budget", "printed"),
     M("marks = [(w != 0).to(at_least_float32(w.dtype)) for w in ws]", "marks = list(ws)", "frozen_zeros", "span_parameters_tiny"),

@@ -27,7 +27,23 @@ NO_STRENGTH = "a Budget has no strength: it decides which weights are zero"
         ({"updates": 1000, "zeros": "half"}, ValueError, "share between 0 and 1, got 'half'$"),
         ({"updates": 1000, "parameters": 5000}, ValueError, "counts what shrink leaves, so it needs groups=CoupledCh"),
         ({"updates": 1000, "multiply_adds": 5000}, ValueError, "multiply_adds= counts what shrink leaves"),
-        ({"updates": 1000, "parameters": 0.5, "groups": CHANNELS}, ValueError, "parameters must be a whole number"),
+        (
+            {"updates": 1000, "parameters": 1.0, "groups": CHANNELS},
+            ValueError,
+            "whole number of at least 1, or a share",
+        ),
+        (
+            {"updates": 1000, "multiply_adds": 50.5, "groups": CHANNELS},
+            ValueError,
+            "multiply_adds must be a whole.*50.5",
+        ),
+        (
+            {"updates": 1000, "parameters": 0, "groups": CHANNELS},
+            ValueError,
+            "a share of the model's between 0 and 1, got",
+        ),
+        ({"updates": 1000, "parameters": "half", "groups": CHANNELS}, ValueError, "between 0 and 1, got 'half'"),
+        ({"updates": 1000, "parameters": True, "groups": CHANNELS}, ValueError, "between 0 and 1, got True"),
         (
             {"updates": 100, "zeros": 0.9, "begin": 0.5, "end": 0.4},
             ValueError,

@@ -313,7 +313,7 @@ def test_two_families_in_one_are_two_rules():
     assert len(both.plan.families()) == 2
     *table, last = str(both.plan).splitlines()
     assert len(table) == 4
-    assert last == "no rule names these matrices (72 weights): '3.weight'"
+    assert last == "no rule names these matrices (72 weights), though `shrink` cuts what reads the channels: '3.weight'"
 
 
 def test_the_plan_has_one_line_for_a_family():

@@ -30,6 +30,8 @@ def test_coefficients_are_a_line_each_and_groups_their_norms():
     assert ys(norms)[:3] == [[5.0, 2.0], [1.0, 0.0], [0.0, 0.0]]
     lines = norms.axes[0].get_lines()
     assert [lines[i].get_color() == pictures.GREY for i in range(3)] == [False, False, True]
+    lines = pictures.path_coefficients(found(), "0.weight", Columns(), labels=["_a", "b", "c"]).axes[0].get_lines()
+    assert [lines[i].get_color() == pictures.GREY for i in range(3)] == [True, False, True]
     with pytest.raises(ValueError, match="3 names, one per line, got 1"):
         pictures.path_coefficients(found(), "0.weight", Columns(), labels=["a"])
 

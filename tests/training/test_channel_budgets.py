@@ -5,6 +5,7 @@ import functools
 import io
 import math
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -215,7 +216,7 @@ def test_the_state_is_five_bytes_a_channel_and_then_one():
 def test_a_target_that_can_not_be_reached_is_refused_with_what_can():
     model = convolutional()
     channels = CoupledChannels(model, X[:2])
-    with pytest.raises(SelectionError, match=r"50 parameters can not be reached: with one channel of each kind 92 of"):
+    with pytest.raises(SelectionError, match=r"50 parameters cannot be reached: with one channel of each kind 92 of"):
         Regularizer(model, Budget(parameters=50, updates=100, groups=channels))
     with pytest.raises(SelectionError, match="ask for fewer"):
         Regularizer(model, Budget(parameters=10**6, updates=100, groups=channels))
@@ -226,9 +227,24 @@ def test_the_plan_says_what_can_be_reached():
     plan = str(Regularizer(model, Budget(parameters=900, updates=100, groups=CoupledChannels(model, X[:2]))).plan)
     assert (
         "Budget: at most 900 of 1,768 parameters by update 50 (from 10 on) of 100; 20 channels of 2 kinds, at least 1 "
-        "of each stays: 92 can not go" in plan
+        "of each stays: 92 cannot go" in plan
     )
     assert "8x12   8 x Coupled   Budget   900 parameters  held once zero" in plan
+
+
+@pytest.mark.parametrize("unit", ["parameters", "multiply_adds"])
+def test_a_share_is_one_of_the_whole_model(unit):
+    model = convolutional()
+    channels = CoupledChannels(model, X[:2])
+    with pytest.raises(SelectionError) as error:
+        Regularizer(model, Budget(**{unit: 10**9}, updates=100, groups=channels))
+    whole = int(re.search(r"there are ([\d,]+)", str(error.value))[1].replace(",", ""))
+
+    def plan_for(amount: float) -> str:
+        return str(Regularizer(model, Budget(**{unit: amount}, updates=100, groups=channels)).plan)
+
+    assert plan_for(0.5) == plan_for(whole // 2)
+    assert plan_for(0.3) == plan_for(whole * 3 // 10)
 
 
 def members() -> Coupled:
@@ -413,7 +429,7 @@ def test_progress_tells_which_kind_has_a_single_channel_left():
     model, optimizer, regularizer = attached(parameters=100)
     for number in range(29):
         step(model, optimizer, number)
-    with pytest.warns(UserWarning, match="leaves a single channel of its kind in 1, 4; more can not go there"):
+    with pytest.warns(UserWarning, match="leaves a single channel of its kind in 1, 4; more cannot go there"):
         step(model, optimizer, 29)
     assert str(*regularizer.progress()).endswith("channels gone, 0 due; last of its kind: 1, 4")
 

@@ -1,8 +1,11 @@
 """The `shrinkage` command: the report of a saved model, and a smaller model."""
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from shrinkage import Report, __version__, report
 from shrinkage.cli.read_file import extras, fail, weights_in
@@ -10,6 +13,7 @@ from shrinkage.cli.shrink_command import shrink_file
 from shrinkage.cli.two_reports import compared, to_dict
 from shrinkage.diagnostics.checkpoint_files import TOP
 from shrinkage.errors import ParameterError, listed
+from shrinkage.selection.first_match import nearest
 
 with extras():
     import typer
@@ -21,6 +25,41 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("shrink")(shrink_file)
+
+
+class Counted(NamedTuple):
+    """Which tensors of a file are counted: those that have a name of these patterns, if any, and matrices alone."""
+
+    patterns: Sequence[str]
+    matrices: bool
+
+    def of(self, weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+        """Return those of `weights`; or say that there are none and end."""
+        for pattern in self.patterns:
+            if not any(fnmatchcase(name, pattern) for name in weights):
+                fail(f"--select {pattern!r} has no tensor in {str(file)!r}; nearest names: {nearest(pattern, weights)}")
+        found = {
+            name: tensor
+            for name, tensor in weights.items()
+            if (tensor.dim() > 1 or not self.matrices)
+            and (not self.patterns or any(fnmatchcase(name, pattern) for pattern in self.patterns))
+        }
+        if not found:
+            fail(f"{str(file)!r} holds no tensor of two dimensions or more that is asked for")
+        return found
+
+
+def share(text: str) -> float:
+    """Return a share from 0 to 1 that is written as a number or in percent; or say what is wrong and end.
+
+    >>> share("0.9"), share("90%")
+    (0.9, 0.9)
+    """
+    with suppress(ValueError):
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 <= found <= 1:
+            return found
+    raise typer.BadParameter(f"expected a share from 0 to 1 such as 0.9 or 90%, got {text!r}")
 
 
 def show_version(wanted: bool) -> None:
@@ -58,11 +97,23 @@ def report_file(
     html: Annotated[Path | None, typer.Option(help="Write a page with tables and pictures to this file.")] = None,
     fail_under: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="End with exit code 1 if a smaller share of the weights is exactly zero."),
+        typer.Option(
+            parser=share,
+            metavar="SHARE",
+            help="End with exit code 1 if a smaller share of what is counted is exactly zero: 0.9 or 90%.",
+        ),
     ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help='Count tensors alone whose name has this pattern, such as "encoder.*.weight"; repeatable.'),
+    ] = None,
+    matrices: Annotated[
+        bool,
+        typer.Option("--matrices", help="Count tensors of two dimensions or more alone: no biases, no norms."),
+    ] = False,
 ) -> None:
     """Count the zeros of a saved model: exact ones, small weights, and whole rows and columns."""
-    found = [read(each, key, below) for each in (file, other) if each is not None]
+    found = [read(each, key, below, Counted(select or (), matrices)) for each in (file, other) if each is not None]
     if as_json:
         typer.echo(json.dumps(found[0][2].to_dict() if other is None else to_dict(found[0][2], found[1][2]), indent=2))
     else:
@@ -75,15 +126,20 @@ def report_file(
         write_page(html, weights, below, title=f"Zeros of {(other or file).name}")
         typer.echo(f"written: {html}", err=as_json)
     if fail_under is not None and last.sparsity < fail_under:
-        fail(f"{last.sparsity:.1%} of the weights of {str(other or file)!r} are zero, fewer than {fail_under:.1%}")
+        whole = "" if select or matrices else "; biases and norms count too, but with --matrices or --select"
+        fail(
+            f"{last.sparsity:.1%} of the {last.size:,} weights of {str(other or file)!r} are zero, fewer than "
+            f"{fail_under:.1%}{whole}"
+        )
 
 
-def read(file: Path, key: str | None, below: float) -> tuple[str, dict[str, Tensor], Report]:
+def read(file: Path, key: str | None, below: float, counted: Counted) -> tuple[str, dict[str, Tensor], Report]:
     """Return which entry of a file was read, in words, its weights, and their report; or say what is wrong and end."""
     entry, weights, others = weights_in(file, key)
     if not any(tensor.is_floating_point() for tensor in weights.values()):
         types = listed(sorted({str(tensor.dtype) for tensor in weights.values()}), most=3)
         fail(f"{str(file)!r} holds no floating-point weights, only {types}: of others no zeros are counted")
+    weights = counted.of(weights, file)
     rest = f"; others are {listed(others)}, with --key" if others else ""
     try:
         return (

@@ -1,6 +1,7 @@
 """`shrinkage shrink`: a smaller model from a checkpoint, in files."""
 
 import importlib
+import logging
 import os
 import re
 import sys
@@ -109,9 +110,10 @@ def write_onnx(small: Shrunk, example: Sequence[Tensor], file: Path) -> None:
     with extras():
         import onnxscript  # noqa: F401  # torch.onnx needs it, and says so late
     batch, large = torch.export.Dim("batch"), small.report.after.size > ONE_FILE
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not there and not needed
     try:
         torch.onnx.export(
-            small.model,
+            small.model.eval(),  # in training mode, dropout would be exported as it is in training
             tuple(example),
             str(file),
             dynamo=True,

@@ -240,7 +240,17 @@ class Path(Sequence[Point]):
         shown = [header[column] for column in kept]
         cells = [[row[column] for column in kept] for row in rows]
         joined = [f"{len(self.runs)} paths joined"] if self.runs else []
-        return [*joined, Table(shown, cells, range(len(shown) - ("choice" in shown)))]
+        return [*joined, Table(shown, cells, range(len(shown) - ("choice" in shown))), *self._at_ends()]
+
+    def _at_ends(self) -> list[str]:
+        """Return what is said of choices at an end of the strengths, beyond which there may be better ones."""
+        lines = []
+        for name, point in self.choices().items() if len(self) > 1 else ():
+            if point.strength == max(self.strengths) and point.zeros < point.size:
+                lines.append(f"{name}: the greatest strength, which leaves weights; add greater ones")
+            if name == "best" and 0 < point.strength == min(self.strengths):
+                lines.append(f"{name}: the smallest strength; begin with smaller ones, or with 0")
+        return lines
 
     def __repr__(self) -> str:
         return "\n".join(map(str, self._parts()))

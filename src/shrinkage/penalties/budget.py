@@ -30,8 +30,9 @@ class Budget(Value):
 
     Args:
         zeros: the share of weights that are zero in the end, between 0 and 1.
-        parameters: or: at most so many parameters are left after `shrink`, with `groups=CoupledChannels(...)`.
-        multiply_adds: or: at most so many multiply-adds of one call of the model that `shrink` leaves, likewise.
+        parameters: or: at most so many parameters are left after `shrink`, with `groups=CoupledChannels(...)`; a
+            number between 0 and 1 is a share of those of the model.
+        multiply_adds: or: at most so many multiply-adds of one call of the model that `shrink` leaves, or that share.
         updates: steps of the optimizer in the whole training; the next three are fractions of it.
         groups: what goes together: None for single weights, `Rows()`, `Columns()`, `Kernels()`, `Heads(n)`,
             `Blocks(r, c)`, or channels that span parameters.
@@ -63,8 +64,8 @@ class Budget(Value):
 
     _: KW_ONLY
     zeros: float | None = None
-    parameters: int | None = None
-    multiply_adds: int | None = None
+    parameters: float | None = None
+    multiply_adds: float | None = None
     updates: int = 0
     groups: Groups | None = None
     begin: float = 0.1
@@ -98,8 +99,11 @@ class Budget(Value):
             if not (is_number(value) and 0 < value < 1):
                 hint = f"; did you mean {value / 100:g}?" if is_number(value) and 1 <= value < 100 else ""
                 raise ValueError(f"zeros is a share between 0 and 1, got {shown(value)}{hint}")
-        elif not is_whole(value) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
+        elif not (is_number(value) and (0 < value < 1 or (is_whole(value) and value >= 1))):
+            raise ValueError(
+                f"{name} must be a whole number of at least 1, or a share of the model's between 0 and 1, got "
+                f"{shown(value)}"
+            )
         elif not self.coupled:
             raise ValueError(
                 f"{name}= counts what shrink leaves, so it needs groups=CoupledChannels(model, inputs); for single "

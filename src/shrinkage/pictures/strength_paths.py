@@ -12,6 +12,7 @@ from shrinkage.pictures.weights import BAR_COLOUR, COLOURS, FONT_SIZE, ZERO_COLO
 
 GREY = COLOURS[0]
 CHOICE_COLOUR = COLOURS[3]
+PATTERNS = ("solid", "dashed", "dotted", "dashdot")  # of named lines: there are ten colours
 CHOICES = ("dashed", "dotted")  # best, and one standard error
 
 
@@ -22,7 +23,8 @@ def path_coefficients(path: Path, name: str, groups: Groups | None = None, label
         path: of one model, not joined.
         name: of the tensor in the model's state.
         groups: whose norms are drawn, such as `Columns()`.
-        labels: names of the weights or groups, in their order, for a legend; up to about twenty are readable.
+        labels: names of the weights or groups, in their order, for a legend; up to about twenty are readable. A name
+            that begins with "_" is left out, and where there are some, their lines are grey.
 
     Raises:
         KeyError: the state has no such tensor.
@@ -41,10 +43,20 @@ def path_coefficients(path: Path, name: str, groups: Groups | None = None, label
     if labels and len(labels) != lines.shape[1]:
         raise ValueError(f"labels must be {lines.shape[1]} names, one per line, got {len(labels)}")
     figure, axes = panel(path, f"What is left of {name}?", "weight" if groups is None else "norm of a group")
+    named = [index for index, label in enumerate(labels) if not label.startswith("_")] or list(range(lines.shape[1]))
+    place = {index: number for number, index in enumerate(named)}
     for index, values in enumerate(lines.T):
-        colour = f"C{index % 10}" if bool((values != 0).any()) else GREY
-        label = labels[index] if labels else f"_{index}"
-        axes.plot(path.strengths, values.tolist(), color=colour, linewidth=1.2, label=label)
+        shown = index in place and bool((values != 0).any())
+        number = place.get(index, 0)
+        axes.plot(
+            path.strengths,
+            values.tolist(),
+            color=f"C{number % 10}" if shown else GREY,
+            linestyle=PATTERNS[number // 10 % 4] if labels and shown else "solid",
+            linewidth=1.2 if shown else 0.8,
+            zorder=2 if shown else 1,
+            label=labels[index] if labels else f"_{index}",
+        )
     axes.axhline(0, color="black", linewidth=0.8, zorder=0)
     if labels:
         figure.legend(loc="outside right upper", fontsize=FONT_SIZE - 2, frameon=False)

@@ -49,7 +49,7 @@ class ChannelTarget(NamedTuple):
         count = f"{len(stock.kinds):,} channels of {kinds} kind{'s' * (kinds != 1)}"
         return (
             f"\nBudget: at most {self.target:,} of {stock.whole:,} {self.unit} {window}; {count}, at least 1 of each "
-            f"stays: {stock.least:,} can not go"
+            f"stays: {stock.least:,} cannot go"
         )
 
 
@@ -88,7 +88,8 @@ def target_of(budget: Budget, whole: int) -> int:
     """Return how much may be left of the `whole`."""
     if budget.zeros is not None:
         return whole - math.ceil(budget.zeros * whole - 1e-9)
-    return int(budget.parameters or budget.multiply_adds or 0)
+    allowed = budget.parameters or budget.multiply_adds or 0
+    return int(allowed * whole + 1e-9) if allowed < 1 else int(allowed)
 
 
 def kinds_in(coupled: Coupled) -> tuple[int, ...]:
@@ -127,7 +128,7 @@ def check_reached(budget: Budget, found: ChannelTarget) -> None:
     stock, target, unit = found.stock, found.target, found.unit
     if target < stock.least:
         raise SelectionError(
-            f"{target:,} {unit} can not be reached: with one channel of each kind {stock.least:,} of {stock.whole:,} "
+            f"{target:,} {unit} cannot be reached: with one channel of each kind {stock.least:,} of {stock.whole:,} "
             "are left"
         )
     if target > stock.whole:

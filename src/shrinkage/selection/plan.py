@@ -92,7 +92,9 @@ class Plan(ByFields):
         """Return the lines on budgets and on matrices that no rule names, each after a line break."""
         lines = "".join(planned.line() for planned in self.budgets)
         names, sizes = [name for name, _ in self.unnamed], [size for _, size in self.unnamed]
-        return lines + names_note(f"no rule names these matrices ({sum(sizes):,} weights)", names)
+        spanning = any(own.budget.coupled for own in self.budgets) or any(coupled_of(each.penalty) for each in self)
+        read = ", though `shrink` cuts what reads the channels" if spanning else ""
+        return lines + names_note(f"no rule names these matrices ({sum(sizes):,} weights){read}", names)
 
     def at(self, update: int) -> "Plan":
         """Return what is penalized at an update: of rules that are over by then, what comes after, if anything."""

@@ -16,7 +16,7 @@ from shrinkage.penalties.toward import Toward
 from shrinkage.penalties.value_objects import Value, value_class
 from shrinkage.selection.default_selector import Weights
 from shrinkage.selection.how import How, check_every, check_explicit, check_how
-from shrinkage.selection.selectors import AnySelector, Named, Selector, check_selector, selector_text
+from shrinkage.selection.selectors import AnySelector, Named, Selector, check_selector, groups_hint, selector_text
 
 
 @value_class
@@ -210,7 +210,7 @@ def as_rules(rules: Rules, how: How) -> tuple[Rule, ...]:
         if not all(isinstance(rule, Rule) for rule in found) or not isinstance(rules, Rule | Sequence):
             raise TypeError(
                 "rules are a penalty, a mapping from selectors to penalties, a Rule or a sequence of Rule, "
-                f"got {shown(rules)}"
+                f"got {shown(rules)}{groups_hint(rules)}"
             )
     if not found:
         raise SelectionError("there are no rules: give at least one, such as {nn.Linear: L1(1e-4)}")

@@ -13,6 +13,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from torch import Tensor, nn
 
 from shrinkage.errors import SelectionError, shown
+from shrinkage.penalties.groups import Groups
 from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.private import compiled_from
 from shrinkage.selection.default_selector import Weights
@@ -62,6 +63,13 @@ def is_of(module: nn.Module, layers: Layers) -> bool:
     return module is (layers if inside is None else inside)
 
 
+def groups_hint(found: object) -> str:
+    """Return the end of a message about groups that stand where they do not belong; nothing of anything else."""
+    if not isinstance(found, Groups):
+        return ""
+    return "; groups are an argument of a penalty: GroupLasso(1e-3, groups)"
+
+
 def check_selector(selector: object) -> None:
     """Raise `TypeError` unless `selector` is one of the kinds, `SelectionError` if it might be called by mistake."""
     is_pair = isinstance(selector, tuple) and len(selector) == 2 and isinstance(selector[1], str)
@@ -74,6 +82,7 @@ def check_selector(selector: object) -> None:
         "a selector is a glob on the parameter's name, a module class, a layer, a pair of one of these and a parameter "
         f"name, or a function of (name, module, parameter), got {found or shown(selector)}"
     )
+    message += groups_hint(selector)
     if callable(selector) and not isinstance(selector, type):
         raise SelectionError(f"{message}, which is no plain function: write lambda name, module, parameter: ...")
     raise TypeError(message)

@@ -39,10 +39,7 @@ class Acting(NamedTuple):
 
     def steps(self) -> dict[str, Number]:
         """Return the step of each penalized parameter's proximal operator now, as far as it has made one."""
-        from shrinkage.training.step_sizes import steps_made
-
-        made = self.targets if self.attachment.updates.steps else ()
-        return steps_made(made, self.optimizer, self.attachment.metric)
+        return self.attachment.steps(self.optimizer, self.targets)
 
     def maximized(self) -> set[str]:
         """Return the names of the penalized parameters whose loss the optimizer maximizes."""

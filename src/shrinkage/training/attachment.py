@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shrinkage.errors import AttachmentError
+from shrinkage.optimizers.adaptive_step import Number
 from shrinkage.optimizers.introspection import (
     group_indices,
     may_move,
@@ -286,6 +287,13 @@ class Attachment(Lasting):
         targets = self.targets(optimizer)
         check_gradients(targets)
         check_added_once(target for target in targets if self.gradients.holds(target.name, target.parameter))
+
+    def steps(self, optimizer: Optimizer, targets: Targets | None = None) -> dict[str, Number]:
+        """Return the step of the proximal operator of each of `targets` now, all if left out, as far as it made one."""
+        from shrinkage.training.step_sizes import steps_made
+
+        found = self.targets_left(optimizer) if targets is None else targets
+        return steps_made(found if self.updates.steps else (), optimizer, self.metric)
 
 
 # The attachments that a `Regularizer` made, so that a declaration on a layer never penalizes a parameter a second time.

@@ -150,7 +150,7 @@ class ChannelRanking:
         bound = [name for name, layer in self._layers().items() if layer.bound]
         if bound:
             warn_user(
-                f"{self.budget} leaves a single channel of its kind in {', '.join(bound)}; more can not go there, and "
+                f"{self.budget} leaves a single channel of its kind in {', '.join(bound)}; more cannot go there, and "
                 "went elsewhere"
             )
 

@@ -38,6 +38,7 @@ ADVICE = {
     "did not find": "pin the layers that make a difference: `shrink(..., pin=[...])`",
     "differ": "where the code has a length as a number, give it as -1 or as an integer attribute of the module",
     "size of a head": "penalize heads as a whole",
+    "needs one": "all of the layer is zero, so it puts out a constant: use a smaller strength, or take the layer out",
 }
 NOTHING = "no channel is zero: nothing to remove"
 
