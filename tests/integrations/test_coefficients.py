@@ -25,9 +25,12 @@ from shrinkage import (
     GroupLasso,
     L1Ball,
     MaxNorm,
+    MinMaxNorm,
+    NonNegative,
     Penalty,
     Regularizer,
     Rows,
+    UnitNorm,
     Weighted,
     Whole,
 )
@@ -291,8 +294,14 @@ def test_keras(monkeypatch):
         (layer(inputs[0]).square().mean() + sum(layer.losses)).backward()
         Activities(model, {"0": penalty}).mark(model(inputs[1]).square().mean()).backward()
         torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
-    kept = keras.constraints.MaxNorm(1.2, axis=0)(w.T)  # kernels are (in, out) there
-    torch.testing.assert_close(kept.T, MaxNorm(1.2).prox(w, 1.0), rtol=1e-5, atol=0)
+    for theirs, constraint in (
+        (keras.constraints.MaxNorm(1.2, axis=0), MaxNorm(1.2)),
+        (keras.constraints.MinMaxNorm(0.8, 1.2, axis=0), MinMaxNorm(0.8, 1.2)),
+        (keras.constraints.UnitNorm(axis=0), UnitNorm()),
+        (keras.constraints.NonNegative(), NonNegative()),
+    ):
+        kept = theirs(w.T).T  # kernels are (in, out) there
+        torch.testing.assert_close(kept, constraint.prox(w, 1.0), rtol=1e-5, atol=0)
     variable = keras.Variable(w.numpy())
     keras.optimizers.AdamW(learning_rate=0.1, weight_decay=C).apply([torch.zeros(4, 3)], [variable])
     torch.testing.assert_close(variable.value.detach(), (1 - 0.1 * C) * w)
