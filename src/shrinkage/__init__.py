@@ -8,10 +8,10 @@ _collects = gc.isenabled()
 gc.disable()
 try:
     from shrinkage.compression.coupled_channels import CoupledChannels as CoupledChannels
+    from shrinkage.compression.plans.applying import apply_plan as apply_plan
     from shrinkage.compression.plans.layers import register_layer as register_layer
     from shrinkage.compression.plans.optimizer_state import shrink_optimizer_ as shrink_optimizer_
     from shrinkage.compression.plans.shrink_plan import ShrinkPlan as ShrinkPlan
-    from shrinkage.compression.plans.shrink_plan import apply_plan as apply_plan
     from shrinkage.compression.removal.summary import ShrinkReport as ShrinkReport
     from shrinkage.compression.shrink import Shrunk as Shrunk
     from shrinkage.compression.shrink import shrink as shrink

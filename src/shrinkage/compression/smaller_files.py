@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from shrinkage.compression.calls.cost import Cost, byte_count, parameter_count
 from shrinkage.compression.copying.copies import plain
-from shrinkage.compression.plans.shrink_plan import ShrinkPlan, apply_plan
+from shrinkage.compression.plans.applying import apply_plan
+from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import joined, saved_shapes
 from shrinkage.compression.removal.summary import LayerSummary, ShrinkReport
 from shrinkage.compression.shrink import Shrunk

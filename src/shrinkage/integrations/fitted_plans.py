@@ -45,7 +45,9 @@ def fitted(plan: ShrinkPlan, model: nn.Module, made_with: str) -> ShrinkPlan:
             attributes[joined(mine, attribute)] = value
     sizes = {mine: plan.sizes[path] for path in plan.sizes if (mine := _here(path, prefix, layers)) is not None}
     scales = {mine: plan.scales[name] for name in plan.scales if (mine := _here(name, prefix, found)) is not None}
-    return ShrinkPlan(found, keep, biases, attributes, plan.torch_version, sizes=sizes, scales=scales)
+    numbers = {mine: plan.numbers[path] for path in plan.numbers if (mine := _here(path, prefix, layers)) is not None}
+    version = plan.torch_version
+    return ShrinkPlan(found, keep, biases, attributes, version, sizes=sizes, scales=scales, numbers=numbers)
 
 
 def _here(name: str, prefix: str, known: Container[str]) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from torch import nn
 
+from shrinkage.compression.plans.applying import applied
 from shrinkage.compression.plans.noting import note_plans
-from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
+from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import Shape
 from shrinkage.errors import PlanError, first_line, listed, warn_user
 from shrinkage.integrations.fitted_plans import fitted

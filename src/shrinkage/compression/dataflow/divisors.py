@@ -13,7 +13,7 @@ from shrinkage.compression.dataflow.gates import arguments_of
 from shrinkage.compression.plans.tensors import joined
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets
 from shrinkage.compression.tracing.export import Subgraph
-from shrinkage.compression.tracing.marks import Marks
+from shrinkage.compression.tracing.marks import Mark, Marks
 from shrinkage.compression.tracing.operators import aten
 from shrinkage.compression.tracing.trace import MEAN, Absorber, Divisor, Trace, mutates, path_of
 
@@ -173,13 +173,13 @@ class Factors:
             return
         if value is None:
             computed_in = torch.promote_types(node.meta["val"].dtype, torch.float32)
-            name, own = self._of_machine(node), torch.finfo(computed_in).eps
+            mark = Mark(self._of_machine(node), torch.finfo(computed_in).eps)
         elif isinstance(value, float) and value in self.marks:
-            name, own = self.marks[value]
+            mark = self.marks[value]
         else:
             shown = f"{value:g}" if isinstance(value, int | float) else "a tensor"
-            raise Refused(f"{MEAN} to which the code adds {shown}, no attribute of the module")
-        self.found.append(Absorber(name, (node, value), power, own))
+            raise Refused(f"{MEAN} to which the code adds {shown}, no attribute of the module or number in its methods")
+        self.found.append(Absorber(mark.name, (node, value), power, mark.value, in_code=mark.in_code))
 
     def _of_machine(self, node: fx.Node) -> str:
         """Return the name of the attribute that gives an `eps` to a norm that has none."""
@@ -238,7 +238,7 @@ def hold_unlike(labels: DisjointSets, traces: Traces, tensors: Mapping[str, Tens
 
 def _key(absorber: Absorber, tensors: Mapping[str, Tensor]) -> Any:
     """Return what a number is known by: tied parameters are one."""
-    return absorber.name if absorber.value is not None else id(tensors[absorber.name])
+    return (absorber.name, absorber.value) if absorber.value is not None else id(tensors[absorber.name])
 
 
 def _uses(traces: Traces, tensors: Mapping[str, Tensor], marks: Marks) -> dict[Any, dict[Any, None]]:
@@ -250,7 +250,7 @@ def _uses(traces: Traces, tensors: Mapping[str, Tensor], marks: Marks) -> dict[A
         for node in subgraph.program.graph.nodes:
             for value in tree_leaves((node.args, node.kwargs)):
                 if isinstance(value, float) and value in marks:
-                    found.setdefault(marks[value].name, {})[node, value] = None
-        for use, name in ((each.use, each.name) for divisor in trace.divisors for each in divisor.absorbers):
-            found.setdefault(name, {})[use] = None
+                    found.setdefault(marks[value][:2], {})[node, value] = None
+        for each in (each for divisor in trace.divisors for each in divisor.absorbers):
+            found.setdefault(_key(each, tensors), {})[each.use] = None
     return found

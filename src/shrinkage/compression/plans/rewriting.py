@@ -40,6 +40,11 @@ def rewritten(method: object, names: frozenset[str]) -> FunctionType | None:
     code = _code(method.__code__, names)
     if code is None:
         return None
+    return with_code(method, code)
+
+
+def with_code(method: FunctionType, code: CodeType) -> FunctionType:
+    """Return a function like `method` that runs `code`, which knows the same variables."""
     cells = dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
     closure = tuple(cells[name] for name in code.co_freevars)
     # A code of its own, since compilers keep what they make of a function, and how often, with its code.

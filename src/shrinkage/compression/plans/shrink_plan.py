@@ -1,54 +1,48 @@
-"""The plan of a smaller model: which indices of its class's tensors stay; as JSON, and applied to a fresh model."""
+"""The plan of a smaller model: which indices of its class's tensors stay, and as JSON."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from math import prod
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
-from shrinkage.compression.copying.caches import emptied
-from shrinkage.compression.copying.copies import copy_of, plain, warn_of_hooks
-from shrinkage.compression.plans.attention import heads_left, prune_heads_
+from shrinkage.compression.copying.copies import plain
+from shrinkage.compression.plans.attention import heads_left
 from shrinkage.compression.plans.checks import (
     check_attributes,
     check_biases,
     check_can_be_cut,
     check_follows,
-    check_is_dense,
     check_keep,
     check_scales,
-    check_tied,
     check_values,
 )
 from shrinkage.compression.plans.index_text import decoded, encoded, hashed, tuples
-from shrinkage.compression.plans.layers import outputs_of, widths_left
-from shrinkage.compression.plans.noting import noted
-from shrinkage.compression.plans.sized_modules import check_sizes, correct_sizes_
+from shrinkage.compression.plans.layers import widths_left
+from shrinkage.compression.plans.numbers_in_code import CodeNumbers, numbers_in_turn
+from shrinkage.compression.plans.sized_modules import check_numbers
 from shrinkage.compression.plans.sizes import Tables, tables_from, tables_in_turn
 from shrinkage.compression.plans.tensors import (
     Keep,
     Scale,
     Shape,
     composed,
-    copied,
     joined,
     saved_shapes,
     shape_of_cut,
     tensors_of,
 )
 from shrinkage.compression.plans.tied import all_scales, scales_in_turn, under_all_names
-from shrinkage.compression.removal.adapters import update_ranks
 from shrinkage.errors import PlanError
 from shrinkage.penalties.pickling import found_at_former_place
 from shrinkage.penalties.value_objects import ByFields, value_class
 from shrinkage.tables import shape_text, table
 
-VERSION = 3
-READABLE = (1, 2, VERSION)  # the first one has no sizes, and the second no scales
+VERSION = 4
+READABLE = (1, 2, 3, VERSION)  # the first one has no sizes, the second no scales, and the third no numbers in code
 
 
 @found_at_former_place
@@ -69,6 +63,7 @@ class ShrinkPlan(ByFields):
         sizes: what the code of modules asks for as numbers, in `view` or `split`, and what is right instead, by dotted
             name, in tables that correct it one after the other.
         scales: by dotted name the factor of a parameter that is multiplied, and what the code adds to it before.
+        numbers: in the code of modules, by dotted name: the name of a method, a number in it, and the one in its place.
 
     Raises:
         PlanError: indices that do not rise, none at all, or beyond the tensor that they are of.
@@ -91,6 +86,7 @@ class ShrinkPlan(ByFields):
     version: int = VERSION
     sizes: Mapping[str, Tables] = field(default_factory=dict)
     scales: Mapping[str, Scale] = field(default_factory=dict)
+    numbers: Mapping[str, CodeNumbers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_keep(self.shapes, self.keep)
@@ -106,6 +102,7 @@ class ShrinkPlan(ByFields):
         biases: Sequence[str] = (),
         attributes: Mapping[str, Any] | None = None,
         scales: Mapping[str, Scale] | None = None,
+        numbers: Mapping[str, CodeNumbers] | None = None,
     ) -> Self:
         """Return the plan that keeps `keep` of `model`, a dense one.
 
@@ -125,7 +122,8 @@ class ShrinkPlan(ByFields):
         heads_left(model, chosen)
         widths = widths_left(model, chosen)
         check_attributes(model, {**widths, **(attributes or {})})
-        return replace(plan, attributes={**widths, **(attributes or {})})
+        check_numbers(model, numbers or {})
+        return replace(plan, attributes={**widths, **(attributes or {})}, numbers=numbers or {})
 
     @property
     def fingerprint(self) -> str:
@@ -156,6 +154,10 @@ class ShrinkPlan(ByFields):
             attributes={**self.attributes, **second.attributes},
             sizes=tables_in_turn(self.sizes, second.sizes),
             scales=scales_in_turn(self.scales, second.scales),
+            numbers={
+                path: numbers_in_turn(self.numbers.get(path, ()), second.numbers.get(path, ()))
+                for path in {**self.numbers, **second.numbers}
+            },
         )
 
     def to_json(self) -> str:
@@ -179,6 +181,7 @@ class ShrinkPlan(ByFields):
             "attributes": dict(self.attributes),
             "sizes": dict(self.sizes),
             "scales": dict(self.scales),
+            "numbers": dict(self.numbers),
         }
         return json.dumps({**content, "checksum": hashed(content)}, separators=(",", ":"))
 
@@ -209,7 +212,9 @@ class ShrinkPlan(ByFields):
         attributes = {name: tuples(value) for name, value in content["attributes"].items()}
         sizes = tables_from(content.get("sizes", {}))
         scales = {name: (factor, offset) for name, (factor, offset) in content.get("scales", {}).items()}
-        return cls(shapes, keep, tuple(content["biases"]), attributes, content["torch"], sizes=sizes, scales=scales)
+        numbers = {path: tuples(own) for path, own in content.get("numbers", {}).items()}
+        biases, made_with = tuple(content["biases"]), content["torch"]
+        return cls(shapes, keep, biases, attributes, made_with, sizes=sizes, scales=scales, numbers=numbers)
 
     def __str__(self) -> str:
         rows = []
@@ -228,6 +233,10 @@ class ShrinkPlan(ByFields):
             parts.append("attributes: " + ", ".join(f"{name} = {value}" for name, value in others.items()))
         if self.sizes:
             parts.append("sizes corrected in the code of: " + ", ".join(path or "the model" for path in self.sizes))
+        if self.numbers:
+            own = [(path, *each) for path, several in self.numbers.items() for each in several]
+            texts = [f"{before:g} in {joined(path, method)} by {after:g}" for path, method, before, after in own]
+            parts.append("numbers replaced in code: " + ", ".join(texts))
         if self.scales:
             parts.append("multiplied: " + ", ".join(f"{name} by {scale[0]:.6g}" for name, scale in self.scales.items()))
         return "\n\n".join(parts)
@@ -236,64 +245,3 @@ class ShrinkPlan(ByFields):
         """Return how many numbers the tensors called `names` hold before and after, as text."""
         pairs = [(prod(self.shapes[name]), prod(self.shape_after(name))) for name in names]
         return f"{sum(before for before, _ in pairs):,}", f"{sum(after for _, after in pairs):,}"
-
-
-def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return the smaller model that `plan` makes of a dense model of the plan's class.
-
-    Args:
-        model: stays as it is. On the meta device the result is there too, to be filled with
-            `load_state_dict(state, assign=True)`. Of a `torch.optim.swa_utils.AveragedModel` the averaged model is cut;
-            of a compiled one, or one on several processes, the module inside is, and returned alone.
-        plan: what `shrink` returned, or `ShrinkPlan.from_json` read.
-
-    Weights that go are never copied. Tied parameters stay tied; classes, modes, types, devices, `requires_grad`, the
-    order of memory, hooks of modules and attributes of parameters are kept; gradients are not, nor are hooks on
-    gradients of parameters, of which a warning tells. Functions in attributes call the layers of the smaller model. New
-    biases are zero.
-
-    Raises:
-        PlanError: `model` is not of the class that the plan was made for, is small already, or holds a tensor that can
-            not be cut (see `ShrinkPlan.of`).
-
-    >>> plan = ShrinkPlan.of(nn.Linear(4, 3, bias=False), {"weight": {0: (0, 2)}})
-    >>> apply_plan(nn.Linear(4, 3, bias=False), plan)
-    Linear(in_features=4, out_features=2, bias=False)
-    """
-    result = applied(model, plan)
-    warn_of_hooks(plain(model))
-    noted(plain(result), plan)
-    return result
-
-
-def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return what `apply_plan` does, without a warning."""
-    dense = plain(model)
-    model = model if isinstance(model, AveragedModel) else dense
-    tensors = tensors_of(dense)
-    check_is_dense(dense, plan.shapes, {name: plan.shape_after(name) for name in plan.shapes}, plan.keep)
-    check_tied(plan.keep, under_all_names(tensors, plan.keep))
-    check_can_be_cut(dense, tensors, plan.keep)
-    check_biases(dense, plan.biases)
-    check_attributes(dense, plan.attributes)
-    check_sizes(dense, plan.sizes)
-    heads = heads_left(dense, plan.keep)
-    cuts: dict[Tensor, Tensor] = {}
-    for name, tensor in tensors.items():
-        if tensor not in cuts and (name in plan.keep or type(tensor) is nn.Parameter):
-            cuts[tensor] = copied(tensor, plan.keep.get(name, {}), plan.scales.get(name))
-    result = copy_of(model, cuts)
-    small = plain(result)
-    for name, value in plan.attributes.items():
-        path, _, attribute = name.rpartition(".")
-        setattr(small.get_submodule(path), attribute, value)
-    for path, (attention, kept) in heads.items():
-        prune_heads_(cast(nn.MultiheadAttention, small.get_submodule(path)), attention, kept)
-    for path in plan.biases:
-        layer = small.get_submodule(path)
-        weight, outputs = layer.get_parameter("weight"), outputs_of(layer)
-        layer.bias = nn.Parameter(weight.new_zeros(outputs or 0), requires_grad=weight.requires_grad)
-    correct_sizes_(small, plan.sizes)
-    update_ranks(small)
-    emptied(small)
-    return result

@@ -1,14 +1,22 @@
-"""Modules whose own code has its sizes corrected by tables, while its forward runs or in the text of it."""
+"""Modules whose own code has other numbers, or sizes corrected by tables, while forward runs or in the text of it."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
+from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shrinkage.compression.plans.numbers_in_code import (
+    CodeNumbers,
+    methods_of,
+    numbers_in,
+    numbers_in_turn,
+    with_numbers,
+)
 from shrinkage.compression.plans.rewriting import rewritten, through
 from shrinkage.compression.plans.sizes import (
     CALLS,
@@ -113,55 +121,82 @@ def _in_short(name: str, table: Table, call: Callable[..., Any]) -> Callable[...
     return cast(Callable[..., Any], made["resized"])
 
 
-CLASSES: dict[tuple[type[nn.Module], Tables], type[nn.Module]] = {}
+CLASSES: dict[tuple[type[nn.Module], Tables, CodeNumbers], type[nn.Module]] = {}
 
 
-def _sized_class(dense: type[nn.Module], tables: Tables) -> type[nn.Module]:
-    """Return the class of a module of class `dense` whose code has its sizes corrected by `tables` in turn.
+def _changed_class(dense: type[nn.Module], tables: Tables, numbers: CodeNumbers = ()) -> type[nn.Module]:
+    """Return the class of modules of class `dense` whose code has other `numbers`, and sizes corrected by `tables`.
 
     Where all calls that need it are in the text of its `forward`, these alone are looked at. Otherwise all are that are
     made while it runs, which costs time for each.
     """
-    known = CLASSES.get((dense, tables))
+    known = CLASSES.get((dense, tables, numbers))
     if known is not None:
         return known
+
+    def reduced(self: nn.Module, protocol: Any) -> Any:
+        made: Any = super(cls, self).__reduce_ex__(protocol)
+        return _empty, (dense, tables, numbers), *made[2:]
+
+    by_method: dict[str, dict[float, float]] = {}
+    for method, before, after in numbers:
+        by_method.setdefault(method, {})[before] = after
+    changed = {name: with_numbers(getattr(dense, name), own) for name, own in by_method.items()}
+    members = {
+        "__module__": dense.__module__,
+        "__qualname__": dense.__qualname__,
+        "__reduce_ex__": reduced,
+        "dense_class": dense,
+        "size_tables": tables,
+        "code_numbers": numbers,
+        **changed,
+        **(_corrected_members(dense, tables, changed, by_method.get("forward", {})) if tables else {}),
+    }
+    metaclass: Any = type(dense)
+    cls: type[nn.Module] = CLASSES.setdefault((dense, tables, numbers), metaclass(dense.__name__, (dense,), members))
+    return cls
+
+
+def _corrected_members(
+    dense: type[nn.Module], tables: Tables, changed: Mapping[str, FunctionType], numbers: Mapping[float, float]
+) -> dict[str, Any]:
+    """Return what corrects sizes: `forward`, as it is `changed` by other `numbers`, and what its calls go through."""
     by_call = [table_of(table) for table in tables]
     kinds = {SPLIT if each.call == SPLIT_WITH_SIZES else each.call for table in tables for each in table}
     names = frozenset(function.__name__ for function, kind in CALLS.items() if kind in kinds)
     in_text = all(each.in_text for table in tables for each in table)
     forward = rewritten(dense.forward, names) if in_text else None
-
-    def reduced(self: nn.Module, protocol: Any) -> Any:
-        made: Any = super(cls, self).__reduce_ex__(protocol)
-        return _empty, (dense, tables), *made[2:]
-
-    members = {
-        "__module__": dense.__module__,
-        "__qualname__": dense.__qualname__,
-        "__reduce_ex__": reduced,
-        "forward": forward or _under_mode(dense.forward, by_call),
-        "dense_class": dense,
-        "size_tables": tables,
+    return {
+        "forward": with_numbers(forward, numbers)
+        if forward
+        else _under_mode(changed.get("forward", dense.forward), by_call),
         "text_changed": forward is not None,
         **{through(name): staticmethod(_through(name, by_call)) for name in (names if forward else ())},
     }
-    metaclass: Any = type(dense)
-    cls: type[nn.Module] = CLASSES.setdefault((dense, tables), metaclass(dense.__name__, (dense,), members))
-    return cls
 
 
-def _empty(dense: type[nn.Module], tables: Tables) -> nn.Module:
-    cls = _sized_class(dense, tables)
+def _empty(dense: type[nn.Module], tables: Tables, numbers: CodeNumbers = ()) -> nn.Module:
+    cls = _changed_class(dense, tables, numbers)
     return cls.__new__(cls)
 
 
 def correct_sizes_(model: nn.Module, sizes: Mapping[str, Tables]) -> None:
     """Let the code of the modules of `model` with the dotted names in `sizes` be corrected."""
     for path, tables in sizes.items():
-        module = model.get_submodule(path)
-        known = vars(type(module)).get("size_tables", ())
-        dense = vars(type(module))["dense_class"] if known else type(module)
-        module.__class__ = _sized_class(dense, known + tables)
+        _change_class_(model.get_submodule(path), tables, ())
+
+
+def change_numbers_(model: nn.Module, numbers: Mapping[str, CodeNumbers]) -> None:
+    """Let the code of the modules of `model` with the dotted names in `numbers` have others."""
+    for path, own in numbers.items():
+        _change_class_(model.get_submodule(path), (), own)
+
+
+def _change_class_(module: nn.Module, tables: Tables, numbers: CodeNumbers) -> None:
+    known = vars(type(module))
+    dense = known.get("dense_class", type(module))
+    own = numbers_in_turn(known.get("code_numbers", ()), numbers)
+    module.__class__ = _changed_class(dense, known.get("size_tables", ()) + tables, own)
 
 
 def with_text_changed(model: nn.Module) -> set[str]:
@@ -172,12 +207,30 @@ def with_text_changed(model: nn.Module) -> set[str]:
 def check_sizes(model: nn.Module, sizes: Mapping[str, Tables]) -> None:
     """Raise `PlanError` unless all modules in `sizes` exist, and their calls run the `forward` of their class."""
     for path in sizes:
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
-            raise PlanError(f"the plan corrects sizes in the code of {path!r}, which the model does not have") from None
-        if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
-            raise PlanError(
-                f"the plan corrects sizes in the code of {path or 'the model'!r}, whose forward is none of its class: "
-                "apply the plan before hooks or compilers replace it"
-            )
+        _checked(model, path, "corrects sizes")
+
+
+def check_numbers(model: nn.Module, numbers: Mapping[str, CodeNumbers]) -> None:
+    """Raise `PlanError` unless all modules in `numbers` have these in the code of their classes, which they run."""
+    for path, own in numbers.items():
+        methods = methods_of(type(_checked(model, path, "changes numbers")))
+        for name, before, _ in own:
+            if name not in methods or before not in numbers_in(methods[name].__code__):
+                raise PlanError(
+                    f"the plan changes the number {before} in `{name}` of {path or 'the model'!r}, whose code has no "
+                    "such number: use the code that the plan was made with"
+                )
+
+
+def _checked(model: nn.Module, path: str, does: str) -> nn.Module:
+    """Return the module at `path`, if it exists and its calls run the `forward` of its class."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise PlanError(f"the plan {does} in the code of {path!r}, which the model does not have") from None
+    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+        raise PlanError(
+            f"the plan {does} in the code of {path or 'the model'!r}, whose forward is none of its class: "
+            "apply the plan before hooks or compilers replace it"
+        )
+    return module

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from shrinkage.compression.calls.comparison import Checks
 from shrinkage.compression.calls.inputs import Call
-from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
+from shrinkage.compression.plans.applying import applied
+from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.sized_modules import check_sizes, correct_sizes_
 from shrinkage.compression.plans.sizes import Tables
 from shrinkage.compression.removal.analysis import Analysis
@@ -87,6 +88,7 @@ class Attempts:
             attributes={name: value for name, value in changed.items() if name not in choice.attributes}
             | divided.attributes,
             scales=divided.scales,
+            numbers=divided.numbers,
         )
         small = applied(model, plan)
         if choice.sized:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from shrinkage.compression.calls.counted_operators import CountedOperator, counted_operators, multiply_adds_left
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.copying.copies import without_gradients
+from shrinkage.compression.plans.applying import applied
 from shrinkage.compression.plans.attention import with_prunable_heads
-from shrinkage.compression.plans.shrink_plan import ShrinkPlan, applied
+from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.sized_modules import correct_sizes_
 from shrinkage.compression.removal.attributes import changed_attributes
 from shrinkage.compression.removal.lockstep import Lockstep
@@ -137,7 +138,11 @@ def without(
     attributes = {name: value for name, value in changed.items() if name not in kept}
     divided = rescaling(coupling, gone)
     plan = ShrinkPlan.of(
-        model, kept_indices(coupling, gone), attributes=attributes | divided.attributes, scales=divided.scales
+        model,
+        kept_indices(coupling, gone),
+        attributes=attributes | divided.attributes,
+        scales=divided.scales,
+        numbers=divided.numbers,
     )
     small = applied(model, plan)
     if lockstep is not None:

@@ -58,9 +58,10 @@ class Literal(NamedTuple):
 
 
 class Absorber(NamedTuple):
-    """A number that takes up a factor: a parameter, or an attribute of a module that has `value`, of the dotted `name`.
+    """A number that takes up a factor: a parameter, or one of a module that has `value`, of the dotted `name`.
 
-    It is multiplied by the `power` of the factor; a parameter to which the code adds an `offset` together with that.
+    The latter is an attribute, or `in_code` of the method of that name. It is multiplied by the `power` of the factor,
+    and a parameter to which the code adds an `offset` together with that.
     `use` is where it enters the graph: a node and what is given to it, or the placeholder of a parameter and its user.
     """
 
@@ -69,6 +70,7 @@ class Absorber(NamedTuple):
     power: float
     value: float | None = None
     offset: float = 0.0
+    in_code: bool = False
 
 
 class Divisor(NamedTuple):
