@@ -430,7 +430,7 @@ TEXT = plan_of().to_json()
         (TEXT.replace('"masks":["', '"masks":["0'), "damaged or edited"),
         (TEXT.replace('"width":4', '"width":5'), "damaged or edited"),
         (json.dumps({name: value for name, value in json.loads(TEXT).items() if name != "checksum"}), "damaged"),
-        (changed(TEXT, version=4), "has format 4, and this shrinkage reads formats 1 to 3: update it"),
+        (changed(TEXT, version=5), "has format 5, and this shrinkage reads formats 1 to 4: update it"),
         (changed(TEXT, version="1"), "has format '1'"),
         (changed(TEXT, tensors={"fc.bias": [[6], {"3": 0}]}), r"dimension 3 of 'fc\.bias' of shape \(6,\)"),
     ],
