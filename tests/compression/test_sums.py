@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shrinkage import CoupledChannels, GroupError, apply_plan, shrink
+from shrinkage import CoupledChannels, GroupError, ShrinkPlan, apply_plan, shrink
 from shrinkage.compression.plans.layers import layer_attributes
 from shrinkage.compression.tracing.operators import RULES, pointwise
 from shrinkage.compression.tracing.signs import never_negative
@@ -407,6 +407,13 @@ FIRST = {
     "full": lambda model, x: torch.full((len(x), model.width), 0.5),
     "new_zeros": lambda model, x: x.new_zeros(len(x), model.width),
     "new_full": lambda model, x: x.new_full((len(x), model.width), 0.5),
+    "zeros-by-number": lambda model, x: torch.zeros(len(x), 12),
+    "ones-by-number": lambda model, x: torch.ones(size=(len(x), 12), dtype=x.dtype),
+    "full-by-number": lambda model, x: torch.full((x.shape[0], 12), 0.5),
+    "new-zeros-by-number": lambda model, x: x.new_zeros(len(x), 12),
+    "new-ones-by-number": lambda model, x: x.new_ones((len(x), 12)),
+    "new-full-by-number": lambda model, x: x.new_full(size=(len(x), 12), fill_value=0.5),
+    "vector-by-number": lambda model, x: torch.zeros(12),
 }  # fmt: skip
 
 
@@ -433,3 +440,58 @@ def test_a_tensor_that_is_filled_has_as_many_channels_as_what_it_meets(name):
     small = shrink(model, X).model
     assert len(small.inner.weight) == 7
     assert_equal(model, small)
+
+
+class Cells(nn.Module):
+    """A loop whose first state has its width as a number, in the text of `forward`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell, self.head = nn.LSTMCell(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        h = c = torch.zeros(len(x), 12)
+        for _ in range(2):
+            h, c = self.cell(x, (h, c))
+        return self.head(h)
+
+
+def test_a_width_in_a_first_state_is_corrected_in_the_text_and_nowhere_else():
+    model = Cells().eval()
+    with torch.no_grad():
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            getattr(model.cell, name).view(4, 12, -1)[2, :5] = 0
+    result = shrink(model, X)
+    (table,) = result.plan.sizes[""]
+    assert [(each.call, each.asked, each.given, each.in_text) for each in table] == [
+        ("zeros", (None, 12), (None, 7), True)
+    ]
+    assert result.model.cell.hidden_size == 7
+    again = apply_plan(Cells(), ShrinkPlan.from_json(result.plan.to_json())).eval()
+    again.load_state_dict(result.model.state_dict())
+    for x in (torch.randn(12, 6), torch.randn(7, 6), X):  # as many samples as there are units
+        torch.testing.assert_close(result.model(x), model(x))
+        assert torch.equal(again(x), result.model(x))
+
+
+def test_one_number_for_two_widths_holds_both():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.head = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(24, 3)
+
+        def forward(self, x):
+            a, b = torch.zeros(len(x), 12) + self.a(x), torch.zeros(len(x), 12) + self.b(x)
+            return self.head(torch.cat([a, b.sigmoid()], -1))
+
+    model = Both().eval()
+    with torch.no_grad():
+        model.a.weight[:5] = model.a.bias[:5] = 0
+    result = shrink(model, X)
+    assert_equal(model, result.model)
+    assert len(result.model.a.weight) == 12
+    assert {kept.reason for kept in result.report.kept} == {
+        "the code of `the model` asks for the size 4, 12 and means two lengths"
+    }

@@ -31,6 +31,7 @@ from shrinkage.compression.plans.sizes import (
     asked_by,
     asking,
     corrected,
+    read_by,
     table_of,
 )
 from shrinkage.errors import PlanError
@@ -45,10 +46,10 @@ def resized(
         return function(*args, **kwargs)
     right = asked
     for table in tables:
-        sizes = corrected(table, args[0].shape, right)
+        sizes = corrected(table, read_by(asked, args), right)
         if sizes is not None:
             right = Asked(SPLIT_WITH_SIZES if asked.call == SPLIT else asked.call, asked.axis, tuple(sizes))
-    return function(*args, **kwargs) if right is asked else asking(function, args[0], right, right.sizes)
+    return function(*args, **kwargs) if right is asked else asking(function, args, kwargs, right, right.sizes)
 
 
 class Correcting(TorchFunctionMode):
@@ -79,14 +80,18 @@ def _under_mode(forward: Callable[..., Any], tables: Sequence[Table]) -> Callabl
 
 def _through(name: str, tables: Sequence[Table]) -> Callable[..., Any]:
     """Return what makes the calls `owner.name(...)`, corrected."""
-    method = getattr(Tensor, name)
+    method: Any = getattr(Tensor, name, None)  # functions of torch that fill a tensor are no methods
 
     def call(owner: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(owner, Tensor):
             return resized(tables, method, (owner, *args), kwargs)
         return resized(tables, getattr(owner, name), args, kwargs)  # of torch, or of a class
 
-    return call if len(tables) > 1 or CALLS[method] not in (VIEW, RESHAPE, EXPAND) else _in_short(name, tables[0], call)
+    return (
+        call
+        if len(tables) > 1 or CALLS.get(method) not in (VIEW, RESHAPE, EXPAND)
+        else _in_short(name, tables[0], call)
+    )
 
 
 def _in_short(name: str, table: Table, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,18 @@ from shrinkage.compression.plans.index_text import tuples
 
 VIEW, RESHAPE, EXPAND, UNFLATTEN = "view", "reshape", "expand", "unflatten"
 SPLIT, SPLIT_WITH_SIZES = "split", "split_with_sizes"
+FILL = "fill"  # what all calls of `FILLING` come to
+FILLED: dict[Callable[..., Any], str] = {
+    torch.zeros: "zeros",
+    torch.ones: "ones",
+    torch.full: "full",
+    Tensor.new_zeros: "new_zeros",
+    Tensor.new_ones: "new_ones",
+    Tensor.new_full: "new_full",
+}
+FILLING = frozenset(FILLED.values())  # calls that make a tensor of the sizes that they ask for, and read none
 CALLS: dict[Callable[..., Any], str] = {
+    **FILLED,
     Tensor.view: VIEW,
     Tensor.reshape: RESHAPE,
     torch.reshape: RESHAPE,
@@ -37,11 +48,11 @@ class Asked(NamedTuple):
 class Correction(NamedTuple):
     """Sizes that code asks for, and those that are right.
 
-    It holds for a `call` on a tensor with `rank` axes. Those in `inputs`, pairs of axis and size, hold its channels.
-    `asked` and `given` have one size per axis of the result, or per part of a split; None stands for any size, which
-    stays. Along the axes `products`, which hold samples times channels, only the ratio of the two is right. Without
-    `inputs`, the right sizes have to fit the axes of the tensor better than those that are asked. `in_text` tells
-    whether the call is in the text of the module's own `forward`.
+    It holds for a `call` on a tensor with `rank` axes, none if it is one of `FILLING`. Those in `inputs`, pairs of axis
+    and size, hold its channels. `asked` and `given` have one size per axis of the result, or per part of a split; None
+    stands for any size, which stays. Along the axes `products`, which hold samples times channels, only the ratio of
+    the two is right. Without `inputs`, the right sizes have to fit the axes of the tensor better than those that are
+    asked. `in_text` tells whether the call is in the text of the module's own `forward`.
     """
 
     call: str
@@ -65,7 +76,7 @@ class Correction(NamedTuple):
                 continue
             if place not in self.products or size < 1 or size % known != 0:
                 return False
-        if self.inputs:
+        if self.inputs or self.call in FILLING:
             return True
         return _borders_kept(shape, asked, self.sizes(asked)) > _borders_kept(shape, asked, asked.sizes)
 
@@ -101,6 +112,8 @@ def _borders(sizes: Sequence[int]) -> list[int]:
 def asked_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Asked | None:
     """Return what a call asks for; None if it gives no sizes."""
     call = CALLS.get(function)
+    if call in FILLING:
+        return _asked_to_fill(call, args, kwargs)
     if call is None or not args or not isinstance(args[0], Tensor):
         return None
     rest = (*args[1:], *kwargs.values())
@@ -121,8 +134,29 @@ def asked_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
     )
 
 
-def asking(function: Callable[..., Any], tensor: Tensor, asked: Asked, sizes: Sequence[int]) -> Any:
+def _asked_to_fill(call: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Asked | None:
+    own = args[1:] if args and isinstance(args[0], Tensor) else args
+    sizes = kwargs.get("size", own[0] if own and isinstance(own[0], tuple | list) else own)
+    return Asked(call, -1, tuple(sizes)) if len(sizes) else None
+
+
+def read_by(asked: Asked, args: Sequence[Any]) -> tuple[int, ...]:
+    """Return the shape of the tensor that a call reads; that of none has no axes."""
+    return () if asked.call in FILLING else tuple(args[0].shape)
+
+
+def asking(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], asked: Asked, sizes: Sequence[int]
+) -> Any:
     """Return what the call gives with other `sizes`."""
+    if asked.call in FILLING:
+        before = args[:1] if args and isinstance(args[0], Tensor) else args[:0]
+        own = args[len(before) :]
+        if "size" in kwargs:
+            return function(*args, **{**kwargs, "size": tuple(sizes)})
+        after = own[1:] if isinstance(own[0], tuple | list) else ()
+        return function(*before, tuple(sizes), *after, **kwargs)
+    tensor: Tensor = args[0]
     if asked.call == UNFLATTEN:
         return torch.unflatten(tensor, asked.axis, list(sizes))
     if asked.axis >= 0:

@@ -14,6 +14,8 @@ from shrinkage.compression.calls.inputs import Call, other_lengths
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.plans.sized_modules import correct_sizes_, with_text_changed
 from shrinkage.compression.plans.sizes import (
+    FILL,
+    FILLING,
     SPLIT,
     SPLIT_WITH_SIZES,
     UNFLATTEN,
@@ -40,6 +42,7 @@ OPERATORS: dict[Any, str] = {
     aten.unflatten: UNFLATTEN,
     aten.split: SPLIT,
     aten.split_with_sizes: SPLIT,
+    **{getattr(aten, name): FILL for name in sorted(FILLING)},
 }
 
 
@@ -103,7 +106,7 @@ class Lockstep:
             form = step.path, step.shape, step.asked
             if queue and shapes_of(queue[0][0]) == step.outputs:
                 node, trace = queue.pop(0)
-                data: Any = node.args[0]
+                data: Any = None if step.name == FILL else node.args[0]
                 forms[form] = trace.values.get(data), trace.values.get(node)
             found.append((step, *forms.get(form, (None, None))))
         return found

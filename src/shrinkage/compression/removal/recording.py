@@ -14,7 +14,7 @@ from shrinkage.compression.calls.outputs import outputs_of_copy
 from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.plans.attention import with_prunable_heads
-from shrinkage.compression.plans.sizes import SPLIT, SPLIT_WITH_SIZES, Asked, asked_by, asking
+from shrinkage.compression.plans.sizes import FILL, FILLING, SPLIT, SPLIT_WITH_SIZES, Asked, asked_by, asking, read_by
 
 Shape = tuple[int, ...]
 Right = Sequence[int | None]
@@ -38,6 +38,8 @@ class Step(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the operator that it comes to."""
+        if self.asked.call in FILLING:
+            return FILL
         return SPLIT if self.asked.call == SPLIT_WITH_SIZES else self.asked.call
 
 
@@ -59,9 +61,9 @@ class Recorder(TorchFunctionMode):
         if right is None:
             result = func(*args, **(kwargs or {}))
         else:
-            result = asking(func, args[0], asked, complete(asked, right))
+            result = asking(func, args, kwargs or {}, asked, complete(asked, right))
         parts = result if isinstance(result, tuple | list) else [result]
-        self.steps.append(Step(tuple(self.paths), tuple(args[0].shape), asked, [tuple(x.shape) for x in parts]))
+        self.steps.append(Step(tuple(self.paths), read_by(asked, args), asked, [tuple(x.shape) for x in parts]))
         return result
 
 

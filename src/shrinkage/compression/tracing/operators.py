@@ -93,7 +93,7 @@ def batch_norm(
     if trace.operator.overloadpacket is aten.instance_norm:
         x = trace.fix(x, range(2, len(x.shape)), "normalized along")
     elif training or mean is None:  # statistics of the call itself: those of a weight that is standardized, say
-        x = trace.fix(x, [axis for axis in range(len(x.shape)) if axis != 1], "normalized along")
+        x = trace.fix(x, [axis for axis in range(len(x.shape)) if axis != 1], "standardized over channels")
     grid = x.along(1)
     if grid is not None:  # pixels that a linear layer makes go with their channel
         x = trace.fix(x, [axis for axis in axes_of(grid) if axis != 1], "normalized along")
