@@ -40,6 +40,7 @@ autosummary_filename_map = {"shrinkage.path": "shrinkage.path_function"}  # `Pat
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types are in the text, where they say what an argument is
 python_maximum_signature_line_length = 88
+highlight_language = "none"  # a block that names no language is what a command prints
 napoleon_numpy_docstring = False
 copybutton_exclude = ".linenos, .gp, .go"
 

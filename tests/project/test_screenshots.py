@@ -52,6 +52,13 @@ def test_no_page_is_wider_than_a_phone(window):
     assert not {page: what for page, what in found.items() if what}
 
 
+def test_what_names_stand_for_is_seen_on_a_phone(window):
+    pages = sorted((SITE / "docs/api").glob("*.html"))
+    assert len(pages) > 5
+    tables = "[...document.querySelectorAll('table.autosummary')].map(each => each.scrollWidth - each.clientWidth)"
+    assert not {page.name: over for page in pages if any(over := window.open(page, width=WIDTHS[0]).value(tables))}
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_can_be_read_in_light_and_in_dark(window, name, dark):
