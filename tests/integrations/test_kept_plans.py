@@ -409,5 +409,5 @@ def test_the_guides_code_runs(tmp_path, monkeypatch, capsys):
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, names)
     sizes = [sum(parameter.numel() for parameter in names[name].parameters()) for name in ("again", "model")]
-    assert sizes[0] <= 0.6 * sizes[1]
+    assert sizes[0] <= 0.9 * sizes[1]
     assert "c_fc" in capsys.readouterr().out
