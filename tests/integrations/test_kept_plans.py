@@ -21,6 +21,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     Trainer,
     TrainingArguments,
 )
@@ -341,6 +343,21 @@ def test_uniform_layers_have_an_ordinary_configuration(tmp_path):
     close(outputs(GPT2LMHeadModel.from_pretrained(tmp_path)), outputs(dense))
 
 
+def test_a_number_of_any_name_is_the_width_of_experts(tmp_path):
+    torch.manual_seed(0)
+    experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "decoder_sparse_step": 1}
+    dense = Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **ENDS, **experts, num_key_value_heads=2, head_dim=4)).eval()
+    kept, keep, numbers = (0, 2, 3, 5, 6, 9, 10, 11), {}, {}
+    for number in range(2):
+        place = f"model.layers.{number}.mlp.experts"
+        keep |= {f"{place}.gate_up_proj": {1: (*kept, *(12 + unit for unit in kept))}, f"{place}.down_proj": {2: kept}}
+        numbers[f"{place}.intermediate_dim"] = 8
+    small = apply_plan(dense, ShrinkPlan.of(dense, keep, attributes=numbers))
+    assert (small.config.moe_intermediate_size, small.config.intermediate_size) == (8, 24)
+    small.save_pretrained(tmp_path)
+    assert torch.equal(outputs(AutoModelForCausalLM.from_pretrained(tmp_path)), outputs(small))
+
+
 def test_no_configuration_says_that_a_pooler_is_narrow():
     torch.manual_seed(0)
     dense = BertForSequenceClassification(BertConfig(**SIZES)).eval()
@@ -349,6 +366,25 @@ def test_no_configuration_says_that_a_pooler_is_narrow():
     small = apply_plan(dense, ShrinkPlan.of(dense, keep))
     assert isinstance(small.config.quantization_config, PlanEntry)
     assert small.config.hidden_size == 16
+    reason = small.config.quantization_config.reason
+    assert reason.startswith("'bert.pooler.dense.weight' is (3, 16), and would be (16, 16), whatever number")
+
+
+def reason_of(model, keep, **rest):
+    return apply_plan(model, ShrinkPlan.of(model, keep, **rest)).config.quantization_config.reason
+
+
+def test_the_entry_says_why_no_configuration_fits(dense, tmp_path):
+    small = cut_llama(dense)
+    told = "'model.layers.0.mlp.gate_proj.weight' is (20, 16), and 'model.layers.1.mlp.gate_proj.weight' (15, 16)"
+    assert small.config.quantization_config.reason == told
+    small.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.quantization_config.reason == told
+    path = "model.layers.0.mlp.down_proj"
+    assert reason_of(dense, {}, biases=(path,)) == f"'{path}' has a bias that the dense model does not have"
+    assert "transformers does not accept" in reason_of(
+        llama(num_key_value_heads=4), without_heads(dense, groups=(0, 1, 3))
+    )
 
 
 # What does not fit.

@@ -91,8 +91,11 @@ def randomize_(model: nn.Module) -> None:
     """Draw every parameter anew, so that nothing is zero, tiny or constant as libraries initialize it.
 
     Layers keep the size of what passes through them: sqrt(2 / fan in) for filters, sqrt(1 / fan in) for matrices.
+    Tables that are never trained stay: some are not saved, and made anew when a model is loaded.
     """
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         constant = parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all())
         if parameter.ndim >= 2 and not (constant and parameter.numel() == max(parameter.shape)):
             fan_in = parameter[0].numel()

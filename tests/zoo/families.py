@@ -627,7 +627,7 @@ FAMILIES: list[Case] = [
     Case("mixture-sparse", SparseMixture, ROWS, exports=False),
     Case("mixture-dense", DenseMixture, ROWS),
     Case("mixture-stacked", StackedMixture, ROWS),
-    Case("unet", Unet, (Normal(2, 3, 12, 12),)),
+    Case("unet-padded", Unet, (Normal(2, 3, 12, 12),)),
     Case("siamese", Siamese, (Normal(5, 6), Normal(5, 6))),
     Case("variational", Variational, ROWS),
     Case("variational-codes", VariationalCodes, ROWS),

@@ -20,7 +20,10 @@ QWEN_MOE = QWEN | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate
 OPT = SIZE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 64, "pad_token_id": 1}
 GPT2 = ENDS | {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
 DISTILBERT = {"vocab_size": 96, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 64}
-T5 = {"vocab_size": 96, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+T5 = {
+    "vocab_size": 96, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
 BART = ENDS | {
     "vocab_size": 96, "d_model": 64, "pad_token_id": 0, "decoder_start_token_id": 1,
     "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 96,

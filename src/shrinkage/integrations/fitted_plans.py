@@ -1,11 +1,15 @@
-"""The part of a plan that speaks of a model: another class of its family, with or without a head."""
+"""The part of a plan that speaks of a model: another class of its family, another head, or without adapters."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
+from shrinkage.compression.plans.noting import by_name
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import Shape, joined, saved_shapes
+from shrinkage.compression.removal.adapters import ANY_ADAPTER, WRAPPER, is_of
 from shrinkage.errors import PlanError
 
 
@@ -48,6 +52,42 @@ def fitted(plan: ShrinkPlan, model: nn.Module, made_with: str) -> ShrinkPlan:
     numbers = {mine: plan.numbers[path] for path in plan.numbers if (mine := _here(path, prefix, layers)) is not None}
     version = plan.torch_version
     return ShrinkPlan(found, keep, biases, attributes, version, sizes=sizes, scales=scales, numbers=numbers)
+
+
+def without_adapters(plan: ShrinkPlan, model: nn.Module) -> ShrinkPlan:
+    """Return the part of `plan` that is of `model` without the adapters of peft in it, by the names there are then."""
+    rename = bare_names(model)
+
+    def renamed(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {bare: value for name, value in part.items() if (bare := rename(name)) is not None}
+
+    biases = tuple(renamed(dict.fromkeys(plan.biases)))
+    parts: dict[str, Any] = {field: renamed(part) for field, part in by_name(plan).items()}
+    return replace(plan, biases=biases, **parts)
+
+
+def bare_names(model: nn.Module) -> Callable[[str], str | None]:
+    """Return a function that returns how something in `model` is called without adapters; None for what is theirs."""
+    inside: dict[str, str] = {}
+    modules: dict[str, Any] = dict(model.named_modules())
+    for path, module in modules.items():
+        if is_of(module, ANY_ADAPTER):
+            inside[path] = "base_layer"
+        elif is_of(module, WRAPPER):  # when it is merged, a copy that was trained takes the place of the original
+            trained = hasattr(module, "modules_to_save")
+            inside[path] = f"modules_to_save.{module.active_adapters[0]}" if trained else "original_module"
+    innermost_first = sorted(inside, key=len, reverse=True)
+
+    def bare(name: str) -> str | None:
+        for path in innermost_first:
+            if f"{name}.".startswith(f"{path}."):
+                rest, kept = f"{name}."[len(path) + 1 :], f"{inside[path]}."
+                if not rest.startswith(kept):
+                    return None
+                name = f"{path}.{rest[len(kept) :]}".rstrip(".")
+        return name
+
+    return bare
 
 
 def _here(name: str, prefix: str, known: Container[str]) -> str | None:

@@ -14,7 +14,7 @@ from shrinkage.compression.plans.noting import note_plans
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.tensors import Shape
 from shrinkage.errors import PlanError, first_line, listed, warn_user
-from shrinkage.integrations.fitted_plans import fitted
+from shrinkage.integrations.fitted_plans import bare_names, fitted, without_adapters
 from shrinkage.integrations.narrow_configs import narrow_numbers, numbers_in, take_numbers, write_numbers
 
 try:
@@ -40,13 +40,17 @@ DENSE = "_numbers_of_dense_configuration"  # an attribute of models whose config
 class PlanEntry(QuantizationConfigMixin):
     """The entry `quantization_config` of a configuration: a plan as text, and the transformers that it was made with.
 
-    It is where transformers looks for what changes the layers of a class. No weight is quantized.
+    It is where transformers looks for what changes the layers of a class. No weight is quantized. `reason` tells people
+    why there is a plan, and no ordinary configuration.
     """
 
-    def __init__(self, plan: str = "", transformers_version: str = transformers.__version__, **_: Any) -> None:
+    def __init__(
+        self, plan: str = "", transformers_version: str = transformers.__version__, reason: str = "", **_: Any
+    ) -> None:
         self.quant_method: Any = METHOD
         self.plan = plan
         self.transformers_version = transformers_version
+        self.reason = reason
 
     @classmethod
     def of(cls, plan: ShrinkPlan) -> Self:
@@ -111,6 +115,7 @@ class PlanQuantizer(HfQuantizer):
     def postprocess_model(self, model: Any, **kwargs: Any) -> None:
         """Leave an ordinary model of full precision, which knows its plan."""
         model.config.quantization_config = PlanEntry.of(self.fitted)
+        model.config.quantization_config.reason = self.quantization_config.reason
         for name in ("hf_quantizer", "quantization_method"):
             vars(model).pop(name, None)
         model.is_quantized = False
@@ -150,7 +155,8 @@ def keep_plan(small: nn.Module, plan: ShrinkPlan) -> None:
     """
     if not isinstance(small, PreTrainedModel):
         raise TypeError(f"expected a PreTrainedModel, found {type(small).__name__}: save others with `save_smaller`")
-    unsaved = plan.keep.keys() - small.state_dict().keys()
+    plan, rename = without_adapters(plan, small), bare_names(small)
+    unsaved = plan.keep.keys() - {rename(name) for name in small.state_dict()}
     if unsaved:
         raise PlanError(
             f"{listed(sorted(unsaved))} {'are buffers' if len(unsaved) > 1 else 'is a buffer'} that the plan cuts and "
@@ -210,13 +216,17 @@ def _note(small: nn.Module, plan: ShrinkPlan) -> None:
         return
     config: Any = small.config
     entry = getattr(config, "quantization_config", None)
-    narrow = None if entry is None else narrow_numbers(small, entry.shrink_plan)
-    if narrow is not None:
-        numbers, fresh = narrow
-        vars(small)[DENSE] = numbers_in(config, numbers)
-        write_numbers(config, numbers)
-        take_numbers(small, fresh)
-        del config.quantization_config
+    if entry is None:
+        return
+    narrow = narrow_numbers(small, entry.shrink_plan)
+    if isinstance(narrow, str):
+        entry.reason = narrow
+        return
+    numbers, fresh = narrow
+    vars(small)[DENSE] = numbers_in(config, numbers)
+    write_numbers(config, numbers)
+    take_numbers(small, fresh)
+    del config.quantization_config
 
 
 note_plans(PreTrainedModel, _note)

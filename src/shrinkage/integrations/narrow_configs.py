@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from shrinkage.compression.calls.results import tensors_in
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
-from shrinkage.compression.plans.tensors import Shape, kind_of_layer, saved_shapes
+from shrinkage.compression.plans.tensors import Shape, joined, kind_of_layer, saved_shapes
 
-# What configurations call the widths of their layers, and their counts of heads.
+# What configurations call the widths of their layers, which code has defaults for where there is none, and their counts
+# of heads. Any other number that is as long as what was cut may be a width too.
 WIDTHS = (
     *("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff", "mlp_dim", "hidden_dim"),
 )
@@ -25,19 +26,19 @@ CLOSE = 1e-4  # of the largest output
 Numbers = Mapping[tuple[str, str], float]  # by the part of a configuration and the name there
 
 
-def narrow_numbers(small: Any, plan: ShrinkPlan) -> tuple[dict[tuple[str, str], float], Any] | None:
+def narrow_numbers(small: Any, plan: ShrinkPlan) -> tuple[dict[tuple[str, str], float], Any] | str:
     """Return the numbers with which the configuration of the dense model makes one like `small`, and that model.
 
     Args:
         small: a `PreTrainedModel`, with the configuration of the dense one.
         plan: what made it.
 
-    The model is on the meta device. None if there are no such numbers: layers of a kind have
-    several widths, or the code takes a width from elsewhere.
+    The model is on the meta device. If there are no such numbers, it is said why: layers of a kind have several widths,
+    or the code takes a width from elsewhere.
     """
     cuts = _cuts(plan)
-    if cuts is None:
-        return None
+    if isinstance(cuts, str):
+        return cuts
     wanted = _all_shapes(small)
     numbers: dict[tuple[str, str], float] = {}
     wrong = _wrong(_built(small, numbers), wanted)
@@ -46,15 +47,22 @@ def narrow_numbers(small: Any, plan: ShrinkPlan) -> tuple[dict[tuple[str, str], 
         scored = [(_wrong(_built(small, trial), wanted), number) for number, trial in enumerate(trials)]
         best, number = min(scored, default=(wrong, 0))
         if best >= wrong:
-            return None
+            return _why_not(_built(small, numbers), wanted)
         wrong, numbers = best, trials[number]
     changes = cuts | {(_number(small.config, *place), value) for place, value in numbers.items()}
     numbers = _with_size_of_heads(small, _with_eps(small, plan, numbers))
     fresh = _built(small, numbers)
-    if fresh is None or not _is_valid(fresh.config) or not _same_numbers(small, fresh, changes):
-        return None
-    computed_with = any(name in (*HEADS, *STREAM) for _, name in numbers)
-    return None if not numbers or (computed_with and not _same_outputs(small, numbers)) else (numbers, fresh)
+    texts = ", ".join(f"{joined(part, name)}={value}" for (part, name), value in numbers.items())
+    if fresh is None or not _is_valid(fresh.config):
+        return f"transformers does not accept {texts}"
+    if not _same_numbers(small, fresh, changes):
+        return f"modules have numbers that do not follow from {texts or 'the configuration'}"
+    if not numbers:
+        return "no number of the configuration changes"
+    computed_with = any(name not in WIDTHS for _, name in numbers)
+    if computed_with and not _same_outputs(small, numbers):
+        return f"with {texts} its code computes something else, or it could not be called to see that"
+    return numbers, fresh
 
 
 def write_numbers(config: Any, numbers: Mapping[tuple[str, str], Any]) -> None:
@@ -72,15 +80,15 @@ def _number(config: Any, part: str, name: str) -> Any:
     return getattr(getattr(config, part) if part else config, name, None)
 
 
-def _cuts(plan: ShrinkPlan) -> set[tuple[int, int]] | None:
-    """Return the lengths before and after of all that is cut; None where layers of a kind are cut differently."""
+def _cuts(plan: ShrinkPlan) -> set[tuple[int, int]] | str:
+    """Return the lengths before and after of all that is cut, or why no configuration has them."""
     if plan.biases:
-        return None
-    after: dict[tuple[str, Shape], Shape] = {}
+        return f"{plan.biases[0]!r} has a bias that the dense model does not have"
+    first: dict[tuple[str, Shape], str] = {}
     for name, shape in plan.shapes.items():
-        kind = kind_of_layer(name), shape
-        if after.setdefault(kind, plan.shape_after(name)) != plan.shape_after(name):
-            return None
+        other = first.setdefault((kind_of_layer(name), shape), name)
+        if plan.shape_after(other) != plan.shape_after(name):
+            return f"{other!r} is {plan.shape_after(other)}, and {name!r} {plan.shape_after(name)}"
     return {(plan.shapes[name][dim], len(kept)) for name, dims in plan.keep.items() for dim, kept in dims.items()}
 
 
@@ -89,8 +97,9 @@ def _candidates(config: Any, cuts: set[tuple[int, int]]) -> Iterator[tuple[tuple
     parts = ["", *(name for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None)]
     for part in parts:
         owner = getattr(config, part) if part else config
-        for name in (each for each in (*WIDTHS, *HEADS, *STREAM) if hasattr(owner, each)):
-            value = getattr(owner, name)
+        numbers = {name: value for name, value in vars(owner).items() if type(value) is int}
+        known = {name: getattr(owner, name) for name in (*WIDTHS, *HEADS, *STREAM) if hasattr(owner, name)}
+        for name, value in (known | numbers).items():
             if name in HEADS and type(value) is int:
                 sizes = {(before // value, after) for before, after in cuts if before % value == 0}
                 found = {after // size for size, after in sizes if after % size == 0}
@@ -138,6 +147,14 @@ def _with_size_of_heads(small: Any, numbers: Numbers) -> dict[tuple[str, str], f
     others = {part for part, name in numbers if name in (*HEADS, *STREAM)}
     parts = {part for part in others if _number(small.config, part, "head_dim") is None}
     return {**numbers, **{(part, "head_dim"): size for part in parts for size in sizes if len(sizes) == 1}}
+
+
+def _why_not(model: nn.Module | None, wanted: Mapping[str, Shape]) -> str:
+    """Return which tensor of `model` has another shape than `wanted`."""
+    found = {} if model is None else _all_shapes(model)
+    wrong = [name for name in wanted if found.get(name) != wanted[name]]
+    what = f"{wrong[0]!r} is {wanted[wrong[0]]}, and would be {found.get(wrong[0], 'absent')}"
+    return f"{what}, whatever number of the configuration changes"
 
 
 def _all_shapes(model: nn.Module) -> dict[str, Shape]:

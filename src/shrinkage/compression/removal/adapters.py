@@ -11,6 +11,7 @@ from shrinkage.compression.plans.tensors import joined
 LORA = ("peft.tuners.lora.layer", "LoraLayer")
 ADALORA = ("peft.tuners.adalora.layer", "AdaLoraLayer")
 ANY_ADAPTER = ("peft.tuners.tuners_utils", "BaseTunerLayer")
+WRAPPER = ("peft.utils.other", "AuxiliaryTrainingWrapper")
 
 
 def update_ranks(model: nn.Module) -> None:
@@ -34,9 +35,9 @@ def update_ranks(model: nn.Module) -> None:
 
 def fixed_ranks(model: nn.Module) -> Iterator[str]:
     """Yield the dotted names of the modules and parameters of adapters other than LoRA that have numbers of a rank."""
-    adapted: list[tuple[str, Any]] = [(p, m) for p, m in model.named_modules() if _is(m, ANY_ADAPTER)]
+    adapted: list[tuple[str, Any]] = [(p, m) for p, m in model.named_modules() if is_of(m, ANY_ADAPTER)]
     for path, layer in adapted:
-        if layer.other_param_names and (not _is(layer, LORA) or _is(layer, ADALORA)):
+        if layer.other_param_names and (not is_of(layer, LORA) or is_of(layer, ADALORA)):
             yield from (joined(path, name) for name in layer.adapter_layer_names)
 
 
@@ -53,7 +54,7 @@ def _write(owner: nn.Module, configuration: Any, adapter: str) -> None:
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((name, layer) for name, layer in model.named_modules() if _is(layer, LORA) and not _is(layer, ADALORA))
+    return ((name, layer) for name, layer in model.named_modules() if is_of(layer, LORA) and not is_of(layer, ADALORA))
 
 
 def _ranks(layer: Any) -> dict[str, int]:
@@ -80,6 +81,6 @@ def _whole(number: float) -> float:
     return int(number) if float(number).is_integer() else number
 
 
-def _is(module: nn.Module, name: tuple[str, str]) -> bool:
+def is_of(module: nn.Module, name: tuple[str, str]) -> bool:
     """Return whether `module` is of the class of that module and name, which is not imported here."""
     return any((cls.__module__, cls.__name__) == name for cls in type(module).__mro__)
