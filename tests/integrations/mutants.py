@@ -29,7 +29,7 @@ MUTANTS = [
     M("regularizer = freeze_zeros(model, {FIRST: Columns()})", "regularizer = Regularizer(model, on_columns(FIRST)(0.0))", "sklearn", "chosen_columns_alone"),
     M("torch.random.fork_rng(devices=[])", "torch.enable_grad()", "sklearn", "random_state", "integrations/sparse_mlp.py"),
     M("by_norm[last[by_norm].argsort(descending=True, stable=True)]", "by_norm", "sklearn", "are_ordered"),
-    M("computed_with = any(name in (*HEADS, *STREAM)", "computed_with = any(name in HEADS", "narrow_streams", "multiplies"),
+    M("computed_with = any(name not in WIDTHS", "computed_with = any(name in HEADS", "narrow_streams", "multiplies"),
     M("replace(plan, keep=keep).to_json()", "replace(plan, keep=keep, sizes={}, scales={}).to_json()", "narrow_streams", "an_entry"),
     M("found[\"\", name] = next(iter(values))", "pass", "narrow_streams", "a_number"),
     M("numbers.items()}\n    numbers = _with", "_with_eps(small, plan, numbers).items()}\n    numbers = _with", "narrow_streams", "other-norms"),
