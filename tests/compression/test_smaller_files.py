@@ -8,8 +8,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from channels import free_channels
 from shrinkage import PlanError, ShrinkPlan, apply_plan, load_smaller, save_smaller, shrink
 from shrinkage.compression.plans.tensors import tensors_of
+from zoo import real
+from zoo.harness import choose, difference, outputs, zero_
 
 WORDS = torch.randint(0, 12, (3, 5), generator=torch.Generator().manual_seed(1))
 
@@ -167,6 +170,22 @@ def test_composed_plans_know_new_biases_and_buffers_that_are_not_saved():
     assert (at_once[1].in_features, at_once[1].out_features) == (3, 2)
     third = ShrinkPlan.of(at_once, {"0.weight": {1: (0,)}})
     assert first.then(second).then(third).keep["mask"] == {0: (0, 5)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["timm-resnet", "timm-vit", "timm-convnext", "vision-transformer-torchvision"])
+def test_models_of_other_packages_come_back(name, tmp_path):
+    pytest.importorskip("zoo.torchvision_models")
+    case = next(case for case in real.CASES if case.name == name)
+    model, (example, _) = case.make(), case.example()
+    zero_(model, choose(free_channels(model, example, {})), "all")
+    small = shrink(model, example)
+    assert small.report.after.parameters < small.report.before.parameters
+    save_smaller(tmp_path / "a", small)
+    for low_memory in (False, True):
+        loaded = load_smaller(tmp_path / "a", case.build, low_memory=low_memory)
+        assert difference(outputs(small.model, case), outputs(loaded.model.eval(), case)) == 0
+    assert difference(outputs(model, case), outputs(loaded.model, case)) < 1e-5
 
 
 # What does not fit.

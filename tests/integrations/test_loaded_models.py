@@ -112,7 +112,7 @@ def adapted(base, **options):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers for it
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("rslora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ranks_go_from_adapters_on_a_loaded_model(folder, tmp_path, rslora):
     model = adapted(AutoModelForCausalLM.from_pretrained(folder), use_rslora=rslora)
     with torch.no_grad():
