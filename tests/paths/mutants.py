@@ -22,6 +22,6 @@ MUTANTS = [
     M("each.set_state(state)", "pass", "saved_points", "bit_for_bit"),
     M("if found.get(name) != wanted:", "if False:", "saved_points", "refused", quick=True),
     M("return replace(rule, every=1, until=0, after=constraint_of(penalty))", "return replace(rule, every=1, until=0, after=None)", "paths", "constraints"),
-    M("with random_states_left_out():", "if True:", "progress_bar", "random_numbers", "paths/progress_bar.py"),
+    M("with random_states_left_out():", "if True:", "progress_bar", "random_numbers", file="paths/progress_bar.py"),
     M("if names != first:", "if False:", "paths", "other_parameters"),
 ]
