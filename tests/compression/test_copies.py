@@ -3,8 +3,9 @@
 import threading
 import types
 import warnings
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,47 @@ def test_two_attributes_share_the_copy_of_what_they_shared() -> None:
     copy.put(other)
     assert copy.one(X) is X
     assert model.one(X).shape == (4, 16)
+
+
+class WithState(nn.Linear):
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"written": True}
+
+
+class Restored(nn.Linear):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.restored = True
+
+
+class Alone(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        return nn.Identity()
+
+
+def test_modules_are_copied_as_deepcopy_does_it() -> None:
+    """Copies take a path of their own through modules, whose containers are empty as a rule."""
+    alone = nn.Linear(8, 8)
+    alone.__deepcopy__ = lambda memo: nn.Identity()
+    model = nn.Sequential(WithState(8, 8), Restored(8, 8), nn.Linear(8, 8), Alone(8, 8), alone)
+    shared: list[int] = []
+    ordered = OrderedDict[str, int]()
+    ordered.note = "kept"
+    for layer in model[1:3]:
+        layer.shared, layer.ordered, layer.tables = shared, ordered, {"none": {}, "weight": [layer.weight], 3: (4, [5])}
+    known, copy = deepcopy(model), copy_of(model, {})
+    for each in (known, copy):
+        assert [type(layer) for layer in each] == [WithState, Restored, nn.Linear, nn.Identity, nn.Identity]
+        assert each[0].written
+        assert each[1].restored
+        assert each[1].shared is each[2].shared is not shared
+        assert each[1].ordered is each[2].ordered is not ordered
+        assert each[1].ordered.note == "kept"
+        assert each[1].tables["weight"][0] is each[1].weight is not model[1].weight
+        assert each[1].tables["none"] is not model[1].tables["none"]
+        assert each[1].tables[3][1] is not model[1].tables[3][1]
+    assert vars(copy[2]).keys() == vars(known[2]).keys()
+    assert all(vars(copy[2])[name] is not value for name, value in vars(model[2]).items() if isinstance(value, dict))
 
 
 def test_hooks_of_modules_follow_and_what_they_collect_in_stays_the_same() -> None:

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from shrinkage.compression.calls.inputs import Call, cloned
-from shrinkage.compression.calls.latency import idle, median, medians_in_turns
+from shrinkage.compression.calls.latency import SECONDS, idle, median, medians_in_turns
 from shrinkage.compression.calls.modes import evaluated, seeing
-from shrinkage.compression.calls.outputs import outputs
-from shrinkage.compression.copying.copies import with_own_state, without_gradients
+from shrinkage.compression.calls.outputs import outputs_of_copy
+from shrinkage.compression.calls.running import running
+from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.plans.tensors import tensors_of
 from shrinkage.private import private
 
-SECONDS = 0.5  # after so long no model is called again to see how long it takes
+WHOLE = "Global"  # what torch's counter calls all of a model
 FUSED_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 ROUNDS = 5  # of calls in which layers are timed
 
@@ -37,10 +38,11 @@ class Cost(NamedTuple):
 
 
 def costs(models: Sequence[nn.Module], call: Call, layers: Sequence[str]) -> tuple[list[Cost], list[dict[str, Cost]]]:
-    """Return what each of `models` costs, and what its `layers` do; the models are called in turns."""
+    """Return what each of `models` costs, and what its `layers` do; copies of them are called in turns."""
     totals, parts = [], []
-    for model, seconds, layer_seconds in zip(models, *latencies(models, call, layers), strict=True):
-        operations = multiply_adds(model, call)
+    probes = [evaluated(with_own_state(model)) for model in models]
+    for model, probe, seconds, layer_seconds in zip(models, probes, *_latencies(probes, call, layers), strict=True):
+        operations = _multiply_adds(probe, call)
         totals.append(_cost(model, operations[""], seconds))
         parts.append(
             {name: _cost(model.get_submodule(name), operations.get(name, 0), layer_seconds[name]) for name in layers}
@@ -67,25 +69,22 @@ def multiply_adds(model: nn.Module, call: Call) -> dict[str, int]:
 
     None are counted of models that fail only while their operators are watched.
     """
-    model = without_gradients(model)  # the counter hooks into gradients, and refuses views of what takes one
+    return _multiply_adds(evaluated(with_own_state(model)), call)
+
+
+def _multiply_adds(probe: nn.Module, call: Call) -> dict[str, int]:
+    """Return what `multiply_adds` does of a copy that is in evaluation mode."""
     counter = operation_counter()
-    for modules_are_known in (True, False):
-        try:
-            if not modules_are_known:
-                # Models that compute gradients in their call, in which the hooks that tell modules fail.
-                counter.mod_tracker = NoModules()  # it has what the counter asks for
+    try:
+        with running(probe) as paths:
+            counter.mod_tracker = Modules(paths)
             with seeing(counter):
-                outputs(model, call)
-            break
-        except Exception:  # Whatever a model raises there.
-            continue
-    else:
-        outputs(model, call)  # which raises what is wrong with the model itself
+                outputs_of_copy(probe, call)
+    except Exception:  # Whatever a model raises there.
+        outputs_of_copy(probe, call)  # which raises what is wrong with the model itself
         return {"": 0}
-    counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
-    root = f"{type(model).__name__}."  # the counter's names begin with it
-    modules = {name.removeprefix(root): count for name, count in counts.items() if name.startswith(root)}
-    return modules | {"": counts.get("Global", 0)}
+    counts = {path: sum(by_operator.values()) // 2 for path, by_operator in counter.get_flop_counts().items()}
+    return {path: count for path, count in counts.items() if path != WHOLE} | {"": counts.get(WHOLE, 0)}
 
 
 def operation_counter() -> Any:
@@ -96,12 +95,18 @@ def operation_counter() -> Any:
     return FlopCounterMode(display=False, custom_mapping={attention: attention_operations})
 
 
-class NoModules:
-    """Count all operations for the model as a whole, and none by layer."""
+class Modules:
+    """Tells torch's counter which modules run, which its own tracker finds by hooks into gradients."""
 
-    parents = frozenset({"Global"})
+    def __init__(self, paths: Sequence[str] = ()) -> None:
+        self.paths = paths
 
-    def __enter__(self) -> "NoModules":
+    @property
+    def parents(self) -> set[str]:
+        """For which names operations are counted."""
+        return {WHOLE, *self.paths}
+
+    def __enter__(self) -> "Modules":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,20 +123,18 @@ def attention_operations(queries: torch.Size, keys: torch.Size, values: torch.Si
     return 2 * batch * heads * length * keys[-2] * (size + values[-1])
 
 
-def latencies(
-    models: Sequence[nn.Module], call: Call, layers: Sequence[str] = ()
+def _latencies(
+    probes: Sequence[nn.Module], call: Call, layers: Sequence[str]
 ) -> tuple[list[float], list[dict[str, float | None]]]:
-    """Return the median seconds of a call of each of `models` in evaluation mode, and of what it takes in each layer.
+    """Return the median seconds of a call of each of `probes`, and of what it takes in each layer.
 
-    Copies of the models are called in turns. Layers are timed in calls of their own, so that the time of the model is
-    without hooks.
+    Layers are timed in calls of their own, so that the time of the model is without hooks.
     """
-    device = next((tensor.device for tensor in tensors_of(models[0]).values()), torch.device("cpu"))
-    models = [evaluated(with_own_state(model)) for model in models]
+    device = next((tensor.device for tensor in tensors_of(probes[0]).values()), torch.device("cpu"))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        whole = medians_in_turns([partial(_called, model, call) for model in models], device, seconds=SECONDS)
+        whole = medians_in_turns([partial(_called, probe, call) for probe in probes], device)
         rounds = ROUNDS if sum(whole) * ROUNDS < SECONDS else 1
-        timed = [_seconds_in(model, layers, call, device, rounds) for model in models]
+        timed = [_seconds_in(probe, layers, call, device, rounds) for probe in probes]
     return whole, timed
 
 

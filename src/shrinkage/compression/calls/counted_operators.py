@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from shrinkage.compression.calls.cost import NoModules, operation_counter
+from shrinkage.compression.calls.cost import Modules, operation_counter
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.calls.modes import evaluated, seeing
 from shrinkage.compression.calls.outputs import outputs_of_copy
@@ -52,7 +52,7 @@ def counted_operators(model: nn.Module, call: Call) -> list[CountedOperator]:
     """
     found: list[CountedOperator] = []
     counter = operation_counter()
-    counter.mod_tracker = NoModules()  # it has what the counter asks for
+    counter.mod_tracker = Modules()  # it has what the counter asks for
 
     def noting(operator: Any, formula: Formula, *args: Any, out_val: Any, **keywords: Any) -> int:
         operations: int = formula(*args, **keywords, out_val=out_val)

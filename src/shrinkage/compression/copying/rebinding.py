@@ -1,10 +1,12 @@
 """What a deep copy of a model shares with it and has to bind anew: functions that hold layers, and weak references."""
 
 import copy
+import copyreg
 import functools
 import gc
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,11 @@ from torch import Tensor, nn
 Rebind = Callable[["Memo", Any], Any]
 
 PLAIN = (type, types.ModuleType, types.CodeType, types.FrameType, str, bytes, int, float, complex, type(None))
+COPYING = (
+    "__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs__", "__getnewargs_ex__",
+)  # fmt: skip
+ATOMS = (type, str, bytes, bool, int, float, complex, type(None))
+EMPTY = (list, dict, set, OrderedDict)
 CONTAINERS = (list, tuple, dict, set, frozenset, types.CellType, functools.partial)
 
 
@@ -24,7 +31,7 @@ class Memo(dict[int, Any]):
     hold layers or tensors of it, in a closure, in defaults or in attributes, are made anew when they are asked for,
     with copies of what they hold. So are weak references. A cell that holds nothing of the model stays shared, as a
     list in which a hook collects outputs. What was computed with gradients, which `deepcopy` refuses, is copied without
-    them.
+    them. Modules are copied as `deepcopy` does it, in less time.
     """
 
     def __init__(self, model: nn.Module, replaced: Mapping[Any, object]) -> None:
@@ -40,6 +47,8 @@ class Memo(dict[int, Any]):
             rebind = REBINDS.get(type(each))
             if rebind is not None and self.holds(each):
                 self.shared[id(each)] = each, rebind
+            elif _is(each, nn.Module) and _is_copied_as_usual(each):
+                self.shared[id(each)] = each, _module
 
     def get(self, key: int, default: Any = None) -> Any:
         """Return the copy of the object with the identity `key`, made now if it is one to bind anew."""
@@ -102,16 +111,30 @@ def reached(
 
 def _held(each: Any) -> list[Any]:
     """Return what an object holds itself: no classes, no modules of Python, no global variables."""
-    if _is(each, *PLAIN):
-        return []
-    if _is(each, types.FunctionType):
-        return [*(each.__closure__ or ()), each.__defaults__, each.__kwdefaults__, vars(each)]
-    if _is(each, weakref.ref, weakref.ProxyType, weakref.CallableProxyType):
-        return [_target(each)]
-    if _is(each, Tensor):
-        grad = each.grad if each.is_leaf and not _is(each, nn.Parameter) else None
-        return [vars(each), grad]
-    return gc.get_referents(each)
+    return _holding(type(each))(each)
+
+
+@functools.lru_cache(maxsize=1024)
+def _holding(kind: type) -> Callable[[Any], list[Any]]:
+    """Return the function that tells what objects of a class hold."""
+    if issubclass(kind, PLAIN):
+        return lambda each: []
+    if issubclass(kind, nn.Module):
+        return lambda each: [held for held in vars(each).values() if not _holds_nothing(held)]
+    if issubclass(kind, types.FunctionType):
+        return lambda each: [*(each.__closure__ or ()), each.__defaults__, each.__kwdefaults__, vars(each)]
+    if issubclass(kind, weakref.ref | weakref.ProxyType | weakref.CallableProxyType):
+        return lambda each: [_target(each)]
+    return _held_by_tensor if issubclass(kind, Tensor) else gc.get_referents
+
+
+def _held_by_tensor(each: Tensor) -> list[Any]:
+    return [vars(each), each.grad if each.is_leaf and not _is(each, nn.Parameter) else None]
+
+
+def _holds_nothing(each: Any) -> bool:
+    kind = type(each)
+    return kind in ATOMS or (kind in EMPTY and not each and not getattr(each, "__dict__", None))
 
 
 def _is_refused(tensor: Tensor) -> bool:
@@ -139,6 +162,37 @@ def _target(weak: Any) -> Any:
         return weak() if _is(weak, weakref.ref) else weak.__init__.__self__
     except ReferenceError:
         return None
+
+
+def _is_copied_as_usual(module: nn.Module) -> bool:
+    """Return whether `module` has no code of its own that copies it."""
+    kind = type(module)
+    return _has_usual_code(kind) and vars(module).keys().isdisjoint(COPYING) and kind not in copyreg.dispatch_table
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_usual_code(kind: type[nn.Module]) -> bool:
+    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in COPYING)
+
+
+def _module(memo: Memo, old: nn.Module) -> nn.Module:
+    """Return what `deepcopy` makes of a module, most of whose many containers are empty."""
+    new = memo[id(old)] = type(old).__new__(type(old))
+    new.__setstate__({name: _attribute(memo, value) for name, value in vars(old).items()})
+    return new
+
+
+def _attribute(memo: Memo, old: Any) -> Any:
+    kind = type(old)
+    if kind in ATOMS or (kind is tuple and all(type(each) in ATOMS for each in old)):
+        return old
+    named = kind is dict and all(type(name) is str for name in old)
+    if id(old) in memo or not (named or _holds_nothing(old)):
+        return copy.deepcopy(old, memo)
+    made = memo[id(old)] = kind()
+    if named:
+        made.update({name: _attribute(memo, value) for name, value in old.items()})
+    return made
 
 
 def _function(memo: Memo, old: types.FunctionType) -> types.FunctionType:

@@ -1,5 +1,6 @@
 """The numbers that ordinary layers compute with beside their weights, and what they become when weights are cut."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -204,8 +205,9 @@ def _cut_evenly(rows: Sequence[int], count: int, groups: int) -> bool:
     >>> _cut_evenly([0, 2, 4, 6], 8, 2), _cut_evenly([0, 1, 2, 3], 8, 2), _cut_evenly([0, 1, 4], 8, 2)
     (True, False, False)
     """
-    left = [sum(row // (count // groups) == group for row in rows) for group in range(groups)]
-    return len(set(left)) == 1 and 0 < left[0] < count // groups
+    size = count // groups
+    left = Counter(row // size for row in rows)
+    return len(left) == groups and len(set(left.values())) == 1 and left[0] < size
 
 
 def widths_left(model: nn.Module, keep: Keep) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def kept_zeros(attempts: Attempts, removal: Removal, held: Tensor, refusal: str)
     unread = {root: name for root, name in unread_channels(analysis).items() if root not in zero}
     zero |= unread
     counts: dict[tuple[str, str], int] = {}
-    caches = caches_of(emptied(with_own_state(analysis.model)))
+    caches = caches_of(analysis.model) and caches_of(emptied(with_own_state(analysis.model)))
     for root, name in zero.items():
         if removal.gone[root] or pinned.get(root, "").startswith("looked up by index"):
             continue  # rows of a table that are zero, such as that of the padding, are as they should be

@@ -1,7 +1,6 @@
 """The calls of a model's code that ask for sizes, in the order in which they are made."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.calls.modes import evaluated, seeing
 from shrinkage.compression.calls.outputs import outputs_of_copy
+from shrinkage.compression.calls.running import running
 from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.plans.attention import with_prunable_heads
@@ -74,26 +74,6 @@ def complete(asked: Asked, right: Right) -> list[int]:
     return [was if now is None or was == -1 else now for was, now in zip(asked.sizes, right, strict=True)]
 
 
-@contextmanager
-def _running(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that has, at any time, the dotted names of the modules of `model` whose code runs."""
-    paths: list[str] = []
-    handles = []
-    for path, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(lambda *_, path=path: paths.append(path)))
-            handles.append(module.register_forward_hook(lambda *_: _left(paths), always_call=True))
-    try:
-        yield paths
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _left(paths: list[str]) -> None:
-    paths.pop()
-
-
 def recorded(model: nn.Module, call: Call, right: Sequence[Right | None] = ()) -> list[Step]:
     """Return the calls in the code of `model` that ask for sizes, in order, each with the `right` ones if given."""
     return recorded_of_copy(with_own_state(model), call, right)
@@ -103,7 +83,7 @@ def recorded_of_copy(copy: nn.Module, call: Call, right: Sequence[Right | None])
     """Return what `recorded` does of a copy, whose modules and caches are changed."""
     probe = evaluated(with_prunable_heads(emptied(copy)))
     adapted = {path for path, module in probe.named_modules() if isinstance(module, ADAPTED)}
-    with _running(probe) as paths:
+    with running(probe) as paths:
         recorder = Recorder(paths, adapted, right)
         with seeing(recorder):
             outputs_of_copy(probe, call)
