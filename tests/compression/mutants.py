@@ -34,7 +34,7 @@ MUTANTS = [
     M("if id(old) in memo or not (", "if not (", "copies", "as_deepcopy"),
     M(" and vars(module).keys().isdisjoint(COPYING)", "", "copies", "as_deepcopy"),
     M("\"__getstate__\", ", "", "copies", "as_deepcopy", file="compression/copying/rebinding.py"),
-    M("new.__setstate__({", "vars(new).update({", "copies", "as_deepcopy"),
+    M("new.__setstate__(state)", "vars(new).update(state)", "copies", "as_deepcopy"),
     M(" and not getattr(each, \"__dict__\", None)", "", "copies", "as_deepcopy"),
     M("named or _holds_nothing(old)", "kind is dict or _holds_nothing(old)", "copies", "as_deepcopy"),
     M("    return {WHOLE, *self.paths}", "    return {WHOLE}", "modes", "counted_too"),

@@ -123,10 +123,20 @@ def attention_operations(queries: torch.Size, keys: torch.Size, values: torch.Si
     return 2 * batch * heads * length * keys[-2] * (size + values[-1])
 
 
+def latencies(
+    models: Sequence[nn.Module], call: Call, layers: Sequence[str] = ()
+) -> tuple[list[float], list[dict[str, float | None]]]:
+    """Return the median seconds of a call of each of `models` in evaluation mode, and of what it takes in each layer.
+
+    Copies of the models are called in turns.
+    """
+    return _latencies([evaluated(with_own_state(model)) for model in models], call, layers)
+
+
 def _latencies(
     probes: Sequence[nn.Module], call: Call, layers: Sequence[str]
 ) -> tuple[list[float], list[dict[str, float | None]]]:
-    """Return the median seconds of a call of each of `probes`, and of what it takes in each layer.
+    """Return what `latencies` does of copies that are in evaluation mode.
 
     Layers are timed in calls of their own, so that the time of the model is without hooks.
     """

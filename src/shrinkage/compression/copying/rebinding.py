@@ -111,7 +111,7 @@ def reached(
 
 def _held(each: Any) -> list[Any]:
     """Return what an object holds itself: no classes, no modules of Python, no global variables."""
-    return _holding(type(each))(each)
+    return _holding(type(each))(each)  # type: ignore[arg-type]  # classes have hashes
 
 
 @functools.lru_cache(maxsize=1024)
@@ -166,7 +166,7 @@ def _target(weak: Any) -> Any:
 
 def _is_copied_as_usual(module: nn.Module) -> bool:
     """Return whether `module` has no code of its own that copies it."""
-    kind = type(module)
+    kind: Any = type(module)
     return _has_usual_code(kind) and vars(module).keys().isdisjoint(COPYING) and kind not in copyreg.dispatch_table
 
 
@@ -178,7 +178,8 @@ def _has_usual_code(kind: type[nn.Module]) -> bool:
 def _module(memo: Memo, old: nn.Module) -> nn.Module:
     """Return what `deepcopy` makes of a module, most of whose many containers are empty."""
     new = memo[id(old)] = type(old).__new__(type(old))
-    new.__setstate__({name: _attribute(memo, value) for name, value in vars(old).items()})
+    state = {name: _attribute(memo, value) for name, value in vars(old).items()}
+    new.__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
     return new
 
 

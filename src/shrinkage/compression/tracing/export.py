@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from shrinkage.compression.calls.modes import evaluating, process_as_it_was
+from shrinkage.compression.calls.modes import evaluating, process_as_it_was, without_lines
 from shrinkage.compression.calls.results import all_tensors_in
 from shrinkage.compression.plans.attention import PrunedMultiheadAttention
 from shrinkage.compression.plans.tensors import joined
@@ -25,9 +25,6 @@ from shrinkage.compression.tracing.dead_code import without_dead_code
 from shrinkage.compression.tracing.recurrent import Direction, recurrent_taken_apart
 from shrinkage.compression.tracing.recurrent_calls import Following
 from shrinkage.errors import first_line
-
-
-LINES = "do_not_emit_stack_traces"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +90,7 @@ def _subgraphs(
     failed: dict[str, str] = {}
     for as_tensors in (False, True):
         try:
-            with _quietly(), _without_lines(), process_as_it_was(), _masks_as_given(module), _following_layers(module):
+            with _quietly(), without_lines(), process_as_it_was(), _masks_as_given(module), _following_layers(module):
                 with _tensors_alone(module) if as_tensors else nullcontext():
                     program = torch.export.export(module, args, kwargs, strict=False)
                     program = _without_levels(program)
@@ -235,22 +232,6 @@ def _quietly() -> Iterator[None]:
     finally:
         for log, disabled in zip(logs, before, strict=True):
             log.disabled = disabled
-
-
-@contextmanager
-def _without_lines() -> Iterator[None]:
-    """Let an export not note by which lines of code each operator is called, which takes a fifth of its time.
-
-    Releases of torch before 2.12 note them always.
-    """
-    before = getattr(fx.config, LINES, None)
-    if before is not None:
-        setattr(fx.config, LINES, True)
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(fx.config, LINES, before)
 
 
 def _calls_of_children(
