@@ -206,6 +206,8 @@ MUTANTS = [
     M("else self._unfrozen(node, runs, masks), masks", "else runs, masks", "inputs", "bags_that"),
     M("    if upcast:\n", "    if False:\n", "inputs", "unless_all_are_the_same"),
     M("drawn[..., 0], drawn[..., -1] = True, False", "pass", "inputs", "something_of_each_row"),
+    M("            if not self.accept(worst):\n", "            if True:\n", "inputs", "until_it_is_wrong"),
+    M("            if not self.accept(worst):\n", "            if False:\n", "inputs", "until_it_is_wrong"),
     M("isinstance(value, UserDict)", "False", "inputs", "inside_of_others"),
     M("if _any_nan(result) <= _any_nan(self.known[0][1]):", "if True:", "inputs", "takes_no_other"),
     M("        self.unvaried -= changed\n", "        self.unvaried.clear()\n", "inputs", "takes_no_other or other_numbers"),

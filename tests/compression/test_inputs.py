@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from shrinkage import shrink
@@ -465,3 +465,25 @@ def at_random(seed):
 @settings(max_examples=40, deadline=None)
 def test_outputs_agree_on_inputs_that_the_example_does_not_resemble(seed, verify):
     check(*at_random(seed), verify=verify)
+
+
+SEEN: list[float] = []
+
+
+class Clipped(nn.Module):
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN.append(float(x[0]))
+        return x.clamp(max=self.limit)
+
+
+@pytest.mark.parametrize(("limit", "seen", "error"), [(9.0, [1, 2, 3], 0), (2.0, [1, 2, 3], 1 / 3), (1.0, [1, 2], 0.5)])
+def test_a_model_is_compared_on_all_inputs_until_it_is_wrong_on_one(limit, seen, error):
+    calls = [((torch.tensor([number]),), {}) for number in (1.0, 2.0, 3.0)]
+    checks = Checks(1e-5, known=tuple((call, list(call[0])) for call in calls))
+    SEEN.clear()
+    assert checks.error(Clipped(limit)) == pytest.approx(error)
+    assert seen == SEEN
