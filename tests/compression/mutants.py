@@ -85,7 +85,6 @@ MUTANTS = [
     M("if inside is not None:", "if False:", "beyond_the_rules", "averaged"),
     M("trace.labels.unite(members, members[:1])\n    return", "return", "shrink", "channel-shuffled"),
     M("members.T.flatten()", "members.flatten()", "shrink", "change_places"),
-    M("    model = without_gradients(model)", "    pass", "habits", "views"),
     M("    if grid is not None:", "    if False:", "habits", "pixels"),
     M("    held = dict.fromkeys(_frozen(coupling, model), FROZEN)\n", "    held = {}\n", "habits", "frozen"),
     M("mask & ~self.zeros.of(node, given.get(by))", "mask", "gates", "branch_behind and LayerScale"),
