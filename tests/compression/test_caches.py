@@ -12,7 +12,7 @@ from late import torchvision_models
 from shrinkage import ShrinkPlan, apply_plan, shrink
 from shrinkage.compression.calls.outputs import outputs
 from shrinkage.compression.copying.caches import caches_of
-from shrinkage.compression.plans import shrink_plan
+from shrinkage.compression.plans import applying
 from shrinkage.compression.removal import bisection
 
 X = torch.linspace(-2, 2, 120).reshape(3, 5, 8).sin()
@@ -167,7 +167,7 @@ def test_a_module_that_keeps_tensors_is_no_reason_for_others():
 
 def test_what_is_out_of_date_in_the_smaller_model_is_seen(monkeypatch):
     """A comparison that tells the copy to evaluate again would see nothing: the copy forgets then."""
-    monkeypatch.setattr(shrink_plan, "emptied", lambda model: model)
+    monkeypatch.setattr(applying, "emptied", lambda model: model)
     model = called(EmptiedAlways(), "after")
     result = shrink(model, X)
     torch.testing.assert_close(result.model(X), model(X))

@@ -298,7 +298,7 @@ def test_keras(monkeypatch):
         (keras.constraints.MaxNorm(1.2, axis=0), MaxNorm(1.2)),
         (keras.constraints.MinMaxNorm(0.8, 1.2, axis=0), MinMaxNorm(0.8, 1.2)),
         (keras.constraints.UnitNorm(axis=0), UnitNorm()),
-        (keras.constraints.NonNegative(), NonNegative()),
+        (keras.constraints.NonNeg(), NonNegative()),
     ):
         kept = theirs(w.T).T  # kernels are (in, out) there
         torch.testing.assert_close(kept, constraint.prox(w, 1.0), rtol=1e-5, atol=0)

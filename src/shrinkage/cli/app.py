@@ -78,6 +78,24 @@ def main(
     """Regularize the weights of PyTorch models, layer by layer: no term in the loss, exact zeros."""
 
 
+FailUnder = Annotated[
+    float | None,
+    typer.Option(
+        parser=share,
+        metavar="SHARE",
+        help="End with exit code 1 if a smaller share of what is counted is exactly zero: 0.9 or 90%.",
+    ),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(help='Count tensors alone whose name has this pattern, such as "encoder.*.weight"; repeatable.'),
+]
+Matrices = Annotated[
+    bool,
+    typer.Option("--matrices", help="Count tensors of two dimensions or more alone: no biases, no norms."),
+]
+
+
 @app.command("report")
 def report_file(
     file: Annotated[
@@ -95,42 +113,31 @@ def report_file(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with tables and pictures to this file.")] = None,
-    fail_under: Annotated[
-        float | None,
-        typer.Option(
-            parser=share,
-            metavar="SHARE",
-            help="End with exit code 1 if a smaller share of what is counted is exactly zero: 0.9 or 90%.",
-        ),
-    ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(help='Count tensors alone whose name has this pattern, such as "encoder.*.weight"; repeatable.'),
-    ] = None,
-    matrices: Annotated[
-        bool,
-        typer.Option("--matrices", help="Count tensors of two dimensions or more alone: no biases, no norms."),
-    ] = False,
+    fail_under: FailUnder = None,
+    select: Select = None,
+    matrices: Matrices = False,
 ) -> None:
     """Count the zeros of a saved model: exact ones, small weights, and whole rows and columns."""
     found = [read(each, key, below, Counted(select or (), matrices)) for each in (file, other) if each is not None]
+    reports = [each for _, _, each in found]
     if as_json:
-        typer.echo(json.dumps(found[0][2].to_dict() if other is None else to_dict(found[0][2], found[1][2]), indent=2))
+        typer.echo(json.dumps(reports[0].to_dict() if other is None else to_dict(*reports), indent=2))
     else:
-        for head, _, _ in found:
-            if head:
-                typer.echo(head)
-        typer.echo(found[0][2] if other is None else compared(found[0][2], found[1][2]))
+        typer.echo(
+            "\n".join([*(head for head, _, _ in found if head), str(compared(*reports) if other else reports[0])])
+        )
     _, weights, last = found[-1]
     if html is not None:
         write_page(html, weights, below, title=f"Zeros of {(other or file).name}")
         typer.echo(f"written: {html}", err=as_json)
     if fail_under is not None and last.sparsity < fail_under:
-        whole = "" if select or matrices else "; biases and norms count too, but with --matrices or --select"
-        fail(
-            f"{last.sparsity:.1%} of the {last.size:,} weights of {str(other or file)!r} are zero, fewer than "
-            f"{fail_under:.1%}{whole}"
-        )
+        hint = "" if select or matrices else "; biases and norms count too, but with --matrices or --select"
+        fail(f"{zeros_in_words(last, other or file)}, fewer than {fail_under:.1%}{hint}")
+
+
+def zeros_in_words(found: Report, file: Path) -> str:
+    """Return how many weights of a file are zero."""
+    return f"{found.sparsity:.1%} of the {found.size:,} weights of {str(file)!r} are zero"
 
 
 def read(file: Path, key: str | None, below: float, counted: Counted) -> tuple[str, dict[str, Tensor], Report]:
