@@ -100,6 +100,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "docs/gallery",
     "filename_pattern": r"\.py$",
     "image_scrapers": (pictures,),
+    "ignore_repr_types": r"matplotlib|<class 'list'>",  # what pictures are made of
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_memory": False,
