@@ -12,6 +12,7 @@ from sphinx.application import Sphinx
 from sphinx_gallery.scrapers import figure_rst
 
 import shrinkage
+import warnings
 
 project = "shrinkage"
 author = copyright = "The shrinkage authors"
@@ -94,6 +95,8 @@ def pictures(block: object, variables: dict[str, Any], settings: dict[str, Any])
     figure.savefig(path, dpi=120)
     return str(figure_rst([path], settings["src_dir"]))
 
+
+warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own, in the output of its script
 
 sphinx_gallery_conf = {
     "examples_dirs": "examples/gallery",
