@@ -4,6 +4,7 @@ The source of the site is the whole checkout, so that links between pages are th
 """
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from sphinx.application import Sphinx
 from sphinx_gallery.scrapers import figure_rst
 
 import shrinkage
-import warnings
 
 project = "shrinkage"
 author = copyright = "The shrinkage authors"
