@@ -297,6 +297,7 @@ MUTANTS = [
     M("k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))", "pass", "attention", "gradients_and_steps"),
     M("each in owned or each in weighs", "False", "attention", "nobody_uses"),
     M("torch.backends.mha.set_fastpath_enabled(False)", "pass", "attention", "whole_models"),
+    M("found._metadata = model.state_dict()._metadata", "pass", "smaller_files", "told_their_version"),
     M("state.get(name) is not state.get(other)", "False", "smaller_files", "another_model"),
     M("if shared[tensor.untyped_storage().data_ptr()] > 1", "if False", "smaller_files", "share_memory"),
     M("            tensor.data = tensor.data.to(kinds[name])\n", "            pass\n", "smaller_files", "half"),

@@ -267,3 +267,22 @@ def test_a_save_that_fails_leaves_the_file_before(small, tmp_path, monkeypatch):
         save_smaller(tmp_path / "a", small)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert torch.equal(load_smaller(tmp_path / "a", Tied).model.eval()(WORDS), small.model(WORDS))
+
+
+class Versioned(Tied):
+    """A model that asks which version of its class a state is of, as MnasNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *arguments):
+        if local_metadata.get("version") != self._version:
+            raise ValueError("version should be set")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_modules_are_told_their_version(buffer, tmp_path):
+    small = shrink(silenced(Versioned(buffer=buffer)), WORDS)
+    save_smaller(tmp_path / "small.safetensors", small)
+    again = load_smaller(tmp_path / "small.safetensors", lambda: Versioned(buffer=buffer), low_memory=not buffer)
+    assert torch.equal(again.model.eval()(WORDS), small.model(WORDS))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,7 +188,14 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], unsaved: Mapping[str, s
         if kinds.get(name, tensor.dtype) != tensor.dtype:
             tensor.data = tensor.data.to(kinds[name])
     with _in_words():
-        model.load_state_dict(state)
+        model.load_state_dict(_with_versions(state, model))
+
+
+def _with_versions(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """Return `state` with the versions of the modules of `model`: some ask for theirs, which no file has."""
+    found = OrderedDict(state)
+    found._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # where torch has them
+    return found
 
 
 def _fill_empty(model: nn.Module, state: Mapping[str, Tensor], first: Mapping[str, str]) -> None:
@@ -199,7 +206,7 @@ def _fill_empty(model: nn.Module, state: Mapping[str, Tensor], first: Mapping[st
             f"buffers that are not saved cannot be made on the meta device: {listed(empty, LISTED)}: low_memory=False"
         )
     with _in_words():
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(_with_versions(state, model), assign=True)
     tensors = model.state_dict(keep_vars=True)
     for name, other in first.items():
         owner, _, attribute = name.rpartition(".")
