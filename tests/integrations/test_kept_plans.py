@@ -201,19 +201,24 @@ def training(folder, **options):
     return TrainingArguments(str(folder), per_device_train_batch_size=2, max_steps=4, save_steps=2, **quiet, **options)
 
 
-def test_a_trainer_resumes_bit_for_bit(dense, tmp_path):
-    cut_llama(dense).save_pretrained(tmp_path / "small")
-    data = [{"input_ids": words, "labels": words} for words in torch.randint(3, 48, (8, 7))]
+def trained_and_resumed(loader, folder, data):
+    """Return the weights after a training of the model in `folder/small`, and after one that resumes it half-way."""
 
-    def run(folder, name, **resume):
-        trainer = Trainer(AutoModelForCausalLM.from_pretrained(folder), training(tmp_path / name), train_dataset=data)
+    def run(source, name, **resume):
+        trainer = Trainer(loader.from_pretrained(source), training(folder / name), train_dataset=data)
         trainer.pop_callback("PrinterCallback")
         trainer.train(**resume)
         return trainer.model.state_dict()
 
-    whole = run(tmp_path / "small", "whole")
-    checkpoint = str(tmp_path / "whole/checkpoint-2")
-    resumed = run(checkpoint, "resumed", resume_from_checkpoint=checkpoint)
+    whole = run(folder / "small", "whole")
+    checkpoint = str(folder / "whole/checkpoint-2")
+    return whole, run(checkpoint, "resumed", resume_from_checkpoint=checkpoint)
+
+
+def test_a_trainer_resumes_bit_for_bit(dense, tmp_path):
+    cut_llama(dense).save_pretrained(tmp_path / "small")
+    data = [{"input_ids": words, "labels": words} for words in torch.randint(3, 48, (8, 7))]
+    whole, resumed = trained_and_resumed(AutoModelForCausalLM, tmp_path, data)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

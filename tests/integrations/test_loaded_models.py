@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_kept_plans import SIZES, WORDS, close, cut_llama, llama, outputs, training
+from test_kept_plans import SIZES, WORDS, close, cut_llama, llama, outputs, trained_and_resumed
 from torch import nn
 from transformers import (
     AutoModel,
@@ -17,7 +17,6 @@ from transformers import (
     Dinov2ForImageClassification,
     LlamaConfig,
     LlamaForCausalLM,
-    Trainer,
     pipeline,
 )
 
@@ -197,17 +196,7 @@ def test_a_model_whose_names_differ_in_files_resumes_bit_for_bit(tmp_path):
     images = torch.randn(8, 3, 16, 16)
     shrink(dense, (), example_kwargs={"pixel_values": images[:2]}).model.save_pretrained(tmp_path / "small")
     data = [{"pixel_values": image, "labels": number % 3} for number, image in enumerate(images)]
-
-    def run(folder, name, **resume):
-        model = AutoModelForImageClassification.from_pretrained(folder)
-        trainer = Trainer(model, training(tmp_path / name), train_dataset=data)
-        trainer.pop_callback("PrinterCallback")
-        trainer.train(**resume)
-        return trainer.model.state_dict()
-
-    whole = run(tmp_path / "small", "whole")
-    checkpoint = str(tmp_path / "whole/checkpoint-2")
-    resumed = run(checkpoint, "resumed", resume_from_checkpoint=checkpoint)
+    whole, resumed = trained_and_resumed(AutoModelForImageClassification, tmp_path, data)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     (token,) = (name for name in whole if name.endswith("cls_token"))
     assert not torch.equal(whole[token], dense.state_dict()[token])

@@ -24,4 +24,4 @@ def running(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _left(paths: list[str]) -> None:
-    paths.pop()
+    paths.pop()  # which is not returned: what a hook returns takes the place of the output
