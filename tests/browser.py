@@ -48,7 +48,7 @@ class Browser:
     def __enter__(self) -> Self:
         program = found()
         assert program, "there is no Chromium"
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # children of the browser end later
         ours, theirs = pipe(), pipe()
         sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
         command = [program, *OPTIONS, *sandbox, f"--user-data-dir={self._folder.name}", "about:blank"]
