@@ -226,11 +226,14 @@ class WithState(nn.Module):
         self.first = nn.Parameter(torch.randn(2, 1, 9)) if start == "learned" else None
 
     def forward(self, x, state=None):
-        if self.start == "zeros":
+        if self.start == "new":
+            state = self.head.weight.data.new(2, len(x), self.hidden).zero_()
+        elif self.start == "zeros":
             state = torch.zeros(2, len(x), self.hidden, dtype=x.dtype).to(x.device)
         elif self.start == "learned":
             state = self.first.expand(-1, len(x), -1).contiguous()
-        return self.head(self.rnn(x, (state, state.clone()) if isinstance(self.rnn, nn.LSTM) else state)[0])
+        outputs, _ = self.rnn(x, (state, state.clone()) if isinstance(self.rnn, nn.LSTM) else state)
+        return self.head(outputs.contiguous().view(-1, outputs.shape[-1]))
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -249,13 +252,49 @@ def test_a_first_state_that_is_not_zero_holds_units(kind):
     assert difference(model, result.model, steps(2, 9)) < 1e-13
 
 
+@pytest.mark.parametrize("start", ["zeros", "new"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_zeros_that_the_code_makes_are_a_first_state_like_the_layers_own(kind):
-    model = made(lambda: WithState(kind, "zeros"))
+def test_zeros_that_the_code_makes_are_a_first_state_like_the_layers_own(kind, start):
+    model = made(lambda: WithState(kind, start))
     silence_(model.rnn, (1, 4), (), (5, 6))
     result = shrink(model, steps(3, 5))
     assert result.model.rnn.hidden_size == result.model.hidden == 7
     assert difference(model, result.model, steps(2, 9)) < 1e-13
+
+
+class Stepping(nn.Module):
+    """A layer that puts out its last states beside the outputs, for the next call, or keeps them in a buffer."""
+
+    def __init__(self, kind, keeps):
+        super().__init__()
+        self.first, self.rnn, self.head = nn.Linear(4, 8), kind(8, 9, batch_first=True), nn.Linear(9, 3)
+        self.keeps = keeps
+        self.register_buffer("last", torch.zeros(1, 2, 9))
+
+    def forward(self, x):
+        outputs, states = self.rnn(self.first(x).relu())
+        if self.keeps:
+            self.last.copy_(states)
+        return self.head(outputs) if self.keeps else (self.head(outputs), states)
+
+
+@pytest.mark.parametrize(("kind", "keeps"), [(nn.LSTM, False), (nn.GRU, False), (nn.GRU, True)])
+def test_states_that_are_put_out_hold_units_and_nothing_else(kind, keeps):
+    model = made(lambda: Stepping(kind, keeps))
+    coupling = couple(model, steps(2, 5))
+    rows = coupling.axes["head.weight", 0].tolist()
+    assert {coupling.pinned.get(root) for root in rows} == {"an output of the model"}
+    with torch.no_grad():
+        model.first.weight[:3] = model.first.bias[:3] = 0
+    silence_(model.rnn, (1, 4))
+    small = shrink(model, steps(2, 5)).model
+    assert (small.rnn.input_size, small.rnn.hidden_size) == (5, 7 if keeps else 9)
+    x = steps(2, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x))
+        if keeps:
+            assert small.last.shape == (1, 2, 7)
+            assert small.last.abs().max() > 0.1
 
 
 class Translator(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from shrinkage import CoupledChannels, PlanError, ShrinkPlan, apply_plan, shrink, shrink_optimizer_
 from shrinkage.compression.plans.index_text import hashed
 from shrinkage.compression.plans.sized_modules import with_text_changed
-from shrinkage.compression.plans.sizes import Asked, Correction, table_of
+from shrinkage.compression.plans.sizes import Asked, Correction, asked_by, table_of
 from shrinkage.compression.removal.lockstep import Step, _check_means_one
 from zoo import gpt
 from zoo.harness import difference
@@ -382,3 +382,11 @@ def test_of_samples_times_channels_the_ratio_is_corrected():
     assert of_channels.fits((5, 3, 24), Asked("view", -1, (5, 12, 8)))
     for size in (10, 0, -1, -4):
         assert not of_channels.fits((5, 3, 24), Asked("view", -1, (5, size, 8)))
+
+
+def test_numbers_that_new_copies_are_no_sizes():
+    x = torch.zeros(3)
+    assert asked_by(torch.Tensor.new, (x, 4, 5), {}) == Asked("new", -1, (4, 5))
+    assert asked_by(torch.Tensor.new, (x, torch.Size((4, 5))), {}) == Asked("new", -1, (4, 5))
+    assert asked_by(torch.Tensor.new, (x, [4, 5]), {}) is None
+    assert asked_by(torch.Tensor.new, (x, torch.ones(2)), {}) is None

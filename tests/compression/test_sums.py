@@ -414,7 +414,19 @@ FIRST = {
     "new-ones-by-number": lambda model, x: x.new_ones((len(x), 12)),
     "new-full-by-number": lambda model, x: x.new_full(size=(len(x), 12), fill_value=0.5),
     "vector-by-number": lambda model, x: torch.zeros(12),
+    "empty-by-number": lambda model, x: torch.empty(len(x), 12).fill_(0.5),
+    "new-empty-by-number": lambda model, x: x.new_empty((len(x), 12)).zero_(),
+    "new-by-number": lambda model, x: model.head.weight.new(len(x), 12).zero_(),
+    "new-by-shape": lambda model, x: x.new(torch.Size((len(x), 12))).fill_(0.5),
+    "written": lambda model, x: torch.zeros(len(x), 12).copy_(model.inner(x)),
+    "written-by-slices": lambda model, x: written_by_slices(torch.zeros(len(x), 2, 12), model.inner(x)),
 }  # fmt: skip
+
+
+def written_by_slices(places, x):
+    for number in range(2):
+        places[:, number] = x * (number + 1)
+    return places.sum(1)
 
 
 @pytest.mark.parametrize("name", FIRST)
@@ -473,6 +485,68 @@ def test_a_width_in_a_first_state_is_corrected_in_the_text_and_nowhere_else():
     for x in (torch.randn(12, 6), torch.randn(7, 6), X):  # as many samples as there are units
         torch.testing.assert_close(result.model(x), model(x))
         assert torch.equal(again(x), result.model(x))
+
+
+class Memory(nn.Module):
+    """Attention by sums of products of keys and values, which begin at zeros of so many heads of such a size."""
+
+    def __init__(self, place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.place, self.heads = place, 4
+        self.q, self.k, self.v, self.decay = (nn.Linear(6, 12) for _ in range(4))
+        self.out = nn.Linear(12, 3)
+        if place == "buffer":
+            self.register_buffer("first", torch.zeros(1, 4, 3, 3))
+
+    def forward(self, x):
+        layers = self.q, self.k, self.v, self.decay
+        q, k, v, decay = (f(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for f in layers)
+        state = self.first if self.place == "buffer" else torch.zeros(len(x), self.heads, 3, 3)
+        read = []
+        for step in range(x.shape[1]):
+            state = decay[:, :, step].sigmoid().unsqueeze(-1) * state
+            state = state + k[:, :, step].unsqueeze(-1) * v[:, :, step].unsqueeze(-2)
+            read.append((q[:, :, step].unsqueeze(-1) * state).sum(-2))
+        return self.out(torch.stack(read, 2).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("place", ["code", "buffer"])
+def test_heads_go_as_a_whole_from_a_first_state(place):
+    model, x = Memory(place).eval(), torch.randn(2, 4, 6)
+    assert CoupledChannels(model, x).count == 4
+    with torch.no_grad():
+        for layer in (model.q, model.k, model.v, model.decay):
+            layer.weight[3:6] = layer.bias[3:6] = 0
+    small = shrink(model, x).model
+    assert small.out.in_features == 9
+    for other in (x, torch.randn(3, 5, 6)):
+        torch.testing.assert_close(small(other), model(other))
+
+
+class Turned(nn.Module):
+    """Heads of pairs of numbers, each turned as a complex one by an angle of its place."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.register_buffer("turn", torch.polar(torch.ones(5, 2), torch.arange(10.0).view(5, 2)))
+
+    def forward(self, x):
+        pairs = torch.view_as_complex(self.first(x).view(*x.shape[:2], -1, 2, 2))
+        return self.head(torch.view_as_real(pairs * self.turn[: x.shape[1], None]).flatten(2).cumsum(1))
+
+
+def test_heads_that_turn_as_complex_numbers_go_as_a_whole():
+    model, x = Turned().eval(), torch.randn(2, 5, 6)
+    assert CoupledChannels(model, x).count == 4
+    with torch.no_grad():
+        model.first.weight[4:8] = model.first.bias[4:8] = 0
+    small = shrink(model, x).model
+    assert len(small.first.weight) == 12
+    for other in (x, torch.randn(3, 4, 6)):
+        torch.testing.assert_close(small(other), model(other))
 
 
 def test_one_number_for_two_widths_holds_both():

@@ -13,13 +13,17 @@ from shrinkage.compression.plans.index_text import tuples
 VIEW, RESHAPE, EXPAND, UNFLATTEN = "view", "reshape", "expand", "unflatten"
 SPLIT, SPLIT_WITH_SIZES = "split", "split_with_sizes"
 FILL = "fill"  # what all calls of `FILLING` come to
+NEW = "new"
 FILLED: dict[Callable[..., Any], str] = {
     torch.zeros: "zeros",
     torch.ones: "ones",
     torch.full: "full",
+    torch.empty: "empty",
     Tensor.new_zeros: "new_zeros",
     Tensor.new_ones: "new_ones",
     Tensor.new_full: "new_full",
+    Tensor.new_empty: "new_empty",
+    Tensor.new: NEW,
 }
 FILLING = frozenset(FILLED.values())  # calls that make a tensor of the sizes that they ask for, and read none
 CALLS: dict[Callable[..., Any], str] = {
@@ -136,6 +140,8 @@ def asked_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 
 def _asked_to_fill(call: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Asked | None:
     own = args[1:] if args and isinstance(args[0], Tensor) else args
+    if call == NEW and not (all(isinstance(size, int) for size in own) or isinstance(own[0], torch.Size)):
+        return None  # `new` of a list or a tensor takes the numbers in it
     sizes = kwargs.get("size", own[0] if own and isinstance(own[0], tuple | list) else own)
     return Asked(call, -1, tuple(sizes)) if len(sizes) else None
 
@@ -154,6 +160,8 @@ def asking(
         own = args[len(before) :]
         if "size" in kwargs:
             return function(*args, **{**kwargs, "size": tuple(sizes)})
+        if asked.call == NEW:
+            return function(*before, torch.Size(sizes))
         after = own[1:] if isinstance(own[0], tuple | list) else ()
         return function(*before, tuple(sizes), *after, **kwargs)
     tensor: Tensor = args[0]

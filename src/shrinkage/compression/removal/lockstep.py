@@ -16,6 +16,7 @@ from shrinkage.compression.plans.sized_modules import correct_sizes_, with_text_
 from shrinkage.compression.plans.sizes import (
     FILL,
     FILLING,
+    NEW,
     SPLIT,
     SPLIT_WITH_SIZES,
     UNFLATTEN,
@@ -42,7 +43,7 @@ OPERATORS: dict[Any, str] = {
     aten.unflatten: UNFLATTEN,
     aten.split: SPLIT,
     aten.split_with_sizes: SPLIT,
-    **{getattr(aten, name): FILL for name in sorted(FILLING)},
+    **{getattr(aten, name): FILL for name in sorted(FILLING - {NEW})},
 }
 
 

@@ -93,7 +93,8 @@ def combined(
     while before != (before := [[axes_of(factor) for factor in channels.factors] for channels in operands]):
         operands = [_met(labels, operands, number, reason) for number in range(len(operands))]
     factors: list[Tensor] = []
-    for factor in (factor for channels in operands for factor in channels.factors):
+    every = [factor for channels in operands for factor in channels.factors]
+    for factor in sorted(every, key=lambda factor: len(axes_of(factor))):  # so that a grid meets what lies along it
         factors = _joined(labels, factors, factor, place)
     return made(labels, shape, factors, place)
 
@@ -126,10 +127,18 @@ def _extends(labels: DisjointSets, factor: Tensor, axes: Sequence[int]) -> bool:
 def _joined(labels: DisjointSets, factors: list[Tensor], factor: Tensor, place: str) -> list[Tensor]:
     """Return `factors` and `factor`, one with those that extend along an axis of it."""
     apart = [other for other in factors if not set(axes_of(other)) & set(axes_of(factor))]
-    for other in (other for other in factors if set(axes_of(other)) & set(axes_of(factor))):
+    met = [other for other in factors if set(axes_of(other)) & set(axes_of(factor))]
+    for number, other in enumerate(met):
         small, large = sorted((other, factor), key=lambda labels: len(axes_of(labels)))
         beyond = set(axes_of(reduced(labels, large))) - set(axes_of(small))
-        if beyond and labels.are_loose(small):
+        loose = [each for each in met[number + 1 :] if labels.are_loose(each)]
+        if beyond and labels.are_loose(small) and beyond <= {axis for each in loose for axis in axes_of(each)}:
+            # A first state or a cache of so many heads of such a size: heads go as a whole.
+            for axis in beyond:
+                labels.unite(large, large.narrow(axis, 0, 1))
+            labels.unite(small, large)
+            factor = large
+        elif beyond and labels.are_loose(small):
             # Sines and cosines of positions, say, which would tie all heads to each other.
             labels.pin(small, "a buffer that meets channels in a grid")
             for axis in axes_of(small):

@@ -44,13 +44,14 @@ def coupling_rule(*operators: Any) -> Callable[[Rule], Rule]:
     aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like, aten.masked_fill, aten.softplus, aten.mish,
     aten.where, aten.hardswish, aten.rrelu, aten.float_power, aten.square, aten.rsub, aten.selu, aten.relu6,
     aten.clamp, aten.hardsigmoid, aten.silu, aten.log_sigmoid, aten.leaky_relu, aten.__and__, aten.__or__, aten.__xor__,
+    aten.copy, aten.real, aten.imag, aten._conj, aten.resolve_conj,
 )  # fmt: skip
 def pointwise(trace: Trace, *arguments: Any, **keywords: Any) -> Channels:
     """Elements that meet belong to one channel."""
     return trace.combine([*arguments, *keywords.values()])
 
 
-@coupling_rule(aten.type_as, aten.to, aten.lift_fresh_copy)
+@coupling_rule(aten.type_as, aten.to, aten.lift_fresh_copy, aten.zero, aten.fill)
 def like_the_first(trace: Trace, x: Channels, *arguments: Any, **keywords: Any) -> Channels:
     """The channels of the first argument; of others only the type or the shape is taken."""
     return trace.combine([x])

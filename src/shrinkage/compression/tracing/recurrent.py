@@ -11,6 +11,7 @@ from shrinkage.compression.tracing.recurrent_calls import LAYERS
 from shrinkage.compression.tracing.recurrent_cells import CELLS, Cell
 
 ZEROS = {aten.zeros.default: 0, aten.new_zeros.default: 1}  # at which place of the arguments the sizes are
+EMPTY = {aten.empty.memory_format: 0, aten.new_empty.default: 1}
 SAME = (
     aten.index_select,
     aten.to,
@@ -58,7 +59,7 @@ def recurrent_taken_apart(graph: fx.Graph) -> tuple[tuple[Direction, ...], ...]:
             _replaced(writer, results)
             found.append(directions)
     for node in reversed(list(graph.nodes)):
-        if not node.users and ("recurrent" in node.meta or node.target in ZEROS):
+        if not node.users and ("recurrent" in node.meta or node.target in EMPTY or _sizes_of_zeros(node)):
             graph.erase_node(node)
     return tuple(found)
 
@@ -91,8 +92,9 @@ class Writer(NamedTuple):
         source = given
         while getattr(source.target, "overloadpacket", None) in SAME:
             source = source.args[0]  # type: ignore[assignment]
-        if source.target in ZEROS:
-            sizes: Any = source.args[ZEROS[source.target]]
+        place = _sizes_of_zeros(source)
+        if place is not None:
+            source, sizes = place
             return self.write(aten.new_zeros.default, like, list(sizes[number is not None :]), source=source)
         if number is None:
             return given
@@ -113,6 +115,19 @@ class Writer(NamedTuple):
         if own.projection is not None:
             put_out = self.write(aten.linear.default, put_out, own.projection)
         return put_out, after
+
+
+def _sizes_of_zeros(node: Any) -> tuple[fx.Node, Any] | None:
+    """Return the node that makes a tensor of zeros, and its sizes; None for any other tensor.
+
+    An empty one that is filled with zeros is one, as in `weight.new(layers, samples, units).zero_()`.
+    """
+    if node.target in ZEROS:
+        return node, node.args[ZEROS[node.target]]
+    made = node.args[0] if node.target is aten.zero_.default else None
+    if made is not None and made.target in EMPTY:
+        return made, made.args[EMPTY[made.target]]
+    return None
 
 
 def _cell(writer: Writer) -> tuple[tuple[Direction, ...], list[fx.Node]]:
@@ -140,7 +155,8 @@ def _layers(writer: Writer) -> tuple[tuple[Direction, ...], list[Any]]:
             put_out.append(one)
             last.append(tuple(writer.write(aten.select.int, each, 0, -1) for each in (one, state)[: len(states)]))
         x = writer.write(aten.cat.default, put_out, -1) if both else put_out[0]
-    x = writer.write(aten.transpose.int, x, 0, 1) if batch_first else x
+    if batch_first:  # and in memory as torch gives it: the exporter leaves out a `contiguous` before a view
+        x = writer.write(aten.contiguous.default, writer.write(aten.transpose.int, x, 0, 1))
     return directions, [x, *(list(each) for each in zip(*last, strict=True))]
 
 
@@ -192,7 +208,9 @@ def _read_instead(writer: Writer, node: fx.Node, result: Any) -> None:
             _read_instead(writer, user, parts)
         elif user.target is aten.view.default and len(given[1]) == 4 and isinstance(result[0], fx.Node):
             _by_layer(writer, user, result)
-        if not user.users:
+        else:
+            continue
+        if not user.users:  # and nothing else: what puts out states, or writes them into a buffer, has no users either
             writer.graph.erase_node(user)
     if node.users:
         with writer.graph.inserting_before(node):

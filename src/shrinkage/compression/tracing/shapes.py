@@ -73,7 +73,9 @@ def expand(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channel
     return trace.make(factors)
 
 
-FILLED = (aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full)
+FILLED = (
+    aten.zeros, aten.ones, aten.full, aten.empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
+)  # fmt: skip
 MAKING = (aten.expand, aten.broadcast_to, *FILLED)  # which make channels where there were none
 
 

@@ -1,4 +1,4 @@
-"""Rules of operators along space and time: windows, triangles, differences, spectra, and samples at places."""
+"""Rules of operators along space and time: windows, triangles, differences, spectra, complex numbers, samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -101,3 +101,16 @@ def shift(trace: Trace, x: Channels, dim: Any = None) -> Channels:
     """Halves along some axes change places."""
     axes = range(len(x.shape)) if dim is None else as_sequence(dim)
     return trace.combine([trace.fix(x, axes, "a spectrum over channels")])
+
+
+@coupling_rule(aten.view_as_complex)
+def complex_numbers(trace: Trace, x: Channels) -> Channels:
+    """Pairs along the last axis become one number."""
+    x = trace.fix(x, [-1], "the real and the imaginary part")
+    return trace.make([factor.squeeze(-1) for factor in x.factors if factor.shape[-1] == 1])
+
+
+@coupling_rule(aten.view_as_real)
+def real_numbers(trace: Trace, x: Channels) -> Channels:
+    """A number becomes a pair along a new last axis."""
+    return trace.make([factor.unsqueeze(-1) for factor in x.factors])
