@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from shrinkage import CoupledChannels, GroupError, ShrinkError, shrink
@@ -129,3 +130,89 @@ def test_inputs_of_another_kind_are_an_error_in_one_line(verify, capfd):
 def test_a_part_of_a_channel_is_no_number_of_channels():
     with pytest.raises(ShrinkError, match=r"a whole number of 1 or more, found 2\.5"):
         shrink(nn.Linear(8, 2), X, round_to=2.5)
+
+
+class NoisyLinear(nn.Module):
+    """Weights with noise of a size that is learned, in training mode alone."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.mean, self.size = (nn.Parameter(torch.randn(outputs, inputs)) for _ in range(2))
+        self.bias, self.bias_size = (nn.Parameter(torch.randn(outputs)) for _ in range(2))
+        self.register_buffer("noise", torch.randn(outputs, inputs))
+
+    def forward(self, x):
+        if self.training:
+            return F.linear(x, self.mean + self.size * self.noise, self.bias + self.bias_size)
+        return F.linear(x, self.mean, self.bias)
+
+
+def test_what_training_alone_reads_goes_with_what_it_meets_there():
+    torch.manual_seed(0)
+    model = nn.Sequential(NoisyLinear(6, 12), nn.ReLU(), NoisyLinear(12, 12), nn.Tanh(), NoisyLinear(12, 3)).eval()
+    channels, x = CoupledChannels(model, torch.randn(4, 6)), torch.randn(5, 6)
+    assert channels.count == 24
+    made = [(member.parameter, member.dim) for member in channels.members if member.parameter.endswith("size")]
+    assert made == [("0.size", 0), ("0.bias_size", 0), ("2.size", 0), ("2.bias_size", 0)]
+    with torch.no_grad():
+        for name in ("mean", "size", "bias", "bias_size"):
+            for layer, count in ((model[0], 5), (model[2], 4)):
+                getattr(layer, name)[:count] = 0
+    small = shrink(model, x).model
+    assert [tuple(small[number].size.shape) for number in (0, 2, 4)] == [(7, 6), (8, 7), (3, 8)]
+    assert [tuple(small[number].noise.shape) for number in (0, 2, 4)] == [(7, 6), (8, 7), (3, 8)]
+    for training in (False, True):  # the noise of what is left is that of the dense model
+        torch.testing.assert_close(small.train(training)(x), model.train(training)(x))
+
+
+class Codes(nn.Module):
+    """Rows of a table, the nearest to each sample, and averages of these samples, which training keeps."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.table, self.count = nn.Embedding(5, width), nn.Parameter(torch.ones(5), requires_grad=False)
+        self.register_buffer("average", torch.randn(5, width))
+
+    def forward(self, x):
+        chosen = F.one_hot(torch.cdist(x, self.table.weight).argmin(1), 5).to(x.dtype)
+        if self.training:
+            self.average.mul_(0.9).add_(chosen.t() @ x, alpha=0.1)
+        return chosen @ self.table.weight
+
+
+def test_averages_that_training_keeps_have_the_width_of_what_they_average():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Codes(8), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].weight[:3] = model[0].bias[:3] = model[1].table.weight[:, :3] = model[1].average[:, :3] = 0
+    x = torch.randn(7, 6)
+    small = shrink(model, x).model
+    assert small[1].average.shape == small[1].table.weight.shape == (5, 5)
+    torch.testing.assert_close(small.train()(x), model.train()(x))
+    torch.testing.assert_close(small[1].average, model[1].average[:, 3:])
+
+
+class Policy(nn.Module):
+    """The logarithm of the probability of an action, by a distribution that checks its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.mean, self.size = nn.Linear(6, 12), nn.Linear(12, 2), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x, action):
+        of = torch.distributions.Normal(self.mean(self.hidden(x).tanh()), self.size.exp())
+        return of.log_prob(action).sum(-1), of.entropy()
+
+
+def test_distributions_are_followed_and_check_their_numbers_as_before():
+    torch.manual_seed(0)
+    model, call = Policy().eval(), (torch.randn(4, 6), torch.randn(4, 2))
+    assert CoupledChannels(model, call).count == 12
+    with torch.no_grad():
+        model.hidden.weight[:5] = model.hidden.bias[:5] = 0
+    small = shrink(model, call).model
+    assert len(small.hidden.weight) == 7
+    torch.testing.assert_close(small(*call), model(*call))
+    for each in (model, small):
+        with pytest.raises(ValueError, match="parameter loc"):
+            each(torch.full((4, 6), float("nan")), call[1])

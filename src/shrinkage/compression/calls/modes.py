@@ -11,6 +11,7 @@ from torch import fx, nn
 from shrinkage.private import private
 
 LINES = "do_not_emit_stack_traces"  # in the configuration of torch.fx
+CHECKS = "_validate_args"  # of the class of all distributions
 
 
 def evaluated(model: nn.Module) -> nn.Module:
@@ -61,10 +62,10 @@ def _is_callable(function: Any, *arguments: object) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold every module of `model` in evaluation mode."""
+def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Hold every module of `model` in evaluation mode, or in that of `training`."""
     modes = {module: module.training for module in model.modules()}
-    evaluated(model)
+    in_mode(model, training=training)
     try:
         yield
     finally:
@@ -113,6 +114,18 @@ def without_lines() -> Iterator[None]:
     finally:
         if before is not None:
             setattr(fx.config, LINES, before)
+
+
+@contextmanager
+def without_checks() -> Iterator[None]:
+    """Let distributions of torch take any numbers: their checks depend on the data, which no export follows."""
+    own: Any = torch.distributions.Distribution
+    before = getattr(own, CHECKS, __debug__)
+    own.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        own.set_default_validate_args(before)
 
 
 @contextmanager

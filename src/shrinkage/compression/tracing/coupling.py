@@ -11,7 +11,7 @@ from shrinkage.compression.copying.caches import emptied
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.dataflow.divisors import absorbers_in, hold_unlike
 from shrinkage.compression.plans.attention import with_prunable_heads
-from shrinkage.compression.plans.tensors import joined, kind_of_layer, tensors_of
+from shrinkage.compression.plans.tensors import joined, kind_of_layer, own_tensors, tensors_of
 from shrinkage.compression.tracing import contractions, indexing, shapes, windows  # noqa: F401  they register their rules
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
@@ -114,11 +114,13 @@ def couple(
         for factor in own[name].factors:
             labels.pin(factor, reason)
     traces = tuple((each, _traced(labels, each, own, absorbers_in(model, each, tensors, marks))) for each in found)
-    for _, trace in traces:
+    trained = _exported_in_training(model, (positional(example_inputs), example_kwargs or {}), found)
+    every = (*traces, *((each, _traced(labels, each, own, {})) for each in trained))
+    for _, trace in every:
         for factor, follows in trace.splits:
             _settle(labels, factor, follows)
     hold_unlike(labels, traces, tensors, marks)
-    unseen = _pin_unseen(labels, own, found)
+    unseen = _pin_unseen(labels, own, [*found, *trained])
     axes = {
         (name, dim): labels.find(channels.factors[dim].reshape(-1))
         for name, channels in own.items()
@@ -131,10 +133,10 @@ def couple(
     uncalled = tuple(
         path for path, module in model.named_modules() if (names := _own(path, module)) and unseen.issuperset(names)
     )
-    producing = producing_axes(traces, own)
-    summed = summed_axes(labels, traces, own)
-    consumed = consumed_axes(labels, traces, own) - producing - summed
-    biases = added_parameters(traces) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
+    producing = producing_axes(every, own)
+    summed = summed_axes(labels, every, own)
+    consumed = consumed_axes(labels, every, own) - producing - summed
+    biases = added_parameters(every) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
     return Coupling(
         axes, labels.reasons(), consumed, producing, summed, biases, labels, traces, unknown, unexported, uncalled,
         candidates(found, own), even(found), axes_in_multiples(traces, own),
@@ -155,6 +157,33 @@ def _exported(
         raise
     except Exception as error:
         raise call_failed(model, error) from error
+
+
+def _exported_in_training(
+    model: nn.Module, call: tuple[tuple[Any, ...], Mapping[str, Any]], found: Sequence[Subgraph]
+) -> list[Subgraph]:
+    """Return the graph of `model` in training mode, if that reads what belongs to what is read otherwise.
+
+    So does noise that is added to weights, and so do averages of rows of a codebook. What is read by training alone
+    goes with what it meets there. Empty where no such graph can be made.
+    """
+    seen = {name for subgraph in found for node, name in subgraph.owned.items() if node.users}
+    if not any(_reads_a_part(module, path, seen) for path, module in model.named_modules()):
+        return []
+    try:
+        graphs, failed = subgraphs(with_prunable_heads(emptied(with_own_state(model))), *call, training=True)
+    except Exception:  # Whatever a model's code does in training mode.
+        return []
+    return [] if failed else graphs
+
+
+def _reads_a_part(module: nn.Module, path: str, seen: set[str]) -> bool:
+    """Return whether a tensor of `module` itself is not `seen`, of the shape of one in it that is."""
+    unseen = [each for name, each in own_tensors(module).items() if each.numel() > 1 and joined(path, name) not in seen]
+    read = (
+        {tuple(each.shape) for name, each in tensors_of(module).items() if joined(path, name) in seen} if unseen else ()
+    )
+    return any(tuple(each.shape) in read for each in unseen)
 
 
 def call_failed(model: nn.Module, error: Exception) -> ShrinkError:

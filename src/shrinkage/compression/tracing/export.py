@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from shrinkage.compression.calls.modes import evaluating, process_as_it_was, without_lines
+from shrinkage.compression.calls.modes import evaluating, process_as_it_was, without_checks, without_lines
 from shrinkage.compression.calls.results import all_tensors_in
 from shrinkage.compression.plans.attention import PrunedMultiheadAttention
 from shrinkage.compression.plans.tensors import joined
@@ -77,10 +77,13 @@ def lines(tensor: Tensor, dim: int) -> Tensor:
 
 
 def subgraphs(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, training: bool = False
 ) -> tuple[list[Subgraph], dict[str, str]]:
-    """Return the graphs of `model`, and the first line of the error of each module that has none as a whole."""
-    with process_as_it_was(), evaluating(model), torch.no_grad():
+    """Return the graphs of `model`, and the first line of the error of each module that has none as a whole.
+
+    They are those of evaluation mode, or of `training`.
+    """
+    with process_as_it_was(), evaluating(model, training=training), torch.no_grad():
         return _subgraphs(model, "", tuple(args), dict(kwargs))
 
 
@@ -90,8 +93,8 @@ def _subgraphs(
     failed: dict[str, str] = {}
     for as_tensors in (False, True):
         try:
-            with _quietly(), without_lines(), process_as_it_was(), _masks_as_given(module), _following_layers(module):
-                with _tensors_alone(module) if as_tensors else nullcontext():
+            with _quietly(), without_lines(), process_as_it_was(), without_checks(), _masks_as_given(module):
+                with _following_layers(module), _tensors_alone(module) if as_tensors else nullcontext():
                     program = torch.export.export(module, args, kwargs, strict=False)
                     program = _without_levels(program)
                     recurrent = recurrent_taken_apart(program.graph)
