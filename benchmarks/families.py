@@ -32,6 +32,7 @@ from zoo.real import (
     transformer,
 )  # fmt: skip
 from zoo.real import CASES as REAL
+from zoo.signals import SIGNALS
 from zoo.torchvision_models import aside
 
 WIDE = SIZE | {"image_size": 64, "patch_size": 8, "window_size": 4, "mlp_dim": 96, "output_channels": 32}
@@ -136,7 +137,7 @@ TIMM = [
     )),
 ]  # fmt: skip
 GROUPS: dict[str, Callable[[], list[Case]]] = {
-    "hand": lambda: [*CASES, *FAMILIES],
+    "hand": lambda: [*CASES, *FAMILIES, *SIGNALS],
     "torchvision": lambda: [case for case in REAL if case.inputs and not case.name.startswith("timm-")],
     "timm": lambda: TIMM,
     "transformers": lambda: [*(case for case in REAL if not case.inputs), *TRANSFORMERS],

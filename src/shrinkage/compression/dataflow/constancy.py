@@ -30,9 +30,14 @@ def changing(runs: Sequence[Any], untold: bool) -> Any:
 
 
 def constants_along(data: Value, axis: int) -> Tensor:
-    """Return the value at each index along `axis` that is one at all places whatever the inputs are; NaN elsewhere."""
+    """Return the value at each index along `axis` that is one at all places whatever the inputs are; NaN elsewhere.
+
+    Of complex numbers only zeros are told, since no bias takes up others.
+    """
     example = data.runs[0]
     length = example.shape[axis]
+    if example.is_complex():
+        return torch.where(zeros_along(data, axis), 0.0, torch.nan).double()
     numbers = example.is_floating_point() and example.numel() > 0
     if not numbers or not is_dense(example) or data.depends is True:
         return torch.full((length,), float("nan"), dtype=torch.double, device=example.device)

@@ -35,6 +35,7 @@ MASKS = (torch.bool, torch.uint8)
 SCATTERS = frozenset({
     aten.index_add, aten.index_copy, aten.index_reduce, aten.scatter, aten.scatter_add, aten.scatter_reduce,
 })  # fmt: skip
+UNPOOLED = {aten.max_unpool2d: (-2, -1), aten.max_unpool3d: (-3, -2, -1)}  # along which axes values are put back
 
 
 def packet_of(node: fx.Node) -> Any:
@@ -56,7 +57,7 @@ def is_structural(node: fx.Node) -> bool:
     packet = packet_of(node)
     if packet is aten.where and len(node.args) < 3:  # which gives indices
         return False
-    if packet in FRESH | MOVEMENTS | LOOKUPS | SCATTERS or packet in (aten.copy, aten.index_put):
+    if packet in FRESH | MOVEMENTS | LOOKUPS | SCATTERS | UNPOOLED.keys() or packet in (aten.copy, aten.index_put):
         return True
     return rule_of(RULES, node.target) in (pointwise, like_the_first)
 
@@ -76,7 +77,7 @@ def dependent(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
 
 def _dependent(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
     packet = packet_of(node)
-    given = [operands[each] if isinstance(each, fx.Node) else (each, None) for each in node.args]
+    given: list[Operand] = [operands[each] if isinstance(each, fx.Node) else (each, None) for each in node.args]
     if packet in FRESH:
         return next((mask for _, mask in given[FILLED.get(packet, len(given)) :] if mask is not None), None)
     if packet in MOVEMENTS:
@@ -85,6 +86,9 @@ def _dependent(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
         return _looked_up(node, operands)
     if packet in SCATTERS:
         return _scattered(*given)
+    if packet in UNPOOLED:
+        moved = _from_anywhere(*given[:2])
+        return None if moved is None else moved.expand(given[0][0].shape).any(UNPOOLED[packet], keepdim=True)
     if packet is aten.index_put:
         return _put(node, operands)
     if packet in CHOICES:
@@ -136,11 +140,19 @@ def _moved(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
     if all(operands[operand][1] is None for operand in node.all_input_nodes):
         return None
 
-    def truths(operand: fx.Node) -> Any:
-        value, mask = operands[operand]
-        return torch.zeros_like(value, dtype=torch.bool) if mask is None and isinstance(value, Tensor) else mask
+    def moved(kind: torch.dtype) -> Any:
+        def truths(operand: fx.Node) -> Any:
+            value, mask = operands[operand]
+            if not isinstance(value, Tensor):
+                return value
+            return torch.zeros_like(value, dtype=kind) if mask is None else torch.as_tensor(mask).to(kind)
 
-    return called(node, lambda each: truths(each) if isinstance(operands[each][0], Tensor) else operands[each][0])
+        return called(node, truths)
+
+    try:
+        return moved(torch.bool)
+    except RuntimeError:  # of operators that take numbers alone, such as those that mirror what is at the border
+        return moved(torch.float32).bool()
 
 
 def _looked_up(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:
@@ -163,11 +175,18 @@ def _scattered(x: Operand, axis: Operand, index: Operand, source: Operand, *_: O
     """
     found = x[1]
     for value, mask in (x, source):
-        moved = mask if index[1] is None else _either(mask, torch.as_tensor(value != 0))
+        moved = _from_anywhere((value, mask), index)
         if moved is not None:
-            beside = torch.as_tensor(moved).expand(torch.as_tensor(value).shape)
+            beside = moved.expand(torch.as_tensor(value).shape)
             found = _either(found, beside.any(axis[0], keepdim=True) if beside.dim() else beside)
     return found
+
+
+def _from_anywhere(source: Operand, index: Operand) -> Tensor | None:
+    """Return which elements of `source` make what depends on the inputs, where these go that an `index` tells."""
+    value, mask = source
+    moved = mask if index[1] is None else _either(mask, torch.as_tensor(value != 0))
+    return None if moved is None else torch.as_tensor(moved)
 
 
 def _put(node: fx.Node, operands: Mapping[fx.Node, Operand]) -> Any:

@@ -28,7 +28,7 @@ from shrinkage.compression.tracing.operators import aten, pooling
 from shrinkage.compression.tracing.trace import Contraction, Trace, mutates, shapes_of
 from shrinkage.compression.tracing.without_rule import rule_of
 
-FIRST_ALONE = (aten.type_as, aten.to, aten.expand_as, aten.lift_fresh_copy)
+FIRST_ALONE = (aten.type_as, aten.to, aten.expand_as, aten.lift_fresh_copy, aten.detach)
 SHAPE_ALONE = (aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like)
 # Each element of the output is one of the input's, or a sum of some with positive weights.
 MOVES = MOVEMENTS | {aten.mean, aten.sum}
@@ -224,6 +224,9 @@ class Needs:
             result = target(*args, **{name: value for name, value in kwargs.items() if name != "dtype"})
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         chosen = [outputs[place] for place in masks]
+        if not any(out.requires_grad for out in chosen):  # bits that are taken for other numbers
+            self._all(node.all_input_nodes)
+            return
         cotangents = [mask.expand(out.shape).to(out.dtype) for mask, out in zip(masks.values(), chosen, strict=True)]
         found = torch.autograd.grad(chosen, list(leaves.values()), cotangents, allow_unused=True)
         for one, gradient in zip(leaves, found, strict=True):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from shrinkage.compression.plans.index_text import tuples
 
-VIEW, RESHAPE, EXPAND, UNFLATTEN = "view", "reshape", "expand", "unflatten"
+VIEW, RESHAPE, EXPAND, REPEAT, UNFLATTEN = "view", "reshape", "expand", "repeat", "unflatten"
 SPLIT, SPLIT_WITH_SIZES = "split", "split_with_sizes"
+NEW = "new"  # which takes sizes one by one: a tuple of numbers is what it puts into a tensor
 FILL = "fill"  # what all calls of `FILLING` come to
-NEW = "new"
 FILLED: dict[Callable[..., Any], str] = {
     torch.zeros: "zeros",
     torch.ones: "ones",
@@ -32,6 +32,7 @@ CALLS: dict[Callable[..., Any], str] = {
     Tensor.reshape: RESHAPE,
     torch.reshape: RESHAPE,
     Tensor.expand: EXPAND,
+    Tensor.repeat: REPEAT,
     Tensor.unflatten: UNFLATTEN,
     torch.unflatten: UNFLATTEN,
     Tensor.split: SPLIT,
@@ -42,7 +43,10 @@ CALLS: dict[Callable[..., Any], str] = {
 
 
 class Asked(NamedTuple):
-    """What a call asks for: its name, the axis that is split or unflattened (-1: all of them), and the sizes."""
+    """What a call asks for: its name, the axis that is split or unflattened (-1: all of them), and the sizes.
+
+    Those of `repeat` are numbers of copies, which are sizes along axes of length 1.
+    """
 
     call: str
     axis: int
@@ -56,7 +60,7 @@ class Correction(NamedTuple):
     and size, hold its channels. `asked` and `given` have one size per axis of the result, or per part of a split; None
     stands for any size, which stays. Along the axes `products`, which hold samples times channels, only the ratio of
     the two is right. Without `inputs`, the right sizes have to fit the axes of the tensor better than those that are
-    asked. `in_text` tells whether the call is in the text of the module's own `forward`.
+    asked, unless they tell of copies. `in_text` tells whether the call is in the text of the module's own `forward`.
     """
 
     call: str
@@ -80,7 +84,7 @@ class Correction(NamedTuple):
                 continue
             if place not in self.products or size < 1 or size % known != 0:
                 return False
-        if self.inputs or self.call in FILLING:
+        if self.inputs or self.call in FILLING or self.call == REPEAT:
             return True
         return _borders_kept(shape, asked, self.sizes(asked)) > _borders_kept(shape, asked, asked.sizes)
 
@@ -121,7 +125,7 @@ def asked_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
     if call is None or not args or not isinstance(args[0], Tensor):
         return None
     rest = (*args[1:], *kwargs.values())
-    if call in (VIEW, RESHAPE, EXPAND):
+    if call in (VIEW, RESHAPE, EXPAND, REPEAT):
         sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
         return None if any(isinstance(size, torch.dtype) for size in sizes) else Asked(call, -1, tuple(sizes))
     rank = args[0].dim()
@@ -140,7 +144,7 @@ def asked_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 
 def _asked_to_fill(call: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Asked | None:
     own = args[1:] if args and isinstance(args[0], Tensor) else args
-    if call == NEW and not (all(isinstance(size, int) for size in own) or isinstance(own[0], torch.Size)):
+    if call == NEW and not all(isinstance(each, int | torch.SymInt | torch.Size) for each in own):
         return None  # `new` of a list or a tensor takes the numbers in it
     sizes = kwargs.get("size", own[0] if own and isinstance(own[0], tuple | list) else own)
     return Asked(call, -1, tuple(sizes)) if len(sizes) else None
@@ -158,10 +162,10 @@ def asking(
     if asked.call in FILLING:
         before = args[:1] if args and isinstance(args[0], Tensor) else args[:0]
         own = args[len(before) :]
+        if asked.call == NEW:
+            return function(*before, *sizes, **kwargs)
         if "size" in kwargs:
             return function(*args, **{**kwargs, "size": tuple(sizes)})
-        if asked.call == NEW:
-            return function(*before, torch.Size(sizes))
         after = own[1:] if isinstance(own[0], tuple | list) else ()
         return function(*before, tuple(sizes), *after, **kwargs)
     tensor: Tensor = args[0]

@@ -83,7 +83,8 @@ def zero_scales(analysis: Analysis) -> dict[int, str]:
             name = next((one for one in names if isinstance(analysis.tensors[one], nn.Parameter)), None)
             for factor in channels.factors if name else ():
                 zero = mask.expand(channels.shape)
-                for root in distinct(coupling.labels.find(factor.expand(channels.shape)[zero])).tolist():
+                labels = coupling.labels.find(factor.expand(channels.shape))
+                for root in sorted({*distinct(labels[zero]).tolist()} - {*distinct(labels[~zero]).tolist()}):
                     where.setdefault(root, str(name))
     return where
 

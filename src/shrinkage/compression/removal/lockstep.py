@@ -17,6 +17,7 @@ from shrinkage.compression.plans.sizes import (
     FILL,
     FILLING,
     NEW,
+    REPEAT,
     SPLIT,
     SPLIT_WITH_SIZES,
     UNFLATTEN,
@@ -40,6 +41,7 @@ OPERATORS: dict[Any, str] = {
     aten.view: "view",
     aten.reshape: "reshape",
     aten.expand: "expand",
+    aten.repeat: REPEAT,
     aten.unflatten: UNFLATTEN,
     aten.split: SPLIT,
     aten.split_with_sizes: SPLIT,
@@ -163,6 +165,9 @@ class Lockstep:
             return [lengths[axis].left if axis in lengths else dense for lengths, dense in parts]
         lengths, first = self._lengths(value, gone), max(axis, 0)
         count = len(step.asked.sizes)
+        if step.name == REPEAT:  # the numbers of copies are lengths along axes of length 1 alone
+            shape = (1,) * (count - len(step.shape)) + step.shape
+            lengths = {place: length for place, length in lengths.items() if shape[place] == 1}
         return [lengths[first + place].left if first + place in lengths else None for place in range(count)]
 
     def _correction(self, place: int, step: Step, right: Right, gone: Tensor) -> Correction:

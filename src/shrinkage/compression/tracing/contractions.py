@@ -197,8 +197,8 @@ def _grouped(trace: Trace, x: Channels, weight: Channels, bias: Channels | None,
     """
     place = len(x.shape) - len(weight.shape) + 1
     entering, made = flat(trace, x, place, "convolved in groups"), flat(trace, weight, 0, "convolved in groups")
-    if entering is not None and made is not None and not rows and _go_evenly(trace, entering.reshape(groups, -1)):
-        return _evenly(trace, x, weight, bias, (entering, made), groups)
+    if entering is not None and made is not None and _go_evenly(trace, entering.reshape(groups, -1)):
+        return _evenly(trace, x, weight, bias, (entering, made), groups, rows)
     weight = trace.fix(weight, [1], "the size of a group")
     if entering is None or made is None:
         trace.fix(x, [place], "convolved in groups of fixed number")
@@ -224,21 +224,31 @@ def _go_evenly(trace: Trace, entering: Tensor) -> bool:
 
 
 def _evenly(
-    trace: Trace, x: Channels, weight: Channels, bias: Channels | None, labels: tuple[Tensor, Tensor], groups: int
-) -> Channels:
-    """The channels of a convolution in groups, of which each has the same."""
+    trace: Trace, x: Channels, weight: Channels, bias: Channels | None, labels: tuple[Tensor, Tensor], groups: int,
+    rows: int,
+) -> Channels:  # fmt: skip
+    """The channels of a convolution in groups, of which each has the same; what is read is in each the `inner` axis.
+
+    A transposed one has what it reads along its first axis, in all groups, and what it makes along its second.
+    """
     for each in labels:
         members = each.reshape(groups, -1)
         trace.labels.unite(members, members[:1])
-    inner, entering = flat(trace, weight, 1, "the size of a group"), labels[0]
-    if inner is None:
+    entering, first = labels
+    inner = flat(trace, weight, 1, "the size of a group")
+    read = first.reshape(groups, -1)[0] if rows else inner
+    if read is None:
         trace.labels.pin(entering, trace.because(f"{FIXED} where it is summed over"))
     else:
-        trace.labels.unite(entering.reshape(groups, -1)[0], inner)
+        trace.labels.unite(entering.reshape(groups, -1)[0], read)
         data, filters, *_ = trace.node.args
-        sides: Any = ((data, 1 - len(weight.shape)), (filters, 1))
+        sides: Any = ((data, 1 - len(weight.shape)), (filters, 1 - rows))
         trace.sums.append(Sum(trace.node, sides, entering))
-    return _filters(trace, x, weight, bias, rows=0)
+    if not rows:
+        return _filters(trace, x, weight, bias, rows=0)
+    rank, place = len(x.shape), len(x.shape) - len(weight.shape) + 1
+    made = () if inner is None else (along(Channels((len(inner) * groups,), (inner.repeat(groups),)), rank, place),)
+    return trace.combine([*made, along(bias, rank, place), _batch_alone(x, place)])
 
 
 @coupling_rule(aten.scaled_dot_product_attention)

@@ -12,7 +12,13 @@ from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.dataflow.divisors import absorbers_in, hold_unlike
 from shrinkage.compression.plans.attention import with_prunable_heads
 from shrinkage.compression.plans.tensors import joined, kind_of_layer, own_tensors, tensors_of
-from shrinkage.compression.tracing import contractions, indexing, shapes, windows  # noqa: F401  they register their rules
+from shrinkage.compression.tracing import (  # noqa: F401  they register their rules
+    contractions,
+    copied_axes,
+    indexing,
+    shapes,
+    windows,
+)
 from shrinkage.compression.tracing.channels import Channels, axes_of, reduced
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
 from shrinkage.compression.tracing.export import Subgraph, subgraphs

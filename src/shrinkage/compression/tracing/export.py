@@ -22,6 +22,7 @@ from shrinkage.compression.calls.results import all_tensors_in
 from shrinkage.compression.plans.attention import PrunedMultiheadAttention
 from shrinkage.compression.plans.tensors import joined
 from shrinkage.compression.tracing.dead_code import without_dead_code
+from shrinkage.compression.tracing.own_data import FollowingData
 from shrinkage.compression.tracing.recurrent import Direction, recurrent_taken_apart
 from shrinkage.compression.tracing.recurrent_calls import Following
 from shrinkage.errors import first_line
@@ -91,11 +92,13 @@ def _subgraphs(
     module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[Subgraph], dict[str, str]]:
     failed: dict[str, str] = {}
-    for as_tensors in (False, True):
+    ways: list[tuple[bool, bool]] = [(False, False), (True, False)]  # as tensors alone, and with what `data` does
+    for as_tensors, of_data in ways:
         try:
             with _quietly(), without_lines(), process_as_it_was(), without_checks(), _masks_as_given(module):
                 with _following_layers(module), _tensors_alone(module) if as_tensors else nullcontext():
-                    program = torch.export.export(module, args, kwargs, strict=False)
+                    with FollowingData() if of_data else nullcontext():
+                        program = torch.export.export(module, args, kwargs, strict=False)
                     program = _without_levels(program)
                     recurrent = recurrent_taken_apart(program.graph)
                     subgraph = Subgraph(path, program, tuple(tree_leaves((args, kwargs))), recurrent)
@@ -103,6 +106,8 @@ def _subgraphs(
                     return [subgraph], {}
         except Exception as error:  # Whatever a model's code does while it is traced: its children are tried instead.
             failed.setdefault(path, _reason(error))
+            if NOT_SEEN in str(error) and len(ways) == 2:
+                ways[1:] = [(False, True), (True, True)]
     found = []
     try:
         calls = _calls_of_children(module, args, kwargs)
@@ -137,9 +142,9 @@ PACKED = (
     "it is given packed sequences, or packs some in a way that torch.export does not follow, as by lengths of `tolist`:"
     " give an example that is padded, without lengths; the smaller model takes packed calls like the dense one"
 )
+NOT_SEEN = "found a fake tensor in the exported program"
 MEANINGS = {
-    "found a fake tensor in the exported program": "torch.export does not follow an operator of it, such as"
-    " torch.autograd.grad inside of the call",
+    NOT_SEEN: "torch.export does not follow an operator of it, such as torch.autograd.grad inside of the call",
     "inside a function being vmapped": "it is called inside of a transform of functions, such as torch.vmap, and can"
     " not be exported by itself",
     "data-dependent": "its code asks for a number that depends on the data, as in `if x.sum() > 0`, which torch.export"

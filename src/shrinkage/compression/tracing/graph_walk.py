@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx
 
 from shrinkage.compression.tracing.channels import Channels
-from shrinkage.compression.tracing.shapes import MAKING
+from shrinkage.compression.tracing.copied_axes import MAKING
 from shrinkage.compression.tracing.trace import Trace, labels_in, mutates, shapes_of
 from shrinkage.compression.tracing.without_rule import apply_rule, without_channels
 

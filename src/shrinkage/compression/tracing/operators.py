@@ -44,7 +44,8 @@ def coupling_rule(*operators: Any) -> Callable[[Rule], Rule]:
     aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like, aten.masked_fill, aten.softplus, aten.mish,
     aten.where, aten.hardswish, aten.rrelu, aten.float_power, aten.square, aten.rsub, aten.selu, aten.relu6,
     aten.clamp, aten.hardsigmoid, aten.silu, aten.log_sigmoid, aten.leaky_relu, aten.__and__, aten.__or__, aten.__xor__,
-    aten.copy, aten.real, aten.imag, aten._conj, aten.resolve_conj,
+    aten.copy, aten.real, aten.imag, aten.complex, aten.polar, aten.conj, aten._conj, aten.resolve_conj,
+    aten.resolve_neg, aten._neg_view,
 )  # fmt: skip
 def pointwise(trace: Trace, *arguments: Any, **keywords: Any) -> Channels:
     """Elements that meet belong to one channel."""
@@ -169,7 +170,18 @@ def pooling(trace: Trace, x: Channels, *_: Any, **__: Any) -> Any:
     return results[0] if len(results) == 1 else results
 
 
-@coupling_rule(aten.pad, aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d)
+@coupling_rule(aten.max_unpool2d, aten.max_unpool3d)
+def unpooling(trace: Trace, x: Channels, places: Channels, *_: Any) -> Channels:
+    """The largest values go back to their places, in the same channels."""
+    x = trace.combine([x, places], x.shape)
+    space = 3 if trace.operator.overloadpacket is aten.max_unpool3d else 2
+    return trace.make(trace.fix(x, range(-space, 0), "pooled along").factors)
+
+
+@coupling_rule(
+    aten.pad, aten.constant_pad_nd, aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d,
+    aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d,
+)  # fmt: skip
 def pad(trace: Trace, x: Channels, widths: Sequence[int], *_: Any, **__: Any) -> Channels:
     """Axes that grow are held fixed."""
     padded = [-1 - number // 2 for number, width in enumerate(widths) if width]

@@ -62,77 +62,6 @@ def t(trace: Trace, x: Channels) -> Channels:
     return trace.make([factor.mT if factor.dim() > 1 else factor for factor in x.factors])
 
 
-@coupling_rule(aten.expand, aten.broadcast_to)
-def expand(trace: Trace, x: Channels, sizes: Sequence[int], **_: Any) -> Channels:
-    """Copies along axes of length 1: any number of them can stay."""
-    rank, shape = len(trace.shape), trace.shape
-    added = rank - len(x.shape)
-    factors = [factor.reshape((1,) * added + tuple(factor.shape)) for factor in x.factors]
-    lengths = (1,) * added + x.shape
-    factors += [_any_number(trace, axis) for axis in range(rank) if lengths[axis] == 1 < shape[axis]]
-    return trace.make(factors)
-
-
-FILLED = (
-    aten.zeros, aten.ones, aten.full, aten.empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
-)  # fmt: skip
-MAKING = (aten.expand, aten.broadcast_to, *FILLED)  # which make channels where there were none
-
-
-def _any_number(trace: Trace, axis: int) -> Tensor:
-    """Return new labels along `axis` of the output, of which any number can stay: the code gives the length."""
-    shape = trace.shape
-    labels = trace.labels.new(shape[axis]).reshape([-1 if other == axis else 1 for other in range(len(shape))])
-    trace.literals.append(Literal(trace.path, shape[axis], labels, axis))
-    return labels
-
-
-@coupling_rule(aten.expand_as)
-def expand_as(trace: Trace, x: Channels, other: Channels) -> Channels:
-    """Copies along axes of length 1, as many as the other tensor has channels there."""
-    x = raised(x, len(trace.shape))
-    copied = {axis for axis, length in enumerate(trace.shape) if x.shape[axis] == 1 < length}
-    return trace.make([*x.factors, *(factor for factor in other.factors if copied.issuperset(axes_of(factor)))])
-
-
-@coupling_rule(aten.broadcast_tensors)
-def broadcast_tensors(trace: Trace, tensors: Sequence[Channels]) -> tuple[Channels, ...]:
-    """Each tensor is copied along axes of length 1, as often as another one has channels there."""
-    tensors = [raised(x, len(trace.shape)) for x in tensors]
-    result = []
-    for x in tensors:
-        copied = {axis for axis, length in enumerate(trace.shape) if x.shape[axis] == 1 < length}
-        others = [factor for other in tensors for factor in other.factors if copied.issuperset(axes_of(factor))]
-        result.append(trace.combine([x, *(Channels(trace.shape, (factor,)) for factor in others)]))
-    return tuple(result)
-
-
-@coupling_rule(*FILLED)
-def filled(trace: Trace, *_: Any, **__: Any) -> Channels:
-    """A tensor of the shape that the code gives: of what it is made from, only the kind of numbers is taken."""
-    return trace.make([_any_number(trace, axis) for axis, size in enumerate(trace.shape) if size > 1])
-
-
-@coupling_rule(aten.repeat, aten.tile)
-def repeat(trace: Trace, x: Channels, times: Sequence[int]) -> Channels:
-    """Copies one after the other; where fewer numbers are given than there are axes, they are those of the last."""
-    times = [1] * (len(x.shape) - len(times)) + list(times)
-    added = len(times) - len(x.shape)
-    factors = [factor.reshape((1,) * added + tuple(factor.shape)) for factor in x.factors]
-    return trace.make(
-        [f.repeat([n if f.shape[axis] > 1 else 1 for axis, n in enumerate(times)]) for f in factors]
-    )  # fmt: skip
-
-
-@coupling_rule(aten.repeat_interleave)
-def repeat_interleave(trace: Trace, x: Channels, times: Any, dim: int | None = None, **_: Any) -> Channels:
-    """Every index several times in a row."""
-    if not isinstance(times, int) or dim is None:
-        trace.pin(x, "repeated a number of times that depends on the data")
-        return Channels(trace.shape)
-    return trace.make([f.repeat_interleave(times, dim) if f.shape[dim] > 1 else f for f in x.factors])
-
-
 @coupling_rule(aten.select)
 def select(trace: Trace, x: Channels, axis: int, index: int) -> Channels:
     """One index of an axis that has to stay."""
@@ -149,12 +78,28 @@ def unbind(trace: Trace, x: Channels, axis: int = 0) -> tuple[Channels, ...]:
 
 
 @coupling_rule(aten.slice, aten.narrow)
-def slice_(trace: Trace, x: Channels, axis: int = 0, *_: Any) -> Channels:
-    """A range of an axis that has to stay."""
+def slice_(trace: Trace, x: Channels, axis: int = 0, *bounds: Any) -> Channels:
+    """A range of an axis that has to stay, unless the first index is there for its shape alone."""
     if trace.shape == x.shape:
         return x
+    if _first_for_its_shape(trace, axis % len(x.shape), *bounds):
+        return trace.make([factor for factor in x.factors if factor.shape[axis] == 1])
     x = trace.fix(x, [axis], "a slice of the channels is taken")
     return trace.make([factor for factor in x.factors if factor.shape[axis] == 1])
+
+
+def _first_for_its_shape(trace: Trace, axis: int, start: Any = None, *_: Any) -> bool:
+    """Return whether the output is the first index along an axis, and what is made of it takes its shape alone.
+
+    So does `torch.ones_like(x[:, :1]) * t`, the time as one more channel. One index is always there.
+    """
+    users = [getattr(user.target, "overloadpacket", None) for user in trace.node.users]
+    return trace.shape[axis] == 1 and not start and all(user in LIKE for user in users)
+
+
+LIKE = frozenset({
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
+})  # fmt: skip
 
 
 @coupling_rule(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unsafe_chunk, aten.unsafe_split)
@@ -165,7 +110,7 @@ def split(trace: Trace, x: Channels, sizes: Any, axis: int = 0) -> tuple[Channel
     even = len(set(lengths)) == 1
     by_count = trace.operator.overloadpacket in (aten.chunk, aten.tensor_split, aten.unsafe_chunk)
     in_a_grid = any(len(axes_of(factor)) > 1 and factor.shape[axis] > 1 for factor in x.factors)
-    if (by_count and not even) or in_a_grid:
+    if not even and (by_count or in_a_grid):
         x = trace.fix(x, [axis], "split into parts of fixed length")
     parts: list[list[Tensor]] = [[] for _ in lengths]
     for factor in x.factors:
