@@ -321,7 +321,7 @@ CASE = {case.name: case for case in CASES}
     [
         ("mlp", 36), ("resnet", 68), ("mobilenet", 64), ("unet", 38), ("squeeze-excite", 16), ("swiglu", 20),
         ("group-norm", 16), ("grouped-conv", 4), ("chunked-glu", 16), ("functional-glu", 16), ("flattened", 18),
-        ("generator", 10), ("recurrent", 16), ("tied-weights", 20), ("low-rank-merged", 24), ("attention-reshaped", 4),
+        ("generator", 18), ("recurrent", 16), ("tied-weights", 20), ("low-rank-merged", 24), ("attention-reshaped", 4),
         ("attention-chunked", 4), ("grouped-queries-interleave", 2), ("grouped-queries-expand", 2),
         ("grouped-queries-native", 2), ("rotary", 4), ("densenet", 26), ("instance-norm", 30), ("prelu", 22),
         ("softmax-channels", 0), ("shuffled", 8), ("einsum", 12), ("lstm", 26), ("weight-norm", 0), ("assigned", 0),
