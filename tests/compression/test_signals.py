@@ -8,7 +8,6 @@ from test_families import largest_difference, zero_groups_
 from torch import nn
 
 from shrinkage import CoupledChannels, GroupError, load_smaller, save_smaller, shrink, shrink_optimizer_
-from shrinkage.compression.plans.sizes import asked_by, asking
 from zoo.harness import difference, size
 from zoo.signals import SIGNALS
 
@@ -114,12 +113,3 @@ def test_a_transposed_layer_in_groups_loses_the_same_channels_of_each():
     assert small[2].out_channels < 12
     with torch.no_grad():
         assert difference(model(x), small(x)) < 1e-6
-
-
-def test_numbers_that_are_put_into_a_new_tensor_are_no_sizes():
-    x = torch.randn(2)
-    assert asked_by(torch.Tensor.new, (x, [3.0, 4.0]), {}) is None
-    assert asked_by(torch.Tensor.new, (x, x), {}) is None
-    asked = asked_by(torch.Tensor.new, (x, 3, 4), {})
-    assert asking(torch.Tensor.new, (x, 3, 4), {}, asked, [2, 5]).shape == (2, 5)
-    assert asked_by(torch.Tensor.new, (x, torch.Size([3, 4])), {}).sizes == (3, 4)
