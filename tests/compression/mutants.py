@@ -341,7 +341,7 @@ MUTANTS = [
     M("was != -1 and first + number in outputs:", "False:", "sizes", "written_out"),
     M("    check_sizes(dense, plan.sizes)\n", "", "sizes", "of_its_own"),
     M("        return _empty, (dense, tables, numbers), *made[2:]", "        return made", "sizes", "ordinary_one"),
-    M("if self.drawing or any(", "if any(", "families", "variational-codes"),
+    M("if drawing or any(", "if any(", "families", "variational-codes"),
     M("return 0.0 if checks.accept(error) else error", "return 0.0", "sizes", "arithmetic"),
     M("others == sizes or _count(others) < _count(sizes)", "True", "sizes", "people_write"),
     M("if compiled is None or not _same(compiled, code) or", "if compiled is None or", "rewriting", "edited_since", quick=True),

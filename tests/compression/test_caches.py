@@ -1,5 +1,6 @@
 """What is handed back is what was compared: tensors of earlier calls, modes, the state of model and process."""
 
+import functools
 import random
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from late import torchvision_models
-from shrinkage import ShrinkPlan, apply_plan, shrink
+from shrinkage import CoupledChannels, ShrinkPlan, apply_plan, shrink
 from shrinkage.compression.calls.outputs import outputs
 from shrinkage.compression.copying.caches import caches_of
 from shrinkage.compression.plans import applying
@@ -163,6 +164,59 @@ def test_a_module_that_keeps_tensors_is_no_reason_for_others():
     assert kept.name == "layer_of_others.weight"
     assert "not used by any" in kept.reason
     assert "keeps tensors" not in kept.reason
+
+
+POSITIONS: dict[int, torch.Tensor] = {}
+LENGTHS: list[torch.Tensor] = []
+
+
+@functools.lru_cache
+def scales(length):
+    return torch.arange(length) / length
+
+
+class KeepsGlobally(nn.Module):
+    """A model whose code keeps tensors in global variables, and has its width as a number."""
+
+    made: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        samples, length, _ = x.shape
+        for kept in (POSITIONS, self.made):
+            if length not in kept:
+                kept[length] = torch.arange(length, device=x.device).float()
+                LENGTHS.append(kept[length])
+        hidden = self.first(x).relu().view(samples, length, 8)
+        hidden = self.second(hidden) + (POSITIONS[length] * self.made[length] + scales(length))[:, None]
+        return self.last(hidden.relu())
+
+
+@pytest.mark.parametrize("search", [CoupledChannels, shrink])
+@pytest.mark.parametrize("called_before", [False, True])
+def test_graphs_and_shapes_leave_no_tensors_in_global_variables(search, called_before):
+    for kept in (POSITIONS, LENGTHS, KeepsGlobally.made):
+        kept.clear()
+    scales.cache_clear()
+    model, x = KeepsGlobally().eval(), torch.randn(2, 5, 6)
+    if called_before:
+        model(x)
+    before = dict(POSITIONS)
+    search(model, x)
+    found = [*POSITIONS.values(), *LENGTHS, *KeepsGlobally.made.values(), scales(5), scales(4)]
+    assert all(type(tensor) is torch.Tensor and not tensor.is_meta for tensor in found)
+    assert all(POSITIONS[length] is tensor for length, tensor in before.items())
+    assert type(model(x)) is torch.Tensor
+
+
+def test_widths_as_numbers_are_found_beside_global_variables():
+    x = torch.randn(2, 5, 6)
+    channels = CoupledChannels(KeepsGlobally().eval(), x)
+    assert channels.count == 16
 
 
 def test_what_is_out_of_date_in_the_smaller_model_is_seen(monkeypatch):

@@ -437,6 +437,8 @@ def test_rounds_are_in_turns_and_the_first_does_not_count(monkeypatch):
     seen.clear()
     latency.medians_in_turns(["a", "b"], cpu, seconds=0.0)
     assert len(seen) == 8
+    seen.clear()
+    assert latency.medians_in_turns(["a", "b"], cpu, seconds=0.0, least=1, warm=True) == [1.0, 2.0]
 
 
 class Own(nn.Linear):

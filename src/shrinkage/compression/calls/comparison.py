@@ -130,7 +130,7 @@ class Trials:
                 " tuples, dictionaries or dataclasses, or pass verify=False"
             )
         self.unvaried = {place for place, leaf in enumerate(self.leaves) if _has_numbers(leaf)}
-        for number in range(1, VARIANTS):
+        for number in range(1 if any(map(_has_an_order, self.leaves)) else 2, VARIANTS):
             if not self._takes(varied(self.leaves, number, upcast=True)):
                 self._takes(varied(self.leaves, number))
         for place in sorted(self.unvaried):
@@ -182,6 +182,13 @@ def _has_numbers(leaf: Any) -> bool:
         return bool(leaf.numel())
     held = [*leaf] if isinstance(leaf, tuple) else list(getattr(leaf, "__dict__", {}).values())
     return any(isinstance(each, Tensor) for each in tree_leaves(held))
+
+
+def _has_an_order(leaf: Any) -> bool:
+    """Return whether the first variant of `leaf` is another one than the next, which are drawn anew."""
+    if not isinstance(leaf, Tensor) or leaf.layout != torch.strided or not leaf.numel():
+        return True
+    return not leaf.is_floating_point() or not leaf.isfinite().all() or bool((leaf == leaf.reshape(-1)[0]).all())
 
 
 def _candidates(leaf: Tensor) -> Iterator[Tensor]:

@@ -41,8 +41,9 @@ def costs(models: Sequence[nn.Module], call: Call, layers: Sequence[str]) -> tup
     """Return what each of `models` costs, and what its `layers` do; copies of them are called in turns."""
     totals, parts = [], []
     probes = [evaluated(with_own_state(model)) for model in models]
-    for model, probe, seconds, layer_seconds in zip(models, probes, *_latencies(probes, call, layers), strict=True):
-        operations = _multiply_adds(probe, call)
+    counts = [_multiply_adds(probe, call) for probe in probes]  # first calls, which the times leave out
+    times = _latencies(probes, call, layers, warm=True)
+    for model, operations, seconds, layer_seconds in zip(models, counts, *times, strict=True):
         totals.append(_cost(model, operations[""], seconds))
         parts.append(
             {name: _cost(model.get_submodule(name), operations.get(name, 0), layer_seconds[name]) for name in layers}
@@ -134,15 +135,16 @@ def latencies(
 
 
 def _latencies(
-    probes: Sequence[nn.Module], call: Call, layers: Sequence[str]
+    probes: Sequence[nn.Module], call: Call, layers: Sequence[str], *, warm: bool = False
 ) -> tuple[list[float], list[dict[str, float | None]]]:
-    """Return what `latencies` does of copies that are in evaluation mode.
+    """Return what `latencies` does of copies that are in evaluation mode, and `warm` if they were called before.
 
     Layers are timed in calls of their own, so that the time of the model is without hooks.
     """
     device = next((tensor.device for tensor in tensors_of(probes[0]).values()), torch.device("cpu"))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        whole = medians_in_turns([partial(_called, probe, call) for probe in probes], device)
+        calls = [partial(_called, probe, call) for probe in probes]
+        whole = medians_in_turns(calls, device, seconds=SECONDS / 2, least=1, warm=warm)
         rounds = ROUNDS if sum(whole) * ROUNDS < SECONDS else 1
         timed = [_seconds_in(probe, layers, call, device, rounds) for probe in probes]
     return whole, timed

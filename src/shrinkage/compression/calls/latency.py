@@ -73,17 +73,23 @@ def median(numbers: Sequence[float]) -> float:
 
 
 def medians_in_turns(
-    calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int = ROUNDS, seconds: float = SECONDS
-) -> list[float]:
-    """Return the median seconds of each of `calls`, made in turns until `seconds` are over, three times at least."""
+    calls: Sequence[Callable[[], object]], device: torch.device, *, seconds: float = SECONDS, least: int = 3,
+    warm: bool = False,
+) -> list[float]:  # fmt: skip
+    """Return the median seconds of each of `calls`, made in turns until `seconds` are over, `least` times at least.
+
+    First calls do not count, which are made unless what is called is `warm`.
+    """
     times: list[list[float]] = [[] for _ in calls]
+    for call in () if warm else calls:
+        seconds_of(call, device)
     start = perf_counter()
-    for turn in range(rounds + 1):
+    for turn in range(1, ROUNDS + 1):
         for call, several in zip(calls, times, strict=True):
             several.append(seconds_of(call, device))
-        if turn >= 3 and perf_counter() - start > seconds:
+        if turn >= least and perf_counter() - start > seconds:
             break
-    return [median(several[1:]) for several in times]
+    return [median(several) for several in times]
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:

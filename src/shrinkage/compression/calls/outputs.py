@@ -36,18 +36,17 @@ def outputs_of_copy(probe: nn.Module, call: Call) -> list[Tensor]:
     return tensors_in(result) or all_tensors_in(result)
 
 
-def draws_random_numbers(model: nn.Module, call: Call) -> bool:
-    """Return whether a call of `model` in evaluation mode moves the random states of torch."""
-    probe, states = evaluated(with_own_state(model)), list[list[Tensor]]()
+def random_states_noted(model: nn.Module) -> list[list[Tensor]]:
+    """Return a list to which calls of `model`, and of its copies, add the random states at their start and end."""
+    states = list[list[Tensor]]()
 
     def note(*_: object) -> None:
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch gives it no types
         states.append([torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if in_use else ())])
 
-    probe.register_forward_pre_hook(note)
-    probe.register_forward_hook(note)
-    outputs_of_copy(probe, call)
-    return not all(map(torch.equal, states[0], states[-1]))
+    model.register_forward_pre_hook(note)
+    model.register_forward_hook(note)
+    return states
 
 
 @contextmanager

@@ -4,12 +4,12 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.compression.calls.modes import has_own_modes
 from shrinkage.compression.copying.rebinding import Memo
-from shrinkage.compression.plans.tensors import joined
+from shrinkage.compression.plans.tensors import joined, tensors_of
 from shrinkage.errors import ShrinkError, shown, warn_user
 from shrinkage.private import compiled_from
 
@@ -91,3 +91,14 @@ def with_own_state(model: nn.Module) -> nn.Module:
     """
     own = {p for module in model.modules() if has_own_modes(module) for p in module.parameters()}
     return copy_of(model, {parameter: parameter for parameter in model.parameters() if parameter not in own})
+
+
+def without_numbers(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` on the meta device, where a call tells shapes in no time."""
+    empty = {old: _empty(old) for old in tensors_of(model).values()}
+    return copy_of(model, empty)
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    made = tensor.detach().to("meta")
+    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made

@@ -19,8 +19,8 @@ PLAIN = (type, types.ModuleType, types.CodeType, types.FrameType, str, bytes, in
 COPYING = (
     "__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs__", "__getnewargs_ex__",
 )  # fmt: skip
-ATOMS = (type, str, bytes, bool, int, float, complex, type(None))
-EMPTY = (list, dict, set, OrderedDict)
+ATOMS = frozenset((type, str, bytes, bool, int, float, complex, type(None)))
+EMPTY = frozenset((list, dict, set, OrderedDict))
 CONTAINERS = (list, tuple, dict, set, frozenset, types.CellType, functools.partial)
 
 
@@ -120,7 +120,7 @@ def _holding(kind: type) -> Callable[[Any], list[Any]]:
     if issubclass(kind, PLAIN):
         return lambda each: []
     if issubclass(kind, nn.Module):
-        return lambda each: [held for held in vars(each).values() if not _holds_nothing(held)]
+        return lambda each: [held for held in vars(each).values() if not holds_nothing(held)]
     if issubclass(kind, types.FunctionType):
         return lambda each: [*(each.__closure__ or ()), each.__defaults__, each.__kwdefaults__, vars(each)]
     if issubclass(kind, weakref.ref | weakref.ProxyType | weakref.CallableProxyType):
@@ -132,7 +132,7 @@ def _held_by_tensor(each: Tensor) -> list[Any]:
     return [vars(each), each.grad if each.is_leaf and not _is(each, nn.Parameter) else None]
 
 
-def _holds_nothing(each: Any) -> bool:
+def holds_nothing(each: Any) -> bool:
     kind = type(each)
     return kind in ATOMS or (kind in EMPTY and not each and not getattr(each, "__dict__", None))
 
@@ -178,21 +178,25 @@ def _has_usual_code(kind: type[nn.Module]) -> bool:
 def _module(memo: Memo, old: nn.Module) -> nn.Module:
     """Return what `deepcopy` makes of a module, most of whose many containers are empty."""
     new = memo[id(old)] = type(old).__new__(type(old))
-    state = {name: _attribute(memo, value) for name, value in vars(old).items()}
+    state = _copied_values(memo, vars(old))
     new.__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
     return new
 
 
+def _copied_values(memo: Memo, values: dict[str, Any]) -> dict[str, Any]:
+    return {name: old if type(old) in ATOMS else _attribute(memo, old) for name, old in values.items()}
+
+
 def _attribute(memo: Memo, old: Any) -> Any:
     kind = type(old)
-    if kind in ATOMS or (kind is tuple and all(type(each) in ATOMS for each in old)):
+    if kind is tuple and all(type(each) in ATOMS for each in old):
         return old
     named = kind is dict and all(type(name) is str for name in old)
-    if id(old) in memo or not (named or _holds_nothing(old)):
+    if id(old) in memo or not (named or holds_nothing(old)):
         return copy.deepcopy(old, memo)
     made = memo[id(old)] = kind()
     if named:
-        made.update({name: _attribute(memo, value) for name, value in old.items()})
+        made.update(_copied_values(memo, old))
     return made
 
 

@@ -224,8 +224,8 @@ class Stimulus:
         frozen = mask.clone()
         for run in others:
             frozen &= run == example if run.shape == example.shape else False
-        if not frozen.any():
-            return runs
+            if not frozen.any():
+                return runs
         for number, run in enumerate(others):
             noise = truths(example, number) if example.dtype == torch.bool else self._noise(example, number)
             if run.shape == example.shape:

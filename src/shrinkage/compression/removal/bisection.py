@@ -107,11 +107,13 @@ class Attempts:
         """Return what was built of `choice` and compared, that very model; build it if it was not right."""
         return self.made[1] if self.made is not None and self.made[0] is choice else self.built(choice)
 
-    def error(self, choice: Choice) -> float:
-        """Return by how much the outputs of the smaller model differ; infinity where there is none."""
+    def error(self, choice: Choice, wanted: Callable[[ShrinkPlan], bool] = lambda plan: True) -> float:
+        """Return by how much the outputs of the smaller model differ; infinity where there is none that is `wanted`."""
         self.refusal = ""
         try:
             made = self.built(choice)
+            if not wanted(made[2]):
+                return float("inf")
             error = self.checks.error(made[1])
             if self.checks.accept(error):
                 self.made = choice, made
@@ -179,12 +181,14 @@ class Attempts:
         Where sizes are corrected, those need none that make no difference to what else has to be.
         """
         sizes = self.compared(choice)[2].sizes if groups else {}
+
+        def simpler(plan: ShrinkPlan) -> bool:
+            return plan.sizes == sizes or _count(plan.sizes) < _count(sizes)
+
         for names in groups:
             trial = choice._replace(attributes=choice.attributes | names)
-            if self.checks.accept(without := self.error(trial)):
-                others = self.compared(trial)[2].sizes
-                if others == sizes or _count(others) < _count(sizes):
-                    choice, error, sizes = trial, without, others
+            if self.checks.accept(without := self.error(trial, simpler)):
+                choice, error, sizes = trial, without, self.compared(trial)[2].sizes
         return choice, error
 
 

@@ -28,7 +28,7 @@ from shrinkage.compression.plans.sizes import (
     table_of,
 )
 from shrinkage.compression.plans.tensors import joined
-from shrinkage.compression.removal.recording import Right, Shape, Step, complete, recorded, recorded_of_copy
+from shrinkage.compression.removal.recording import Right, Shape, Step, complete, recorded
 from shrinkage.compression.tracing.channels import Channels
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.disjoint_sets import distinct
@@ -93,7 +93,7 @@ class Lockstep:
         copy = with_own_state(small)
         correct_sizes_(copy, tables)
         enough = with_text_changed(copy)
-        for step, sizes in zip(recorded_of_copy(copy, self.call, right), right, strict=True):
+        for step, sizes in zip(recorded(copy, self.call, right), right, strict=True):
             if sizes is not None and not _comes_to(step, sizes):
                 enough.discard(step.path)
         return enough

@@ -1,17 +1,18 @@
 """The calls of a model's code that ask for sizes, in the order in which they are made."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from shrinkage.compression.calls.inputs import Call
+from shrinkage.compression.calls.inputs import Call, taken_apart
 from shrinkage.compression.calls.modes import evaluated, seeing
 from shrinkage.compression.calls.outputs import outputs_of_copy
 from shrinkage.compression.calls.running import running
-from shrinkage.compression.copying.caches import emptied
-from shrinkage.compression.copying.copies import with_own_state
+from shrinkage.compression.copying.caches import emptied, global_caches_left_out
+from shrinkage.compression.copying.copies import with_own_state, without_numbers
 from shrinkage.compression.plans.attention import with_prunable_heads
 from shrinkage.compression.plans.sizes import FILL, FILLING, SPLIT, SPLIT_WITH_SIZES, Asked, asked_by, asking, read_by
 
@@ -74,11 +75,18 @@ def complete(asked: Asked, right: Right) -> list[int]:
 
 
 def recorded(model: nn.Module, call: Call, right: Sequence[Right | None] = ()) -> list[Step]:
-    """Return the calls in the code of `model` that ask for sizes, in order, each with the `right` ones if given."""
-    return recorded_of_copy(with_own_state(model), call, right)
+    """Return the calls in the code of `model` that ask for sizes, in order, each with the `right` ones if given.
+
+    A copy is called on the meta device, where nothing is computed, and with numbers if it cannot be called there.
+    """
+    with suppress(Exception), global_caches_left_out(model):  # Whatever a model's code does where there are no numbers.
+        leaves, rebuilt = taken_apart(call)
+        empty = rebuilt([leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+        return _recorded(without_numbers(model), empty, right)
+    return _recorded(with_own_state(model), call, right)
 
 
-def recorded_of_copy(copy: nn.Module, call: Call, right: Sequence[Right | None]) -> list[Step]:
+def _recorded(copy: nn.Module, call: Call, right: Sequence[Right | None]) -> list[Step]:
     """Return what `recorded` does of a copy, whose modules and caches are changed."""
     probe = evaluated(with_prunable_heads(emptied(copy)))
     adapted = {path for path, module in probe.named_modules() if isinstance(module, ADAPTED)}

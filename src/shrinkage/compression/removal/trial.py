@@ -1,5 +1,6 @@
 """Whether a model computes the same without channels as with zeros in their place."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from shrinkage.compression.calls.comparison import Checks
 from shrinkage.compression.calls.inputs import Call
-from shrinkage.compression.calls.outputs import draws_random_numbers, outputs
+from shrinkage.compression.calls.outputs import outputs, random_states_noted
 from shrinkage.compression.copying.copies import copy_of
 from shrinkage.compression.plans.tensors import tensors_of
 from shrinkage.compression.removal.channel_kinds import without
@@ -24,7 +25,8 @@ class Trial:
     """A removal of the channels `gone` from `model`, for `call`.
 
     `unchanged` are the attributes that keep their numbers. `problem` tells in words what was wrong with the last try.
-    Only the shapes of outputs count where a call is `drawing` random numbers: without some channels it draws others.
+    Only the shapes of outputs count where a call draws random numbers: without some channels it draws others. `last`
+    has the channels that were set to zero last, what the model puts out then, and whether it draws.
     """
 
     coupling: Coupling
@@ -33,18 +35,18 @@ class Trial:
     gone: Tensor
     unchanged: frozenset[str] = frozenset()
     problem: str = field(default="", init=False)
-    drawing: bool = field(default=False, init=False)
+    last: tuple[Tensor, Checks, bool] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.lockstep = Lockstep(self.model, self.coupling, self.call)
 
     def possible(self) -> bool:
         """Return whether the model can be called: not if it is on the meta device, and its inputs are not."""
-        try:
-            self.drawing = draws_random_numbers(self.model, self.call)
-        except Exception:  # Whatever a model's code does where there are no numbers.
-            return False
-        return True
+        for called in (lambda: self._with_zeros(self.gone), lambda: outputs(self.model, self.call)):
+            with suppress(Exception):  # Whatever a model's code does where there are no numbers, or zeros.
+                called()
+                return True
+        return False
 
     def fits(self, held: Tensor | None = None, unchanged: frozenset[str] | None = None, *, sized: bool = False) -> bool:
         """Return whether the model computes the same without those of the channels that are not `held`.
@@ -56,7 +58,7 @@ class Trial:
         self.problem = "the model fails"
         try:
             small = without(gone, self.coupling, self.model, kept, self.lockstep if sized else None)
-            error = self._error(small, with_zeros(self.model, self.coupling, gone))
+            error = self._error(small, *self._with_zeros(gone))
         except PlanError as refusal:
             self.problem = str(refusal)
             return False
@@ -66,12 +68,20 @@ class Trial:
             self.problem = "" if error <= DIFFERENT else "the model puts out other numbers"
         return error <= DIFFERENT
 
-    def _error(self, small: nn.Module, dense: nn.Module) -> float:
+    def _with_zeros(self, gone: Tensor) -> tuple[Checks, bool]:
+        """Return what the model with zeros puts out, and whether it draws; once for the same channels."""
+        if self.last is None or not torch.equal(self.last[0], gone):
+            dense = with_zeros(self.model, self.coupling, gone)
+            states = random_states_noted(dense)
+            checks = Checks.of(dense, self.call, DIFFERENT, example_alone=True)
+            self.last = gone, checks, not all(map(torch.equal, states[0], states[-1]))
+        return self.last[1:]
+
+    def _error(self, small: nn.Module, checks: Checks, drawing: bool) -> float:
         """Return by how much outputs differ; infinity where the smaller model fails, or shapes do."""
-        if self.drawing or any(tensor.is_meta for tensor in dense.parameters()):
-            shapes = [[x.shape for x in outputs(model, self.call)] for model in (small, dense)]
+        if drawing or any(tensor.is_meta for tensor in small.parameters()):
+            shapes = [[x.shape for x in each] for each in (outputs(small, self.call), checks.known[0][1])]
             return 0.0 if shapes[0] == shapes[1] else inf
-        checks = Checks.of(dense, self.call, DIFFERENT, example_alone=True)
         error = checks.error(small)
         return 0.0 if checks.accept(error) else error
 

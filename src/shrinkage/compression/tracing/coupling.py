@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.compression.calls.inputs import positional
-from shrinkage.compression.copying.caches import emptied
+from shrinkage.compression.copying.caches import emptied, global_caches_left_out
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.dataflow.divisors import absorbers_in, hold_unlike
 from shrinkage.compression.plans.attention import with_prunable_heads
@@ -158,7 +158,8 @@ def _exported(
     try:
         probe = with_prunable_heads(emptied(with_own_state(model)))
         marks = marked_(probe)
-        return *subgraphs(probe, args, kwargs), marks
+        with global_caches_left_out(model):
+            return *subgraphs(probe, args, kwargs), marks
     except ShrinkError:
         raise
     except Exception as error:
