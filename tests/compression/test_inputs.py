@@ -487,3 +487,16 @@ def test_a_model_is_compared_on_all_inputs_until_it_is_wrong_on_one(limit, seen,
     SEEN.clear()
     assert checks.error(Clipped(limit)) == pytest.approx(error)
     assert seen == SEEN
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "count"),
+    [
+        (nn.Linear(4, 2), torch.randn(3, 4), 4),
+        (nn.Linear(4, 2), torch.ones(3, 4), 5),
+        (nn.Embedding(9, 2), torch.randint(9, (3, 4)), 7),
+    ],
+)
+def test_numbers_are_drawn_anew_twice_and_put_into_another_order_where_that_is_something_else(layer, x, count):
+    """Besides: the example, one more sample, and two shorter inputs where the layer takes them."""
+    assert len(Checks.of(layer, ((x,), {}), 1e-5).known) == count

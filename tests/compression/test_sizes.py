@@ -17,6 +17,7 @@ from shrinkage import CoupledChannels, PlanError, ShrinkPlan, apply_plan, shrink
 from shrinkage.compression.plans.index_text import hashed
 from shrinkage.compression.plans.sized_modules import with_text_changed
 from shrinkage.compression.plans.sizes import Asked, Correction, asked_by, table_of
+from shrinkage.compression.removal import recording
 from shrinkage.compression.removal.lockstep import Step, _check_means_one
 from zoo import gpt
 from zoo.harness import difference
@@ -390,3 +391,36 @@ def test_numbers_that_new_copies_are_no_sizes():
     assert asked_by(torch.Tensor.new, (x, torch.Size((4, 5))), {}) == Asked("new", -1, (4, 5))
     assert asked_by(torch.Tensor.new, (x, [4, 5]), {}) is None
     assert asked_by(torch.Tensor.new, (x, torch.ones(2)), {}) is None
+
+
+class ReadsNumbers(nn.Module):
+    """Two heads of which the code has the sizes as numbers; it may scale by one that needs numbers."""
+
+    def __init__(self, *, reads_numbers):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer, self.reads_numbers = nn.Linear(6, 16), nn.Linear(16, 3), reads_numbers
+
+    def forward(self, x):
+        scale = x.abs().max().item() if self.reads_numbers else 1.0
+        split = self.inner(x).view(x.shape[0], x.shape[1], 2, 8) * scale
+        return self.outer(split.transpose(1, 2).softmax(-2).transpose(1, 2).reshape(x.shape[0], x.shape[1], 16))
+
+
+@pytest.mark.parametrize("reads_numbers", [False, True])
+def test_sizes_are_found_where_a_model_cannot_be_called_without_numbers(reads_numbers):
+    model, x = ReadsNumbers(reads_numbers=reads_numbers).eval(), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        model.inner.weight[[1, 9]] = model.inner.bias[[1, 9]] = 0
+        model.outer.weight[:, [1, 9]] = 0
+    small = shrink(model, x).model
+    assert small.inner.out_features == 14
+    torch.testing.assert_close(small(x[:1, :3]), model(x[:1, :3]))
+
+
+def test_calls_without_numbers_ask_for_the_same_sizes(monkeypatch):
+    model, x = ReadsNumbers(reads_numbers=False).eval(), torch.randn(2, 5, 6)
+    without = recording.recorded(model, ((x,), {}))
+    monkeypatch.setattr(recording, "without_numbers", lambda model: 1 / 0)
+    assert without == recording.recorded(model, ((x,), {}))
+    assert [step.name for step in without] == ["view", "reshape"]

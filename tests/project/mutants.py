@@ -3,7 +3,7 @@
 from mutant import Mutant as M
 
 MUTANTS = [
-    M("gc.disable()", "pass", "architecture", "collections"),
+    M("gc.disable()", "pass", "architecture", "collections", file="__init__.py"),
     M("if _collects:", "if True:", "architecture", "collections"),
     M("any(isinstance(each, Optimizer) for each in held)", "False", "refusals", "no_optimizer"),
     M("c.parameter.dim() > 1", "True", "refusals", "bare"),

@@ -17,7 +17,13 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from shrinkage.compression.calls.modes import evaluating, process_as_it_was, without_checks, without_lines
+from shrinkage.compression.calls.modes import (
+    evaluating,
+    process_as_it_was,
+    without_checks,
+    without_collection,
+    without_lines,
+)
 from shrinkage.compression.calls.results import all_tensors_in
 from shrinkage.compression.plans.attention import PrunedMultiheadAttention
 from shrinkage.compression.plans.tensors import joined
@@ -97,7 +103,7 @@ def _subgraphs(
         try:
             with _quietly(), without_lines(), process_as_it_was(), without_checks(), _masks_as_given(module):
                 with _following_layers(module), _tensors_alone(module) if as_tensors else nullcontext():
-                    with FollowingData() if of_data else nullcontext():
+                    with FollowingData() if of_data else nullcontext(), without_collection():
                         program = torch.export.export(module, args, kwargs, strict=False)
                     program = _without_levels(program)
                     recurrent = recurrent_taken_apart(program.graph)
