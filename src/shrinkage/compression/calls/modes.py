@@ -131,7 +131,7 @@ def without_checks() -> Iterator[None]:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Let Python collect no garbage: a graph keeps what its tracing makes, and to look for more takes a tenth of it."""
+    """Let Python collect no garbage meanwhile: graphs and copies keep what is made, of which it would look at all."""
     enabled = gc.isenabled()
     gc.disable()
     try:

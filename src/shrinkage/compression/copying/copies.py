@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from shrinkage.compression.calls.modes import has_own_modes
+from shrinkage.compression.calls.modes import has_own_modes, without_collection
 from shrinkage.compression.copying.rebinding import Memo
 from shrinkage.compression.plans.tensors import joined, tensors_of
 from shrinkage.errors import ShrinkError, shown, warn_user
@@ -36,7 +36,8 @@ def copy_of(model: nn.Module, replaced: Mapping[Any, object]) -> nn.Module:
 
     Raises ShrinkError if the model holds something of which Python makes no copy.
     """
-    return copy_with(Memo(model, replaced), model)
+    with without_collection():
+        return copy_with(Memo(model, replaced), model)
 
 
 def copy_with(memo: Memo, model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.plans.tensors import tensors_of, zero_slices
 from shrinkage.compression.removal.attributes import alike, changed_attributes, equal_by_chance
 from shrinkage.compression.removal.bisection import culprits
-from shrinkage.compression.removal.channel_kinds import kinds_of
+from shrinkage.compression.removal.channel_kinds import by_label, kinds_of
 from shrinkage.compression.removal.reading_groups import ReadingGroups, reading_groups
 from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.removal.trial import Trial
@@ -18,7 +18,7 @@ from shrinkage.compression.tracing.disjoint_sets import DisjointSets, distinct
 from shrinkage.compression.tracing.parameter_axes import Axis
 from shrinkage.diagnostics.zero_layers import NAMED, in_backticks
 from shrinkage.errors import GroupError, warn_user
-from shrinkage.penalties.coupled_groups import Coupled, Member
+from shrinkage.penalties.coupled_groups import NONE, Coupled, Member
 
 
 def channel_groups(
@@ -56,19 +56,20 @@ def channel_groups(
             "expected layers of which all of a kind can lose channels with the same numbers, found none: "
             "leave out uniform"
         )
-    number = {root: place for place, group in enumerate(groups) for root in group}
+    number = by_label(coupling, groups)
     members = [Member(name, dim, _numbers(coupling, reading, (name, dim), number)) for name, dim in free | reading.axes]
     kinds = kinds_of(coupling, model, call, [pin] if isinstance(pin, str) else pin, groups, sized=sized)
     return Coupled([member for member in members if max(member.groups) >= 0], kinds=kinds)
 
 
-def _numbers(coupling: Coupling, reading: ReadingGroups, axis: Axis, number: Mapping[int, int]) -> list[int]:
+def _numbers(coupling: Coupling, reading: ReadingGroups, axis: Axis, number: Tensor) -> list[int]:
     """Return the number of the group of each index along `axis`, by label in `number`; -1 for those of none."""
-    rows, channels = coupling.telling(*axis), coupling.axes[axis].tolist()
-    return [
-        number.get(root, -1) if place in rows and reading.includes(axis, root) else -1
-        for place, root in enumerate(channels)
-    ]
+    channels, telling = coupling.axes[axis], coupling.telling(*axis)
+    rows = slice(telling.start, telling.stop)
+    numbers = torch.full_like(channels, NONE)
+    numbers[rows] = torch.where(reading.includes(axis, channels[rows]), number[channels[rows]], NONE)
+    found: list[int] = numbers.tolist()
+    return found
 
 
 def most_held(coupling: Coupling, model: nn.Module, held: Mapping[int, str]) -> list[str]:

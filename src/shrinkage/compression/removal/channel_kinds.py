@@ -21,6 +21,7 @@ from shrinkage.compression.tracing.coupling import Coupling, couple
 from shrinkage.compression.tracing.parameter_axes import Axis
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import GroupError, first_line
+from shrinkage.penalties.coupled_groups import NONE
 from shrinkage.penalties.kinds import Amount, Kinds, Length, amount
 
 Shares = Mapping[int, int]  # by kind, how many indices of an axis go with one channel
@@ -41,15 +42,12 @@ def kinds_of(
     counts multiply-adds later follows the model anew: a graph would hold the parameters as they are now. If `sized`,
     sizes in the code of copies without some channels are corrected.
     """
-    places = torch.full((coupling.labels.count,), -1)
-    for place, roots in enumerate(groups):
-        places[list(roots)] = place
+    places = by_label(coupling, groups)
     own: list[list[tuple[Axis, int]]] = [[] for _ in groups]
     for axis, channels in coupling.axes.items():
         found_there = places[channels]
-        counts = torch.bincount(found_there[found_there >= 0], minlength=len(groups))
-        found = counts.nonzero().flatten()
-        for group, count in zip(found.tolist(), counts[found].tolist(), strict=True):
+        found, counts = torch.unique(found_there[found_there != NONE], return_counts=True)
+        for group, count in zip(found.tolist(), counts.tolist(), strict=True):
             own[group].append((axis, count))
     known: dict[tuple[tuple[Axis, int], ...], int] = {}
     of = tuple(known.setdefault(tuple(each), len(known)) for each in own)
@@ -59,6 +57,15 @@ def kinds_of(
             shares.setdefault(axis, {})[kind] = count
     multiply_adds = partial(multiply_adds_of, model, call, tuple(pin), tuple(map(tuple, groups)), of, sized=sized)
     return Kinds(of, parameters_of(model, shares), multiply_adds)
+
+
+def by_label(coupling: Coupling, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Return for each label the number of the one of `groups` that it is in; -1 for those in none."""
+    number = torch.full((coupling.labels.count,), NONE)
+    number[[root for group in groups for root in group]] = torch.tensor(
+        [place for place, group in enumerate(groups) for _ in group]
+    )
+    return number
 
 
 def parameters_of(model: nn.Module, shares: Mapping[Axis, Shares]) -> Amount:

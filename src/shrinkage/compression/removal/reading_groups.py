@@ -46,9 +46,9 @@ class ReadingGroups:
     held: Tensor
     axes: dict[Axis, Tensor] = field(default_factory=dict)
 
-    def includes(self, axis: Axis, root: int) -> bool:
-        """Return whether the entries along `axis` that belong to the channel `root` are in its group."""
-        return axis in self.axes or not self.which[root]
+    def includes(self, axis: Axis, channels: Tensor) -> Tensor:
+        """Return for each of the `channels` whether the entries along `axis` that belong to it are in its group."""
+        return torch.ones_like(channels, dtype=torch.bool) if axis in self.axes else ~self.which[channels]
 
 
 def reading_groups(coupling: Coupling, model: nn.Module, free: Makers, roots: set[int]) -> ReadingGroups:
