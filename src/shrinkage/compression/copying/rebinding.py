@@ -133,6 +133,7 @@ def _held_by_tensor(each: Tensor) -> list[Any]:
 
 
 def holds_nothing(each: Any) -> bool:
+    """Return whether `each` is a number, a text or an empty container, which leads to no tensor and no module."""
     kind = type(each)
     return kind in ATOMS or (kind in EMPTY and not each and not getattr(each, "__dict__", None))
 
