@@ -152,7 +152,7 @@ MUTANTS = [
     M("producing_axes(every, own)\n    summed = summed_axes(labels, every, own)", "producing_axes(every, own)\n    summed = frozenset()", "sums", "in_the_group"),
     M("    held |= dict.fromkeys(_summed_alone(coupling, model, free), ALONE)\n", "", "sums", "no_group_holds"),
     M("torch.equal(roots, roots[:1].expand_as(roots))", "False", "shrink", "so_many and shuffled"),
-    M("return axis in self.axes or not self.which[root]", "return not self.which[root]", "reading_groups", "columns_of_all", quick=True),
+    M("if axis in self.axes else ~self.which", "if False else ~self.which", "reading_groups", "columns_of_all", quick=True),
     M("                found.which |= closed.which\n", "                found.which |= seeds\n", "reading_groups", "outputs_stay and before"),
     M("            if along.get(name, dim) != dim:", "            if False:", "reading_groups", "outputs_stay and before"),
     M("            if not axes or not all(", "            if not all(", "reading_groups", "left_to_that"),
