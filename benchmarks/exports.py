@@ -75,7 +75,7 @@ def measure_export(group: str, case: Case) -> Exported:
     except Exception as error:  # Whatever the models of other versions of a package do.
         return Exported(group, case.name, f"not made: {type(error).__name__}: {first_line(error)}", "")
     program, onnx = (_tried(exporter, small.model, dense, calls) for exporter in (with_torch, with_onnx))
-    return Exported(group, case.name, program, onnx if program != onnx else "")
+    return Exported(group, case.name, program, onnx if program != onnx or isinstance(onnx, float) else "")
 
 
 def _tried(exporter: Callable[[nn.Module, Calls], float], small: nn.Module, dense: nn.Module, calls: Calls) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.search import zero_
 from late import transformers
-from shrinkage import CoupledChannels, Shrunk, shrink
+from shrinkage import CoupledChannels, GroupError, Shrunk, shrink
 from zoo.case import Case, Normal, Tokens
 from zoo.families import FAMILIES
 from zoo.own import CASES
@@ -154,11 +154,17 @@ def chosen(names: Sequence[str]) -> Iterator[tuple[str, Case]]:
 
 
 def smaller(case: Case, *, uniform: bool = False) -> tuple[nn.Module, Shrunk]:
-    """Return the model of a case with zeros in a third of the groups of its channels, and the smaller model."""
+    """Return the model of a case with zeros in a third of the groups of its channels, and the smaller model.
+
+    Those of residual streams are groups too where there are no others.
+    """
     model, (args, kwargs) = case.make(), case.example()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of channels that are in no group
-        channels = CoupledChannels(model, args, example_kwargs=kwargs, uniform=uniform)
+        try:
+            channels = CoupledChannels(model, args, example_kwargs=kwargs, uniform=uniform)
+        except GroupError:
+            channels = CoupledChannels(model, args, example_kwargs=kwargs, uniform=uniform, residual=True)
         torch.manual_seed(0)
         zero_(model, channels)
         return model, shrink(model, args, example_kwargs=kwargs, uniform=uniform)

@@ -125,6 +125,12 @@ def test_an_export_is_compared():
     assert "swiglu" in str(found)
 
 
+def test_what_is_equal_after_both_exporters_is_told(monkeypatch):
+    monkeypatch.setattr("benchmarks.exports.with_torch", lambda model, calls: 0.0)
+    monkeypatch.setattr("benchmarks.exports.with_onnx", lambda model, calls: 0.0)
+    assert str(exports.measure_export("hand", case_of("mlp"))).split() == ["hand", "mlp", "0e+00", "0e+00"]
+
+
 def test_an_exporter_that_fails_is_tried_with_the_dense_model(monkeypatch):
     found = exports.measure_export("hand", case_of("undecided"))
     assert found.program.startswith("dense too: ")
