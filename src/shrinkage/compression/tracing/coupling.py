@@ -1,6 +1,7 @@
 """Which channels of a model are one and the same: a graph of its operators, from `torch.export`."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -113,15 +114,20 @@ def couple(
 
     A copy of the model is called. Raises ShrinkError if that cannot be, or `pin` names nothing.
     """
-    found, unexported, marks = _exported(model, positional(example_inputs), example_kwargs or {})
+    args, kwargs = positional(example_inputs), example_kwargs or {}
+    found, unexported, marks = _exported(model, args, kwargs)
     labels, tensors = DisjointSets(), tensors_of(model)
     own = _labels_of(labels, model)
     for name, reason in held(model, pin).items():
         for factor in own[name].factors:
             labels.pin(factor, reason)
-    traces = tuple((each, _traced(labels, each, own, absorbers_in(model, each, tensors, marks))) for each in found)
-    trained = _exported_in_training(model, (positional(example_inputs), example_kwargs or {}), found)
-    every = (*traces, *((each, _traced(labels, each, own, {})) for each in trained))
+    trained, marks_in_training = _exported_in_training(model, args, kwargs, found)
+    every = tuple(
+        (each, _traced(labels, each, own, absorbers_in(model, each, tensors, its)))
+        for graphs, its in ((found, marks), (trained, marks_in_training))
+        for each in graphs
+    )
+    traces = every[: len(found)]
     for _, trace in every:
         for factor, follows in trace.splits:
             _settle(labels, factor, follows)
@@ -150,7 +156,7 @@ def couple(
 
 
 def _exported(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = False
 ) -> tuple[list[Subgraph], dict[str, str], Marks]:
     """Return the graphs of `model`, whose own state is left alone, and the marks of attributes in them."""
     if isinstance(model, torch.jit.ScriptModule):
@@ -159,7 +165,7 @@ def _exported(
         probe = with_prunable_heads(emptied(with_own_state(model)))
         marks = marked_(probe)
         with global_caches_left_out(model):
-            return *subgraphs(probe, args, kwargs), marks
+            return *subgraphs(probe, args, kwargs, training=training), marks
     except ShrinkError:
         raise
     except Exception as error:
@@ -167,21 +173,25 @@ def _exported(
 
 
 def _exported_in_training(
-    model: nn.Module, call: tuple[tuple[Any, ...], Mapping[str, Any]], found: Sequence[Subgraph]
-) -> list[Subgraph]:
-    """Return the graph of `model` in training mode, if that reads what belongs to what is read otherwise.
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], found: Sequence[Subgraph]
+) -> tuple[list[Subgraph], Marks]:
+    """Return the graphs of `model` in training mode, and the marks in them, if they read what those `found` do not.
 
-    So does noise that is added to weights, and so do averages of rows of a codebook. What is read by training alone
-    goes with what it meets there. Empty where no such graph can be made.
+    Noise that is added to weights is read there, and so are averages of rows of a codebook. What is read by training
+    alone goes with what it meets there. No graphs where none can be made.
     """
-    seen = {name for subgraph in found for node, name in subgraph.owned.items() if node.users}
-    if not any(_reads_a_part(module, path, seen) for path, module in model.named_modules()):
-        return []
-    try:
-        graphs, failed = subgraphs(with_prunable_heads(emptied(with_own_state(model))), *call, training=True)
-    except Exception:  # Whatever a model's code does in training mode.
-        return []
-    return [] if failed else graphs
+    seen = _read_by(found)
+    if any(_reads_a_part(module, path, seen) for path, module in model.named_modules()):
+        with suppress(ShrinkError):
+            graphs, failed, marks = _exported(model, args, kwargs, training=True)
+            if not failed and _read_by(graphs) - seen:
+                return graphs, marks
+    return [], {}
+
+
+def _read_by(graphs: Sequence[Subgraph]) -> set[str]:
+    """Return the names of the parameters and buffers that graphs read."""
+    return {name for subgraph in graphs for node, name in subgraph.owned.items() if node.users}
 
 
 def _reads_a_part(module: nn.Module, path: str, seen: set[str]) -> bool:
