@@ -14,7 +14,6 @@ from zoo.harness import choose, difference, size
 
 REFUSED = {  # by name, with the reason and what to do
     "graph-attention-edges": r"max over channels, in `first`, `second` \(272 .*\): what is computed over all channels",
-    "graph-attention-dense": r"a slice of the channels is taken, in `the model` \(24 .* `a`\): .* `chunk`",
     "convnext-v2": r"subtracts the mean over 6 channels, in `norm`.* only divides, in `response` \(144 ",
     "branching": r"put out by `inner`, which was exported by itself .*: make the model one that `torch.export` takes",
 }

@@ -71,11 +71,11 @@ def test_channels_in_a_grid_go_by_lines(between, channels):
     ("between", "channels"),
     [
         (lambda self, h: h + torch.ones_like(h[:, :1]), 12),
-        (lambda self, h: h + torch.ones_like(h[:, 1:2]), 0),
+        (lambda self, h: h + torch.ones_like(h[:, 1:2]), 1),
         (lambda self, h: h + (lambda first: first * torch.ones_like(first))(h[:, :1]), 0),
         (lambda self, h: torch.cat(h.view(len(h), 3, 4).chunk(2, -1)[::-1], 1).flatten(1), 2),
     ],
-    ids=["its shape", "one that may go", "its number", "halves of a grid"],
+    ids=["its shape", "one behind another", "its number", "halves of a grid"],
 )
 def test_a_part_of_the_channels(between, channels):
     assert count(Model(between), X) == channels

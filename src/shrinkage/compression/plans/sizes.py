@@ -1,6 +1,7 @@
 """Calls that ask for sizes, and tables of those that are right."""
 
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from shrinkage.compression.plans.index_text import tuples
 VIEW, RESHAPE, EXPAND, REPEAT, UNFLATTEN = "view", "reshape", "expand", "repeat", "unflatten"
 SPLIT, SPLIT_WITH_SIZES = "split", "split_with_sizes"
 NEW = "new"  # which takes sizes one by one: a tuple of numbers is what it puts into a tensor
+SLICE = "slice"
+TO_THE_END = sys.maxsize  # what an export gives for the end of a slice that has none
 FILL = "fill"  # what all calls of `FILLING` come to
 FILLED: dict[Callable[..., Any], str] = {
     torch.zeros: "zeros",
@@ -39,13 +42,14 @@ CALLS: dict[Callable[..., Any], str] = {
     torch.split: SPLIT,
     Tensor.split_with_sizes: SPLIT,
     torch.split_with_sizes: SPLIT,
+    Tensor.__getitem__: SLICE,
 }
 
 
 class Asked(NamedTuple):
-    """What a call asks for: its name, the axis that is split or unflattened (-1: all of them), and the sizes.
+    """What a call asks for: its name, the axis that is split, unflattened or sliced (-1: all of them), and the sizes.
 
-    Those of `repeat` are numbers of copies, which are sizes along axes of length 1.
+    Those of `repeat` are numbers of copies, which are sizes along axes of length 1, and those of a slice its two ends.
     """
 
     call: str
@@ -124,6 +128,8 @@ def asked_by(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
         return _asked_to_fill(call, args, kwargs)
     if call is None or not args or not isinstance(args[0], Tensor):
         return None
+    if call == SLICE:
+        return _asked_of_slice(args[0].dim(), args[1])
     rest = (*args[1:], *kwargs.values())
     if call in (VIEW, RESHAPE, EXPAND, REPEAT):
         sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
@@ -150,6 +156,21 @@ def _asked_to_fill(call: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return Asked(call, -1, tuple(sizes)) if len(sizes) else None
 
 
+def _asked_of_slice(rank: int, index: Any) -> Asked | None:
+    """Return what an index asks for that is a range along one axis, and all of the others."""
+    index = index if isinstance(index, tuple) else (index,)
+    place = next((number for number, one in enumerate(index) if one is Ellipsis), len(index))
+    given = [*index[:place], *(slice(None),) * (rank - len(index) + 1), *index[place + 1 :]][:rank]
+    if any(type(one) is not slice for one in given):
+        return None
+    (axis, *others) = [axis for axis, one in enumerate(given) if one != slice(None)] or [-1]
+    one = given[axis]
+    start, stop = one.start or 0, TO_THE_END if one.stop is None else one.stop
+    if axis < 0 or others or one.step not in (None, 1) or type(start) is not int or type(stop) is not int:
+        return None
+    return Asked(SLICE, axis, (start, stop))
+
+
 def read_by(asked: Asked, args: Sequence[Any]) -> tuple[int, ...]:
     """Return the shape of the tensor that a call reads; that of none has no axes."""
     return () if asked.call in FILLING else tuple(args[0].shape)
@@ -169,6 +190,8 @@ def asking(
         after = own[1:] if isinstance(own[0], tuple | list) else ()
         return function(*before, tuple(sizes), *after, **kwargs)
     tensor: Tensor = args[0]
+    if asked.call == SLICE:
+        return function(tensor, (*(slice(None),) * asked.axis, slice(*sizes)))
     if asked.call == UNFLATTEN:
         return torch.unflatten(tensor, asked.axis, list(sizes))
     if asked.axis >= 0:

@@ -18,6 +18,7 @@ from shrinkage.compression.plans.sizes import (
     FILLING,
     NEW,
     REPEAT,
+    SLICE,
     SPLIT,
     SPLIT_WITH_SIZES,
     UNFLATTEN,
@@ -45,6 +46,7 @@ OPERATORS: dict[Any, str] = {
     aten.unflatten: UNFLATTEN,
     aten.split: SPLIT,
     aten.split_with_sizes: SPLIT,
+    aten.slice: SLICE,
     **{getattr(aten, name): FILL for name in sorted(FILLING - {NEW})},
 }
 
@@ -107,8 +109,10 @@ class Lockstep:
         for step in recorded(self.model, self.call):
             queue = queues[step.path, step.name]
             form = step.path, step.shape, step.asked
-            if queue and shapes_of(queue[0][0]) == step.outputs:
-                node, trace = queue.pop(0)
+            nodes = [node for node, _ in (queue if step.name == SLICE else queue[:1])]
+            place = next((place for place, node in enumerate(nodes) if _comes_from(node, step)), None)
+            if place is not None:
+                node, trace = queue.pop(place)
                 data: Any = None if step.name == FILL else node.args[0]
                 forms[form] = trace.values.get(data), trace.values.get(node)
             found.append((step, *forms.get(form, (None, None))))
@@ -158,6 +162,14 @@ class Lockstep:
     def _right(self, step: Step, data: Any, value: Any, gone: Tensor) -> Right | None:
         """Return the sizes that are right without the channels `gone`; None for those that any number is right for."""
         axis = step.asked.axis
+        if step.name == SLICE:
+            factor = data.along(axis) if isinstance(data, Channels) else None
+            if factor is None or factor.numel() > factor.shape[axis] or min(step.asked.sizes) < 0:
+                return None
+            if step.asked.sizes == (0, 1):  # which channel it is may not matter
+                return None
+            left = ~gone[self.coupling.labels.find(factor.reshape(-1))]
+            return [place if place >= len(left) else int(left[:place].sum()) for place in step.asked.sizes]
         if step.name == SPLIT:
             if axis not in self._lengths(data, gone) or not isinstance(value, tuple):
                 return None
@@ -181,7 +193,7 @@ class Lockstep:
             for each, (before, left, free) in sorted(lengths.items())
             if free and each not in varying and (before, left) == (dense.shape[each], step.shape[each])
         )
-        if step.name == SPLIT:
+        if step.name in (SPLIT, SLICE):
             return Correction(asked.call, axis, rank, ((axis, step.shape[axis]),), asked.sizes, tuple(right))
         first, after = max(axis, 0), self._lengths(value, gone)
         known, given, products = list[int | None](), list[int | None](), list[int]()
@@ -194,6 +206,15 @@ class Lockstep:
             known.append(None if any_size else was // common)
             given.append(None if any_size else -1 if was == -1 or now is None else now // common)
         return Correction(asked.call, axis, rank, inputs, tuple(known), tuple(given), tuple(products))
+
+
+def _comes_from(node: fx.Node, step: Step) -> bool:
+    """Return whether a call that asks for sizes may be what `node` is."""
+    if step.name == SLICE:
+        source: Any = node.args[0]
+        if node.args[1:] != (step.asked.axis, *step.asked.sizes) or shapes_of(source) != [step.shape]:
+            return False
+    return shapes_of(node) == step.outputs
 
 
 def _differing(one: Shape, other: Shape) -> set[int]:

@@ -17,6 +17,7 @@ from shrinkage.compression.tracing import (  # noqa: F401  they register their r
     contractions,
     copied_axes,
     indexing,
+    parts,
     shapes,
     windows,
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Container
 
+import torch
 from torch import fx
 
 from shrinkage.compression.tracing.trace import mutates
@@ -25,5 +26,10 @@ def without_dead_code(graph: fx.Graph, owned: Container[fx.Node]) -> None:
         if node not in live and any(each in owned or each in weighs for each in node.all_input_nodes):
             weighs.add(node)
     for node in reversed(graph.nodes):
-        if node not in live | weighs and not node.users:
+        if node not in live | weighs and not node.users and not _is_a_part(node, live | weighs):
             graph.erase_node(node)
+
+
+def _is_a_part(node: fx.Node, live: Container[fx.Node]) -> bool:
+    """Return whether `node` is a slice of what is `live`: it tells that the code takes this apart, whoever reads it."""
+    return node.target is torch.ops.aten.slice.Tensor and node.args[0] in live

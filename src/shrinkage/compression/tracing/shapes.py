@@ -1,4 +1,4 @@
-"""Rules of operators that move axes, cut them and put them together."""
+"""Rules of operators that move axes, reshape them, fill tensors and put them together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shrinkage.compression.tracing.channels import Channels, axes_of, raised
 from shrinkage.compression.tracing.operators import aten, coupling_rule
-from shrinkage.compression.tracing.trace import Literal, Trace, flat, shapes_of
+from shrinkage.compression.tracing.trace import Trace, flat
 
 
 @coupling_rule(aten.view, aten.reshape, aten._unsafe_view)
@@ -60,83 +60,6 @@ def movedim(trace: Trace, x: Channels, source: Any, destination: Any) -> Channel
 def t(trace: Trace, x: Channels) -> Channels:
     """The last two axes change places."""
     return trace.make([factor.mT if factor.dim() > 1 else factor for factor in x.factors])
-
-
-@coupling_rule(aten.select)
-def select(trace: Trace, x: Channels, axis: int, index: int) -> Channels:
-    """One index of an axis that has to stay."""
-    x = trace.fix(x, [axis], "one index of the channels is selected")
-    return trace.make([factor.select(axis, 0) for factor in x.factors if factor.shape[axis] == 1])
-
-
-@coupling_rule(aten.unbind)
-def unbind(trace: Trace, x: Channels, axis: int = 0) -> tuple[Channels, ...]:
-    """Every index of an axis that has to stay."""
-    x = trace.fix(x, [axis], "taken apart along the channels")
-    factors = [factor.select(axis, 0) for factor in x.factors if factor.shape[axis] == 1]
-    return tuple(trace.make(factors) for _ in range(x.shape[axis]))
-
-
-@coupling_rule(aten.slice, aten.narrow)
-def slice_(trace: Trace, x: Channels, axis: int = 0, *bounds: Any) -> Channels:
-    """A range of an axis that has to stay, unless the first index is there for its shape alone."""
-    if trace.shape == x.shape:
-        return x
-    if _first_for_its_shape(trace, axis % len(x.shape), *bounds):
-        return trace.make([factor for factor in x.factors if factor.shape[axis] == 1])
-    x = trace.fix(x, [axis], "a slice of the channels is taken")
-    return trace.make([factor for factor in x.factors if factor.shape[axis] == 1])
-
-
-def _first_for_its_shape(trace: Trace, axis: int, start: Any = None, *_: Any) -> bool:
-    """Return whether the output is the first index along an axis, and what is made of it takes its shape alone.
-
-    So does `torch.ones_like(x[:, :1]) * t`, the time as one more channel. One index is always there.
-    """
-    users = [getattr(user.target, "overloadpacket", None) for user in trace.node.users]
-    return trace.shape[axis] == 1 and not start and all(user in LIKE for user in users)
-
-
-LIKE = frozenset({
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
-})  # fmt: skip
-
-
-@coupling_rule(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unsafe_chunk, aten.unsafe_split)
-def split(trace: Trace, x: Channels, sizes: Any, axis: int = 0) -> tuple[Channels, ...]:
-    """Parts of an axis; equal ones lose the same channels."""
-    axis %= len(x.shape)
-    lengths = [shape[axis] for shape in shapes_of(trace.node)]
-    even = len(set(lengths)) == 1
-    by_count = trace.operator.overloadpacket in (aten.chunk, aten.tensor_split, aten.unsafe_chunk)
-    in_a_grid = any(len(axes_of(factor)) > 1 and factor.shape[axis] > 1 for factor in x.factors)
-    if not even and (by_count or in_a_grid):
-        x = trace.fix(x, [axis], "split into parts of fixed length")
-    parts: list[list[Tensor]] = [[] for _ in lengths]
-    for factor in x.factors:
-        if factor.shape[axis] == 1:
-            chunks = [factor] * len(lengths)
-        else:
-            chunks = list(torch.split(factor, lengths, axis))
-            if even:
-                for chunk in chunks[1:]:
-                    trace.labels.unite(chunk, chunks[0])
-            if not by_count:
-                trace.literals += [Literal(trace.path, n, p, axis) for n, p in zip(lengths, chunks, strict=True)]
-        for part, chunk in zip(parts, chunks, strict=True):
-            part.append(chunk)
-    shapes = shapes_of(trace.node)
-    return tuple(trace.make(part, shape) for part, shape in zip(parts, shapes, strict=True))
-
-
-@coupling_rule(aten.glu)
-def glu(trace: Trace, x: Channels, axis: int = -1) -> Channels:
-    """One half of the channels gates the other."""
-    axis %= len(x.shape)
-    if flat(trace, x, axis, "gated") is None:
-        return trace.make([factor for factor in x.factors if factor.shape[axis] == 1])
-    halves = [[f.chunk(2, axis)[half] if f.shape[axis] > 1 else f for f in x.factors] for half in (0, 1)]
-    return trace.combine([Channels(trace.shape, tuple(half)) for half in halves])
 
 
 @coupling_rule(aten.cat, aten.concat)
