@@ -126,7 +126,7 @@ MUTANTS = [
     M("torch.where((later == first).all(0), first,", "torch.where((later == later).all(0), first,", "recurrent", "after_more_steps"),
     M("_unless_as(state, after)", "state.expand_as(after[0])", "recurrent", "grows"),
     M("several += [tuple(names)] if len(names) > 1 else []", "pass", "recurrent", "least_goes"),
-    M("        if place is not None:", "        if False:", "recurrent", "least_goes"),
+    M("        if place is not None:", "        if False:", "recurrent", "least_goes", file="compression/tracing/recurrent.py"),
     M("        if user.target is aten.select.int and", "        if False and", "recurrent", "least_goes"),
     M("given.args[1:] in ((), (0,)):\n            parts", "False:\n            parts", "recurrent", "a_decoder"),
     M("    if any(_packs(frame)", "    if False and any(_packs(frame)", "recurrent", "packs_as"),
