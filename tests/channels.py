@@ -18,7 +18,8 @@ def free_channels(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[s
     for (name, dim), channels in coupling.axes.items():
         if not isinstance(tensors[name], nn.Parameter):
             continue
-        role = "in" if (name, dim) in coupling.consumed else "out"
+        reads = (name, dim) in coupling.consumed or (name, dim) in coupling.measured  # a direction makes no zero
+        role = "in" if reads else "out"
         order = torch.argsort(channels, stable=True)
         roots, counts = channels[order].unique_consecutive(return_counts=True)
         for root, indices in zip(roots.tolist(), order.split(counts.tolist()), strict=True):

@@ -213,15 +213,14 @@ class Split(nn.Module):
         return self.b(self.a(x).view(-1, 2, 3).amax(1).repeat(1, 2).sort(-1).values)
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_model_without_channels_that_can_go_says_what_holds_them():
-    normed = chain()
+    masked = chain()
     for number in (0, 2, 4):
-        nn.utils.weight_norm(normed[number])
+        prune.identity(masked[number], "weight")
     frozen = chain()
     frozen[0].requires_grad_(False), frozen[2].requires_grad_(False)
     texts = {
-        "remove_weight_norm": normed,
+        "torch.nn.utils.prune.remove": masked,
         "requires_grad is False": frozen,
         "an output of the model": nn.Linear(8, 4),
         "sort": Split(),

@@ -324,14 +324,16 @@ CASE = {case.name: case for case in CASES}
         ("generator", 18), ("recurrent", 16), ("tied-weights", 20), ("low-rank-merged", 24), ("attention-reshaped", 4),
         ("attention-chunked", 4), ("grouped-queries-interleave", 2), ("grouped-queries-expand", 2),
         ("grouped-queries-native", 2), ("rotary", 4), ("densenet", 26), ("instance-norm", 30), ("prelu", 22),
-        ("softmax-channels", 0), ("shuffled", 8), ("einsum", 12), ("lstm", 26), ("weight-norm", 0), ("assigned", 0),
+        ("softmax-channels", 0), ("shuffled", 8), ("einsum", 12), ("lstm", 26), ("weight-norm", 16), ("assigned", 0),
         ("multihead-attention", 36), ("pixel-shuffled", 14), ("pixel-unshuffled", 10),
         ("channel-shuffled", 16), ("einsum-attention", 4), ("einsum-linear-attention", 4), ("einsum-columns", 24),
         ("einsum-weights-first", 24), ("einsum-experts", 24), ("einsum-similarity", 11),
         ("factorization-machine", 20), ("recommender", 36), ("bags-sum", 22), ("bags-mean", 22), ("bags-max", 22),
         ("bags-by-offsets", 22), ("bags-weighted", 22), ("contrastive", 28), ("twins", 28), ("prototypes", 24),
         ("quantizer", 40), ("angles", 28), ("graph-einsum", 4), ("heads-by-einsum", 10), ("pooled-places", 16),
-        ("sentences", 22), ("interaction", 18), ("stacked-experts", 12),
+        ("sentences", 22), ("interaction", 18), ("stacked-experts", 12), ("temporal", 44),
+        ("temporal-parametrized", 44), ("wavenet", 40), ("vocoder", 54), ("vocoder-parametrized", 54), ("codec", 33),
+        ("weight-norms", 23), ("discriminator", 36), ("discriminator-parametrized", 36), ("chain-discriminator", 30),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings(LSTM)

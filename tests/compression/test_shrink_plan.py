@@ -573,12 +573,7 @@ def test_a_model_that_ties_what_the_plan_cuts_in_two_ways():
 
 
 def parametrized(model: Network) -> None:
-    parametrizations.weight_norm(model.fc)
-
-
-def normed(model: Network) -> None:
-    with pytest.warns(FutureWarning):
-        nn.utils.weight_norm(model.fc)
+    parametrizations.orthogonal(model.fc)
 
 
 def masked(model: Network) -> None:
@@ -588,9 +583,8 @@ def masked(model: Network) -> None:
 @pytest.mark.parametrize(
     ("compute", "name"),
     [
-        (parametrized, "parametrizations.weight.original1"),
+        (parametrized, "parametrizations.weight.original"),
         (parametrized, "bias"),
-        (normed, "weight_v"),
         (masked, "weight_orig"),
         (masked, "weight_mask"),
     ],

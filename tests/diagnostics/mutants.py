@@ -55,7 +55,7 @@ MUTANTS = [
     M("if slope_of(penalty, points[0].shape) < math.inf:", "if True:", "stationarity"),
     M("(math.isnan(each.relative), each.relative)", "(False, each.relative)", "stationarity"),
     M("tensor.movedim(self.dim, 0).flatten(1)", "tensor.flatten(1)", "report", "divided"),
-    M("(slices == 0).all(1).any()", "(slices == 0).any()", "report", "single_zeros"),
+    M("(self.slices(tensor) == 0).all(1).any()", "(self.slices(tensor) == 0).any()", "report", "single_zeros"),
     M("with at_origin([(penalty, parameter) for parameter in held.values()]):", "if True:", "suggested_strengths", "each_layer", quick=True),
     M("factor = strength / (fixed(penalty.l1) + fixed(penalty.group))", "factor = strength", "suggested_strengths", "parts"),
     M("members = [member for member in coupled.members if member.parameter in own]", "members = coupled.members", "suggested_strengths", "share_groups"),

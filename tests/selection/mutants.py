@@ -19,7 +19,7 @@ MUTANTS = [
     M("steps & (steps + 1) == 0", "steps == 0", "half_precision", "warms"),
     M("(target.name, steps, *", "(target.name, *", "half_precision", "step_to_step"),
     M("self.told.add(target.name)", "pass", "half_precision", "said_once"),
-    M("if isinstance(hook, WeightNorm):", "if False:", "computed_weights", "computed"),
+    M("if isinstance(hook, WeightNorm):", "if False:", "computed_weights", "computed", file="selection/parametrized.py"),
     M("if not any(hits[i]):", "if False:", "selectors"),
     M("if i not in winners:", "if False:", "selectors"),
     M("if terms(rule) != terms(other):", "if False:", "selectors"),

@@ -35,7 +35,9 @@ def CoupledChannels(
     A group that is zero makes its channel zero, so that `shrink` removes it exactly. Heads of attention are groups
     too: the rows of queries, keys and values that belong to one. Where a channel whose weights are zero would still be
     a constant that nothing takes up, as a neuron of a Kolmogorov-Arnold network is behind the functions that read it,
-    its group is what reads it: the columns of those weights. Groups are disjoint; channels that cannot go (inputs,
+    its group is what reads it: the columns of those weights. Under weight norm, a group has the length of a row, and no
+    direction; under spectral norm also the columns that read the channel, and one channel stays out of groups, so that
+    no norm is zero. Groups are disjoint; channels that cannot go (inputs,
     outputs, the width of a residual stream under a layer norm; what a frozen weight makes) are in none. A copy of the
     model with one channel less of each kind is called once; what makes it fail is in no group, and a warning says so.
     Another one tells where the exporter does not take the model as a whole. The groups know how many parameters and

@@ -15,7 +15,7 @@ from shrinkage.compression.calls.cost import Cost, byte_count, parameter_count
 from shrinkage.compression.copying.copies import plain
 from shrinkage.compression.plans.applying import apply_plan
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
-from shrinkage.compression.plans.tensors import joined, saved_shapes
+from shrinkage.compression.plans.tensors import joined, layer_of, saved_shapes
 from shrinkage.compression.removal.summary import LayerSummary, ShrinkReport
 from shrinkage.compression.shrink import Shrunk
 from shrinkage.distributed.dtensor import is_dtensor
@@ -273,7 +273,7 @@ def _report(dense: nn.Module, small: nn.Module, plan: ShrinkPlan) -> ShrinkRepor
     before, after = (Cost(parameter_count(model), byte_count(model), 0, None) for model in (dense, small))
     tensors: dict[str, list[str]] = {}
     for name in plan.keep:
-        tensors.setdefault(name.rpartition(".")[0], []).append(name)
+        tensors.setdefault(layer_of(name), []).append(name)
     layers = []
     for path, names in tensors.items():
         shapes = {name: (plan.shapes[name], plan.shape_after(name)) for name in names}

@@ -46,10 +46,13 @@ class Plan(Protocol):
 
 
 class Cut(NamedTuple):
-    """What a plan does to a parameter: `dims` stay, and with an `offset` it is multiplied by a `factor`."""
+    """What a plan does to a parameter: `dims` stay, and with an `offset` it is multiplied by a `factor`.
+
+    There may be one factor for each of several slices.
+    """
 
     dims: Dims
-    factor: float = 1.0
+    factor: float | Tensor = 1.0
     offset: float = 0.0
 
     @classmethod
@@ -163,7 +166,21 @@ def kept(value: Any, cut: Cut | None, power: int) -> Any:
         return value
     for dim, indices in cut.dims.items():
         value = value.index_select(dim, torch.tensor(indices, dtype=torch.long, device=value.device))
-    if cut.factor == 1 or power == 0:
+    if power == 0 or not is_scaled(cut.factor):
         return value
     offset = cut.offset if power == 1 else 0.0
-    return ((value.double() + offset) * cut.factor**power - offset).to(value.dtype)
+    return ((value.double() + offset) * raised(cut.factor, power) - offset).to(value.dtype)
+
+
+def is_scaled(factor: float | Tensor) -> bool:
+    """Return whether a factor changes what it multiplies."""
+    return isinstance(factor, Tensor) or factor != 1
+
+
+def raised(factor: float | Tensor, power: int) -> float | Tensor:
+    """Return a power of a factor; 0 where one of several factors is 0, since nothing is left there.
+
+    >>> raised(torch.tensor([0.0, 2.0]), -1)
+    tensor([0.0000, 0.5000])
+    """
+    return torch.where(factor == 0, 0.0, factor**power) if isinstance(factor, Tensor) else factor**power

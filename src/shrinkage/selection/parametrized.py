@@ -1,7 +1,7 @@
 """Weights that a module computes from other parameters: what computes them, and what can be penalized instead."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -26,10 +26,21 @@ class Divisor(NamedTuple):
     source: str
     dim: int | None
 
+    def slices(self, tensor: Tensor) -> Tensor:
+        """Return `tensor` as a matrix, of whose rows there is a norm each."""
+        return tensor.reshape(1, -1) if self.dim is None else tensor.movedim(self.dim, 0).flatten(1)
+
     def vanishes(self, tensor: Tensor) -> bool:
         """Return whether a norm of `tensor` is 0, so that the weight is NaN."""
-        slices = tensor.reshape(1, -1) if self.dim is None else tensor.movedim(self.dim, 0).flatten(1)
-        return tensor.numel() > 0 and bool((slices == 0).all(1).any())
+        return tensor.numel() > 0 and bool((self.slices(tensor) == 0).all(1).any())
+
+
+class Vectors(NamedTuple):
+    """The buffers by which spectral norm measures a weight: entries per index along `dim`, and per entry of a slice."""
+
+    left: str
+    right: str
+    dim: int
 
 
 class Computed(NamedTuple):
@@ -41,6 +52,7 @@ class Computed(NamedTuple):
         sources: names in the module of the parameters that it is computed from.
         meaning: what it means to penalize them; {0!r} and {1!r} stand for their names.
         divisor: the one whose norm it is divided by, None if there is none.
+        vectors: buffers that measure the norm, None if there are none.
     """
 
     attribute: str
@@ -48,17 +60,26 @@ class Computed(NamedTuple):
     sources: tuple[str, ...]
     meaning: str
     divisor: Divisor | None = None
+    vectors: Vectors | None = None
+
+    @property
+    def lengths(self) -> str | None:
+        """The source that gives the norm back to what was divided by its own; None if there is none."""
+        others = [name for name in self.sources if self.divisor is not None and name != self.divisor.source]
+        return others[0] if others else None
 
 
 def computed_weights(module: nn.Module) -> Iterator[Computed]:
     """Yield the weights that `module` computes from parameters of its own."""
-    if parametrize.is_parametrized(module):
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module):  # asked of every module
         for attribute, chain in module.get_submodule("parametrizations").named_children():
             links = list(chain.children())
             sources = tuple(f"parametrizations.{attribute}.{name}" for name, _ in chain.named_parameters())
             by = " and ".join(type(link).__name__.removeprefix("_") for link in links)
             if len(links) == 1:
-                yield Computed(attribute, by, sources, meaning_of(links[0]), divisor_of(links[0], sources))
+                (link,) = links
+                vectors = vectors_of(link, f"parametrizations.{attribute}.0")
+                yield Computed(attribute, by, sources, meaning_of(link), divisor_of(link, sources), vectors)
             else:
                 yield Computed(attribute, by, sources, UNKNOWN)
     for hook in module._forward_pre_hooks.values():
@@ -68,7 +89,9 @@ def computed_weights(module: nn.Module) -> Iterator[Computed]:
             yield Computed(hook.name, "torch.nn.utils.weight_norm", (norms, directions), NORMS, divisor)
         elif isinstance(hook, SpectralNorm):
             source = f"{hook.name}_orig"
-            yield Computed(hook.name, "torch.nn.utils.spectral_norm", (source,), SCALE_FREE, Divisor(source, None))
+            vectors = Vectors(f"{hook.name}_u", f"{hook.name}_v", hook.dim)
+            by, divisor = "torch.nn.utils.spectral_norm", Divisor(source, None)
+            yield Computed(hook.name, by, (source,), SCALE_FREE, divisor, vectors)
         elif isinstance(hook, prune.BasePruningMethod):
             yield Computed(hook._tensor_name, "torch.nn.utils.prune", (f"{hook._tensor_name}_orig",), MASKED)
 
@@ -87,3 +110,11 @@ def divisor_of(link: nn.Module, sources: tuple[str, ...]) -> Divisor | None:
     if isinstance(link, parametrizations._WeightNorm):
         return Divisor(sources[1], None if link.dim in (None, -1) else link.dim)
     return Divisor(sources[0], None) if isinstance(link, parametrizations._SpectralNorm) else None
+
+
+def vectors_of(link: nn.Module, path: str) -> Vectors | None:
+    """Return the buffers by which the parametrization at `path` measures the norm of a weight."""
+    if not isinstance(link, parametrizations._SpectralNorm) or not list(link.buffers()):
+        return None
+    dim: Any = link.dim
+    return Vectors(f"{path}._u", f"{path}._v", dim)

@@ -16,6 +16,7 @@ from shrinkage.compression.plans.checks import (
     check_tied,
 )
 from shrinkage.compression.plans.layers import outputs_of
+from shrinkage.compression.plans.normed_weights import compute_weights_, keep_weights_
 from shrinkage.compression.plans.noting import noted
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
 from shrinkage.compression.plans.sized_modules import change_numbers_, check_numbers, check_sizes, correct_sizes_
@@ -69,6 +70,7 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     for name, tensor in tensors.items():
         if tensor not in cuts and (name in plan.keep or type(tensor) is nn.Parameter):
             cuts[tensor] = copied(tensor, plan.keep.get(name, {}), plan.scales.get(name))
+    keep_weights_(dense, tensors, cuts, plan.keep)
     result = copy_of(model, cuts)
     small = plain(result)
     for name, value in plan.attributes.items():
@@ -83,5 +85,6 @@ def applied(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     correct_sizes_(small, plan.sizes)
     change_numbers_(small, plan.numbers)
     update_ranks(small)
+    compute_weights_(small)
     emptied(small)
     return result

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.compression.plans.layers import outputs_of
+from shrinkage.compression.plans.normed_weights import is_normed
 from shrinkage.compression.plans.tensors import Keep, Scale, Shape, joined, own_tensors, saved_shapes
 from shrinkage.distributed.dtensor import is_dtensor
 from shrinkage.errors import PlanError, ShrinkError
@@ -93,7 +94,7 @@ def check_tied(keep: Keep, under_all_names: Keep) -> None:
 def check_can_be_cut(model: nn.Module, tensors: Mapping[str, Tensor], keep: Keep) -> None:
     """Raise `PlanError` if a tensor that is to be cut is computed, sharded over processes, or not dense."""
     for path, module in model.named_modules(remove_duplicate=False):
-        for computed in computed_weights(module):
+        for computed in (each for each in computed_weights(module) if not is_normed(module, each)):
             names = [joined(path, name) for name in (*own_tensors(module), *computed.sources)]
             if any(name in keep for name in names):
                 raise PlanError(

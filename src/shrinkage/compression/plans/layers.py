@@ -10,8 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from shrinkage.compression.plans.normed_weights import is_normed
 from shrinkage.compression.plans.tensors import Keep, Shape, joined, own_tensors, shape_of_cut
 from shrinkage.errors import PlanError, shown
+from shrinkage.selection.parametrized import computed_weights
 
 Shapes = Mapping[str, Shape]
 LayerRule = Callable[[Any, Shapes], Mapping[str, Any]]
@@ -174,7 +176,8 @@ def layer_attributes(
     """
     rule, rows = rule_of_layer(layer), kept.get("weight", {}).get(0)
     if isinstance(layer, _ConvNd) and rule is convolution and rows:
-        rule = EVENLY if _cut_evenly(rows, len(layer.weight), layer.groups) else rule
+        count = layer.in_channels if isinstance(layer, _ConvTransposeNd) else layer.out_channels
+        rule = EVENLY if _cut_evenly(rows, count, layer.groups) else rule
     values = dict(rule(layer, shapes)) if rule is not None and shapes else {}
     if rows is not None and isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None:
         values["padding_idx"] = list(rows).index(layer.padding_idx) if layer.padding_idx in rows else None
@@ -214,10 +217,13 @@ def widths_left(model: nn.Module, keep: Keep) -> dict[str, Any]:
     """Return the attributes of ordinary layers that change, by dotted name."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        own = own_tensors(module)
-        kept = {name: keep[joined(path, name)] for name in own if joined(path, name) in keep}
+        own = {name: (name, tensor) for name, tensor in own_tensors(module).items()}
+        for each in computed_weights(module):
+            if each.divisor is not None and is_normed(module, each):
+                own[each.attribute] = each.divisor.source, module.get_parameter(each.divisor.source)
+        kept = {name: keep[joined(path, place)] for name, (place, _) in own.items() if joined(path, place) in keep}
         if kept:
-            shapes = {name: shape_of_cut(tuple(tensor.shape), kept.get(name, {})) for name, tensor in own.items()}
+            shapes = {name: shape_of_cut(tuple(tensor.shape), kept.get(name, {})) for name, (_, tensor) in own.items()}
             changed = layer_attributes(module, shapes, kept)
             found |= {joined(path, name): value for name, value in changed.items()}
     return found

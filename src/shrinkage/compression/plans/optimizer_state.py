@@ -8,10 +8,19 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 from torch.utils._pytree import tree_leaves
 
+from shrinkage.compression.copying.copies import plain
+from shrinkage.compression.plans.normed_weights import factors_of_lengths
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
-from shrinkage.compression.plans.tensors import AS_IT_IS, Shape, cut, joined, scaled
+from shrinkage.compression.plans.tensors import AS_IT_IS, Shape, cut, joined, scaled, tensors_of
 from shrinkage.errors import PlanError, warn_user
-from shrinkage.optimizers.parameter_state import Cut, check_nothing_aside, put_smaller, states_beside
+from shrinkage.optimizers.parameter_state import (
+    Cut,
+    check_nothing_aside,
+    is_scaled,
+    put_smaller,
+    raised,
+    states_beside,
+)
 from shrinkage.selection.named_parameters import named_parameters
 
 # Which dimension the factors of a second moment lack, by how their names end: the means over columns and over rows.
@@ -50,8 +59,9 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
 
     Where all that goes is zero, gradients included, the steps that follow are those of the dense model. That does not
     hold for optimizers that look at a tensor as a whole: `Adafactor` and `Muon` scale by its size. Nor does it hold for
-    a parameter that the plan multiplies, the scale of an RMS norm with fewer channels: its gradient is divided by the
-    factor, and so are averages of it.
+    a parameter that is multiplied, the scale of an RMS norm with fewer channels, or the lengths of a weight norm whose
+    directions lose entries other than 0: its gradient is divided by the factor, and so are averages of it. Steps of
+    these directions are others, too: their gradient is orthogonal to what is left of them.
 
     Regularizers hold the dense model: detach them before, and attach new ones, made for `small`, after. These go on
     with the update counts, averaged gradients and references of the parameters that the smaller ones replace. Layers
@@ -92,13 +102,16 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
     beside = states_beside(optimizer)
     check_nothing_aside(beside)
     groups = [swapped(group, successors) for group in optimizer.param_groups]
+    bare = plain(dense)
+    factors = factors_of_lengths(bare, tensors_of(bare), plan.keep)
     states: dict[Tensor, Any] = {}
     for parameter, state in optimizer.state.items():
         successor = successors.get(id(parameter))
         if successor is None:
             states[parameter] = state
         else:
-            states[successor.parameter] = smaller_state(plan, successor.name, tuple(parameter.shape), state)
+            shape, factor = tuple(parameter.shape), factors.get(successor.name)
+            states[successor.parameter] = smaller_state(plan, successor.name, shape, state, factor)
     for group, lists in zip(optimizer.param_groups, groups, strict=True):
         states |= first_states(optimizer, group, lists["params"], states)
     optimizer.state.clear()
@@ -109,6 +122,8 @@ def shrink_optimizer_(optimizer: Optimizer, plan: ShrinkPlan, dense: nn.Module, 
     now = {id(p): index for index, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     known = [(index, successors[id(p)]) for index, p in enumerate(held) if id(p) in successors]
     cuts = {index: Cut.of(plan, successor.name) for index, successor in known}
+    lengths = {index: factors[successor.name] for index, successor in known if successor.name in factors}
+    cuts |= {index: cuts[index]._replace(factor=factor) for index, factor in lengths.items()}
     put_smaller(optimizer, beside, cuts, {index: now[id(successor.parameter)] for index, successor in known})
 
 
@@ -158,9 +173,15 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in found if parameter is not None}
 
 
-def smaller_state(plan: ShrinkPlan, name: str, shape: Shape, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an optimizer keeps of the parameter called `name`, cut as that is; nothing if that is unknown."""
-    result, dims, (factor, offset) = {}, plan.keep.get(name, {}), plan.scales.get(name, AS_IT_IS)
+def smaller_state(
+    plan: ShrinkPlan, name: str, shape: Shape, state: Mapping[str, Any], lengthened: Tensor | None = None
+) -> dict[str, Any]:
+    """Return what an optimizer keeps of the parameter called `name`, cut as that is; nothing if that is unknown.
+
+    The lengths of a weight norm are multiplied by what they are `lengthened` by.
+    """
+    result, dims, (scale, offset) = {}, plan.keep.get(name, {}), plan.scales.get(name, AS_IT_IS)
+    factor = scale if lengthened is None else lengthened
     for key, value in state.items():
         cuts = cuts_of(key, value, shape, dims)
         if cuts is None:
@@ -172,8 +193,8 @@ def smaller_state(plan: ShrinkPlan, name: str, shape: Shape, state: Mapping[str,
             return {}
         result[key] = cut(value, cuts) if cuts else value
         power = 0 if key == "momentum_buffer" and "square_avg" in state else POWERS.get(key, 0)  # RMSprop's is of steps
-        if factor != 1 and power:
-            result[key] = scaled(result[key], (factor**power, offset if key in ITERATES else 0.0))
+        if power and is_scaled(factor):
+            result[key] = scaled(result[key], (raised(factor, power), offset if key in ITERATES else 0.0))
     return result
 
 

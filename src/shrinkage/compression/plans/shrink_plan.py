@@ -22,6 +22,7 @@ from shrinkage.compression.plans.checks import (
 )
 from shrinkage.compression.plans.index_text import decoded, encoded, hashed, tuples
 from shrinkage.compression.plans.layers import widths_left
+from shrinkage.compression.plans.normed_weights import cut_along
 from shrinkage.compression.plans.numbers_in_code import CodeNumbers, numbers_in_turn
 from shrinkage.compression.plans.sized_modules import check_numbers
 from shrinkage.compression.plans.sizes import Tables, tables_from, tables_in_turn
@@ -31,6 +32,7 @@ from shrinkage.compression.plans.tensors import (
     Shape,
     composed,
     joined,
+    layer_of,
     saved_shapes,
     shape_of_cut,
     tensors_of,
@@ -115,7 +117,7 @@ class ShrinkPlan(ByFields):
         """
         model = plain(model)
         tensors = tensors_of(model)
-        chosen = under_all_names(tensors, keep)
+        chosen = cut_along(model, tensors, under_all_names(tensors, keep))
         plan = cls(saved_shapes(model, chosen), chosen, tuple(biases), scales=all_scales(tensors, scales or {}))
         check_can_be_cut(model, tensors, chosen)
         check_biases(model, plan.biases)
@@ -218,8 +220,8 @@ class ShrinkPlan(ByFields):
 
     def __str__(self) -> str:
         rows = []
-        for layer in dict.fromkeys(name.rpartition(".")[0] for name in self.shapes if name in self.keep):
-            names = [name for name in self.shapes if name.rpartition(".")[0] == layer]
+        for layer in dict.fromkeys(layer_of(name) for name in self.shapes if name in self.keep):
+            names = [name for name in self.shapes if layer_of(name) == layer]
             largest = max((name for name in names if name in self.keep), key=lambda name: prod(self.shapes[name]))
             shapes = shape_text(self.shapes[largest]), shape_text(self.shape_after(largest))
             rows.append([layer or "(the model)", *shapes, *self._counts(names)])
@@ -227,8 +229,8 @@ class ShrinkPlan(ByFields):
         parts = [table(["layer", "weight", "becomes", "numbers", "become"], rows, right=range(1, 5))]
         if self.biases:
             parts.append("new biases, not in these numbers: " + ", ".join(self.biases))
-        listed = {name.rpartition(".")[0] for name in self.keep}  # layers whose widths the table tells
-        others = {name: value for name, value in self.attributes.items() if name.rpartition(".")[0] not in listed}
+        listed = {layer_of(name) for name in self.keep}  # layers whose widths the table tells
+        others = {name: value for name, value in self.attributes.items() if layer_of(name) not in listed}
         if others:
             parts.append("attributes: " + ", ".join(f"{name} = {value}" for name, value in others.items()))
         if self.sizes:

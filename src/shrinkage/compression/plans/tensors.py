@@ -24,6 +24,16 @@ def joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def layer_of(name: str) -> str:
+    """Return the dotted name of the layer whose tensor has the dotted `name`, also where it is parametrized.
+
+    >>> layer_of("0.weight"), layer_of("0.parametrizations.weight.0._u"), layer_of("weight")
+    ('0', '0', '')
+    """
+    layer, parametrized, _ = f".{name}".partition(".parametrizations.")
+    return (layer if parametrized else layer.rpartition(".")[0])[1:]
+
+
 def kind_of_layer(name: str) -> str:
     """Return a dotted name without the numbers of layers: those of one kind have it in common.
 
@@ -112,7 +122,7 @@ def selected(weight: Tensor, dim: int, which: Tensor) -> Tensor:
     return weight if which.all() else weight.index_select(dim, which.nonzero().reshape(-1).to(weight.device))
 
 
-def scaled(tensor: Tensor, scale: Scale) -> Tensor:
+def scaled(tensor: Tensor, scale: tuple[float | Tensor, float]) -> Tensor:
     """Return `tensor` times a factor, rounded once; where the code adds an offset, it is that sum which is multiplied.
 
     >>> scaled(torch.tensor([0.0, 1.0]), (1.5, 1.0))

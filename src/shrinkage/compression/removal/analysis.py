@@ -13,9 +13,10 @@ from shrinkage.compression.dataflow.gates import Zeros
 from shrinkage.compression.dataflow.liveness import Needs
 from shrinkage.compression.dataflow.random_runs import RUNS, Stimulus
 from shrinkage.compression.plans.tensors import joined, selected, tensors_of, zero_slices
+from shrinkage.compression.tracing.channels import axes_of
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.export import Subgraph
-from shrinkage.compression.tracing.trace import Contraction, Sum
+from shrinkage.compression.tracing.trace import Contraction, Sum, Trace
 
 
 class Reading(NamedTuple):
@@ -24,7 +25,7 @@ class Reading(NamedTuple):
     `constants` has one entry per channel that is summed over: its value where that is the same whatever the model's
     inputs and weights before it are, NaN elsewhere. `weight` is what the channels are multiplied with. It is `empty`
     where the example gives it nothing to read. `needed` are the rows of the weight that the outputs depend on; None
-    stands for all.
+    stands for all. `rows` are the labels of its rows, if known.
     """
 
     subgraph: Subgraph
@@ -33,6 +34,7 @@ class Reading(NamedTuple):
     weight: Tensor
     empty: bool
     needed: Tensor | None = None
+    rows: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -95,7 +97,16 @@ def analyzed(model: nn.Module, coupling: Coupling) -> Analysis:
             )
         weights = {node: seen.weight for node, seen in stimulus.seen.items()}
         needs = Needs(subgraph.program.graph, trace, Zeros(trace, stimulus.known, stimulus.uniform), weights)
-        readings += [Reading(subgraph, c, *stimulus.seen[c.node], needs.rows_of(c)) for c in trace.contractions]
+        readings += [
+            Reading(subgraph, c, *stimulus.seen[c.node], needs.rows_of(c), _rows(coupling, trace, c))
+            for c in trace.contractions
+        ]
         sums += [Summed(each, stimulus.zeros[each]) for each in trace.sums if needs.include(each.node)]
         all_needs.append(needs)
     return Analysis(model, coupling, readings, sums, all_needs, tensors_of(model))
+
+
+def _rows(coupling: Coupling, trace: Trace, contraction: Contraction) -> Tensor | None:
+    """Return the labels of the rows of a weight, a parameter or computed from some; None where they are not its own."""
+    rows = trace.values[contraction.weight].along(contraction.rows)
+    return None if rows is None or len(axes_of(rows)) > 1 else coupling.labels.find(rows.reshape(-1))

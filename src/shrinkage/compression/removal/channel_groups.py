@@ -1,6 +1,7 @@
 """Which channels of a model can go, as groups: those that make them and nothing pins."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from shrinkage.compression.plans.tensors import tensors_of, zero_slices
 from shrinkage.compression.removal.attributes import alike, changed_attributes, equal_by_chance
 from shrinkage.compression.removal.bisection import culprits
 from shrinkage.compression.removal.channel_kinds import by_label, kinds_of
+from shrinkage.compression.removal.free_axes import free_axes, spared
 from shrinkage.compression.removal.reading_groups import ReadingGroups, reading_groups
 from shrinkage.compression.removal.summary import KeptZeros
 from shrinkage.compression.removal.trial import Trial
@@ -34,7 +36,7 @@ def channel_groups(
             f"{f'`{path}`' if path else 'the model'} cannot be exported as a whole, so that its children are, and "
             f"channels that pass between them are in no group: {error}"
         )
-    free = _made_by(coupling, model)
+    free = free_axes(coupling, model)
     roots = {root for channels in free.values() for root in distinct(channels).tolist()} - set(coupling.pinned)
     held = dict.fromkeys(_frozen(coupling, model), FROZEN)
     held |= dict.fromkeys(_summed_alone(coupling, model, free), ALONE)
@@ -44,6 +46,9 @@ def channel_groups(
     roots -= stuck
     reading = reading_groups(coupling, model, free, roots)
     held |= dict.fromkeys(reading.held.nonzero().flatten().tolist(), LOUD)
+    roots -= held.keys()
+    numbers = partial(_numbers, coupling, reading, number=by_label(coupling, [[root] for root in roots]))
+    held |= dict.fromkeys(spared(coupling, model, free | reading.axes, numbers), SPARED)
     roots -= held.keys()
     if not roots:
         raise GroupError(
@@ -120,22 +125,9 @@ def _across_layers(coupling: Coupling, roots: set[int]) -> list[list[int]]:
 
 FAILS = "the model fails, or puts out other numbers, without some of them: its code has a length as a number"
 FROZEN = "not trained, since requires_grad is False"
+SPARED = "the last channel of a weight over its norm, which without it could be 0 / 0"
 ALONE = "a weight that is summed by itself can be in no group with them"
 LOUD = "a constant other than zero where a weight reads them that has no bias to take it up, and can be in no group"
-
-
-def _made_by(coupling: Coupling, model: nn.Module) -> dict[Axis, Tensor]:
-    """Return the channels along the first axis of each trainable parameter that makes any, tied ones once."""
-    found: dict[Axis, Tensor] = {}
-    tensors, seen = tensors_of(model), set()
-    for (name, dim), channels in coupling.axes.items():
-        tensor = tensors[name]
-        if (name, dim) in coupling.consumed or not isinstance(tensor, nn.Parameter) or not tensor.requires_grad:
-            continue
-        if id(tensor) not in seen and any(root not in coupling.pinned for root in distinct(channels).tolist()):
-            seen.add(id(tensor))
-            found[name, dim] = channels
-    return found
 
 
 def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
@@ -144,7 +136,8 @@ def _frozen(coupling: Coupling, model: nn.Module) -> set[int]:
     tensors = tensors_of(model)
     for (name, dim), channels in coupling.axes.items():
         tensor = tensors[name]
-        makes = tensor.dim() > 1 and (name, dim) not in coupling.consumed and isinstance(tensor, nn.Parameter)
+        reads = (name, dim) in coupling.consumed or (name, dim) in coupling.measured
+        makes = tensor.dim() > 1 and not reads and isinstance(tensor, nn.Parameter)
         if makes and not tensor.requires_grad and not tensor.is_meta:
             found.update(distinct(channels[~zero_slices(tensor, dim).cpu()]).tolist())
     return found

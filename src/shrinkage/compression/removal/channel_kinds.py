@@ -63,7 +63,7 @@ def by_label(coupling: Coupling, groups: Sequence[Sequence[int]]) -> Tensor:
     """Return for each label the number of the one of `groups` that it is in; -1 for those in none."""
     number = torch.full((coupling.labels.count,), NONE)
     number[[root for group in groups for root in group]] = torch.tensor(
-        [place for place, group in enumerate(groups) for _ in group]
+        [place for place, group in enumerate(groups) for _ in group], dtype=torch.long
     )
     return number
 

@@ -57,7 +57,8 @@ def zero_channels(analysis: Analysis) -> dict[int, Axis]:
     where: dict[int, Axis] = {}
     for (name, dim), channels in coupling.axes.items():
         tensor = analysis.tensors[name]
-        if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2 or dim != coupling.making_axis(name):
+        makes = dim == coupling.making_axis(name) and (name, dim) not in coupling.measured
+        if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2 or not makes:
             continue
         rows = coupling.telling(name, dim)
         channels, zero = channels[rows.start : rows.stop], zero_slices(tensor, dim).cpu()[rows.start : rows.stop]
@@ -110,7 +111,7 @@ def unread_channels(analysis: Analysis) -> dict[int, str]:
     """Return the channels that zeros alone read, and that only weights computed from others hold.
 
     Each comes with a parameter of the module that has to be changed first: a mask of a bias holds the channels of its
-    layer, and a mask along the columns of a weight those of the layer before.
+    layer, a mask along the columns of a weight those of the layer before, and a spectral norm those of its rows.
     """
     coupling = analysis.coupling
     seen, read = (torch.zeros(coupling.labels.count, dtype=torch.bool) for _ in range(2))
@@ -128,9 +129,10 @@ def unread_channels(analysis: Analysis) -> dict[int, str]:
     for path, module in analysis.model.named_modules():
         for name in [joined(path, one) for each in computed_weights(module) for one in each.sources]:
             for dim in range(analysis.tensors[name].dim()):
-                channels = coupling.axes[name, dim]
+                channels, free = coupling.axes[name, dim], not held[path] and (name, dim) in coupling.summed
                 for root in distinct(channels[seen[channels] & ~read[channels]]).tolist():
-                    if coupling.pinned.get(root) == held[path] and _is_within(last[root], held):
+                    why = coupling.pinned.get(root, "")
+                    if why == held[path] and (free or (why and _is_within(last[root], held))):
                         where.setdefault(root, name)
     return where
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from shrinkage.compression.dataflow.constancy import SPREAD
 from shrinkage.compression.dataflow.random_runs import live_rows
-from shrinkage.compression.plans.tensors import zero_slices
+from shrinkage.compression.plans.tensors import joined, layer_of, zero_slices
 from shrinkage.compression.removal.analysis import Analysis, Reading
 from shrinkage.compression.removal.constants import Target, target_of
 from shrinkage.compression.tracing.coupling import Coupling
@@ -108,9 +108,12 @@ def _silent(analysis: Analysis) -> Tensor:
             silent[channels[zero_slices(tensor, dim).cpu()]] = True
     for reading in analysis.readings:
         weight = reading.subgraph.owned.get(reading.contraction.weight)
+        rows = reading.rows
         if weight is not None:
+            rows = coupling.axes[weight, reading.contraction.rows % reading.weight.dim()]
+        if rows is not None:
             live = live_rows(reading.contraction, reading.weight, ~reading.constants.isnan())
-            silent[coupling.axes[weight, reading.contraction.rows % reading.weight.dim()][~live.cpu()]] = True
+            silent[rows[~live.cpu()]] = True
     return silent
 
 
@@ -137,10 +140,15 @@ def _explain_the_rest(analysis: Analysis, constant: Sequence[Tensor], stay: Tens
 
 def _explain_sums(analysis: Analysis, reasons: dict[int, str]) -> None:
     """Note for channels that stay without a reason so far which sum reads them, where they are not zero."""
+    data = set().union(*(trace.from_data for _, trace in analysis.coupling.traces))
     for summed in analysis.sums:
         node = summed.sum.node
-        what = "a product" if len(summed.sum.sides) > 1 else f"`{name_of(node)}`"
+        several = len(summed.sum.sides) > 1
+        what = "a product" if several else f"`{name_of(node)}`"
         text = f"is not zero where {what} in `{path_of(node) or 'the model'}` sums over it"
+        if several and node not in data:
+            layer = layer_of(joined(path_of(node), "")) or "the model"
+            text = f"is not zero in a weight that a norm in `{layer}` measures"
         for root in analysis.coupling.labels.find(summed.sum.labels)[~summed.zero].tolist():
             reasons.setdefault(root, text)
 

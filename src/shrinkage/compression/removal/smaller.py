@@ -13,6 +13,7 @@ from shrinkage.compression.copying.copies import hooked_parameters
 from shrinkage.compression.copying.shared_memory import check_reads_own
 from shrinkage.compression.dataflow.collapse import collapsed
 from shrinkage.compression.plans.shrink_plan import ShrinkPlan
+from shrinkage.compression.plans.tensors import layer_of
 from shrinkage.compression.removal.analysis import analyzed
 from shrinkage.compression.removal.bisection import Attempts
 from shrinkage.compression.removal.kept import kept_zeros
@@ -72,7 +73,7 @@ def _report(
     """Return the report on `small`, which `plan` made of `model`."""
     tensors: dict[str, list[str]] = {}
     for name in plan.keep:
-        tensors.setdefault(name.rpartition(".")[0], []).append(name)
+        tensors.setdefault(layer_of(name), []).append(name)
     (before, after), (dense, cut) = costs([model, small], call, list(tensors))
     layers = [
         LayerSummary(

@@ -26,6 +26,8 @@ ADVICE = {
     "in `einsum`": "take it by `torch.diagonal` before",
     "its `eps`": "give `eps=0`, or take the norm of the difference",
     "sums over it": "penalize what moves it away from zero, too: a bias, or the shift of a norm",
+    "that a norm in": "penalize that weight too, as `CoupledChannels` does, or make it a parameter first: with"
+    " remove_spectral_norm or torch.nn.utils.parametrize.remove_parametrizations",
     "slice of the channels": "cut channels into equal parts with `chunk`, or make a parameter of each part",
     "of fixed length": "find what has that length: an input, a slice, or a first state made by `torch.zeros`, in whose"
     " place can be `torch.zeros_like` of what a layer puts out",

@@ -11,6 +11,7 @@ from shrinkage.compression.calls.comparison import Checks
 from shrinkage.compression.calls.inputs import Call
 from shrinkage.compression.calls.outputs import outputs, random_states_noted
 from shrinkage.compression.copying.copies import copy_of
+from shrinkage.compression.plans.normed_weights import lengths_of, multiply_lengths_, ratio
 from shrinkage.compression.plans.tensors import tensors_of
 from shrinkage.compression.removal.channel_kinds import without
 from shrinkage.compression.removal.lockstep import Lockstep
@@ -91,8 +92,15 @@ def with_zeros(model: nn.Module, coupling: Coupling, gone: Tensor) -> nn.Module:
     tensors, zeroed = tensors_of(model), dict[Tensor, Tensor]()
     for (name, dim), channels in coupling.axes.items():
         old, which = tensors[name], gone[channels]
-        if which.any() and isinstance(old, nn.Parameter):
+        if which.any() and isinstance(old, nn.Parameter) and (name, dim) not in coupling.measured:
             new = zeroed.setdefault(old, nn.Parameter(old.detach().clone(), requires_grad=False))
             with torch.no_grad():
                 new.index_fill_(dim, which.nonzero().flatten().to(new.device), 0.0)
+    done: set[Tensor] = set()
+    for name, directions, divisor in lengths_of(model):
+        whole, lengths = tensors[directions], tensors[name]
+        if whole in zeroed and lengths not in done:  # other entries of the weight are as before
+            done.add(lengths)
+            new = zeroed.setdefault(lengths, nn.Parameter(lengths.detach().clone(), requires_grad=False))
+            multiply_lengths_(new, zeroed[whole], ratio(divisor, whole, zeroed[whole]).reshape(new.shape))
     return copy_of(model, {old: zeroed.get(old, old) for old in model.parameters()})

@@ -1,6 +1,6 @@
 """Which channels of a model are one and the same: a graph of its operators, from `torch.export`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -34,8 +34,11 @@ from shrinkage.compression.tracing.parameter_axes import (
     added_parameters,
     axes_in_multiples,
     consumed_axes,
+    measured_axes,
+    norms_with_lengths,
     producing_axes,
     summed_axes,
+    under_all_names,
 )
 from shrinkage.compression.tracing.recurrent_units import candidates, even
 from shrinkage.compression.tracing.trace import MEAN, Trace, path_of
@@ -49,7 +52,8 @@ class Coupling(NamedTuple):
     label of its set, the same wherever two indices can only go together. `pinned` gives the reason for each channel
     that cannot go. `consumed` are the axes along which weights are summed over and do nothing else: the columns that
     read channels, where all others make them; along those that are `producing` lie the rows of weights. Along those in
-    `summed`, weights are looked up, or summed by themselves: a channel goes only if it is zero there. `biases` are the
+    `summed`, weights are looked up, or summed by themselves: a channel goes only if it is zero there. Those that are
+    `measured` are of directions whose slices are divided by their norm: they make no channel zero. `biases` are the
     parameters that are only added; `uncalled` are the modules whose parameters no graph uses. `candidates` gives the
     rows of parameters of recurrent layers that alone tell whether a unit is silent, and `even` the parameters along
     whose rows as many channels have to stay: one number counts the units of all layers and directions. `multiples`
@@ -61,6 +65,7 @@ class Coupling(NamedTuple):
     consumed: frozenset[Axis]
     producing: frozenset[Axis]
     summed: frozenset[Axis]
+    measured: frozenset[Axis]
     biases: frozenset[str]
     labels: DisjointSets
     traces: Traces
@@ -124,7 +129,7 @@ def couple(
             labels.pin(factor, reason)
     trained, marks_in_training = _exported_in_training(model, args, kwargs, found)
     every = tuple(
-        (each, _traced(labels, each, own, absorbers_in(model, each, tensors, its)))
+        (each, _traced(labels, each, own, absorbers_in(model, each, tensors, its), model))
         for graphs, its in ((found, marks), (trained, marks_in_training))
         for each in graphs
     )
@@ -139,21 +144,28 @@ def couple(
         for name, channels in own.items()
         for dim in range(len(channels.shape))
     }
-    unknown: dict[str, int] = {}
-    for _, trace in traces:
-        for operator, count in trace.unknown.items():
-            unknown[operator] = unknown.get(operator, 0) + count
+    unknown = _without_rule(trace for _, trace in traces)
     uncalled = tuple(
         path for path, module in model.named_modules() if (names := _own(path, module)) and unseen.issuperset(names)
     )
-    producing = producing_axes(every, own)
-    summed = summed_axes(labels, every, own)
-    consumed = consumed_axes(labels, every, own) - producing - summed
+    producing = under_all_names(producing_axes(every, own), own)
+    summed = under_all_names(summed_axes(labels, every, own), own)
+    consumed = under_all_names(consumed_axes(labels, every, own), own) - producing - summed
+    measured = under_all_names(measured_axes(every), own)
     biases = added_parameters(every) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
     return Coupling(
-        axes, labels.reasons(), consumed, producing, summed, biases, labels, traces, unknown, unexported, uncalled,
-        candidates(found, own), even(found), axes_in_multiples(traces, own),
+        axes, labels.reasons(), consumed, producing, summed, measured, biases, labels, traces, unknown, unexported,
+        uncalled, candidates(found, own), even(found), axes_in_multiples(traces, own),
     )  # fmt: skip
+
+
+def _without_rule(traces: Iterable[Trace]) -> dict[str, int]:
+    """Return how often operators without a rule are called."""
+    found: dict[str, int] = {}
+    for trace in traces:
+        for operator, count in trace.unknown.items():
+            found[operator] = found.get(operator, 0) + count
+    return found
 
 
 def _exported(
@@ -235,9 +247,10 @@ def _labels_of(labels: DisjointSets, model: nn.Module) -> dict[str, Channels]:
 
 
 def _traced(
-    labels: DisjointSets, subgraph: Subgraph, own: Mapping[str, Channels], absorbers: Mapping[Any, Any]
-) -> Trace:
-    trace = Trace(labels, RULES, absorbers=absorbers)
+    labels: DisjointSets, subgraph: Subgraph, own: Mapping[str, Channels], absorbers: Mapping[Any, Any],
+    model: nn.Module,
+) -> Trace:  # fmt: skip
+    trace = Trace(labels, RULES, absorbers=absorbers, lengths=norms_with_lengths(model, subgraph))
     owned = subgraph.owned
     given = {
         node: own[owned[node]] if node in owned else Channels(tuple(node.meta["val"].shape))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from shrinkage.compression.plans.normed_weights import is_normed
 from shrinkage.compression.plans.tensors import joined, tensors_of
 from shrinkage.compression.removal.adapters import fixed_ranks
 from shrinkage.errors import ShrinkError, shown
@@ -35,9 +36,10 @@ def held(model: nn.Module, pin: Sequence[str]) -> dict[str, str]:
 
 def held_by_computed(module: nn.Module) -> str:
     """Return why the tensors of `module` stay, if it computes weights from them; empty if it does not."""
-    if is_parametrized(module):
+    others = [each for each in computed_weights(module) if not is_normed(module, each)]
+    if others and is_parametrized(module):
         return "behind a parametrization: remove it first, with torch.nn.utils.parametrize.remove_parametrizations"
-    by = {each.attribute: each.by for each in computed_weights(module) if each.by in COMPUTED}
+    by = {each.attribute: each.by for each in others if each.by in COMPUTED}
     if not by:
         return ""
     first, *more = by

@@ -130,9 +130,11 @@ def layer_norm(
 
 @coupling_rule(aten._weight_norm)
 def weight_norm(trace: Trace, direction: Channels, length: Channels, axis: int = 0) -> Channels:
-    """Every index along the axis has a length; what is measured along the other axes stays."""
-    others = [other for other in range(len(direction.shape)) if other != axis % len(direction.shape)]
-    direction = trace.fix(direction, others, "measured by a norm of the weight")
+    """Every index along the axis has a length; what is measured along the other axes stays, or that takes it up."""
+    if trace.node not in trace.lengths:
+        own = None if axis == -1 else axis  # the norm of all
+        others = [other for other in range(len(direction.shape)) if other != own]
+        direction = trace.fix(direction, others, "measured by a norm of the weight")
     return trace.combine([direction, length])
 
 

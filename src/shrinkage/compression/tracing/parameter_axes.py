@@ -1,13 +1,16 @@
 """What parameters do along their axes: they make channels, sum over them, or are only added."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import fx, nn
 
+from shrinkage.compression.dataflow.dependence import packet_of
+from shrinkage.compression.plans.normed_weights import lengths_of
 from shrinkage.compression.tracing.channels import Channels
 from shrinkage.compression.tracing.disjoint_sets import DisjointSets
 from shrinkage.compression.tracing.export import Subgraph, sources
-from shrinkage.compression.tracing.trace import Trace
+from shrinkage.compression.tracing.trace import Sum, Trace
 
 Axis = tuple[str, int]
 Traces = Sequence[tuple[Subgraph, Trace]]
@@ -42,13 +45,52 @@ def summed_axes(labels: DisjointSets, traces: Traces, own: Mapping[str, Channels
         tables = [node.all_input_nodes[0] for node in trace.lookups]
         found |= {(owned[table], len(own[owned[table]].shape) - 1) for table in tables if table in owned}
         for each in trace.sums:
-            (node, _), *others = each.sides
             read = labels.find(each.labels)
-            for name in {owned[one] for one in sources(node) if one in owned and not others}:
-                for dim, factor in enumerate(own[name].factors):
-                    if node not in trace.from_data and bool(torch.isin(labels.find(factor), read).all()):
-                        found.add((name, dim))
+            if trace.from_data.isdisjoint(node for node, _ in each.sides):
+                for name in _summed_by_itself(labels, each, owned, own):
+                    for dim, factor in enumerate(own[name].factors):
+                        if bool(torch.isin(labels.find(factor), read).all()):
+                            found.add((name, dim))
     return frozenset(found)
+
+
+def _summed_by_itself(
+    labels: DisjointSets, of: Sum, owned: Mapping[fx.Node, str], own: Mapping[str, Channels]
+) -> set[str]:
+    """Return the names of what is summed by itself, or in products with buffers, such as those of a spectral norm."""
+    sides = [{owned[one] for one in sources(node) if one in owned} for node, _ in of.sides]
+    if len(sides) == 1:
+        return sides[0]
+    starts = {name: min((int(each.min()) for each in own[name].factors), default=0) for name in set().union(*sides)}
+    parameters = [{name for name in names if starts[name] < labels.of_parameters} for names in sides]
+    several = [names for names in parameters if names]
+    return several[0] if len(several) == 1 else set()
+
+
+def measured_axes(traces: Traces) -> frozenset[Axis]:
+    """Return the axes of parameters along which each slice is divided by its own norm, so that none may be zero."""
+    found: set[Axis] = set()
+    for subgraph, _ in traces:
+        for node in subgraph.program.graph.nodes:
+            if packet_of(node) is torch.ops.aten._weight_norm and node.args[0] in subgraph.owned:
+                dim = node.args[2] if len(node.args) > 2 else 0
+                found |= {(subgraph.owned[node.args[0]], dim)} if dim != -1 else set()
+    return frozenset(found)
+
+
+def under_all_names(axes: Iterable[Axis], own: Mapping[str, Channels]) -> frozenset[Axis]:
+    """Return `axes` under all names of their parameters: an export knows one of those that are tied."""
+    names: dict[int, list[str]] = {}
+    for name, channels in own.items():
+        names.setdefault(id(channels), []).append(name)
+    return frozenset((other, dim) for name, dim in axes for other in names[id(own[name])])
+
+
+def norms_with_lengths(model: nn.Module, subgraph: Subgraph) -> set[fx.Node]:
+    """Return the weight norms in a graph whose lengths take up what goes of their directions."""
+    known = {(each.directions, each.name) for each in lengths_of(model)}
+    norms = [node for node in subgraph.program.graph.nodes if packet_of(node) is torch.ops.aten._weight_norm]
+    return {node for node in norms if tuple(subgraph.owned.get(each, "") for each in node.args[:2]) in known}
 
 
 def producing_axes(traces: Traces, own: Mapping[str, Channels]) -> frozenset[Axis]:

@@ -1,6 +1,6 @@
 """What is known of the channels of a graph, while they are followed through it and afterwards."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -91,7 +91,8 @@ class Trace:
 
     A rule is called as `rule(trace, *arguments, **keywords)` with the operator's own arguments, in which each tensor is
     its `Channels`; it returns the `Channels` of the output, or a tuple of them. `absorbers` tells of nodes that take
-    means what takes up that these are of fewer channels, or in words why nothing does.
+    means what takes up that these are of fewer channels, or in words why nothing does. `lengths` are the weight norms
+    whose lengths take up what goes of their directions.
     """
 
     labels: DisjointSets
@@ -108,6 +109,7 @@ class Trace:
     from_data: set[fx.Node] = field(default_factory=set)
     absorbers: Mapping[fx.Node, tuple[Absorber, ...] | str] = field(default_factory=dict)
     divisors: list[Divisor] = field(default_factory=list)
+    lengths: Collection[fx.Node] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
