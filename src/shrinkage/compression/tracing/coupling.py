@@ -33,6 +33,7 @@ from shrinkage.compression.tracing.parameter_axes import (
     Traces,
     added_parameters,
     axes_in_multiples,
+    by_axis,
     consumed_axes,
     measured_axes,
     norms_with_lengths,
@@ -139,11 +140,6 @@ def couple(
             _settle(labels, factor, follows)
     hold_unlike(labels, traces, tensors, marks)
     unseen = _pin_unseen(labels, own, [*found, *trained])
-    axes = {
-        (name, dim): labels.find(channels.factors[dim].reshape(-1))
-        for name, channels in own.items()
-        for dim in range(len(channels.shape))
-    }
     unknown = _without_rule(trace for _, trace in traces)
     uncalled = tuple(
         path for path, module in model.named_modules() if (names := _own(path, module)) and unseen.issuperset(names)
@@ -154,8 +150,8 @@ def couple(
     measured = under_all_names(measured_axes(every), own)
     biases = added_parameters(every) - {name for name, _ in producing}  # a weight may be standardized: w - w.mean()
     return Coupling(
-        axes, labels.reasons(), consumed, producing, summed, measured, biases, labels, traces, unknown, unexported,
-        uncalled, candidates(found, own), even(found), axes_in_multiples(traces, own),
+        by_axis(labels, own), labels.reasons(), consumed, producing, summed, measured, biases, labels, traces, unknown,
+        unexported, uncalled, candidates(found, own), even(found), axes_in_multiples(traces, own),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from shrinkage.compression.dataflow.dependence import packet_of
 from shrinkage.compression.plans.normed_weights import lengths_of
@@ -14,6 +14,15 @@ from shrinkage.compression.tracing.trace import Sum, Trace
 
 Axis = tuple[str, int]
 Traces = Sequence[tuple[Subgraph, Trace]]
+
+
+def by_axis(labels: DisjointSets, own: Mapping[str, Channels]) -> dict[Axis, Tensor]:
+    """Return the channel of each index along each dimension of each tensor."""
+    return {
+        (name, dim): labels.find(channels.factors[dim].reshape(-1))
+        for name, channels in own.items()
+        for dim in range(len(channels.shape))
+    }
 
 
 def consumed_axes(labels: DisjointSets, traces: Traces, own: Mapping[str, Channels]) -> frozenset[Axis]:
