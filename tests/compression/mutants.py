@@ -3,6 +3,10 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("    stays |= _joining(graph, stays)\n", "", "signals", "a_group_and_goes and waves", quick=True),
+    M("        if rule is pointwise or rule in SHAPED or", "        if rule is pointwise or", "signals", "in_another_shape"),
+    M("            for labels in (*run.needed, *run.unlike()):", "            for labels in run.needed:", "reading_groups", "goes_and_outputs and twice"),
+    M("    if given[2] not in trace.from_data:", "    if True:", "signals", "a_group_and_goes and fixed"),
     M("        return moved(torch.float32).bool()", "        return True", "signals", "a_group_and_goes and mirrored", quick=True),
     M("torch.where(zeros_along(data, axis), 0.0, torch.nan)", "torch.full((length,), torch.nan)", "signals", "a_group_and_goes and fourier"),
     M("with FollowingData() if of_data else", "with FollowingData() if False else", "signals", "a_group_and_goes and pixel"),
@@ -150,8 +154,7 @@ MUTANTS = [
     M("torch.where((later == first).all(0), first,", "torch.where((later == later).all(0), first,", "recurrent", "after_more_steps"),
     M("_unless_as(state, after)", "state.expand_as(after[0])", "recurrent", "grows"),
     M("several += [tuple(names)] if len(names) > 1 else []", "pass", "recurrent", "least_goes"),
-    M("        if place is not None and number != 0:", "        if False:", "recurrent", "least_goes"),
-    M("        if place is not None and number != 0:", "        if place is not None:", "recurrent", "own and computed"),
+    M("        if place is not None:", "        if False:", "recurrent", "least_goes", file="compression/tracing/recurrent.py"),
     M("        if user.target is aten.select.int and", "        if False and", "recurrent", "least_goes"),
     M("given.args[1:] in ((), (0,)):\n            parts", "False:\n            parts", "recurrent", "a_decoder"),
     M("    if any(_packs(frame)", "    if False and any(_packs(frame)", "recurrent", "packs_as"),
@@ -198,7 +201,7 @@ MUTANTS = [
     M("    rest[ranges[-1][1] :] = True\n", "", "parts", "longer_input"),
     M("torch.full((x.shape[axis],), source not in trace.from_data)", "torch.full((x.shape[axis],), False)", "parts", "longer_input"),
     M("return found if min(ends) >= 0 and ends == sorted(ends) else None", "return found", "parts", "in_common"),
-    M("and not _is_a_part(node, live | weighs):", "and True:", "parts", "left_aside"),
+    M("and not _is_a_part(node, stays):", "and True:", "parts", "left_aside"),
     M("int(left[:place].sum()) for place", "place for place", "parts", "other_numbers", quick=True),
     M("        if node.args[1:] != (step.asked.axis, *step.asked.sizes) or shapes_of(source) != [step.shape]:", "        if False:", "parts", "other_numbers"),
     M("(queue if step.name == SLICE else queue[:1])", "queue[:1]", "parts", "other_numbers"),
@@ -367,7 +370,7 @@ MUTANTS = [
     M("if capability < (8, 0):", "if capability < (7, 0):", "sparse", "format_asks"),
     M(".sum(1) <= 2)", ".sum(1) <= 3)", "sparse", "two_of_four"),
     M("k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))", "pass", "attention", "gradients_and_steps"),
-    M("each in owned or each in weighs", "False", "attention", "nobody_uses"),
+    M("each in owned or each in stays for each in node.all_input_nodes", "False for each in ()", "attention", "nobody_uses"),
     M("torch.backends.mha.set_fastpath_enabled(False)", "pass", "attention", "whole_models"),
     M("found._metadata = model.state_dict()._metadata", "pass", "smaller_files", "told_their_version"),
     M("state.get(name) is not state.get(other)", "False", "smaller_files", "another_model"),

@@ -77,6 +77,18 @@ def stacked(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
+class Twice(nn.Module):
+    """A layer that reads channels at one call, and functions of them at another that are not 0 where they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.both = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.both(x) * self.both(x.neg().exp())
+
+
 MODELS = {  # with how many groups
     "radial": (lambda: stacked(Splines(6, 8), Splines(8, 4)), 8),
     "bsplines": (lambda: stacked(BSplines(6, 8), BSplines(8, 4)), 8),
@@ -87,6 +99,7 @@ MODELS = {  # with how many groups
     "behind-a-layer": (lambda: stacked(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), Splines(8, 4)), 17),
     "sigmoid": (lambda: stacked(nn.Linear(6, 8), nn.Sigmoid(), Letters(8, 4)), 8),
     "heads": (lambda: Heads().double(), 11),
+    "twice": (lambda: Twice().double(), 8),
     "border": (
         lambda: stacked(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3)),
         14,

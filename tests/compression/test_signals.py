@@ -14,7 +14,8 @@ from zoo.signals import SIGNALS
 GROUPS = {
     "mirrored": 10 + 8, "fourier-operator": 3 * 10 + 16, "state-space": 12 + 12, "pixel-net": 10 + 12 + 8,
     "synthesis": 12 + 8 + 10 + 8, "time-channel": 10 + 14, "conditioned": 12 + 10, "recurrent-decoder": 8 + 10,
-    "masked-tokens": 12 + 16, "unpooled": 10, "straight-through": 12 + 8 + 10,
+    "masked-tokens": 12 + 16, "unpooled": 10, "straight-through": 12 + 8 + 10, "waves": 6 + 2 * 6 + 7, "ghost": 4 + 3,
+    "fixed-queries": 10 + 3,
 }  # fmt: skip
 
 
@@ -113,3 +114,33 @@ def test_a_transposed_layer_in_groups_loses_the_same_channels_of_each():
     assert small[2].out_channels < 12
     with torch.no_grad():
         assert difference(model(x), small(x)) < 1e-6
+
+
+class Aside(nn.Module):
+    """Code that is run and whose results nobody uses: a sum of two layers in another shape, and a softmax of one."""
+
+    def __init__(self, softmax=False):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(12, 2)
+        self.softmax = softmax
+
+    def forward(self, x):
+        one, other = self.first(x), self.second(x)
+        if self.softmax:
+            one.softmax(-1).log()
+        else:
+            one.view(-1, 3, 2) + other.view(-1, 3, 2)
+        return self.last(torch.cat([one, other], -1))
+
+
+def test_what_is_added_up_and_left_aside_in_another_shape_has_to_fit():
+    x = torch.randn(5, 4)
+    assert CoupledChannels(Aside(softmax=True), x).count == 12
+    model = Aside()
+    channels = CoupledChannels(model, x)
+    assert channels.count == 3
+    zero_groups_(model, channels)
+    small = shrink(model, x)
+    assert not small.report.kept
+    with torch.no_grad():
+        assert difference(model(x), small.model(x)) < 1e-6

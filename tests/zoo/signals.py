@@ -259,6 +259,59 @@ class StraightThrough(nn.Module):
         return self.decoder(code + (torch.round(3 * code) / 3 - code).detach())
 
 
+class Waves(nn.Module):
+    """Gated convolutions with a condition for all of them (WaveNet): halves and parts by slices, by attributes."""
+
+    def __init__(self, width: int = 6, skips: int = 7, layers: int = 2) -> None:
+        super().__init__()
+        self.width, self.skips, self.layers = width, skips, layers
+        self.first, self.condition = nn.Conv1d(3, width, 1), nn.Conv1d(2, 2 * width * layers, 1)
+        self.gates = nn.ModuleList([nn.Conv1d(width, 2 * width, 3, padding=1) for _ in range(layers)])
+        self.both = nn.ModuleList([nn.Conv1d(width, width + skips, 1) for _ in range(layers)])
+        self.last = nn.Conv1d(skips, 3, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        x, condition = self.first(x), self.condition(condition)
+        skip = torch.zeros(x.shape[0], self.skips, x.shape[2])
+        for place in range(self.layers):
+            begins = place * 2 * self.width
+            made = self.gates[place](x) + condition[:, begins : begins + 2 * self.width]
+            made = self.both[place](torch.tanh(made[:, : self.width]) * torch.sigmoid(made[:, self.width :]))
+            x, skip = x + made[:, : self.width], skip + made[:, self.width :]
+        return self.last(F.relu(skip))
+
+
+class Ghost(nn.Module):
+    """A layer half of whose channels are made of the others, and the last of them left out (GhostNet)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.outputs, width = outputs, (outputs + 1) // 2
+        self.primary = nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.cheap = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.primary(x)
+        return torch.cat([x, self.cheap(x)], 1)[:, : self.outputs]
+
+
+class FixedQueries(nn.Module):
+    """Attention of learned queries to what is seen (DETR, MaskFormer)."""
+
+    def __init__(self, width: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.queries, self.first = nn.Parameter(torch.randn(4, width)), nn.Linear(6, 10)
+        self.keys, self.values, self.last = nn.Linear(10, width), nn.Linear(10, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        split = (x.shape[0], -1, self.heads, self.width // self.heads)
+        parts = (self.queries.expand(x.shape[0], -1, -1), self.keys(x), self.values(x))
+        q, k, v = (part.reshape(split).transpose(1, 2) for part in parts)
+        return self.last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 IMAGES, ROWS = Normal(2, 3, 8, 8), Normal(5, 4)
 SIGNALS: list[Case] = [
     Case("mirrored", Mirrored, (IMAGES,)),
@@ -271,5 +324,8 @@ SIGNALS: list[Case] = [
     Case("recurrent-decoder", Decoder, (Normal(3, 6), Normal(3, 4, 4))),
     Case("masked-tokens", Masked, (Normal(2, 8, 6),)),
     Case("unpooled", Unpooled, (IMAGES,)),
+    Case("waves", Waves, (Normal(2, 3, 8), Normal(2, 2, 8))),
+    Case("ghost", lambda: nn.Sequential(Ghost(3, 9), Ghost(9, 7), nn.Conv2d(7, 3, 1)), (IMAGES,)),
+    Case("fixed-queries", FixedQueries, (Normal(2, 5, 6),)),
     Case("straight-through", StraightThrough, (Normal(5, 6),)),
 ]

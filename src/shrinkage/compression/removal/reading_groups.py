@@ -1,6 +1,6 @@
 """Channels that come to a weight as a constant although all that makes them is zero: groups of the weights instead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,10 +9,10 @@ from torch import Tensor, fx, nn
 
 from shrinkage.compression.calls.modes import process_as_it_was
 from shrinkage.compression.copying.copies import with_own_state
-from shrinkage.compression.dataflow.constancy import constants_along, zeros_along
+from shrinkage.compression.dataflow.constancy import SPREAD, constants_along, zeros_along
 from shrinkage.compression.dataflow.values import Value, is_dense
 from shrinkage.compression.plans.tensors import tensors_of
-from shrinkage.compression.removal.constants import target_of
+from shrinkage.compression.removal.constants import Target, target_of
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.export import Subgraph, lines, sources
 from shrinkage.compression.tracing.parameter_axes import Axis
@@ -23,7 +23,8 @@ Makers = Mapping[Axis, Tensor]
 class Reader(NamedTuple):
     """A sum over the channels `labels`, which lie along an axis of each of `sides`: pairs of a node and an axis.
 
-    The `weight` that reads them is None where there is none. A bias may be there that `takes` constants up.
+    The `weight` that reads them is None where there is none. A bias may be there that `takes` constants up, one for
+    all calls of a layer.
     """
 
     subgraph: Subgraph
@@ -31,7 +32,7 @@ class Reader(NamedTuple):
     sides: tuple[tuple[fx.Node, int], ...]
     labels: Tensor
     weight: fx.Node | None
-    takes: bool = False
+    takes: Target | None = None
 
 
 @dataclass(eq=False)
@@ -86,7 +87,8 @@ def readers_of(coupling: Coupling, model: nn.Module) -> list[Reader]:
     for subgraph, trace in coupling.traces:
         for each in trace.contractions:
             labels = coupling.labels.find(each.labels)
-            takes = not isinstance(target_of(model, subgraph, trace, each), str)
+            target = target_of(model, subgraph, trace, each)
+            takes = target if isinstance(target, Target) else None
             found.append(Reader(subgraph, each.node, ((each.data, each.axis),), labels, each.weight, takes))
         for summed in trace.sums:
             weight = next((node for node, _ in summed.sides if node not in trace.from_data), None)
@@ -111,7 +113,7 @@ def not_silent(coupling: Coupling, model: nn.Module, free: Makers, which: Tensor
             with process_as_it_was(), torch.no_grad():
                 run = Watch(subgraph, own)
                 run.run(*subgraph.arguments(given, subgraph.leaves), enable_io_processing=False)
-            for labels in run.needed:
+            for labels in (*run.needed, *run.unlike()):
                 found[labels] = True
     return found & which
 
@@ -125,15 +127,27 @@ class Watch(fx.Interpreter):
         for each in readers:
             self.readers.setdefault(each.node, []).append(each)
         self.needed: list[Tensor] = []
+        self.taken: dict[Target, list[tuple[Tensor, Tensor]]] = {}
+
+    def unlike(self) -> Iterator[Tensor]:
+        """Yield the channels that put another constant into a bias at one call of its layer than at another."""
+        for (labels, first), *others in self.taken.values():
+            for _, constants in others:
+                same = (constants - first).abs() <= SPREAD * first.abs()
+                yield labels[~same & ~constants.isnan() & ~first.isnan()]
 
     def run_node(self, n: fx.Node) -> Any:
         """Return what `n` gives."""
         for reader in self.readers.get(n, ()):
             fine = torch.zeros(len(reader.labels), dtype=torch.bool)
             for node, axis in reader.sides:
-                idle = _left_out(self.env[node], axis, reader.takes)
+                idle = _left_out(self.env[node], axis, reader.takes is not None)
                 fine |= idle.repeat(len(fine) // len(idle))
             self.needed.append(reader.labels[~fine])
+            if reader.takes is not None:
+                ((node, axis),) = reader.sides
+                known = constants_along(Value([self.env[node]]), axis).cpu()
+                self.taken.setdefault(reader.takes, []).append((reader.labels, known))
         return super().run_node(n)
 
 

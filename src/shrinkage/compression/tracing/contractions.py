@@ -262,7 +262,11 @@ def attention(
         if scale is None:
             trace.fix(x, [-1], "the size of a head sets the scale of attention")
     labels = trace.contract(query, -1, key, -1, "the size of a head")
-    _used_up(trace, labels, (0, -1), (1, -1), rows=-2, out=-1)
+    given: Any = trace.node.args
+    if given[2] not in trace.from_data:
+        _used_up(trace, labels, (0, -1), (1, -1), rows=-2, out=-1)
+    elif labels is not None:  # queries that are always the same, say, make no channels of what is put out
+        trace.sums.append(Sum(trace.node, ((given[0], -1), (given[1], -1)), labels[0]))
     query, key = _without(trace, query, -1), _without(trace, key, -1)
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         key, value = (_repeated_heads(trace, x, query.shape[-3] // x.shape[-3]) for x in (key, value))
