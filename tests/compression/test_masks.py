@@ -98,6 +98,30 @@ def test_columns_under_a_norm_of_the_weight_go_but_for_rows_that_one_measures(ki
         assert difference(model(X), result.model(X)) < 1e-5
 
 
+class Mirrored(nn.Module):
+    """A parametrization of one's own, whose operators hold columns besides."""
+
+    def forward(self, weight):
+        return weight.flip(1).flip(1)
+
+
+@pytest.mark.parametrize(("layer", "before"), [(2, 0), (4, 2)])
+def test_columns_under_a_parametrization_of_ones_own_go_once_it_is_removed(layer, before):
+    model = chain()
+    with torch.no_grad():
+        model[layer].weight[:, :2] = 0
+    for each in (2, 4):
+        parametrize.register_parametrization(model[each], "weight", Mirrored())
+    (kept,) = shrink(model, X).report.kept
+    assert kept.channels == 2
+    assert "read by zeros alone, but behind a parametrization" in kept.reason
+    for each in (2, 4):
+        parametrize.remove_parametrizations(model[each], "weight")
+    small = shrink(model, X).model
+    assert small[before].out_features == 4
+    torch.testing.assert_close(small(X), model(X))
+
+
 class Directed(nn.Module):
     """A layer that computes its weight from directions and lengths."""
 
