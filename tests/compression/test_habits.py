@@ -216,3 +216,27 @@ def test_distributions_are_followed_and_check_their_numbers_as_before():
     for each in (model, small):
         with pytest.raises(ValueError, match="parameter loc"):
             each(torch.full((4, 6), float("nan")), call[1])
+
+
+class Retention(nn.Module):
+    """Heads with weights of their own, which a norm in groups holds together."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList([nn.Linear(6, 4, bias=False) for _ in range(3)])
+        self.norm, self.out = nn.GroupNorm(3, 12), nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, x):
+        return self.out(self.norm(torch.cat([head(x) for head in self.heads], -1)))
+
+
+def test_weights_of_which_nothing_would_be_left_are_in_no_group():
+    model = Retention().eval()
+    channels = CoupledChannels(model, torch.randn(5, 6))  # without a warning
+    assert set(channels.names) == {"out.0.weight", "out.0.bias"}
+    with torch.no_grad():
+        for tensor in (model.heads[1].weight, model.norm.weight[4:8], model.norm.bias[4:8]):
+            tensor.zero_()
+    report = shrink(model, torch.randn(5, 6)).report
+    reasons = {kept.reason for kept in report.kept}
+    assert reasons == {"all channels along an axis of a tensor are coupled, so that none would be left"}

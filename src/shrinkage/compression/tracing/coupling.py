@@ -281,7 +281,7 @@ def _lines(labels: DisjointSets, factor: Tensor, axis: int) -> int:
 
 
 def _pin_unseen(labels: DisjointSets, own: Mapping[str, Channels], found: Sequence[Subgraph]) -> set[str]:
-    """Hold what no graph shows, and all of it where a dimension has length 1; return the names of the former."""
+    """Hold what no graph shows, and axes of one channel or of such as go together; return the names of the former."""
     seen = {id(own[name]) for subgraph in found for node, name in subgraph.owned.items() if node.users}
     for channels in own.values():
         for factor in channels.factors:
@@ -289,4 +289,6 @@ def _pin_unseen(labels: DisjointSets, own: Mapping[str, Channels], found: Sequen
                 labels.pin(factor, "not used by any operator of the exported graph")
             elif factor.numel() == 1:
                 labels.pin(factor, "the only channel")
+            elif (roots := labels.find(factor.reshape(-1))).eq(roots[0]).all():
+                labels.pin(factor, "all channels along an axis of a tensor are coupled, so that none would be left")
     return {name for name, channels in own.items() if id(channels) not in seen}
