@@ -14,8 +14,9 @@ from shrinkage.compression.removal.analysis import Analysis, Reading
 from shrinkage.compression.removal.constants import Target, target_of
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.disjoint_sets import distinct
+from shrinkage.compression.tracing.export import sources
 from shrinkage.compression.tracing.parameter_axes import Axis
-from shrinkage.compression.tracing.trace import name_of, path_of
+from shrinkage.compression.tracing.trace import Sum, name_of, path_of
 
 UNIFORM = "stays so that all layers of its kind keep as many channels, as uniform asks"
 
@@ -146,11 +147,18 @@ def _explain_sums(analysis: Analysis, reasons: dict[int, str]) -> None:
         several = len(summed.sum.sides) > 1
         what = "a product" if several else f"`{name_of(node)}`"
         text = f"is not zero where {what} in `{path_of(node) or 'the model'}` sums over it"
-        if several and node not in data:
+        if several and node not in data and _with_buffers(analysis, summed.sum):
             layer = layer_of(joined(path_of(node), "")) or "the model"
             text = f"is not zero in a weight that a norm in `{layer}` measures"
         for root in analysis.coupling.labels.find(summed.sum.labels)[~summed.zero].tolist():
             reasons.setdefault(root, text)
+
+
+def _with_buffers(analysis: Analysis, of: Sum) -> bool:
+    """Return whether a sum is of products with buffers alone, as those are that a spectral norm keeps."""
+    (owned,) = (subgraph.owned for subgraph, trace in analysis.coupling.traces if of in trace.sums)
+    sides = [[analysis.tensors[owned[one]] for one in sources(node) if one in owned] for node, _ in of.sides]
+    return any(side and not any(isinstance(each, nn.Parameter) for each in side) for side in sides)
 
 
 def _closed(analysis: Analysis, constant: Sequence[Tensor], stay: Tensor) -> Tensor:
