@@ -159,14 +159,21 @@ def between(kind: str, wrap) -> Between:
     return model
 
 
+# Of the older hooks, all layers but one wait for `make test-all`: they come to the same operators.
+ALL = [
+    pytest.param(kind, norm, marks=[pytest.mark.slow] * (norm == "hook" and kind != "convolution"))
+    for kind in LAYERS
+    for norm in ("hook", "parametrization")
+]
+
+
 @pytest.mark.parametrize("dim", [0, 1, -1, None])
-@pytest.mark.parametrize("norm", WEIGHT_NORMS)
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("kind", "norm"), ALL)
 def test_every_channel_that_is_zero_goes_by_itself_and_among_others(kind, norm, dim):
     model = between(kind, partial(WEIGHT_NORMS[norm], dim=dim))
     found = free_channels(model, (model.example(),), {})
     assert found
-    for chosen in [*([one] for one in found), choose(found, 0.5)]:
+    for chosen in [*([one] for one in found[::3]), choose(found, 0.5)]:
         dense = copy.deepcopy(model)
         zero_(dense, chosen, "all")
         result = shrink(dense, model.example(), verify=False)
@@ -175,13 +182,12 @@ def test_every_channel_that_is_zero_goes_by_itself_and_among_others(kind, norm, 
             assert_equal(dense.train(mode), result.model.train(mode), [model.example(), model.example(3, 9)])
 
 
-@pytest.mark.parametrize("norm", SPECTRAL_NORMS)
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("kind", "norm"), ALL)
 def test_channels_under_a_spectral_norm_go_by_themselves_and_among_others(kind, norm):
     model = between(kind, SPECTRAL_NORMS[norm])
     found = free_channels(model, (model.example(),), {})
     assert found
-    for chosen in [*([one] for one in found), choose(found, 0.5)]:
+    for chosen in [*([one] for one in found[::3]), choose(found, 0.5)]:
         dense = copy.deepcopy(model)
         zero_(dense, chosen, "all")
         result = shrink(dense, model.example(), verify=False)
@@ -443,6 +449,8 @@ def test_weights_under_spectral_norms_are_in_groups_along_rows_and_columns_by_tu
         "7": 1,
     }
     assert channels.count == (8 - 1) + (12 - 1)
+    x = torch.empty(2, 3, 8, 8, device="meta")
+    assert CoupledChannels(model.to("meta"), x) == channels
     model = CASES["discriminator"].make()
     channels = CoupledChannels(model, CASES["discriminator"].example()[0])
     along = {name: channels.slices(name).dim for name in channels.names if name.endswith("weight_orig")}

@@ -147,9 +147,15 @@ def _summed_alone(coupling: Coupling, model: nn.Module, free: Iterable[Axis]) ->
     """Return the channels along which a weight is summed that is in no group with them, and not zero."""
     tensors, found = tensors_of(model), set[int]()
     grouped = {(id(tensors[name]), dim) for name, dim in free}  # a tied one has another name there
+    elsewhere = {own for own, _ in grouped}
     for name, dim in coupling.summed:
-        if (id(tensors[name]), dim) not in grouped and not tensors[name].is_meta:
-            found.update(distinct(coupling.axes[name, dim][~zero_slices(tensors[name], dim).cpu()]).tolist())
+        tensor, channels = tensors[name], coupling.axes[name, dim]
+        if (id(tensor), dim) in grouped:
+            continue
+        if not tensor.is_meta:
+            found.update(distinct(channels[~zero_slices(tensor, dim).cpu()]).tolist())
+        elif id(tensor) in elsewhere:  # numbers that are not known yet are taken for others than zero
+            found.update(distinct(channels).tolist())
     return found
 
 
