@@ -36,7 +36,7 @@ MUTANTS = [
     M("        if whole in zeroed and lengths not in done:", "        if False:", "normed_weights", "groups_are_lengths"),
     M("own = None if axis == -1 else axis", "own = axis % len(direction.shape)", "normed_weights", "norm_of_all"),
     M("    if trace.node not in trace.lengths:", "    if False:", "masks", "length_zero"),
-    M("    return several[0] if len(several) == 1 else set()", "    return set()", "normed_weights", "by_turns"),
+    M("    return several[0] if len(several) == 1 and all(sides) else set()", "    return set()", "normed_weights", "by_turns"),
     M("        elif id(tensor) in elsewhere:", "        elif False:", "normed_weights", "by_turns"),
     M("place = choices.index(max(choices)) if any(alone) else 0", "place = 0", "normed_weights", "by_turns"),
     M("                found.add(own[-1])\n", "                pass\n", "normed_weights", "zero_as_a_whole"),
