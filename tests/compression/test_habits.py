@@ -241,3 +241,41 @@ def test_weights_of_which_nothing_would_be_left_are_in_no_group():
     report = shrink(model, torch.randn(5, 6)).report
     reasons = {kept.reason for kept in report.kept}
     assert reasons == {"all channels along an axis of a tensor are coupled, so that none would be left"}
+
+
+class PooledWords(nn.Module):
+    """Means over the words of a text, by a window as long as the text that leaves the channels as they are."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool, self.table, self.head = pool, nn.Embedding(20, 12), nn.Linear(12, 3)
+
+    def forward(self, words):
+        return self.head(self.pool(self.table(words)).squeeze(1))
+
+
+@pytest.mark.parametrize(
+    ("pool", "count"),
+    [
+        (lambda x: F.avg_pool2d(x, (x.shape[1], 1)), 12),
+        (lambda x: F.max_pool2d(x, (x.shape[1], 1), stride=(1, 1)), 12),
+        (lambda x: F.avg_pool2d(x, (x.shape[1], 1), stride=1), 12),
+        (lambda x: F.avg_pool2d(x, (x.shape[1], 3), stride=1, padding=(0, 1)), 0),
+        (lambda x: F.max_pool2d(x, (x.shape[1], 1), stride=(1, 2)).repeat(1, 1, 2), 0),
+        (lambda x: F.adaptive_avg_pool2d(x, (1, 12)), 0),
+    ],
+)
+def test_windows_of_one_place_leave_channels_as_they_are(pool, count):
+    torch.manual_seed(0)
+    model, words = PooledWords(pool).eval(), torch.randint(20, (4, 5))
+    if count == 0:
+        with pytest.raises(GroupError, match="some channel can go"):
+            CoupledChannels(model, words)
+        return
+    assert CoupledChannels(model, words).count == count
+    with torch.no_grad():
+        model.table.weight[:, :5] = 0
+    small = shrink(model, words).model
+    assert small.table.embedding_dim == 7
+    for other in (words, torch.randint(20, (3, 7))):
+        torch.testing.assert_close(small(other), model(other))

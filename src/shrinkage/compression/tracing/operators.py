@@ -163,13 +163,21 @@ def roll(trace: Trace, x: Channels, shifts: Any, axes: Any = ()) -> Channels:
     aten.max_pool2d_with_indices, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa,
     aten.max_pool1d_with_indices, aten.max_pool3d_with_indices, aten.adaptive_max_pool1d, aten.adaptive_max_pool3d,
 )  # fmt: skip
-def pooling(trace: Trace, x: Channels, *_: Any, **__: Any) -> Any:
-    """Windows along the last axes; channels stay apart."""
+def pooling(trace: Trace, x: Channels, *arguments: Any, **_: Any) -> Any:
+    """Windows along the last axes; channels stay apart, and those along an axis where each window is one place too."""
     name = str(trace.operator)
     space = next(number for number in (1, 2, 3) if f"{number}d" in name)
-    x = trace.fix(x, range(-space, 0), "pooled along")
+    alone = [] if "adaptive" in name or "upsample" in name else _windows_of_one(space, *arguments)
+    x = trace.fix(x, [place - space for place in range(space) if place not in alone], "pooled along")
     results = tuple(trace.make(x.factors, shape) for shape in shapes_of(trace.node))
     return results[0] if len(results) == 1 else results
+
+
+def _windows_of_one(space: int, kernel: Any, stride: Any = (), padding: Any = 0, *_: Any) -> list[int]:
+    """Return those of the last axes along which a window is one place, the next is beside it, and nothing is padded."""
+    given = [as_sequence(each) for each in (kernel, stride or kernel, padding)]
+    sizes = zip(*(list(each) * (space if len(each) == 1 else 1) for each in given), strict=True)
+    return [place for place, each in enumerate(sizes) if each == (1, 1, 0)]
 
 
 @coupling_rule(aten.max_unpool2d, aten.max_unpool3d)
