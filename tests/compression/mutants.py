@@ -211,7 +211,7 @@ MUTANTS = [
     M("            elif (roots := labels.find(factor.reshape(-1))).eq(roots[0]).all():", "            elif False:", "habits", "nothing_would"),
     M("len(several) == 1 and all(sides)", "len(several) == 1", "families", "cells-by-hand"),
     M("and node not in data and _with_buffers(analysis, summed.sum):", "and node not in data:", "families", "reads_a_constant"),
-    M("if each == (1, 1, 0)]", "if each[0] == 1]", "habits", "windows_of_one"),
+    M("if sizes[place if len(sizes) > 1 else 0] == 1]", "]", "habits", "windows_of_one"),
     M("for place in range(space) if place not in alone]", "for place in range(space)]", "habits", "windows_of_one"),
     M("        own.set_default_validate_args(before)", "        pass", "habits", "distributions"),
     M("    own.set_default_validate_args(False)", "    pass", "habits", "distributions", quick=True),

@@ -173,11 +173,10 @@ def pooling(trace: Trace, x: Channels, *arguments: Any, **_: Any) -> Any:
     return results[0] if len(results) == 1 else results
 
 
-def _windows_of_one(space: int, kernel: Any, stride: Any = (), padding: Any = 0, *_: Any) -> list[int]:
-    """Return those of the last axes along which a window is one place, the next is beside it, and nothing is padded."""
-    given = [as_sequence(each) for each in (kernel, stride or kernel, padding)]
-    sizes = zip(*(list(each) * (space if len(each) == 1 else 1) for each in given), strict=True)
-    return [place for place, each in enumerate(sizes) if each == (1, 1, 0)]
+def _windows_of_one(space: int, kernel: Any, *_: Any) -> list[int]:
+    """Return those of the last axes along which a window is one place. If some are left out, the length changes."""
+    sizes = as_sequence(kernel)
+    return [place for place in range(space) if sizes[place if len(sizes) > 1 else 0] == 1]
 
 
 @coupling_rule(aten.max_unpool2d, aten.max_unpool3d)
