@@ -3,6 +3,9 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("    if not all(sides):  #", "    if False:  #", "signals", "a_group_and_goes and states", quick=True),
+    M("return trace.combine([summed(trace, x, node, others, \"renorm over channels\")])", "return trace.combine([trace.fix(x, others, \"\")])", "signals", "a_group_and_goes and max"),
+    M(", aten.mT, aten.mH, aten.adjoint)", ", aten.mT)", "signals", "a_group_and_goes and complex"),
     M("    stays |= _joining(graph, stays)\n", "", "signals", "a_group_and_goes and waves", quick=True),
     M("        if rule is pointwise or rule in SHAPED or", "        if rule is pointwise or", "signals", "in_another_shape"),
     M("            for labels in (*run.needed, *run.unlike()):", "            for labels in run.needed:", "reading_groups", "goes_and_outputs and twice"),

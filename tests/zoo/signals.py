@@ -312,6 +312,43 @@ class FixedQueries(nn.Module):
         return self.last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class States(nn.Module):
+    """A convolutional recurrent network with one layer for what is seen, one for its state, which is zero at first."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.width = width
+        self.seen, self.state = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.last = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(x.shape[0], self.width, *x.shape[-2:])
+        for step in range(x.shape[1]):
+            state = torch.tanh(self.seen(x[:, step]) + self.state(state))
+        return self.last(state)
+
+
+class MaxNormed(nn.Linear):
+    """A linear layer whose rows have a norm of 1 at most, by its code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=1.0)
+        return super().forward(x)
+
+
+class Complex(nn.Module):
+    """Two layers of complex numbers, the second read from the right."""
+
+    def __init__(self, width: int = 10) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(5, width, dtype=torch.cfloat))
+        self.last = nn.Parameter(torch.randn(3, width, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.complex(x, 0.5 * x) @ self.first
+        return (torch.complex(F.relu(x.real), F.relu(x.imag)) @ self.last.mH).abs()
+
+
 IMAGES, ROWS = Normal(2, 3, 8, 8), Normal(5, 4)
 SIGNALS: list[Case] = [
     Case("mirrored", Mirrored, (IMAGES,)),
@@ -327,5 +364,8 @@ SIGNALS: list[Case] = [
     Case("waves", Waves, (Normal(2, 3, 8), Normal(2, 2, 8))),
     Case("ghost", lambda: nn.Sequential(Ghost(3, 9), Ghost(9, 7), nn.Conv2d(7, 3, 1)), (IMAGES,)),
     Case("fixed-queries", FixedQueries, (Normal(2, 5, 6),)),
+    Case("states", States, (Normal(2, 3, 3, 6, 6),)),
+    Case("max-normed", lambda: nn.Sequential(MaxNormed(4, 10), nn.ReLU(), MaxNormed(10, 3)), (ROWS,)),
+    Case("complex", Complex, (Normal(4, 5),)),
     Case("straight-through", StraightThrough, (Normal(5, 6),)),
 ]

@@ -70,6 +70,8 @@ def _summed_by_itself(
     sides = [{owned[one] for one in sources(node) if one in owned} for node, _ in of.sides]
     if len(sides) == 1:
         return sides[0]
+    if not all(sides):  # a first state of zeros, which a weight reads as it reads all later ones
+        return set()
     starts = {name: min((int(each.min()) for each in own[name].factors), default=0) for name in set().union(*sides)}
     parameters = [{name for name in names if starts[name] < labels.of_parameters} for names in sides]
     several = [names for names in parameters if names]

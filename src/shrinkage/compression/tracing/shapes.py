@@ -56,7 +56,7 @@ def movedim(trace: Trace, x: Channels, source: Any, destination: Any) -> Channel
     return trace.make([torch.movedim(factor, source, destination) for factor in x.factors])
 
 
-@coupling_rule(aten.t, aten.numpy_T, aten.mT)
+@coupling_rule(aten.t, aten.numpy_T, aten.mT, aten.mH, aten.adjoint)
 def t(trace: Trace, x: Channels) -> Channels:
     """The last two axes change places."""
     return trace.make([factor.mT if factor.dim() > 1 else factor for factor in x.factors])

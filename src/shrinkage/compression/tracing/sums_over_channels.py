@@ -114,6 +114,14 @@ def rms_norm(trace: Trace, x: Channels, lengths: Sequence[int], weight: Any = No
     return trace.combine([x, weight])
 
 
+@coupling_rule(aten.renorm)
+def renorm(trace: Trace, x: Channels, power: float, dim: int, *_: Any) -> Channels:
+    """Each slice along an axis is divided by its own norm if that is too large, as under a constraint on weights."""
+    node: Any = trace.node.args[0]
+    others = [axis for axis in range(len(x.shape)) if axis != dim % len(x.shape)]
+    return trace.combine([summed(trace, x, node, others, "renorm over channels")])
+
+
 @coupling_rule(aten.cosine_similarity)
 def cosine_similarity(trace: Trace, left: Channels, right: Channels, dim: int = 1, *_: Any, **__: Any) -> Channels:
     """The sum of products along an axis, over the norm of each side."""
