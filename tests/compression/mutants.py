@@ -3,6 +3,9 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M(", torch.no_grad(), without_autocast_off():", ", torch.no_grad():", "signals", "a_group_and_goes and precise"),
+    M(" and not torch.is_autocast_enabled(block.device))", ")", "signals", "under_autocast"),
+    M("        own.__enter__, own.__exit__ = enter, leave\n", "        pass\n", "signals", "under_autocast"),
     M("    if not all(sides):  #", "    if False:  #", "signals", "a_group_and_goes and states", quick=True),
     M("return trace.combine([summed(trace, x, node, others, \"renorm over channels\")])", "return trace.combine([trace.fix(x, others, \"\")])", "signals", "a_group_and_goes and max"),
     M(", aten.mT, aten.mH, aten.adjoint)", ", aten.mT)", "signals", "a_group_and_goes and complex"),

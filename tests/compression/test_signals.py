@@ -15,7 +15,7 @@ GROUPS = {
     "mirrored": 10 + 8, "fourier-operator": 3 * 10 + 16, "state-space": 12 + 12, "pixel-net": 10 + 12 + 8,
     "synthesis": 12 + 8 + 10 + 8, "time-channel": 10 + 14, "conditioned": 12 + 10, "recurrent-decoder": 8 + 10,
     "masked-tokens": 12 + 16, "unpooled": 10, "straight-through": 12 + 8 + 10, "waves": 6 + 2 * 6 + 7, "ghost": 4 + 3,
-    "fixed-queries": 10 + 3, "states": 8, "max-normed": 10, "complex": 10,
+    "fixed-queries": 10 + 3, "states": 8, "max-normed": 10, "complex": 10, "precise": 10 + 8,
 }  # fmt: skip
 
 
@@ -145,3 +145,21 @@ def test_what_is_added_up_and_left_aside_in_another_shape_has_to_fit():
     assert not small.report.kept
     with torch.no_grad():
         assert difference(model(x), small.model(x)) < 1e-6
+
+
+def test_blocks_without_autocast_are_such_under_autocast():
+    seen = []
+
+    class Block(nn.Linear):
+        def forward(self, x):
+            with torch.autocast("cpu", enabled=False):
+                seen.append(torch.is_autocast_enabled("cpu"))
+                return super().forward(x.float())
+
+    enter = torch.autocast.__enter__
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(GroupError, match="used by `wrap_with_autocast`"):
+            CoupledChannels(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Block(6, 2)), torch.randn(3, 4))
+        assert torch.is_autocast_enabled("cpu")
+    assert not any(seen)
+    assert torch.autocast.__enter__ is enter

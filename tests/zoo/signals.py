@@ -349,6 +349,20 @@ class Complex(nn.Module):
         return (torch.complex(F.relu(x.real), F.relu(x.imag)) @ self.last.mH).abs()
 
 
+class Precise(nn.Module):
+    """A layer that is computed in single precision whatever is around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 10), nn.Linear(10, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        with torch.autocast("cpu", enabled=False):
+            x = F.relu(self.second(x.float()))
+        return self.last(x.type_as(self.last.weight))
+
+
 IMAGES, ROWS = Normal(2, 3, 8, 8), Normal(5, 4)
 SIGNALS: list[Case] = [
     Case("mirrored", Mirrored, (IMAGES,)),
@@ -367,5 +381,6 @@ SIGNALS: list[Case] = [
     Case("states", States, (Normal(2, 3, 3, 6, 6),)),
     Case("max-normed", lambda: nn.Sequential(MaxNormed(4, 10), nn.ReLU(), MaxNormed(10, 3)), (ROWS,)),
     Case("complex", Complex, (Normal(4, 5),)),
+    Case("precise", Precise, (ROWS,)),
     Case("straight-through", StraightThrough, (Normal(5, 6),)),
 ]

@@ -142,6 +142,27 @@ def without_collection() -> Iterator[None]:
 
 
 @contextmanager
+def without_autocast_off() -> Iterator[None]:
+    """Let blocks that switch autocast off, where it is off, be nothing: an export makes graphs of their own of them."""
+    own: Any = torch.autocast
+    enter, leave = own.__enter__, own.__exit__
+    idle = list[bool]()
+
+    def entered(block: Any) -> Any:
+        idle.append(not vars(block).get("_enabled", True) and not torch.is_autocast_enabled(block.device))
+        return block if idle[-1] else enter(block)
+
+    def left(block: Any, *error: Any) -> Any:
+        return None if idle.pop() else leave(block, *error)
+
+    own.__enter__, own.__exit__ = entered, left
+    try:
+        yield
+    finally:
+        own.__enter__, own.__exit__ = enter, leave
+
+
+@contextmanager
 def seeing(mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Let `mode` see the operators that are called.
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from shrinkage.compression.calls.modes import (
     evaluating,
     process_as_it_was,
+    without_autocast_off,
     without_checks,
     without_collection,
     without_lines,
@@ -90,7 +91,7 @@ def subgraphs(
 
     They are those of evaluation mode, or of `training`.
     """
-    with process_as_it_was(), evaluating(model, training=training), torch.no_grad():
+    with process_as_it_was(), evaluating(model, training=training), torch.no_grad(), without_autocast_off():
         return _subgraphs(model, "", tuple(args), dict(kwargs))
 
 
