@@ -219,6 +219,7 @@ MUTANTS = [
     M("and node not in data and _with_buffers(analysis, summed.sum):", "and node not in data:", "families", "reads_a_constant"),
     M("if sizes[place if len(sizes) > 1 else 0] == 1]", "]", "habits", "windows_of_one"),
     M("for place in range(space) if place not in alone]", "for place in range(space)]", "habits", "windows_of_one"),
+    M("        if asked.axis in varying and each[:3] ==", "        if False and each[:3] ==", "parts", "parts_of_places", quick=True),
     M("        own.set_default_validate_args(before)", "        pass", "habits", "distributions"),
     M("    own.set_default_validate_args(False)", "    pass", "habits", "distributions", quick=True),
     M("    if any(_reads_a_part(", "    if False and any(_reads_a_part(", "habits", "training", quick=True),

@@ -171,3 +171,31 @@ def test_what_an_index_asks_for(index, asked):
     x = torch.randn(4, 5, 6)
     expected = asked and Asked("slice", asked[0], asked[1:])
     assert asked_by(torch.Tensor.__getitem__, (x, index), {}) == expected
+
+
+class Truncated(nn.Module):
+    """A text that is cut to so many places as a part of a layer has channels, by a range or as the first of parts."""
+
+    def __init__(self, split):
+        super().__init__()
+        torch.manual_seed(0)
+        self.split = split
+        self.first, self.left, self.right = nn.Linear(1, 12), nn.Linear(8, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = x.split(8, 1)[0] if self.split else x[:, :8]
+        y = self.first(x.mean(1, keepdim=True))
+        left, right = y.split(8, 1) if self.split else (y[:, :8], y[:, 8:])
+        return self.left(left.relu()) + self.right(right.tanh())
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_parts_of_places_are_never_taken_for_those_of_channels(split):
+    model, x = without_rows(Truncated(split), 0, 5), torch.randn(3, 7)
+    result = shrink(model, x)
+    for length in (5, 7, 10, 12):  # as many places as channels that would be left
+        longer = torch.randn(3, length)
+        torch.testing.assert_close(result.model(longer), model(longer))
+    assert {kept.reason for kept in result.report.kept} == {
+        f"the code of `the model` asks for the size {'8' if split else '0, 8'} and means two lengths"
+    }

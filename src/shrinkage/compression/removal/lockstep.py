@@ -1,7 +1,7 @@
 """Sizes that a model's code asks for, and those that are right: a smaller model runs in step with the graph."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
@@ -22,6 +22,7 @@ from shrinkage.compression.plans.sizes import (
     SPLIT,
     SPLIT_WITH_SIZES,
     UNFLATTEN,
+    Asked,
     Correction,
     Table,
     Tables,
@@ -85,6 +86,9 @@ class Lockstep:
             wanted.append(None if sizes is None or _comes_to(step, sizes) else complete(step.asked, sizes))
             if sizes is not None and wanted[-1] is not None:
                 found[step.path][self._correction(place, step, sizes, gone)] = None
+        for step, (varying, _) in zip(seen, self._varying, strict=True):
+            for path in step.paths or ("",):
+                _check_takes_no_places(step, varying, path, found.get(path, ()))
         _check_means_one(seen, wanted, {path: table_of(tuple(each)) for path, each in found.items()})
         in_text = {path: (tuple(each._replace(in_text=True) for each in table),) for path, table in found.items()}
         enough = self._enough(small, in_text, right)
@@ -230,6 +234,19 @@ def _comes_to(step: Step, right: Right) -> bool:
     return sum(sizes) == length and [min(size, length - start) for start in range(0, length, size)] == list(sizes)
 
 
+def _check_takes_no_places(step: Step, varying: set[int], path: str, corrections: Iterable[Correction]) -> None:
+    """Raise `PlanError` if `step` takes parts of places as of channels: there may be as many of both in a call."""
+    asked, rank = step.asked, len(step.shape)
+    for each in corrections:
+        if asked.axis in varying and each[:3] == (asked.call, asked.axis, rank) and each.asked == asked.sizes:
+            raise PlanError(_two_lengths(path, asked))
+
+
+def _two_lengths(path: str, asked: Asked) -> str:
+    size = ", ".join(map(str, asked.sizes))
+    return f"the code of `{path or 'the model'}` asks for the size {size} and means two lengths"
+
+
 def _check_means_one(steps: Sequence[Step], wanted: Sequence[list[int] | None], tables: Mapping[str, Table]) -> None:
     """Raise `PlanError` if a table corrects a call otherwise than is `wanted`, in the code of its module or below."""
     for step, sizes in zip(steps, wanted, strict=True):
@@ -237,9 +254,7 @@ def _check_means_one(steps: Sequence[Step], wanted: Sequence[list[int] | None], 
         for depth, path in enumerate(reversed(step.paths or ("",))):
             given = corrected(tables.get(path, {}), step.shape, asked)
             if given != (None if depth else sizes):
-                size = ", ".join(map(str, asked.sizes))
-                place = f"the code of `{path or 'the model'}`"
-                raise PlanError(f"{place} asks for the size {size} and means two lengths")
+                raise PlanError(_two_lengths(path, asked))
             if given is not None:
                 call = SPLIT_WITH_SIZES if asked.call == SPLIT else asked.call
                 asked = asked._replace(call=call, sizes=tuple(given))
