@@ -34,7 +34,8 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
             of a compiled one, or one on several processes, the module inside is, and returned alone.
         plan: what `shrink` returned, or `ShrinkPlan.from_json` read.
 
-    Weights that go are never copied. Tied parameters stay tied; classes, modes, types, devices, `requires_grad`, the
+    Weights that go are never copied. Under weight norm, lengths are multiplied by what makes the entries of the weight
+    that stay what they were. Tied parameters stay tied; classes, modes, types, devices, `requires_grad`, the
     order of memory, hooks of modules and attributes of parameters are kept; gradients are not, nor are hooks on
     gradients of parameters, of which a warning tells. Functions in attributes call the layers of the smaller model. New
     biases are zero.

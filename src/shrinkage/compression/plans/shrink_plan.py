@@ -109,11 +109,13 @@ class ShrinkPlan(ByFields):
         """Return the plan that keeps `keep` of `model`, a dense one.
 
         What ordinary layers know of their widths is filled in (`register_layer` tells it of others), and tied
-        parameters are cut under all of their names. What `attributes` says goes before that.
+        parameters are cut under all of their names. What `attributes` says goes before that. The lengths of a weight
+        norm and the vectors of a spectral norm are cut along with the directions, or the original, of their weight.
 
         Raises:
-            PlanError: indices as above; a tensor that is cut in two ways, computed from others, lazy, sparse, or spread
-                over processes; a group of channels that is cut in two; a layer that has a bias or can have none.
+            PlanError: indices as above; a tensor that is cut in two ways, computed from others in another way, lazy,
+                sparse, or spread over processes; a group of channels that is cut in two; a layer that has a bias or can
+                have none.
         """
         model = plain(model)
         tensors = tensors_of(model)
