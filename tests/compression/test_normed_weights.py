@@ -436,6 +436,38 @@ def test_a_weight_is_never_zero_as_a_whole_when_all_groups_are(name):
     assert_equal(model.eval(), shrink(model, x).model, calls(case, model))
 
 
+@pytest.mark.parametrize("norm", WEIGHT_NORMS)
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_groups_of_what_reads_a_constant_are_columns_or_their_lengths(norm, dim):
+    torch.manual_seed(0)
+    reader = WEIGHT_NORMS[norm](nn.Conv1d(6, 3, 3, padding=1), dim=dim)
+    model = nn.Sequential(nn.Conv1d(2, 6, 3), nn.Sigmoid(), reader).double().eval()
+    x = torch.randn(2, 2, 9, dtype=torch.double)
+    channels = CoupledChannels(model, x)
+    lengths, directions = lengths_and_directions(reader)
+    (member,) = channels.members
+    assert tensors_of(model)[member.parameter] is (lengths if dim == 1 else directions)
+    assert channels.count == 6 - (dim != 1)  # or no direction would be left
+    with torch.no_grad():
+        model.get_parameter(member.parameter).index_fill_(1, torch.tensor([0, 3]), 0.0)
+    small = shrink(model, x).model
+    assert small[0].out_channels == 4
+    assert_equal(model, small, [x, torch.randn(3, 2, 12, dtype=torch.double)])
+
+
+@pytest.mark.parametrize("norm", [*SPECTRAL_NORMS.values(), partial(parametrizations.weight_norm, dim=None)])
+def test_channels_that_are_a_constant_for_who_reads_them_are_found(norm):
+    """A weight that is zero as a whole would be 0 / 0, which tells nothing of what comes from single zeros."""
+    model = nn.Sequential(norm(nn.Conv1d(2, 6, 3)), nn.Sigmoid(), nn.Conv1d(6, 3, 3, padding=1)).double()
+    x = torch.randn(2, 2, 9, dtype=torch.double)
+    if norm in SPECTRAL_NORMS.values():  # measures their rows, also where nobody reads them
+        with pytest.raises(GroupError, match="a constant other than zero where a weight reads them"):
+            CoupledChannels(model, x)
+    else:
+        channels = CoupledChannels(model, x)
+        assert (channels.count, channels.names) == (6, ("2.weight",))  # the columns that read them
+
+
 def test_weights_under_spectral_norms_are_in_groups_along_rows_and_columns_by_turns():
     model = CASES["chain-discriminator"].make()
     channels = CoupledChannels(model, CASES["chain-discriminator"].example()[0])

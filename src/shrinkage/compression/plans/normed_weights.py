@@ -37,6 +37,16 @@ def normed_weights(model: nn.Module) -> Iterator[tuple[str, Computed, Divisor]]:
                 yield path, computed, computed.divisor
 
 
+def divided_axes(model: nn.Module, tensors: Mapping[str, Tensor]) -> set[tuple[str, int]]:
+    """Return the axes along which weights in `model` cannot be zero as a whole, since their norm divides."""
+    return {
+        (joined(path, divisor.source), dim)
+        for path, _, divisor in normed_weights(model)
+        for dim in range(tensors[joined(path, divisor.source)].dim())
+        if dim != divisor.dim
+    }
+
+
 def lengths_of(model: nn.Module) -> Iterator[Lengths]:
     """Yield what gives the lengths of all weights under a weight norm in `model` that can be cut."""
     for path, computed, divisor in normed_weights(model):

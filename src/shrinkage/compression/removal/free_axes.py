@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from shrinkage.compression.plans.normed_weights import normed_weights
-from shrinkage.compression.plans.tensors import joined, tensors_of
+from shrinkage.compression.plans.normed_weights import divided_axes
+from shrinkage.compression.plans.tensors import tensors_of
 from shrinkage.compression.tracing.coupling import Coupling
 from shrinkage.compression.tracing.disjoint_sets import distinct
 from shrinkage.compression.tracing.parameter_axes import Axis
@@ -59,10 +59,9 @@ def spared(
     The last channel along each axis of such a weight where all are in groups: none of their `numbers` is negative.
     """
     found: set[int] = set()
-    for path, _, divisor in normed_weights(model):
-        name = joined(path, divisor.source)
-        for dim in (dim for own, dim in axes if own == name and dim != divisor.dim):
-            own = distinct(coupling.axes[name, dim]).tolist()
-            if min(numbers((name, dim))) >= 0 and found.isdisjoint(own):
-                found.add(own[-1])
+    divided = divided_axes(model, tensors_of(model))
+    for axis in (axis for axis in axes if axis in divided):
+        own = distinct(coupling.axes[axis]).tolist()
+        if min(numbers(axis)) >= 0 and found.isdisjoint(own):
+            found.add(own[-1])
     return found

@@ -11,6 +11,7 @@ from shrinkage.compression.calls.modes import process_as_it_was
 from shrinkage.compression.copying.copies import with_own_state
 from shrinkage.compression.dataflow.constancy import SPREAD, constants_along, zeros_along
 from shrinkage.compression.dataflow.values import Value, is_dense
+from shrinkage.compression.plans.normed_weights import divided_axes
 from shrinkage.compression.plans.tensors import tensors_of
 from shrinkage.compression.removal.constants import Target, target_of
 from shrinkage.compression.tracing.coupling import Coupling
@@ -97,7 +98,19 @@ def readers_of(coupling: Coupling, model: nn.Module) -> list[Reader]:
 
 
 def not_silent(coupling: Coupling, model: nn.Module, free: Makers, which: Tensor, readers: Sequence[Reader]) -> Tensor:
-    """Return those of the channels in `which` that a reader needs although all that makes them is zero."""
+    """Return those of the channels in `which` that a reader needs although all that makes them is zero.
+
+    A weight that its norm divides is not zero as a whole: its last channel is looked at by itself.
+    """
+    divided = divided_axes(model, tensors_of(model))
+    alone = torch.zeros_like(which)
+    for axis in (axis for axis, channels in free.items() if axis in divided and bool(which[channels].all())):
+        alone[free[axis].max()] = True
+    found = _needed(coupling, model, free, which & ~alone, readers)
+    return found | _needed(coupling, model, free, alone, readers) if alone.any() else found
+
+
+def _needed(coupling: Coupling, model: nn.Module, free: Makers, which: Tensor, readers: Sequence[Reader]) -> Tensor:
     tensors = tensors_of(with_own_state(model))
     zeroed: dict[int, Tensor] = {}
     for (name, dim), channels in free.items():
@@ -175,7 +188,7 @@ def read_alone(
             names = {first[id(tensors[owned[one]])] for one in read_by if one in owned}
             axes = [
                 axis
-                for axis in coupling.consumed
+                for axis in coupling.consumed - coupling.measured
                 if axis[0] in names and bool(torch.isin(coupling.axes[axis], reader.labels).all())
             ]
             if not axes or not all(tensors[name].requires_grad for name, _ in axes):
