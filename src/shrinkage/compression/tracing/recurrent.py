@@ -87,15 +87,18 @@ class Writer(NamedTuple):
     def state(self, given: fx.Node, like: fx.Node, number: int | None) -> fx.Node:
         """Return a first state: of those that are `given` as one tensor the one that has the `number`.
 
-        Where they are zeros, it is one of its own, so that other layers need not lose the same units.
+        Where they are zeros, all but the first are made anew, so that other layers need not lose the same units. The
+        first tells how many of them the code should ask for.
         """
         source = given
         while getattr(source.target, "overloadpacket", None) in SAME:
             source = source.args[0]  # type: ignore[assignment]
         place = _sizes_of_zeros(source)
-        if place is not None:
-            source, sizes = place
-            return self.write(aten.new_zeros.default, like, list(sizes[number is not None :]), source=source)
+        if place is not None and number != 0:
+            made, sizes = place
+            return self.write(
+                aten.new_zeros.default, like, list(sizes[bool(number) :]), source=None if number else made
+            )
         if number is None:
             return given
         if given.target is aten.stack.default and given.args[1:] in ((), (0,)):
