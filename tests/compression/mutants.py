@@ -3,6 +3,7 @@
 from mutant import Mutant as M
 
 MUTANTS = [
+    M("if not labels.are_pinned(each)]", "if True]", "signals", "a_group_and_goes and capsules"),
     M(", torch.no_grad(), without_autocast_off():", ", torch.no_grad():", "signals", "a_group_and_goes and precise"),
     M(" and not torch.is_autocast_enabled(block.device))", ")", "signals", "under_autocast"),
     M("        own.__enter__, own.__exit__ = enter, leave\n", "        pass\n", "signals", "under_autocast"),

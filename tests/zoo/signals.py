@@ -363,6 +363,20 @@ class Precise(nn.Module):
         return self.last(x.type_as(self.last.weight))
 
 
+class Capsules(nn.Module):
+    """A vector for each class, whose length is its score, and which is decoded again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.vectors = nn.Linear(4, 6), nn.Parameter(torch.randn(3, 6, 5))
+        self.last = nn.Linear(3 * 5, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = torch.einsum("bi,cid->bcd", F.relu(self.first(x)), self.vectors)
+        scores = vectors.square().sum(-1).softmax(-1)
+        return scores, self.last((vectors * scores[:, :, None]).reshape(len(x), -1))
+
+
 IMAGES, ROWS = Normal(2, 3, 8, 8), Normal(5, 4)
 SIGNALS: list[Case] = [
     Case("mirrored", Mirrored, (IMAGES,)),
@@ -382,5 +396,6 @@ SIGNALS: list[Case] = [
     Case("max-normed", lambda: nn.Sequential(MaxNormed(4, 10), nn.ReLU(), MaxNormed(10, 3)), (ROWS,)),
     Case("complex", Complex, (Normal(4, 5),)),
     Case("precise", Precise, (ROWS,)),
+    Case("capsules", Capsules, (ROWS,)),
     Case("straight-through", StraightThrough, (Normal(5, 6),)),
 ]

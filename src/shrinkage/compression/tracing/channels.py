@@ -177,6 +177,8 @@ def _without_repeats(labels: DisjointSets, factors: list[Tensor], place: str) ->
     no parameter stays beside any other.
     """
     kept: list[Tensor] = []
+    if len({axis for each in factors for axis in axes_of(each)}) < sum(len(axes_of(each)) for each in factors):
+        factors = [each for each in factors if not labels.are_pinned(each)]  # whose number is as good as fixed
     for number, factor in enumerate(factors):
         factor = reduced(labels, factor)
         others = factors[:number] + factors[number + 1 :]

@@ -63,6 +63,11 @@ class DisjointSets:
         """Note that `labels` cannot go, and why."""
         self._pins.append((labels.reshape(-1), reason))
 
+    def are_pinned(self, labels: Tensor) -> bool:
+        """Return whether none of `labels` can go, as far as is noted by now."""
+        held = [each for each, _ in self._pins]
+        return bool(held) and bool(torch.isin(self.find(labels), self.find(torch.cat(held))).all())
+
     def reasons(self, *, last: bool = False) -> dict[int, str]:
         """Return the first (or last) reason for which each set that cannot go is held, by the set's least label."""
         found: dict[int, str] = {}
