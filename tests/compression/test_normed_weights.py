@@ -118,6 +118,29 @@ def test_outputs_are_those_of_the_dense_model(case, seed):
     assert_equal(small, remove_(model), inputs)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed > 5)) for seed in range(40)])
+@torch.no_grad()
+def test_groups_of_random_models_go_when_they_are_zero(seed, verify):
+    """All of them: none is left that is a constant, or that a norm measures."""
+    model = normed.at_random(seed)
+    inputs = [torch.randn(batch, 3, length, dtype=torch.double) for batch, length in ((2, 9), (3, 9), (1, 14))]
+    try:
+        channels = CoupledChannels(model, inputs[0])
+    except GroupError:
+        return
+    for member in channels.members:
+        places = [place for place, group in enumerate(member.groups) if group >= 0 and group % 5 < 2]
+        model.get_parameter(member.parameter).index_fill_(member.dim, torch.tensor(places, dtype=torch.long), 0.0)
+    result = shrink(model, inputs[0], verify=verify)
+    assert not result.report.kept
+    assert parameter_count(result.model) < parameter_count(model)
+    assert_equal(model, result.model, inputs)
+    again = apply_plan(normed.at_random(seed), result.plan)
+    again.load_state_dict(result.model.state_dict())
+    assert_equal(model, again, inputs)
+
+
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 5), 2),
     "convolution": (lambda: nn.Conv1d(6, 5, 3), 3),

@@ -6,6 +6,7 @@ The older hooks and the parametrizations of torch take turns.
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
+from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +198,79 @@ def perceptron() -> nn.Module:
         Sequence(), parametrizations.weight_norm(nn.Conv1d(20, 20, 1, groups=20)), nn.ReLU(),
         older_weight_norm(nn.Conv1d(20, 8, 1, groups=4)), nn.Flatten(), parametrizations.weight_norm(nn.Linear(8, 3)),
     )  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Joined(nn.Module):
+    """Two layers side by side, or one gate of the other."""
+
+    def __init__(self, left: nn.Module, right: nn.Module, gated: bool):
+        super().__init__()
+        self.left, self.right, self.gated = left, right, gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.left(x), self.right(x)
+        return left.tanh() * right.sigmoid() if self.gated else torch.cat([left, right], 1)
+
+
+NORMS: tuple[Wrap, ...] = (
+    lambda layer: layer,
+    parametrizations.weight_norm,
+    older_weight_norm,
+    lambda layer: parametrizations.weight_norm(layer, dim=1),
+    lambda layer: parametrizations.weight_norm(layer, dim=2),
+    lambda layer: older_weight_norm(layer, dim=None),
+    parametrizations.spectral_norm,
+    nn.utils.spectral_norm,
+)
+
+
+@torch.no_grad()
+def at_random(seed: int) -> nn.Sequential:
+    """Convolutions of all kinds under all norms, one behind the other, beside it and around it, in double precision."""
+    draw = Random(seed)
+
+    def layer(inputs: int, outputs: int) -> nn.Module:
+        wrap, bias = draw.choice(NORMS), draw.random() < 0.7
+        if draw.random() < 0.2:
+            return wrap(nn.ConvTranspose1d(inputs, outputs, 3, padding=1, bias=bias))
+        groups = draw.choice([1, 1, 1, 2, inputs]) if inputs == outputs else 1
+        kernel = draw.choice([1, 3])
+        return wrap(nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=bias))
+
+    def function() -> nn.Module:
+        return draw.choice([nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid])()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        width = draw.choice([4, 6, 8])
+        layers = [layer(3, width), function()]
+        for _ in range(draw.randint(2, 6)):
+            kind = draw.choice(["plain", "plain", "residual", "joined", "gated", "norm"])
+            if kind == "plain":
+                outputs = draw.choice([4, 6, 8])
+                layers, width = [*layers, layer(width, outputs)], outputs
+            elif kind == "residual":
+                layers.append(Residual(nn.Sequential(layer(width, 6), function(), layer(6, width))))
+            elif kind == "norm":
+                layers.append(nn.BatchNorm1d(width))
+            else:
+                halves = (6, 6) if kind == "gated" else (4, 2)
+                layers, width = [*layers, Joined(*(layer(width, half) for half in halves), kind == "gated")], 6
+            layers.append(function())
+        model = nn.Sequential(*layers, layer(width, 2)).double().eval()
+        for parameter in model.parameters():
+            parameter.normal_()
+        settle_(model)
+    return model
 
 
 weight_norm, spectral_norm = parametrizations.weight_norm, parametrizations.spectral_norm
