@@ -558,6 +558,7 @@ RUN = """
 import sys
 import torch
 from shrinkage import ShrinkPlan, apply_plan
+torch.set_num_threads(1)
 from zoo.normed import CASES
 folder, name = sys.argv[1:]
 case = next(case for case in CASES if case.name == name)

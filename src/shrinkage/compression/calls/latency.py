@@ -73,18 +73,19 @@ def median(numbers: Sequence[float]) -> float:
 
 
 def medians_in_turns(
-    calls: Sequence[Callable[[], object]], device: torch.device, *, seconds: float = SECONDS, least: int = 3,
-    warm: bool = False,
+    calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int = ROUNDS, seconds: float = SECONDS,
+    least: int = 3, warm: bool = False,
 ) -> list[float]:  # fmt: skip
-    """Return the median seconds of each of `calls`, made in turns until `seconds` are over, `least` times at least.
+    """Return the median seconds of each of `calls`, made in turns until `seconds` are over.
 
-    First calls do not count, which are made unless what is called is `warm`.
+    They are made `least` times at least, and as often as there are `rounds` at most. First calls do not count, which
+    are made unless what is called is `warm`.
     """
     times: list[list[float]] = [[] for _ in calls]
     for call in () if warm else calls:
         seconds_of(call, device)
     start = perf_counter()
-    for turn in range(1, ROUNDS + 1):
+    for turn in range(1, rounds + 1):
         for call, several in zip(calls, times, strict=True):
             several.append(seconds_of(call, device))
         if turn >= least and perf_counter() - start > seconds:
