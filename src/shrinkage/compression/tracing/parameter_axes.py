@@ -75,7 +75,7 @@ def _summed_by_itself(
     starts = {name: min((int(each.min()) for each in own[name].factors), default=0) for name in set().union(*sides)}
     parameters = [{name for name in names if starts[name] < labels.of_parameters} for names in sides]
     several = [names for names in parameters if names]
-    return several[0] if len(several) == 1 and all(sides) else set()
+    return several[0] if len(several) == 1 else set()
 
 
 def measured_axes(traces: Traces) -> frozenset[Axis]:
