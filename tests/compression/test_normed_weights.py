@@ -1,6 +1,7 @@
 """Weights over their norms lose channels like others: what stays of each is what it was, in every mode."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -580,7 +581,8 @@ def test_a_plan_is_applied_in_another_process_and_a_file_brings_the_model_back(n
     (tmp_path / "plan.json").write_text(result.plan.to_json())
     torch.save(result.model.state_dict(), tmp_path / "small.pt")
     torch.save((x, result.model(x).detach()), tmp_path / "call.pt")
-    subprocess.run([sys.executable, "-c", RUN, str(tmp_path), name], check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", RUN, str(tmp_path), name], check=True, env=environment)
     save_smaller(tmp_path / "small.safetensors", result)
     for low_memory in (False, True):
         back = load_smaller(tmp_path / "small.safetensors", case.build, low_memory=low_memory).model.eval()
