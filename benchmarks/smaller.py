@@ -178,8 +178,8 @@ def measure_smaller(subject: Subject, settings: Settings) -> Smaller:
     halve_(model, x, keywords)
     plan_seconds, _ = timed(lambda: planned(model, x, keywords))
     shrink_seconds, small = timed(lambda: shrink(model, x, example_kwargs=keywords))
-    short = x[:1, ..., :64, :64] if x.is_floating_point() else x[:1, :16]  # so that little but the model counts
-    extra = extra_peak(lambda: shrink(model, short, example_kwargs=keywords, verify=False), settings.device)
+    short, sized = shortened(x), bool(small.plan.sizes)  # which are corrected where models are compared alone
+    extra = extra_peak(lambda: shrink(model, short, example_kwargs=keywords, verify=sized), settings.device)
     steps = {name: call_of(one, x, keywords) for name, one in (("dense", model), ("small", small.model))}
     times = interleaved(steps, settings.limits, settings.device, settings.clock)
     dense_milliseconds, small_milliseconds = (1e3 * median(several) for several in times.values())
@@ -188,6 +188,11 @@ def measure_smaller(subject: Subject, settings: Settings) -> Smaller:
         byte_count(model), extra, small.report.error, dense_milliseconds, small_milliseconds,
         ratios(times["dense"], times["small"]),
     )  # fmt: skip
+
+
+def shortened(x: Tensor) -> Tensor:
+    """Return one small picture, or the start of one sequence of tokens or vectors: so little but the model counts."""
+    return x[:1, :, :64, :64] if x.dim() == 4 else x[:1, :16]
 
 
 def planned(model: nn.Module, x: Tensor, keywords: dict[str, Any]) -> ShrinkPlan:

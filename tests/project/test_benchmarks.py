@@ -23,7 +23,7 @@ from benchmarks.scaling import Point, by_tensors, by_weights, slopes
 from benchmarks.search import measure_search
 from benchmarks.shapes import ARCHITECTURES, Architecture
 from benchmarks.skipping import SkippedError, needs
-from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, halve_, measure_smaller, planned, tiny
+from benchmarks.smaller import QUICK_SUBJECTS, SUBJECTS, halve_, measure_smaller, planned, shortened, tiny
 from benchmarks.sparse import BATCHES, ZEROS, layers, measure_sparse
 from benchmarks.tables import Settings, measure
 from benchmarks.timing import CPU, Limits, interleaved, ratios
@@ -419,6 +419,12 @@ def test_smaller_models_lose_half_of_their_channels():
     assert result.error < 1e-5
     assert result.extra_bytes > 0
     assert "times as fast" in str(result)
+
+
+@pytest.mark.parametrize("subject", [each for each in SUBJECTS if "LSTM of" in each.name or "nanoGPT" in each.name])
+def test_a_short_call_is_one_that_the_model_takes(subject):
+    model, x, keywords = subject.make()
+    assert len(model.eval()(shortened(x), **keywords)) == 1
 
 
 def test_a_model_that_does_not_fit_is_not_made_smaller(monkeypatch):
