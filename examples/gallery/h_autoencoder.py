@@ -34,5 +34,5 @@ print(f"{(features != 0).float().sum(1).mean():.1f} of 96 features are not zero 
 
 figure = Figure(figsize=(8, 3), layout="constrained")
 for place, feature in zip(figure.subplots(3, 8).flat, features.gt(0).sum(0).argsort(descending=True), strict=False):
-    place.imshow(model[2].weight.detach()[:, feature].reshape(8, 8), cmap="coolwarm", vmin=-0.5, vmax=0.5)
+    place.imshow(model[2].weight.detach()[:, feature].reshape(8, 8).numpy(), cmap="coolwarm", vmin=-0.5, vmax=0.5)
     place.set_axis_off()

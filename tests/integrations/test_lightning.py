@@ -578,6 +578,7 @@ def test_every_epoch_is_logged_in_weights_and_biases(tmp_path, monkeypatch):
     from lightning.pytorch.loggers import WandbLogger
 
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
     logger = WandbLogger(save_dir=tmp_path, offline=True)
     callback = RegularizerCallback({RULE: L1(falling)})
     trainer(callback, logger=logger, log_every_n_steps=4, max_epochs=2).fit(Module(), loader(batches(COUNT)))

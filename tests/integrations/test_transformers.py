@@ -345,6 +345,7 @@ def test_every_epoch_is_logged_in_weights_and_biases(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path)}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.chdir(tmp_path)  # where a run goes if the process has one already, which read its settings once
     callback = RegularizerCallback({RULE: L1(falling)})
     options = {"logging_strategy": "epoch", "report_to": ["wandb"], "num_train_epochs": 2}
     trainer(Model(), tmp_path, callback, **options).train()
