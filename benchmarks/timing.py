@@ -10,6 +10,8 @@ from time import perf_counter
 
 import torch
 
+from shrinkage.compression.calls.modes import without_collection
+
 Step = Callable[[], object]
 Clock = Callable[[], float]
 Times = dict[str, list[float]]
@@ -124,11 +126,6 @@ def synchronize(device: torch.device) -> None:
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Collect garbage before, and none inside."""
-    enabled = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
+    with without_collection():
         yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -40,7 +40,7 @@ INTRODUCTION = (
     f"below {BELOW:g} are shares of the weights of all three layers. A pixel, or a neuron of the second hidden layer, "
     "counts as zero if all of its weights are zero. The time is that of a full training step. The penalty share is "
     "the part of this time that the penalty takes.",
-    "At the end, `shrink` removes the zero neurons from every network. The second table has the neurons that are left "
+    "At the end, shrink removes the zero neurons from every network. The second table has the neurons that are left "
     "in both hidden layers, and the time of one call with all validation images. It also has the largest difference "
     "of the outputs on the test images, relative to the largest output.",
 )

@@ -2,6 +2,8 @@
 
 import functools
 import random
+import sys
+import types
 from typing import ClassVar
 
 import numpy
@@ -211,6 +213,25 @@ def test_graphs_and_shapes_leave_no_tensors_in_global_variables(search, called_b
     assert all(type(tensor) is torch.Tensor and not tensor.is_meta for tensor in found)
     assert all(POSITIONS[length] is tensor for length, tensor in before.items())
     assert type(model(x)) is torch.Tensor
+
+
+def test_graphs_leave_no_tensors_in_global_variables_of_another_file(monkeypatch):
+    other = types.ModuleType("file_with_positions")
+    code = "import torch\nKEPT = {}\ndef kept(length):\n    return KEPT.setdefault(length, torch.arange(length))"
+    exec(code, vars(other))  # what `from file_with_positions import kept` would bring
+    monkeypatch.setitem(sys.modules, other.__name__, other)
+    monkeypatch.setitem(globals(), "kept", other.kept)
+
+    class Located(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x).relu() + other.kept(x.shape[1])[:, None])
+
+    CoupledChannels(Located().eval(), torch.randn(2, 5, 6))
+    assert all(type(tensor) is torch.Tensor and not tensor.is_meta for tensor in other.KEPT.values())
 
 
 def test_widths_as_numbers_are_found_beside_global_variables():

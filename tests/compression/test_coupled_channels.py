@@ -9,6 +9,8 @@ from torch import nn
 from late import transformers
 from models import train_step
 from shrinkage import CoupledChannels, GroupError, GroupLasso, Regularizer, shrink
+from shrinkage.compression.removal.trial import Trial
+from shrinkage.compression.tracing.coupling import couple
 from zoo.harness import difference
 from zoo.own import CASES
 
@@ -163,3 +165,30 @@ def test_a_model_that_can_not_be_exported_as_a_whole_is_told_of():
         channels = CoupledChannels(Branching(), torch.randn(3, 4))
     assert caught[0].filename == __file__
     assert channels.names == ("body.0.weight", "body.0.bias")
+
+
+class RefusesZeros(nn.Sequential):
+    """A model that can be called, and not with zeros in place of a channel."""
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting() and any((layer.weight == 0).all(1).any() for layer in self[::2]):
+            raise ValueError("a row of zeros")
+        return super().forward(x)
+
+
+def test_channels_without_which_nothing_can_be_compared_are_in_no_group():
+    model = RefusesZeros(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match="the model fails"), pytest.raises(GroupError, match="the model fails"):
+        CoupledChannels(model, torch.randn(5, 4))
+
+
+def test_each_removal_is_compared_with_zeros_in_its_own_place():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), torch.randn(5, 4)
+    coupling = couple(model, (x,))
+    first, second, _ = coupling.axes["0.weight", 0].tolist()
+    gone, held = torch.zeros(2, coupling.labels.count, dtype=torch.bool)
+    gone[[first, second]] = held[second] = True
+    trial = Trial(coupling, model, ((x,), {}), gone)
+    assert trial.possible()
+    assert trial.fits()
+    assert trial.fits(held)

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from shrinkage.compression.calls.modes import process_as_it_was
 from shrinkage.compression.copying.copies import with_own_state
-from shrinkage.compression.dataflow.constancy import SPREAD, constants_along, zeros_along
+from shrinkage.compression.dataflow.constancy import apart, constants_along, zeros_along
 from shrinkage.compression.dataflow.values import Value, is_dense
 from shrinkage.compression.plans.normed_weights import divided_axes
 from shrinkage.compression.plans.tensors import tensors_of
@@ -146,8 +146,7 @@ class Watch(fx.Interpreter):
         """Yield the channels that put another constant into a bias at one call of its layer than at another."""
         for (labels, first), *others in self.taken.values():
             for _, constants in others:
-                same = (constants - first).abs() <= SPREAD * first.abs()
-                yield labels[~same & ~constants.isnan() & ~first.isnan()]
+                yield labels[apart(constants, first) & ~constants.isnan() & ~first.isnan()]
 
     def run_node(self, n: fx.Node) -> Any:
         """Return what `n` gives."""

@@ -63,7 +63,7 @@ def _apart(node: Any, axis: int, length: int) -> list[tuple[int, int]] | None:
     return found if min(ends) >= 0 and ends == sorted(ends) else None
 
 
-def _first_for_its_shape(trace: Trace, axis: int, start: Any = None, *_: Any) -> bool:
+def _first_for_its_shape(trace: Trace, axis: int, start: Any) -> bool:
     """Return whether the output is the first index along an axis, and what is made of it takes its shape alone.
 
     So does `torch.ones_like(x[:, :1]) * t`, the time as one more channel. One index is always there.
